@@ -1,0 +1,98 @@
+"""An official AV-HuBERT file, pre-trained or fine-tuned, becomes an encoder."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+
+from extract.avhubert.network import AVHubert, AVHubertConfig
+from extract.schema import InputError
+from extract.unpickle import load_restricted, plain
+
+FINE_TUNED_PREFIX = "encoder.w2v_model."
+UNUSED = ("mask_emb", "label_embs_concat", "final_proj.")  # of the pre-training task, not of the encoder
+CONFIG_NAMES = {
+    "layers": "encoder_layers",
+    "width": "encoder_embed_dim",
+    "ffn_width": "encoder_ffn_embed_dim",
+    "heads": "encoder_attention_heads",
+}
+
+
+def load_avhubert(path: str | os.PathLike) -> AVHubert:
+    """Loads an official file; neither fairseq nor sentencepiece is needed, and no pickled code runs.
+
+    Args:
+      path: a pre-trained (`large_vox_iter5.pt`) or fine-tuned (`self_large_vox_433h.pt`) file, float16 or float32.
+
+    Returns:
+      The encoder in float32, in evaluation mode, on the CPU.
+
+    Raises:
+      InputError: the file is missing or damaged, names a class that is not allowed, or is no AV-HuBERT file; all
+        parameters that do not fit are listed at once.
+    """
+    checkpoint = load_restricted(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+        raise InputError(f"{path}: not an AV-HuBERT file: it holds no `model`")
+    network = AVHubert(_config(checkpoint, path))
+    weights = _encoder_weights(checkpoint["model"])
+    _check_fit(network, weights, path)
+    network.load_state_dict(weights)
+    return network
+
+
+def random_avhubert(config: AVHubertConfig, seed: int = 0) -> AVHubert:
+    """An encoder with seeded random weights. Its features mean nothing: only the path through the programs is real."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AVHubert(config)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hash of a file, in hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _config(checkpoint: dict, path: str | os.PathLike) -> AVHubertConfig:
+    """The encoder's sizes, out of every form in which files of different ages keep them."""
+    settings = plain(checkpoint.get("cfg") or checkpoint.get("args"))
+    settings = _section(settings, "model")
+    if "w2v_args" in settings:  # fine-tuned: the encoder's own settings lie inside
+        settings = _section(settings["w2v_args"], "model")
+    try:
+        return AVHubertConfig(**{field: int(settings[name]) for field, name in CONFIG_NAMES.items()})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not an AV-HuBERT file: its configuration lacks {error}") from None
+
+
+def _section(settings: object, name: str) -> dict:
+    """`settings[name]` where the settings have sections, else the settings themselves."""
+    settings = settings if isinstance(settings, dict) else {}
+    return settings[name] if isinstance(settings.get(name), dict) else settings
+
+
+def _encoder_weights(model: dict) -> dict[str, torch.Tensor]:
+    """The encoder's part of a file's parameters, in float32."""
+    if any(name.startswith(FINE_TUNED_PREFIX) for name in model):
+        model = {
+            name.removeprefix(FINE_TUNED_PREFIX): value
+            for name, value in model.items()
+            if name.startswith(FINE_TUNED_PREFIX)
+        }
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in model.items()
+        if not name.startswith(UNUSED)
+    }
+
+
+def _check_fit(network: AVHubert, weights: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if wrong:
+        details = ", ".join(f"{n} {found.get(n, 'missing')} for {wanted.get(n, 'nothing')}" for n in wrong[:8])
+        raise InputError(f"{path}: {len(wrong)} parameters do not fit AV-HuBERT: {details}")

@@ -1,0 +1,242 @@
+"""The AV-HuBERT encoder, inference only, under the official parameter names.
+
+A mouth video and a log-filterbank sequence, both at 25 Hz, are projected to D each, concatenated, fused to D, and pass
+through pre-norm Transformer blocks. A missing modality is zeros in place of its projected features.
+
+Source: Shi et al., "Learning audio-visual speech representation by masked multimodal cluster prediction", ICLR 2022.
+Letters: B clips, T frames, D width.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+AUDIO_WIDTH = 104  # 26 filters x 4 stacked frames
+TRUNK_WIDTH = 512  # ResNet-18's output
+POSITION_KERNEL, POSITION_GROUPS = 128, 16
+STAGE_WIDTHS = (64, 128, 256, 512)
+
+
+@dataclasses.dataclass(frozen=True)
+class AVHubertConfig:
+    """Sizes of the Transformer; the video front end has one size."""
+
+    layers: int
+    width: int
+    ffn_width: int
+    heads: int
+
+    @classmethod
+    def tiny(cls) -> "AVHubertConfig":
+        """For tests."""
+        return cls(layers=2, width=64, ffn_width=128, heads=4)
+
+    @classmethod
+    def base(cls) -> "AVHubertConfig":
+        """AV-HuBERT base, 103 M parameters."""
+        return cls(layers=12, width=768, ffn_width=3072, heads=12)
+
+    @classmethod
+    def large(cls) -> "AVHubertConfig":
+        """AV-HuBERT large, 325 M parameters: the one whose features AVH-Align uses."""
+        return cls(layers=24, width=1024, ffn_width=4096, heads=16)
+
+
+class AVHubert(nn.Module):
+    """The encoder. Its state-dict names are those of the official files."""
+
+    def __init__(self, config: AVHubertConfig):
+        super().__init__()
+        self.config = config
+        self.feature_extractor_audio = _AudioFrontEnd(config.width)
+        self.feature_extractor_video = _VideoFrontEnd(config.width)
+        self.layer_norm = nn.LayerNorm(2 * config.width)
+        self.post_extract_proj = nn.Linear(2 * config.width, config.width)
+        self.encoder = _Encoder(config)
+        self.requires_grad_(False).eval()
+
+    def forward(
+        self,
+        audio: Float[Tensor, "B T 104"] | None = None,
+        video: Float[Tensor, "B T 88 88"] | None = None,
+        lengths: Int[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Encodes a batch of clips.
+
+        Args:
+          audio: filterbank frames, normalised; None for a video-only pass.
+          video: grey mouth crops, normalised; None for an audio-only pass.
+          lengths: frames of each clip; what lies beyond is padding and does not touch a clip's own result. None if no
+            clip is padded.
+
+        Returns:
+          The last layer's output after the final layer norm; undefined on padding.
+        """
+        assert audio is not None or video is not None, "at least one modality"
+        projected_audio = None if audio is None else self.project_audio(audio)
+        projected_video = None if video is None else self.project_video(video, lengths)
+        return self.contextualise(self.fuse(projected_audio, projected_video), lengths)
+
+    def project_audio(self, audio: Float[Tensor, "B T 104"]) -> Float[Tensor, "B T D"]:
+        """Audio frames, each projected on its own."""
+        return self.feature_extractor_audio(audio)
+
+    def project_video(
+        self, video: Float[Tensor, "B T 88 88"], lengths: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Video frames, each seen with two neighbours on either side (zeros beyond the clip's ends)."""
+        if lengths is not None:
+            video = video * valid_frames(lengths, video.shape[1])[..., None, None]
+        return self.feature_extractor_video(video)
+
+    def fuse(
+        self, audio: Float[Tensor, "B T D"] | None, video: Float[Tensor, "B T D"] | None
+    ) -> Float[Tensor, "B T D"]:
+        """Joins projected modalities; a missing one is zeros, inside the layer norm."""
+        audio = torch.zeros_like(video) if audio is None else audio
+        video = torch.zeros_like(audio) if video is None else video
+        return self.post_extract_proj(self.layer_norm(torch.cat([audio, video], dim=-1)))
+
+    def contextualise(
+        self, fused: Float[Tensor, "B T D"], lengths: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """The Transformer over fused frames."""
+        return self.encoder(fused, None if lengths is None else valid_frames(lengths, fused.shape[1]))
+
+
+def valid_frames(lengths: Int[Tensor, " B"], frames: int) -> Bool[Tensor, "B T"]:
+    """True where a frame belongs to its clip, False on padding."""
+    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+
+
+class _AudioFrontEnd(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.proj = nn.Linear(AUDIO_WIDTH, width)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return self.proj(audio)
+
+
+class _VideoFrontEnd(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.resnet = _ResNet()
+        self.proj = nn.Linear(TRUNK_WIDTH, width)
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.proj(self.resnet(video))
+
+
+class _ResNet(nn.Module):
+    """A 3D convolution over time and space, then ResNet-18 on every frame: [B, T, 88, 88] -> [B, T, 512]."""
+
+    def __init__(self):
+        super().__init__()
+        self.frontend3D = nn.Sequential(
+            nn.Conv3d(1, 64, (5, 7, 7), stride=(1, 2, 2), padding=(2, 3, 3), bias=False),
+            nn.BatchNorm3d(64),
+            nn.PReLU(64),
+            nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+        )
+        self.trunk = nn.Sequential()
+        for stage, width in enumerate(STAGE_WIDTHS):
+            inputs, stride = (width, 1) if stage == 0 else (STAGE_WIDTHS[stage - 1], 2)
+            blocks = nn.Sequential(_ResidualBlock(inputs, width, stride), _ResidualBlock(width, width, 1))
+            self.trunk.add_module(f"layer{stage + 1}", blocks)
+
+    def forward(self, video: Tensor) -> Tensor:
+        frames = self.frontend3D(video.unsqueeze(1)).transpose(1, 2)  # [B, T, 64, 22, 22]
+        pooled = self.trunk(frames.flatten(0, 1)).mean(dim=(-2, -1))
+        return pooled.unflatten(0, frames.shape[:2])
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.PReLU(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu2 = nn.PReLU(width)
+        self.downsample = None
+        if stride != 1:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        hidden = self.relu1(self.bn1(self.conv1(x)))
+        return self.relu2(self.bn2(self.conv2(hidden)) + shortcut)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: AVHubertConfig):
+        super().__init__()
+        self.pos_conv = nn.Sequential(_PositionalConvolution(config.width))
+        self.layers = nn.ModuleList(_Block(config) for _ in range(config.layers))
+        self.layer_norm = nn.LayerNorm(config.width)
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        if valid is not None:
+            x = x * valid[..., None]  # the positional convolution would see padding
+        x = x + self.pos_conv(x)
+        keys = None if valid is None else valid[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, keys)
+        return self.layer_norm(x)
+
+
+class _PositionalConvolution(nn.Module):
+    """A grouped convolution whose weight is v / |v| * g, norms over all but the kernel's axis."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight_v = nn.Parameter(torch.empty(width, width // POSITION_GROUPS, POSITION_KERNEL))
+        self.weight_g = nn.Parameter(torch.empty(1, 1, POSITION_KERNEL))
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.normal_(self.weight_v, std=(4 / (POSITION_KERNEL * width)) ** 0.5)
+        self.weight_g.data.copy_(self._norm())
+
+    def _norm(self) -> Tensor:
+        return self.weight_v.square().sum(dim=(0, 1), keepdim=True).sqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight_v * (self.weight_g / self._norm())
+        x = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=POSITION_KERNEL // 2, groups=POSITION_GROUPS)
+        return F.gelu(x[..., :-1]).transpose(1, 2)  # an even kernel gives one output too many
+
+
+class _Block(nn.Module):
+    """Pre-norm Transformer block."""
+
+    def __init__(self, config: AVHubertConfig):
+        super().__init__()
+        self.self_attn_layer_norm = nn.LayerNorm(config.width)
+        self.self_attn = _Attention(config)
+        self.final_layer_norm = nn.LayerNorm(config.width)
+        self.fc1 = nn.Linear(config.width, config.ffn_width)
+        self.fc2 = nn.Linear(config.ffn_width, config.width)
+
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.self_attn_layer_norm(x), keys)
+        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: AVHubertConfig):
+        super().__init__()
+        self.heads = config.heads
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            setattr(self, name, nn.Linear(config.width, config.width))
+
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        q, k, v = (
+            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))

@@ -1,0 +1,154 @@
+"""Writing shards: which clip goes where, whole files only, and a log of every clip that failed.
+
+Shard k of a run holds clips k*n .. (k+1)*n - 1 of the clip list, less those that failed, in list order. Its failures
+stand beside it and are written first, so a shard that exists is a shard that is done.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from jaxtyping import Float
+
+from extract.clips import Failure, check_same_clips
+from extract.schema import (
+    FORMAT,
+    FRAME_RATE,
+    VERSION,
+    ClipMeta,
+    InputError,
+    offsets,
+    open_shard,
+    whole_file,
+    write_clip_table,
+)
+
+CREATED_BY = "avh-align-jax"
+
+
+class ClipFeatures(NamedTuple):
+    """A clip's encoder outputs, not normalised."""
+
+    visual: Float[np.ndarray, "T D"]
+    audio: Float[np.ndarray, "T D"]
+    multimodal: Float[np.ndarray, "T D"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSet:
+    """A folder of shards made from one clip list with one set of settings."""
+
+    directory: Path
+    clips: Sequence[ClipMeta]
+    clips_per_shard: int
+    dtype: str  # of the stored features: float16 or float32
+    attributes: dict[str, object]  # encoder, weights_sha256, width, trimmed, settings
+
+    @property
+    def count(self) -> int:
+        """Number of shards."""
+        return -(-len(self.clips) // self.clips_per_shard)
+
+    def path(self, shard: int) -> Path:
+        """File of a shard."""
+        return self.directory / f"features-{shard:05d}.h5"
+
+    def clips_of(self, shard: int) -> Sequence[ClipMeta]:
+        """The clips that belong in a shard, by the rule above."""
+        return self.clips[shard * self.clips_per_shard : (shard + 1) * self.clips_per_shard]
+
+    def missing(self) -> list[int]:
+        """Shards still to be made.
+
+        Raises:
+          InputError: the folder holds shards of another run.
+        """
+        return [shard for shard in range(self.count) if not self._done(shard)]
+
+    def write(self, shard: int, stored: Sequence[tuple[ClipMeta, ClipFeatures]], failures: Sequence[Failure]) -> None:
+        """Writes a shard and its failure log; both appear whole or not at all."""
+        check_same_clips([clip.path for clip, _ in stored] + [f.path for f in failures], self.clips_of(shard), self.directory)
+        _write_lines(_failure_log(self.path(shard)), failures)
+        with whole_file(self.path(shard)) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs.update(self._attributes())
+            write_clip_table(file, [clip for clip, _ in stored], offsets([len(f.visual) for _, f in stored]))
+            for name in ClipFeatures._fields:
+                arrays = [getattr(features, name) for _, features in stored]
+                if not any(array is None for array in arrays):
+                    empty = np.empty((0, self.attributes["width"]), np.float32)
+                    file[name] = np.concatenate([empty, *arrays], dtype=self.dtype, casting="same_kind")
+
+    def summarise(self, seconds: dict[str, float]) -> dict[str, object]:
+        """Merges the failure logs into `failures.jsonl`, writes `extraction.json`, and returns what that says."""
+        failures = [failure for shard in range(self.count) for failure in read_failures(_failure_log(self.path(shard)))]
+        opened = [open_shard(self.path(shard)) for shard in range(self.count)]
+        _write_lines(self.directory / "failures.jsonl", failures)
+        summary = {
+            "clips": len(self.clips),
+            "stored": sum(len(shard.clips) for shard in opened),
+            "failed": len(failures),
+            "frames": sum(len(shard.visual) for shard in opened),
+            "shards": self.count,
+            "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        }
+        assert summary["stored"] + summary["failed"] == summary["clips"]
+        with whole_file(self.directory / "extraction.json") as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def _attributes(self) -> dict[str, object]:
+        fixed = {"format": FORMAT, "version": VERSION, "frame_rate": FRAME_RATE, "created_by": CREATED_BY}
+        return fixed | self.attributes
+
+    def _done(self, shard: int) -> bool:
+        path = self.path(shard)
+        if not path.exists():
+            return False
+        found = open_shard(path)
+        for name, value in self._attributes().items():
+            if found.attributes.get(name) != value:
+                raise InputError(
+                    f"{path}: was made with {name} = {found.attributes.get(name)!r}, this run has {value!r}; "
+                    "choose an empty output folder"
+                )
+        failed = [failure.path for failure in read_failures(_failure_log(path))]
+        check_same_clips([clip.path for clip in found.clips] + failed, self.clips_of(shard), path)
+        return True
+
+
+def check_features(features: ClipFeatures, width: int, dtype: str) -> str | None:
+    """Why features cannot be stored, or None if they can."""
+    for name, array in zip(features._fields, features, strict=True):
+        if array is None:
+            continue
+        if array.ndim != 2 or array.shape[1] != width or array.dtype not in (np.float16, np.float32, np.float64):
+            return f"its {name} features are {array.dtype} {list(array.shape)}, not float [T, {width}]"
+        if not np.isfinite(array).all():
+            return f"its {name} features hold NaN or infinity"
+        if np.abs(array, dtype=np.float64).max(initial=0) > np.finfo(dtype).max:
+            return f"its {name} features leave the range of {dtype}; store them as float32"
+        if len(array) != len(features.visual):
+            return f"its features differ in length: visual has {len(features.visual)} frames, {name} {len(array)}"
+    return None if len(features.visual) else "its features hold no frame"
+
+
+def read_failures(path: Path) -> list[Failure]:
+    """The failures in a log."""
+    try:
+        return [Failure(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a failure log ({error}); remove it and its shard to extract both again") from error
+
+
+def _failure_log(shard: Path) -> Path:
+    return shard.with_suffix(".failures.jsonl")
+
+
+def _write_lines(path: Path, failures: Iterable[Failure]) -> None:
+    with whole_file(path) as temporary:
+        lines = (json.dumps(dataclasses.asdict(failure), ensure_ascii=False) + "\n" for failure in failures)
+        temporary.write_text("".join(lines), encoding="utf-8")
