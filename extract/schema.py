@@ -22,6 +22,7 @@ FRAME_RATE = 25  # Hz, AV-HuBERT's input rate
 SAMPLE_RATE = 16_000  # Hz, of every waveform
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 REAL, FAKE, UNKNOWN = 0, 1, -1  # clip labels
+RANDOM_WEIGHTS = "random"  # in place of weights_sha256: the features mean nothing
 SHARD_PATTERN = "features-*.h5"
 
 # Columns of /clips that hold one value a clip, under the names of ClipMeta's fields.
@@ -81,7 +82,7 @@ def open_shard(path: str | os.PathLike) -> Shard:
         check_format(file, path, FORMAT, VERSION)
         clips, offset = read_clip_table(file)
         visual, audio = (_map_array(file[name], path) for name in ("visual", "audio"))
-        attributes = dict(file.attrs)
+        attributes = {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
     frames, width = int(offset[-1]), attributes.get("width")
     for name, array in (("visual", visual), ("audio", audio)):
         if array.shape != (frames, width) or array.dtype not in (np.float16, np.float32):

@@ -6,7 +6,7 @@ stand beside it and are written first, so a shard that exists is a shard that is
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from extract.schema import (
     whole_file,
     write_clip_table,
 )
+from extract.stopwatch import Stopwatch
 
 CREATED_BY = "avh-align-jax"
 
@@ -68,6 +69,21 @@ class ShardSet:
           InputError: the folder holds shards of another run.
         """
         return [shard for shard in range(self.count) if not self._done(shard)]
+
+    def fill(self, shards: Iterable[int], outcomes: Callable[[Sequence[ClipMeta]], Iterable], watch: Stopwatch) -> None:
+        """Makes shards one after the other.
+
+        Args:
+          shards: which.
+          outcomes: gives, for a shard's clips, a (ClipMeta, ClipFeatures) or a Failure each; what is stored keeps the
+            list's order.
+          watch: counts the writing.
+        """
+        for shard in shards:
+            results = list(outcomes(self.clips_of(shard)))
+            failures = [result for result in results if isinstance(result, Failure)]
+            with watch.stage("write"):
+                self.write(shard, [result for result in results if not isinstance(result, Failure)], failures)
 
     def write(self, shard: int, stored: Sequence[tuple[ClipMeta, ClipFeatures]], failures: Sequence[Failure]) -> None:
         """Writes a shard and its failure log; both appear whole or not at all."""

@@ -1,0 +1,118 @@
+"""Official files in and out: per-clip npz features -> shards; alignment weights `.pt` <-> `.safetensors`."""
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import tqdm
+
+from extract.clips import Failure, inside
+from extract.schema import ClipMeta, InputError, whole_file
+from extract.shards import ClipFeatures, ShardSet, check_features
+from extract.stopwatch import Stopwatch
+from extract.unpickle import load_restricted
+
+
+def import_features(
+    clips: Sequence[ClipMeta],
+    features: str | os.PathLike,
+    output: str | os.PathLike,
+    dtype: str = "float16",
+    width: int = 1024,
+    clips_per_shard: int = 256,
+) -> dict[str, object]:
+    """Packs AVH-Align's npz features (keys `visual` and `audio`, [T, D]) into shards.
+
+    Args:
+      clips: the clip list; `a/b.mp4` means the file `a/b.npz`.
+      features: folder of the npz files.
+      output: folder of the shards; shards that are already there are kept.
+      dtype: of the stored features.
+      width: D; features of another width are failures.
+      clips_per_shard: clips in one shard.
+
+    Returns:
+      What `extraction.json` says.
+
+    Raises:
+      InputError: there is no such folder, or `output` holds shards of another run.
+    """
+    if not Path(features).is_dir():
+        raise InputError(f"{features}: no such folder of npz features")
+    settings = {"source": "npz", "dtype": dtype, "clips_per_shard": clips_per_shard}
+    attributes = {"encoder": "imported", "weights_sha256": "unknown", "width": width, "trimmed": "unknown"}
+    attributes["settings"] = json.dumps(settings, sort_keys=True)
+    watch = Stopwatch()
+    shards = ShardSet(Path(output), clips, clips_per_shard, dtype, attributes)
+
+    def outcomes(part: Sequence[ClipMeta]) -> Iterator[tuple[ClipMeta, ClipFeatures] | Failure]:
+        for clip in part:
+            with watch.stage("read"):
+                found = _read_npz(inside(features, clip.path, ".npz"))
+            reason = found if isinstance(found, str) else check_features(found, width, dtype)
+            bar.update()
+            yield Failure(clip.path, "import", reason) if reason else (clip, found)
+
+    with tqdm.tqdm(desc="clips", unit="clip", total=len(clips)) as bar:
+        shards.fill(shards.missing(), outcomes, watch)
+    return shards.summarise(watch.summary())
+
+
+def convert_weights(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Converts alignment weights between an official `.pt` and `.safetensors`, by the files' endings.
+
+    Names and layout stay the official ones. A `.pt` that this writes holds `state_dict` alone.
+
+    Raises:
+      InputError: an ending is neither, or the source is missing, damaged, refused, or holds no weights.
+    """
+    readers = {".pt": _read_official, ".safetensors": _read_safetensors}
+    writers = {".pt": _write_official, ".safetensors": _write_safetensors}
+    endings = Path(source).suffix, Path(target).suffix
+    if not (endings[0] in readers and endings[1] in writers and endings[0] != endings[1]):
+        raise InputError(f"cannot convert {source} to {target}: one must end in .pt, the other in .safetensors")
+    weights = readers[endings[0]](Path(source))
+    with whole_file(target) as temporary:
+        writers[endings[1]](weights, temporary)
+
+
+def _read_npz(path: Path) -> ClipFeatures | str:
+    """Features of one clip, or why there are none."""
+    if not path.is_file():
+        return f"no such file: {path}"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return ClipFeatures(arrays["visual"], arrays["audio"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        return f"not a file of npz features ({' '.join(str(error).split())})"
+
+
+def _read_official(path: Path) -> dict[str, torch.Tensor]:
+    checkpoint = load_restricted(path)
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not weights:
+        raise InputError(f"{path}: not an AVH-Align file: it holds no `state_dict`")
+    if wrong := [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]:
+        raise InputError(f"{path}: not an AVH-Align file: {wrong[0]!r} is no tensor")
+    return {name: value.clone().contiguous() for name, value in weights.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: not a readable .safetensors file ({error})") from error
+
+
+def _write_safetensors(weights: dict[str, torch.Tensor], path: Path) -> None:
+    path.write_bytes(safetensors.torch.save(weights))
+
+
+def _write_official(weights: dict[str, torch.Tensor], path: Path) -> None:
+    torch.save({"state_dict": weights}, path)

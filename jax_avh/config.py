@@ -1,0 +1,85 @@
+"""Configuration of a training run. Every field is a flag: --config.data.batch_frames=2048."""
+
+import dataclasses
+
+from extract.schema import InputError
+
+BOUNDARIES = ("zeros", "mask")
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Which frames, in which order."""
+
+    train: str = ""  # folder of feature shards; clips labelled fake are left out
+    val: str = ""  # folder of feature shards, likewise
+    batch_frames: int = 1024  # visual frames of one step, over all devices
+    shuffle: bool = True  # new order of the clips every epoch, from the seed; False = the shards' order
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The alignment task."""
+
+    tau: int = 15  # audio frames on each side of a visual frame that compete in the softmax
+    boundary: str = "zeros"  # audio frames outside the clip: "zeros" = zero vectors that compete, "mask" = left out
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """Adam, and the plateau rule on the validation loss."""
+
+    learning_rate: float = 1e-5
+    plateau_factor: float = 0.1  # the learning rate is multiplied by this ...
+    plateau_patience: int = 5  # ... on the epoch after so many without a relative improvement of 1e-4
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """How long, and how often the state is saved."""
+
+    epochs: int = 500  # at most
+    early_stop: int = 10  # epochs without a strictly lower validation loss that end the run
+    checkpoint_steps: int = 1000  # between checkpoints within an epoch; each epoch's end has one anyway
+
+
+@dataclasses.dataclass
+class Config:
+    """Everything that a training run depends on. The defaults are the official AVH-Align settings, shuffling aside."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    init: str = ""  # weights to start from (.safetensors); "" = random, from the seed
+    seed: int = 0  # of the initial weights and of the clips' order
+
+
+def check_config(config: Config) -> None:
+    """Refuses settings that could only fail later or mean nothing.
+
+    Raises:
+      InputError: naming the flag at fault.
+    """
+    for name in ("train", "val"):
+        if not getattr(config.data, name):
+            raise InputError(f"--config.data.{name} is missing: a folder of feature shards")
+    at_least_one = {
+        "data.batch_frames": config.data.batch_frames,
+        "model.tau": config.model.tau,
+        "train.checkpoint_steps": config.train.checkpoint_steps,
+        "train.early_stop": config.train.early_stop,
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise InputError(f"--config.{name}={value}: must be at least 1")
+    if config.train.epochs < 0 or config.optimizer.plateau_patience < 0:
+        raise InputError("--config.train.epochs and --config.optimizer.plateau_patience must not be negative")
+    if not 0 < config.optimizer.learning_rate < float("inf"):
+        raise InputError(f"--config.optimizer.learning_rate={config.optimizer.learning_rate}: must be positive")
+    if not 0 < config.optimizer.plateau_factor <= 1:
+        raise InputError(f"--config.optimizer.plateau_factor={config.optimizer.plateau_factor}: must be in (0, 1]")
+    if config.model.boundary not in BOUNDARIES:
+        raise InputError(f"--config.model.boundary={config.model.boundary}: must be one of {', '.join(BOUNDARIES)}")
+    if config.seed < 0:
+        raise InputError(f"--config.seed={config.seed}: must not be negative")

@@ -1,0 +1,76 @@
+"""Feature shards -> frame scores and clip scores."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import tqdm
+from flax import nnx
+
+from extract.schema import InputError
+from jax_avh.data import FrameBatches, frame_stream, open_source, prefetched
+from jax_avh.evaluation.pooling import POOLINGS
+from jax_avh.evaluation.scores import ScoreTable, write_scores
+from jax_avh.methods import avh_align
+from jax_avh.models import AlignmentNetwork, load_weights
+from jax_avh.training.loop import BEST_WEIGHTS
+from jax_avh.training.sharding import by_chunk, make_mesh
+
+BATCH_FRAMES = 8192
+COPIED = ("encoder", "weights_sha256", "trimmed")  # attributes of the shards
+
+
+def score(weights: str | os.PathLike, features: str | os.PathLike, output: str | os.PathLike) -> ScoreTable:
+    """Scores every frame and every clip of a folder of shards.
+
+    Args:
+      weights: a .safetensors file, or the workdir of a training run (its best weights).
+      features: a folder of shards, or one shard.
+      output: the score file to write.
+
+    Returns:
+      What was written.
+
+    Raises:
+      InputError: the weights or the features are missing, damaged, or do not fit each other.
+    """
+    path = weights_file(weights)
+    network, source = load_weights(path), open_source(features)
+    if source.width != network.width:
+        raise InputError(f"{path}: takes features of width {network.width}, but those in {features} have {source.width}")
+    stream = frame_stream(source)
+    frame = score_frames(network, FrameBatches(stream, BATCH_FRAMES, tau=0, chunks=jax.device_count()))
+    if not np.isfinite(frame).all():
+        source.check_finite()
+        raise InputError(f"{path}: gives scores that are not finite; the weights hold NaN or infinity")
+    attributes = {name: source.attributes[name] for name in COPIED if name in source.attributes}
+    attributes |= {"weights": str(path), "features": str(features)}
+    attributes["alignment_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    clip = POOLINGS[avh_align.CLIP_POOLING](frame, stream.border)
+    table = ScoreTable(avh_align.NAME, tuple(source.clips), stream.border, frame, clip, attributes)
+    write_scores(table, output)
+    return table
+
+
+def score_frames(network: AlignmentNetwork, batches: FrameBatches) -> np.ndarray:
+    """Frame scores [F], float32, of a stream."""
+    mesh = make_mesh()
+    graph, params = nnx.split(network)
+    compiled = jax.jit(lambda params, visual, audio: avh_align.frame_scores(nnx.merge(graph, params), visual, audio))
+    scores = []
+    for batch in tqdm.tqdm(prefetched(batches), desc="score", total=len(batches), leave=False):
+        visual, audio = jax.device_put((batch.visual, batch.audio), by_chunk(mesh))
+        scores.append(np.asarray(compiled(params, visual, audio))[batch.weight > 0])
+    return np.concatenate(scores)
+
+
+def weights_file(weights: str | os.PathLike) -> Path:
+    """The file of weights that a path means: itself, or the best of a workdir."""
+    path = Path(weights)
+    if not path.is_dir():
+        return path
+    if not (path / BEST_WEIGHTS).is_file():
+        raise InputError(f"{path}: holds no {BEST_WEIGHTS}; has the run finished its first epoch?")
+    return path / BEST_WEIGHTS

@@ -1,0 +1,51 @@
+"""What a run writes about itself: a line an epoch in `metrics.jsonl`, and the same for TensorBoard."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from extract.schema import whole_file
+
+
+class MetricsLog:
+    """Writes metrics; lines after the restored epoch are cut back first, so that a killed run leaves no trace."""
+
+    def __init__(self, workdir: Path, last_epoch: int):
+        self.path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line["epoch"] <= last_epoch]
+        with whole_file(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        restart = SessionLog(status=SessionLog.START)  # tells TensorBoard to forget what was cut
+        self._events.add_event(Event(wall_time=time.time(), step=last_epoch + 1, session_log=restart))
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """Appends an epoch's line; it is on disk when this returns."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        values = [Summary.Value(tag=k, simple_value=v) for k, v in metrics.items() if k != "epoch" and not math.isnan(v)]
+        summary = Summary(value=values)
+        self._events.add_event(Event(wall_time=time.time(), step=int(metrics["epoch"]), summary=summary))
+
+    def close(self) -> None:
+        """Flushes the events."""
+        self._events.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The whole lines of a metrics file; none if there is no file."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:  # cut off by a kill: this and what would follow never happened
+            break
+    return lines

@@ -1,0 +1,24 @@
+"""Official npz features -> feature shards. Example: python -m launch.import_npz --clips=train.csv --features=npz --output=shards"""
+
+from absl import flags
+
+from extract.clips import read_clip_list
+from extract.official import import_features
+from launch import command
+
+CLIPS = flags.DEFINE_string("clips", None, "Clip list: a CSV file with the column `path`.", required=True)
+FEATURES = flags.DEFINE_string("features", None, "Folder of the npz files: x.npz for the clip x.mp4.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Folder of the shards.", required=True)
+DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of the stored features.")
+WIDTH = flags.DEFINE_integer("width", 1024, "Feature width (1024 for AV-HuBERT large, 768 for base).", lower_bound=1)
+CLIPS_PER_SHARD = flags.DEFINE_integer("clips_per_shard", 256, "Clips in one shard.", lower_bound=1)
+
+
+def main() -> None:
+    """Parses flags, imports."""
+    clips = read_clip_list(CLIPS.value)
+    print(import_features(clips, FEATURES.value, OUTPUT.value, DTYPE.value, WIDTH.value, CLIPS_PER_SHARD.value))
+
+
+if __name__ == "__main__":
+    command.run(main)
