@@ -34,7 +34,7 @@ RANDOM_ENCODER = "random"  # in place of a file: seeded random weights, at the s
 class ExtractSettings:
     """Choices of an extraction run; `prepare` and `dtype` change numbers, the others do not."""
 
-    prepare: PrepareSettings = PrepareSettings()
+    prepare: PrepareSettings = dataclasses.field(default_factory=PrepareSettings)
     dtype: str = "float16"  # of the stored features
     clips_per_shard: int = 256
     processes: int = os.cpu_count() or 1  # that prepare clips
@@ -83,7 +83,11 @@ def extract(
 def open_encoder(avhubert: str | os.PathLike) -> tuple[AVHubert, dict[str, object]]:
     """An encoder on the fastest device here, and the shard attributes that name it."""
     if str(avhubert) == RANDOM_ENCODER:
-        network, name, digest = random_avhubert(AVHubertConfig.large()), "AV-HuBERT, random weights", RANDOM_WEIGHTS
+        network, name, digest = (
+            random_avhubert(AVHubertConfig.large()),
+            "AV-HuBERT, random weights",
+            RANDOM_WEIGHTS,
+        )
     else:
         network, name, digest = load_avhubert(avhubert), "AV-HuBERT", sha256(avhubert)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -108,6 +108,13 @@ def list_shards(directory: str | os.PathLike) -> list[Path]:
     return paths
 
 
+def caveat(attributes: dict[str, object]) -> str:
+    """What must stand beside every number made from features with these shard attributes; "" for real weights."""
+    if attributes.get("weights_sha256") == RANDOM_WEIGHTS:
+        return "RANDOM AV-HuBERT weights: the features mean nothing, nor does any number made of them"
+    return ""
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
     """Opens an HDF5 file for reading; whatever is missing or damaged in it becomes an InputError."""
@@ -126,7 +133,9 @@ def check_format(file: h5py.File, path: Path, name: str, version: int) -> None:
     """Refuses a file of another format or version."""
     found, number = file.attrs.get("format"), file.attrs.get("version")
     if found != name or number != version:
-        raise InputError(f"{path}: format {found!r} version {number}, but this program reads {name!r} version {version}")
+        raise InputError(
+            f"{path}: format {found!r} version {number}, but this program reads {name!r} version {version}"
+        )
 
 
 def write_clip_table(file: h5py.File, clips: Sequence[ClipMeta], offset: Int64[np.ndarray, "borders"]) -> None:

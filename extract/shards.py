@@ -21,6 +21,7 @@ from extract.schema import (
     VERSION,
     ClipMeta,
     InputError,
+    caveat,
     offsets,
     open_shard,
     whole_file,
@@ -87,7 +88,11 @@ class ShardSet:
 
     def write(self, shard: int, stored: Sequence[tuple[ClipMeta, ClipFeatures]], failures: Sequence[Failure]) -> None:
         """Writes a shard and its failure log; both appear whole or not at all."""
-        check_same_clips([clip.path for clip, _ in stored] + [f.path for f in failures], self.clips_of(shard), self.directory)
+        check_same_clips(
+            [clip.path for clip, _ in stored] + [f.path for f in failures],
+            self.clips_of(shard),
+            self.directory,
+        )
         _write_lines(_failure_log(self.path(shard)), failures)
         with whole_file(self.path(shard)) as temporary, h5py.File(temporary, "w") as file:
             file.attrs.update(self._attributes())
@@ -109,6 +114,8 @@ class ShardSet:
             "failed": len(failures),
             "frames": sum(len(shard.visual) for shard in opened),
             "shards": self.count,
+            "encoder": self.attributes["encoder"],
+            "caveat": caveat(self.attributes),
             "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         }
         assert summary["stored"] + summary["failed"] == summary["clips"]
@@ -136,6 +143,13 @@ class ShardSet:
         return True
 
 
+def format_summary(summary: dict[str, object]) -> str:
+    """What `extraction.json` says, in a sentence or two."""
+    text = "{clips} clips: {stored} in {shards} shards ({frames} frames), {failed} failed".format_map(summary)
+    text += " (see failures.jsonl)" if summary["failed"] else ""
+    return "\n".join([f"{text}; {summary['seconds']['total']:.1f} s", *filter(None, [summary["caveat"]])])
+
+
 def check_features(features: ClipFeatures, width: int, dtype: str) -> str | None:
     """Why features cannot be stored, or None if they can."""
     for name, array in zip(features._fields, features, strict=True):
@@ -157,7 +171,9 @@ def read_failures(path: Path) -> list[Failure]:
     try:
         return [Failure(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a failure log ({error}); remove it and its shard to extract both again") from error
+        raise InputError(
+            f"{path}: not a failure log ({error}); remove it and its shard to extract both again"
+        ) from error
 
 
 def _failure_log(shard: Path) -> Path:

@@ -1,7 +1,7 @@
 """Reading official PyTorch files without running what is pickled in them.
 
-A pickle may name any importable callable and have it called. Here only tensors and plain containers are rebuilt; classes
-of the official programs become inert stand-ins that keep their state; every other name is refused.
+A pickle may name any importable callable and have it called. Here only tensors and plain containers are rebuilt;
+classes of the official programs become inert stand-ins that keep their state; every other name is refused.
 """
 
 import collections
@@ -19,10 +19,7 @@ from extract.schema import InputError
 # Programs whose objects lie in the official files. Their code is never imported, nor needed.
 STAND_IN_PACKAGES = ("argparse", "fairseq", "omegaconf", "pytorch_lightning", "sentencepiece", "typing")
 
-STORAGES = (
-    "FloatStorage DoubleStorage HalfStorage BFloat16Storage LongStorage IntStorage ShortStorage CharStorage ByteStorage "
-    "BoolStorage"
-).split()
+STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 
 
 class StandIn:
@@ -62,8 +59,12 @@ ALLOWED = {
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     **{(package, "long"): int for package in ("builtins", "__builtin__")},
-    **{(package, kind.__name__): kind for package in ("builtins", "__builtin__") for kind in (dict, list, set, int, float)},
-    **{("torch", name): getattr(torch, name) for name in STORAGES},
+    **{
+        (package, kind.__name__): kind
+        for package in ("builtins", "__builtin__")
+        for kind in (dict, list, set, int, float)
+    },
+    **{("torch", f"{name}Storage"): getattr(torch, f"{name}Storage") for name in STORAGES},
 }
 
 

@@ -4,34 +4,50 @@ import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from extract.schema import InputError
 
 USER_ERROR = 2  # exit status
 
-flags.FLAGS.set_default("verbosity", logging.WARNING)  # the libraries' own running commentary stays off
+
+def run(main: Callable[..., int | None], arguments: str | None = None) -> None:
+    """Parses the flags and calls `main`; what it returns is the exit status.
+
+    Args:
+      main: the command.
+      arguments: what stands beside the flags, if anything may ("VIDEO"); `main` then gets the list of them.
+    """
+
+    def guarded(rest: list[str]) -> int | None:
+        try:
+            return main(rest[1:]) if arguments else main()
+        except InputError as error:
+            return _complain(error)
+        except KeyboardInterrupt:
+            return _complain("interrupted")
+
+    app.run(guarded, flags_parser=lambda argv: _parse(argv, arguments))
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Parses the flags and calls `main`; its result is the exit status."""
-    app.run(lambda _: _guarded(main), flags_parser=_parse)
-
-
-def _guarded(main: Callable[[], int | None]) -> int | None:
+def define_config(default: object) -> flags.FlagHolder:
+    """Defines --config.X flags, one for each field of a dataclass."""
     try:
-        return main()
-    except InputError as error:
-        return _complain(error)
-    except KeyboardInterrupt:
-        return _complain("interrupted")
+        return config_flags.DEFINE_config_dataclass("config", default)
+    except KeyError as error:  # it looks at the command line at once
+        sys.exit(_complain(f"unknown flag among --config.*: {error.args[0]}"))
 
 
-def _parse(arguments: list[str]) -> list[str]:
+def _parse(argv: list[str], arguments: str | None) -> list[str]:
     try:
-        rest = flags.FLAGS(arguments)
+        rest = flags.FLAGS(argv)
     except (flags.Error, KeyError, ValueError, TypeError) as error:  # config flags raise the plain ones
         sys.exit(_complain(error.args[0] if error.args else error))
-    if len(rest) > 1:
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # leaves out the libraries' running commentary
+    if arguments and len(rest) == 1:
+        sys.exit(_complain(f"no {arguments} given"))
+    if not arguments and len(rest) > 1:
         sys.exit(_complain(f"unexpected argument {rest[1]!r}; flags are written --name=value"))
     return rest
 

@@ -1,4 +1,7 @@
-"""Alignment weights, official .pt <-> .safetensors. Example: python -m launch.convert --input=AVH-Align.pt --output=avh_align.safetensors"""
+"""Alignment weights, official .pt <-> .safetensors.
+
+python -m launch.convert --input=AVH-Align.pt --output=avh_align.safetensors
+"""
 
 from absl import flags
 

@@ -1,4 +1,7 @@
-"""Frame scores -> metrics. Example: python -m launch.evaluate --scores=scores.h5 --output=results"""
+"""Frame scores -> metrics.
+
+python -m launch.evaluate --scores=scores.h5 --output=results
+"""
 
 from absl import flags
 

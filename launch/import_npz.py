@@ -1,9 +1,13 @@
-"""Official npz features -> feature shards. Example: python -m launch.import_npz --clips=train.csv --features=npz --output=shards"""
+"""Official npz features -> feature shards.
+
+python -m launch.import_npz --clips=train.csv --features=npz --output=shards
+"""
 
 from absl import flags
 
 from extract.clips import read_clip_list
 from extract.official import import_features
+from extract.shards import format_summary
 from launch import command
 
 CLIPS = flags.DEFINE_string("clips", None, "Clip list: a CSV file with the column `path`.", required=True)
@@ -17,7 +21,8 @@ CLIPS_PER_SHARD = flags.DEFINE_integer("clips_per_shard", 256, "Clips in one sha
 def main() -> None:
     """Parses flags, imports."""
     clips = read_clip_list(CLIPS.value)
-    print(import_features(clips, FEATURES.value, OUTPUT.value, DTYPE.value, WIDTH.value, CLIPS_PER_SHARD.value))
+    summary = import_features(clips, FEATURES.value, OUTPUT.value, DTYPE.value, WIDTH.value, CLIPS_PER_SHARD.value)
+    print(format_summary(summary))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""Shards -> frame scores. Example: python -m launch.score --weights=run --features=shards/test --output=scores.h5"""
+"""Shards -> frame scores.
+
+python -m launch.score --weights=run --features=shards/test --output=scores.h5
+"""
 
 from absl import flags
 
+from extract.schema import caveat
 from jax_avh.evaluation import score
 from launch import command
 
@@ -13,7 +17,9 @@ OUTPUT = flags.DEFINE_string("output", None, "Score file to write (.h5).", requi
 def main() -> None:
     """Parses flags, scores."""
     table = score(WEIGHTS.value, FEATURES.value, OUTPUT.value)
-    print(f"{OUTPUT.value}: {len(table.clips)} clips, {len(table.frame)} frames")
+    print(
+        f"{OUTPUT.value}: {len(table.clips)} clips, {len(table.frame)} frames. {caveat(table.attributes)}".rstrip(" .")
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Shards -> weights. Example: python -m launch.train --config.data.train=shards/train --config.data.val=shards/val --workdir=run"""
+"""Shards -> weights.
+
+python -m launch.train --config.data.train=shards/train --config.data.val=shards/val --workdir=run
+"""
 
 from absl import flags
-from ml_collections import config_flags
 
 from jax_avh.config import Config
 from jax_avh.training import train
 from launch import command
 
-CONFIG = config_flags.DEFINE_config_dataclass("config", Config())
+CONFIG = command.define_config(Config())
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a killed run goes on there.", required=True)
 
 

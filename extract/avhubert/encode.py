@@ -59,9 +59,7 @@ def encode_clips(network: AVHubert, clips: Sequence[PreparedClip], multimodal: b
         passes.append(network.fuse(audio, video))
     encoded = network.contextualise(torch.cat(passes), lengths.repeat(len(passes)))
     by_pass = encoded.unflatten(0, (len(passes), -1)).float().cpu().numpy()
-    return [
-        ClipFeatures(*(features[n, : len(clip.audio)] for features in by_pass)) for n, clip in enumerate(clips)
-    ]
+    return [ClipFeatures(*(features[n, : len(clip.audio)] for features in by_pass)) for n, clip in enumerate(clips)]
 
 
 def _padded(arrays: Sequence[np.ndarray]) -> Tensor:

@@ -10,7 +10,7 @@ Letters: B clips, T frames, D width.
 import dataclasses
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (its usual name)
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -165,7 +165,9 @@ class _ResidualBlock(nn.Module):
         self.relu2 = nn.PReLU(width)
         self.downsample = None
         if stride != 1:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)

@@ -61,7 +61,8 @@ def prepare_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSetti
         crops = crop_mouths(frames, detect_landmarks(frames))
     else:
         crops = _read_crops(inside(root, clip.path, "_roi.mp4"))
-    audio = filterbank_frames(waveform[trimmed * SAMPLES_PER_FRAME :])
+    sound = waveform[trimmed * SAMPLES_PER_FRAME :]
+    audio = filterbank_frames(sound) if len(sound) else ()
     length = min(len(crops) - trimmed, len(audio))
     if length < MIN_FRAMES:
         raise ClipError("clip", f"is shorter than {MIN_FRAMES} frames{' after trimming' if trimmed else ''}")

@@ -5,6 +5,7 @@ together: a stream that starts later is led by its first frame held, or by silen
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,13 +27,13 @@ GAP = 0.02  # seconds between audio timestamps that count as a hole and are fill
 
 
 def read_video(path: str | os.PathLike, fps_policy: str = "resample") -> UInt8[np.ndarray, "T H W 3"]:
-    """Decodes the best video stream of a file.
+    """Decodes the video stream that FFmpeg holds for the best of a file.
 
     Args:
       path: a media file.
-      fps_policy: "resample": frame k is the one nearest in presentation time to k / 25 s, so that sound and picture stay
-        together whatever the source's rate. "native": every frame of the file, taken for 25 fps (the official
-        program's behaviour, for parity).
+      fps_policy: "resample": frame k is the one nearest in presentation time to k / 25 s, so that sound and picture
+        stay together whatever the source's rate. "native": every frame of the file, taken for 25 fps (what the
+        official program does, for parity).
 
     Returns:
       RGB frames, upright.
@@ -51,7 +52,7 @@ def read_video(path: str | os.PathLike, fps_policy: str = "resample") -> UInt8[n
 
 
 def read_audio(path: str | os.PathLike) -> Float[np.ndarray, " S"]:
-    """Decodes the best audio stream of a file.
+    """Decodes the audio stream that FFmpeg holds for the best of a file.
 
     Returns:
       float32 samples in [-1, 1] at 16 kHz: the mean of the channels, resampled by soxr at quality HQ.
@@ -118,9 +119,11 @@ def _timed_frames(
 
 def _checked_count(frames: Iterable, promised: int) -> Iterator:
     """Passes frames on; refuses a stream that ends long before its header says."""
-    count = 0
-    for count, item in enumerate(frames, start=1):
+    counter = itertools.count()
+    for item in frames:
+        next(counter)
         yield item
+    count = next(counter)
     if count == 0:
         raise ClipError("video", "its video stream holds no frame")
     if count < MIN_DECODED * promised:

@@ -20,11 +20,13 @@ REFERENCE = np.array(  # of the stable points on the canvas; AV-HuBERT's mean fa
 )
 
 
-def crop_mouths(frames: UInt8[np.ndarray, "T H W 3"], landmarks: Float[np.ndarray, "T 68 2"]) -> UInt8[np.ndarray, "T 96 96"]:
+def crop_mouths(
+    frames: UInt8[np.ndarray, "T H W 3"], landmarks: Float[np.ndarray, "T 68 2"]
+) -> UInt8[np.ndarray, "T 96 96"]:
     """Cuts the mouth out of every frame.
 
-    Frame i is warped by the similarity transform that maps the mean stable points of frames i .. i+11 onto the reference;
-    the last 11 frames share the last transform. The crop is centred on the frame's own mouth points.
+    Frame i is warped by the similarity transform that maps the mean stable points of frames i .. i+11 onto the
+    reference; the last 11 frames share the last transform. The crop is centred on the frame's own mouth points.
 
     Args:
       frames: RGB.
@@ -43,7 +45,7 @@ def crop_mouths(frames: UInt8[np.ndarray, "T H W 3"], landmarks: Float[np.ndarra
 
 
 def similarity(source: Float[np.ndarray, "P 2"], target: Float[np.ndarray, "P 2"]) -> Float[np.ndarray, "2 3"]:
-    """Least-squares rotation, scale and shift that maps `source` onto `target` (Umeyama, 1991): target = A @ (x, y, 1).
+    """Least-squares rotation, scale and shift A that maps `source` onto `target`: target = A @ (x, y, 1).
 
     Points that all coincide give a scale of zero.
     """
@@ -66,7 +68,7 @@ def _transforms(landmarks: Float[np.ndarray, "T 68 2"]) -> list[np.ndarray]:
 
 def _crop(frame, transform: np.ndarray, centre: np.ndarray) -> np.ndarray:
     """Warps only the crop's own pixels: the canvas is never made. Levels are truncated, as in the official program."""
-    left, top = (int(round(min(max(c, CROP / 2), CANVAS - CROP / 2))) - CROP // 2 for c in centre)
+    left, top = (round(min(max(c, CROP / 2), CANVAS - CROP / 2)) - CROP // 2 for c in centre)
     shifted = transform - np.array([[0, 0, left], [0, 0, top]])
     warped = cv2.warpAffine(frame.astype(np.float32), shifted, (CROP, CROP), flags=cv2.INTER_LINEAR)
     return cv2.cvtColor(warped.astype(np.uint8), cv2.COLOR_RGB2GRAY)

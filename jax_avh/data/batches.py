@@ -1,8 +1,8 @@
 """Batches of the frame stream: of static shape, the same for any number of devices.
 
 Batch i is the frames i*B .. (i+1)*B - 1 of the stream, borders of clips notwithstanding. It is handed out in C equal
-chunks, one a device, each with its own halo of tau audio frames on both sides, so that no device needs another's frames.
-The last batch is filled up with frames of weight 0.
+chunks, one a device, each with its own halo of tau audio frames on both sides, so that no device needs another's
+frames. The last batch is filled up with frames of weight 0.
 """
 
 import dataclasses

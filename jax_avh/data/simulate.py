@@ -52,9 +52,7 @@ def simulate_corpus(root: str | os.PathLike, corpus: Corpus) -> None:
                 writer.writerow((f"{name}.mp4", int(fake), kind, f"id{index:05d}"))
 
 
-def simulate_clip(
-    name: str, kind: str, corpus: Corpus
-) -> tuple[Float[np.ndarray, "T D"], Float[np.ndarray, "T D"]]:
+def simulate_clip(name: str, kind: str, corpus: Corpus) -> tuple[Float[np.ndarray, "T D"], Float[np.ndarray, "T D"]]:
     """Visual and audio features of one clip; the same for the same name, kind and corpus."""
     rng = np.random.default_rng((corpus.seed, zlib.crc32(name.encode())))
     frames = int(rng.integers(*corpus.frames, endpoint=True))

@@ -58,7 +58,9 @@ class FeatureSource:
         """
         members = [m for m, clip in zip(self.members, self.clips, strict=True) if clip.label == REAL]
         if not members:
-            raise InputError(f"{self.path}: none of its {len(self.members)} clips is labelled real; training needs them")
+            raise InputError(
+                f"{self.path}: none of its {len(self.members)} clips is labelled real; training needs them"
+            )
         return dataclasses.replace(self, members=tuple(members))
 
     def check_finite(self) -> None:
@@ -66,7 +68,9 @@ class FeatureSource:
         for clip, (shard, _) in enumerate(self.members):
             if not all(np.isfinite(self.features(modality, clip)).all() for modality in ("visual", "audio")):
                 where = self.shards[shard].path
-                raise InputError(f"{where}: the features of {self.clips[clip].path!r} hold NaN; extract this shard again")
+                raise InputError(
+                    f"{where}: the features of {self.clips[clip].path!r} hold NaN; extract this shard again"
+                )
 
 
 def open_source(path: str | os.PathLike) -> FeatureSource:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.schema import RANDOM_WEIGHTS, InputError, whole_file
+from extract.schema import InputError, caveat, whole_file
 from jax_avh.evaluation.metrics import detection_metrics
 from jax_avh.evaluation.pooling import POOLINGS
 from jax_avh.evaluation.scores import ScoreTable, open_scores
@@ -35,7 +35,8 @@ def evaluate(scores: Sequence[str | os.PathLike], output: str | os.PathLike) -> 
         temporary.write_text(json.dumps(metrics, indent=2) + "\n")
     with whole_file(Path(output) / "clips.csv") as temporary:
         _write_clips(tables, temporary)
-    return format_metrics(metrics) + "".join(map(_caveat, tables.items()))
+    caveats = [f"{name}: {text}" for name, table in tables.items() if (text := caveat(table.attributes))]
+    return "\n".join([format_metrics(metrics), *caveats])
 
 
 def format_metrics(metrics: Metrics) -> str:
@@ -79,10 +80,3 @@ def _write_clips(tables: dict[str, ScoreTable], path: Path) -> None:
         writer.writerow(["path", "label", *columns])
         for clip, label in labels.items():
             writer.writerow([clip, label, *(column.get(clip, "") for column in columns.values())])
-
-
-def _caveat(named: tuple[str, ScoreTable]) -> str:
-    name, table = named
-    if table.attributes.get("weights_sha256") != RANDOM_WEIGHTS:
-        return ""
-    return f"\n{name}: the features come from RANDOM AV-HuBERT weights; these numbers mean nothing."

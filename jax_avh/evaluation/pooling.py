@@ -17,7 +17,9 @@ def _packed(pool: Callable) -> Pooling:
         clips = pool(frame, borders[:-1], np.diff(borders))
         return clips[0] if offset is None else clips
 
-    pooled.__doc__ = pool.__doc__ + """
+    pooled.__doc__ = (
+        pool.__doc__
+        + """
 
     Args:
       frame: frame scores of all clips, end to end.
@@ -26,6 +28,7 @@ def _packed(pool: Callable) -> Pooling:
     Returns:
       float64 scores of the clips [N]; a single number if `offset` is None.
     """
+    )
     pooled.__name__ = pool.__name__
     return pooled
 
@@ -54,4 +57,9 @@ def logmeanexp(frame, starts, lengths):
     return np.logaddexp.reduceat(frame, starts) - np.log(lengths)
 
 
-POOLINGS: dict[str, Pooling] = {"logsumexp": logsumexp, "mean": mean, "max": maximum, "logmeanexp": logmeanexp}
+POOLINGS: dict[str, Pooling] = {
+    "logsumexp": logsumexp,
+    "mean": mean,
+    "max": maximum,
+    "logmeanexp": logmeanexp,
+}

@@ -39,7 +39,9 @@ def score(weights: str | os.PathLike, features: str | os.PathLike, output: str |
     path = weights_file(weights)
     network, source = load_weights(path), open_source(features)
     if source.width != network.width:
-        raise InputError(f"{path}: takes features of width {network.width}, but those in {features} have {source.width}")
+        raise InputError(
+            f"{path}: takes features of width {network.width}, but those in {features} have {source.width}"
+        )
     stream = frame_stream(source)
     frame = score_frames(network, FrameBatches(stream, BATCH_FRAMES, tau=0, chunks=jax.device_count()))
     if not np.isfinite(frame).all():

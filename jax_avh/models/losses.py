@@ -5,9 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def windowed_softmax_loss(
-    scores: Float[Array, "*T W"], valid: Bool[Array, "*T W"] | None = None
-) -> Float[Array, "*T"]:
+def windowed_softmax_loss(scores: Float[Array, "*T W"], valid: Bool[Array, "*T W"] | None = None) -> Float[Array, "*T"]:
     """-log softmax over a window of scores, at its centre: small when the frame's own audio scores highest.
 
     Args:

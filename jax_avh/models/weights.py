@@ -20,7 +20,10 @@ LAYERS = {
 }
 # Official parameter name -> the layer's own, by the kind of layer. Matrices are transposed (vectors are their own
 # transposes, so `.T` and a reversed shape serve both).
-PARAMETERS = {nnx.Linear: {"weight": "kernel", "bias": "bias"}, nnx.LayerNorm: {"weight": "scale", "bias": "bias"}}
+PARAMETERS = {
+    nnx.Linear: {"weight": "kernel", "bias": "bias"},
+    nnx.LayerNorm: {"weight": "scale", "bias": "bias"},
+}
 
 
 def save_weights(network: AlignmentNetwork, path: str | os.PathLike) -> None:

@@ -16,7 +16,10 @@ class Checkpoints:
 
     def __init__(self, directory: Path):
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["val_loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=lambda metrics: metrics["val_loss"],
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
         )
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),

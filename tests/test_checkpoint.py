@@ -1,0 +1,161 @@
+"""Official files: every form loads, nothing pickled in them runs."""
+
+import argparse
+import os
+import pickle
+import sys
+import tarfile
+import types
+import zipfile
+
+import numpy as np
+import omegaconf
+import pytest
+import torch
+
+from extract.avhubert import AVHubertConfig, load_avhubert
+from extract.schema import InputError
+from extract.unpickle import load_restricted
+from tests import rules
+from tests.rules import TINY_SETTINGS as SETTINGS
+from tests.rules import encoder_checkpoint as checkpoint
+
+
+@pytest.fixture
+def foreign_class():
+    """A class that pickles as fairseq's Dictionary and is gone again when the file is read."""
+    names = ["fairseq", "fairseq.data", "fairseq.data.dictionary"]
+    for name in names:
+        sys.modules[name] = types.ModuleType(name)
+    kind = type("Dictionary", (), {"__module__": names[-1]})
+    sys.modules[names[-1]].Dictionary = kind
+    yield kind
+    for name in names:
+        del sys.modules[name]
+
+
+def as_config(form: str) -> object:
+    """The same settings as files of different ages keep them."""
+    return {
+        "dict": {"model": SETTINGS, "task": {"labels": ["km"]}},
+        "omegaconf": omegaconf.OmegaConf.create({"model": SETTINGS, "task": {"labels": ["km"]}}),
+        "namespace": argparse.Namespace(**SETTINGS, arch="av_hubert"),
+    }[form]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("form", ["dict", "omegaconf", "namespace"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_fine_tuned_files_of_every_age_load(tmp_path, form, dtype, zipped, tiny_encoder):
+    path = tmp_path / "x.pt"
+    torch.save(checkpoint(True, as_config(form), dtype), path, _use_new_zipfile_serialization=zipped)
+    network = load_avhubert(path)
+    assert network.config == AVHubertConfig.tiny()
+    wanted = tiny_encoder.state_dict() if dtype == torch.float16 else rules.encoder_weights(tiny_encoder)
+    for name, value in network.state_dict().items():
+        assert value.dtype in (torch.float32, torch.int64)
+        torch.testing.assert_close(value, wanted[name].to(value.dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", [dict, omegaconf.OmegaConf.create, lambda s: argparse.Namespace(**s)])
+def test_pretrained_files_load(tmp_path, form):
+    torch.save(checkpoint(False, form(SETTINGS)), tmp_path / "x.pt")
+    assert load_avhubert(tmp_path / "x.pt").config == AVHubertConfig.tiny()
+
+
+def test_objects_of_the_official_programs_become_stand_ins(tmp_path, foreign_class, request):
+    thing = foreign_class()
+    thing.symbols = ["a"]
+    file = checkpoint(False, SETTINGS) | {"task_state": {"dictionary": thing}}
+    torch.save(file, tmp_path / "x.pt")
+    for name in [n for n in sys.modules if n.startswith("fairseq")]:
+        sys.modules[name] = None  # importing it would now raise
+    loaded = load_restricted(tmp_path / "x.pt")
+    assert loaded["task_state"]["dictionary"].state == {"symbols": ["a"]}
+    load_avhubert(tmp_path / "x.pt")
+
+
+class Attack:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("attack", "named"),
+    [
+        (Attack(os.system, "touch {proof}"), "posix.system"),
+        (Attack(eval, "open('{proof}', 'w')"), "builtins.eval"),
+        (Attack(getattr, "os", "system"), "builtins.getattr"),
+        (Attack(pickle.loads, b""), "_pickle.loads"),
+        (Attack(torch.load, "{proof}"), "torch.serialization.load"),
+        (Attack(np.load, "{proof}"), "numpy.load"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_any_other_callable_is_refused_by_name_and_not_run(tmp_path, attack, named, zipped):
+    proof = tmp_path / "proof"
+    function, arguments = attack.call
+    arguments = tuple(a.format(proof=proof) if isinstance(a, str) else a for a in arguments)
+    file = checkpoint(False, SETTINGS) | {"extra_state": Attack(function, *arguments)}
+    torch.save(file, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"x\.pt: refused") as error:
+        load_avhubert(tmp_path / "x.pt")
+    assert named.rpartition(".")[2] in str(error.value)
+    assert not proof.exists()
+
+
+def test_the_same_attack_does_run_in_a_plain_unpickler(tmp_path):
+    """Otherwise the test above would prove nothing."""
+    pickle.loads(pickle.dumps(Attack(os.system, f"touch {tmp_path}/proof")))
+    assert (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("kind", ["TorchScript", "tar"])
+def test_archives_that_torch_would_read_otherwise_are_refused(tmp_path, kind):
+    if kind == "tar":
+        with tarfile.open(tmp_path / "x.pt", "w") as archive:
+            archive.add(__file__, "storages")
+    else:
+        with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+            archive.writestr("x/constants.pkl", b"")
+    with pytest.raises(InputError, match="refused"):
+        load_restricted(tmp_path / "x.pt")
+
+
+def test_all_parameters_that_do_not_fit_are_named_at_once(tmp_path):
+    file = checkpoint(False, SETTINGS)
+    del file["model"]["layer_norm.bias"]
+    file["model"]["post_extract_proj.bias"] = torch.zeros(3)
+    file["model"]["stray"] = torch.zeros(1)
+    torch.save(file, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="3 parameters") as error:
+        load_avhubert(tmp_path / "x.pt")
+    for name in ("layer_norm.bias", "post_extract_proj.bias", "stray"):
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(100)])
+def test_files_that_are_no_checkpoint(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.pt"):
+        load_avhubert(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_cut_short(tmp_path, part, zipped):
+    torch.save(checkpoint(False, SETTINGS), tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
+    whole = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(InputError, match=r"x\.pt"):
+        load_avhubert(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("file", [[], {}, {"model": {}}, {"model": {"a": 1}, "cfg": {"model": {"encoder_layers": 2}}}])
+def test_files_of_something_else(tmp_path, file):
+    torch.save(file, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="not an AV-HuBERT file"):
+        load_avhubert(tmp_path / "x.pt")

@@ -1,0 +1,233 @@
+"""The shard format: what is written is read, damage is told, files appear whole."""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import h5py
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from extract.clips import Failure
+from extract.schema import ClipMeta, InputError, list_shards, open_shard, whole_file
+from extract.shards import ClipFeatures, ShardSet, check_features, read_failures
+
+WIDTH = 8
+ATTRIBUTES = {"encoder": "test", "weights_sha256": "0", "width": WIDTH, "trimmed": False, "settings": "{}"}
+
+
+def features(length, seed=0, multimodal=False):
+    rng = np.random.default_rng(seed)
+    return ClipFeatures(*rng.standard_normal((2 + multimodal, length, WIDTH)).astype(np.float32))
+
+
+def shard_set(folder, clips, per_shard=100, dtype="float32", **attributes):
+    return ShardSet(folder, clips, per_shard, dtype, ATTRIBUTES | attributes)
+
+
+def write_one(folder, lengths=(3, 5), **options):
+    """A folder with one shard of clips of these lengths."""
+    clips = [ClipMeta(f"{n}.mp4", label=n % 2) for n in range(len(lengths))]
+    shards = shard_set(folder, clips, **options)
+    shards.write(0, [(clip, features(n, n)) for clip, n in zip(clips, lengths, strict=True)], [])
+    return shards.path(0)
+
+
+text = st.characters(exclude_categories=["C"])
+metas = st.fixed_dictionaries(
+    {
+        "path": st.text(text, min_size=1, max_size=9),
+        "label": st.sampled_from([-1, 0, 1]),
+        "category": st.text(text, max_size=5),
+        "identity": st.sampled_from(["", "id1", "ü"]),
+        "leading_silence": st.floats(0, 9, width=32),
+        "trimmed_frames": st.integers(-1, 99),
+        "segments": st.lists(st.tuples(st.floats(0, 9, width=32), st.floats(9, 20, width=32)), max_size=3).map(tuple),
+    }
+)
+
+
+@hypothesis.given(st.lists(st.tuples(metas, st.integers(1, 9)), max_size=5, unique_by=lambda item: item[0]["path"]))
+@hypothesis.settings(deadline=None)
+def test_what_is_written_is_read(tmp_path_factory, rows):
+    rows = [(ClipMeta(**fields), length) for fields, length in rows]
+    shards = shard_set(tmp_path_factory.mktemp("s"), [clip for clip, _ in rows])
+    stored = [(clip, features(length, k)) for k, (clip, length) in enumerate(rows)]
+    shards.write(0, stored, [])
+    shard = open_shard(shards.path(0))
+    assert shard.clips == tuple(clip for clip, _ in rows)
+    assert shard.width == WIDTH
+    for (_, wanted), start, stop in zip(stored, shard.offset, shard.offset[1:], strict=False):
+        np.testing.assert_array_equal(shard.visual[start:stop], wanted.visual)
+        np.testing.assert_array_equal(shard.audio[start:stop], wanted.audio)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_features_are_memory_mapped_in_the_dtype_asked_for(tmp_path, dtype):
+    shard = open_shard(write_one(tmp_path, dtype=dtype))
+    for array in (shard.visual, shard.audio):
+        assert isinstance(array, np.memmap)
+        assert array.dtype == dtype
+    np.testing.assert_array_equal(shard.visual[:3], features(3, 3).visual.astype(dtype))
+
+
+def test_unknown_silence_stays_unknown(tmp_path):
+    clip = open_shard(write_one(tmp_path)).clips[0]
+    assert math.isnan(clip.leading_silence)
+    assert clip.trimmed_frames == -1
+
+
+def test_multimodal_features_are_stored_where_given(tmp_path):
+    shards = shard_set(tmp_path, [ClipMeta("a")])
+    shards.write(0, [(ClipMeta("a"), features(4, multimodal=True))], [])
+    with h5py.File(shards.path(0)) as file:
+        assert file["multimodal"].shape == (4, WIDTH)
+
+
+def test_every_attribute_of_the_format_is_there(tmp_path):
+    attributes = open_shard(write_one(tmp_path)).attributes
+    fixed = {"format": "avh-features", "version": 1, "frame_rate": 25, "width": WIDTH, "trimmed": False}
+    assert fixed.items() <= attributes.items()
+    assert {"encoder", "weights_sha256", "settings", "created_by"} <= attributes.keys()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.05, 0.3, 0.7, 0.99])
+def test_a_shard_cut_short_is_refused(tmp_path, part):
+    path = write_one(tmp_path, lengths=(50, 60))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(part * len(data))])
+    with pytest.raises(InputError, match=r"features-00000\.h5: not a whole"):
+        open_shard(path)
+
+
+def rewrite(path, change):
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+def replaced(name, value):
+    def change(file):
+        del file[name]
+        file[name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda f: f.attrs.update(version=2), "version 2"),
+        (lambda f: f.attrs.update(format="other"), "format 'other'"),
+        (lambda f: f.attrs.pop("format"), "format None"),
+        (lambda f: f.attrs.update(width=9), "promise"),
+        (lambda f: f.pop("audio"), "audio"),
+        (lambda f: f.pop("clips"), "clips"),
+        (lambda f: f.pop("segments"), "segments"),
+        (replaced("clips/offset", [0, 3, 9]), "promise"),
+        (replaced("clips/offset", [0, 3, 3]), "does not rise"),
+        (replaced("clips/offset", [1, 3, 8]), "does not rise"),
+        (replaced("clips/label", [1]), "different lengths"),
+        (replaced("segments/offset", [0, 0, 1]), "does not fit"),
+        (replaced("visual", np.zeros((8, WIDTH), np.int32)), "int32"),
+        (replaced("visual", np.zeros(8, np.float32)), "promise"),
+    ],
+)
+def test_a_shard_that_contradicts_itself_is_refused(tmp_path, change, reason):
+    path = write_one(tmp_path)
+    rewrite(path, change)
+    with pytest.raises(InputError, match=reason) as error:
+        open_shard(path)
+    assert str(path) in str(error.value)
+
+
+def test_missing_shards_are_told(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        open_shard(tmp_path / "none.h5")
+    with pytest.raises(InputError, match="no feature shards"):
+        list_shards(tmp_path)
+
+
+def test_a_file_appears_only_when_whole(tmp_path):
+    (tmp_path / "x").write_text("old")
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "x") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_text() == "old"
+    with whole_file(tmp_path / "x") as temporary:
+        temporary.write_text("new")
+        assert (tmp_path / "x").read_text() == "old"
+    assert (tmp_path / "x").read_text() == "new"
+
+
+@hypothesis.given(st.integers(1, 40), st.integers(1, 12))
+def test_every_clip_belongs_to_exactly_one_shard(count, per_shard):
+    clips = [ClipMeta(str(n)) for n in range(count)]
+    shards = shard_set(Path("unused"), clips, per_shard)
+    dealt = [clip for shard in range(shards.count) for clip in shards.clips_of(shard)]
+    assert dealt == clips
+    assert all(len(shards.clips_of(shard)) == per_shard for shard in range(shards.count - 1))
+
+
+def test_a_shard_must_account_for_its_clips(tmp_path):
+    shards = shard_set(tmp_path, [ClipMeta("a"), ClipMeta("b")])
+    with pytest.raises(InputError, match="another clip list"):
+        shards.write(0, [(ClipMeta("a"), features(2))], [])
+    shards.write(0, [(ClipMeta("a"), features(2))], [Failure("b", "audio", "silent audio")])
+    assert shards.missing() == []
+    assert read_failures(tmp_path / "features-00000.failures.jsonl") == [Failure("b", "audio", "silent audio")]
+
+
+def test_a_shard_may_be_empty(tmp_path):
+    shards = shard_set(tmp_path, [ClipMeta("a")])
+    shards.write(0, [], [Failure("a", "media", "no such file")])
+    assert open_shard(shards.path(0)).clips == ()
+    assert shards.summarise({})["failed"] == 1
+
+
+def test_shards_of_another_run_are_refused(tmp_path):
+    clips = [ClipMeta("a")]
+    shard_set(tmp_path, clips).write(0, [(clips[0], features(2))], [])
+    with pytest.raises(InputError, match="trimmed"):
+        shard_set(tmp_path, clips, trimmed=True).missing()
+    with pytest.raises(InputError, match="another clip list"):
+        shard_set(tmp_path, [ClipMeta("b")]).missing()
+    with pytest.raises(InputError, match="another clip list"):
+        shard_set(tmp_path, [*clips, ClipMeta("b")]).missing()
+
+
+def test_a_shard_without_its_failure_log_is_refused(tmp_path):
+    clips = [ClipMeta("a")]
+    shards = shard_set(tmp_path, clips)
+    shards.write(0, [(clips[0], features(2))], [])
+    (tmp_path / "features-00000.failures.jsonl").unlink()
+    with pytest.raises(InputError, match="not a failure log"):
+        shards.missing()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"visual": np.full((3, WIDTH), np.nan, np.float32)}, "visual features hold NaN"),
+        ({"audio": np.full((3, WIDTH), np.inf, np.float32)}, "audio features hold NaN or infinity"),
+        ({"audio": np.zeros((2, WIDTH), np.float32)}, "visual has 3 frames, audio 2"),
+        ({"audio": np.zeros((3, 7), np.float32)}, r"float32 \[3, 7\]"),
+        ({"audio": np.zeros(3, np.float32)}, r"float32 \[3\]"),
+        ({"visual": np.zeros((3, WIDTH), np.int64)}, "int64"),
+        ({"visual": np.full((3, WIDTH), 1e6, np.float32)}, "leave the range of float16"),
+        ({"visual": np.zeros((0, WIDTH), np.float32), "audio": np.zeros((0, WIDTH), np.float32)}, "no frame"),
+        ({}, None),
+    ],
+)
+def test_features_that_cannot_be_stored(change, reason):
+
+    found = check_features(features(3)._replace(**change), WIDTH, "float16")
+    assert found is None if reason is None else re.search(reason, found)
+
+
+def test_clip_records_are_immutable():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ClipMeta("a").path = "b"
