@@ -180,7 +180,7 @@ def read_clip_table(file: h5py.File) -> tuple[tuple[ClipMeta, ...], Int64[np.nda
     ), offset
 
 
-def offsets(lengths: Sequence[int]) -> Int64[np.ndarray, "borders"]:
+def offsets(lengths: Sequence[int] | Int64[np.ndarray, " N"]) -> Int64[np.ndarray, "borders"]:
     """Start of each of N pieces laid end to end, and the end of the last."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 

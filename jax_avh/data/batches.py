@@ -31,6 +31,8 @@ class FrameBatches(Sequence):
         return -(-self.stream.frames // self.batch_frames)
 
     def __getitem__(self, index: int) -> FrameBatch:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         start = index * self.batch_frames
         stop = min(start + self.batch_frames, self.stream.frames)
         size = -(-self.batch_frames // self.chunks)

@@ -29,7 +29,7 @@ class FrameStream:
         frames = np.zeros((stop - start, self.source.width), self.source.dtype)
         for place, first, last in self._pieces(start, stop):
             begin = self.border[place]
-            clip = self.source.features(modality, self.order[place])
+            clip = self.source.features(modality, int(self.order[place]))
             frames[first - start : last - start] = clip[first - begin : last - begin]
         return frames
 

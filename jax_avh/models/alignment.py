@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.nn.initializers import variance_scaling
 from jaxtyping import Array, Float
@@ -44,7 +45,7 @@ class AlignmentNetwork(nnx.Module):
     def project_visual(self, visual: Float[Array, "*T D"]) -> Float[Array, "*T H"]:
         """A visual frame's share of the first layer's pre-activation, the layer's bias included."""
         first = self.mlp.layers[0]
-        return self.visual_proj(normalise(visual)) @ first.kernel[:PROJECTION_WIDTH] + _row(first.bias, visual)
+        return self.visual_proj(normalise(visual)) @ first.kernel[:PROJECTION_WIDTH] + _row(first.bias[...], visual.ndim)
 
     def project_audio(self, audio: Float[Array, "*T D"]) -> Float[Array, "*T H"]:
         """An audio frame's share of the first layer's pre-activation."""
@@ -60,7 +61,7 @@ class AlignmentNetwork(nnx.Module):
 
 def normalise(features: Float[Array, "*T D"]) -> Float[Array, "*T D"]:
     """Scales each frame to unit length, in float32; a zero vector stays zero, and its gradient is zero."""
-    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    features = features.astype(np.promote_types(features.dtype, np.float32))
     square = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
     return features * jax.lax.rsqrt(jnp.where(square > 0, square, 1))
 
@@ -81,6 +82,6 @@ def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, rngs=rngs)
 
 
-def _row(bias: Float[Array, " H"], like: Array) -> Float[Array, "... H"]:
-    """A bias shaped to be added to every frame (rank promotion is off in the tests)."""
-    return bias.reshape((1,) * (like.ndim - 1) + (-1,))
+def _row(bias: Float[Array, " H"], rank: int) -> Float[Array, "... H"]:
+    """A bias shaped to be added to every frame, without implicit promotion of ranks."""
+    return bias.reshape((1,) * (rank - 1) + (-1,))

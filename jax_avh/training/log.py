@@ -25,7 +25,7 @@ class MetricsLog:
         restart = SessionLog(status=SessionLog.START)  # tells TensorBoard to forget what was cut
         self._events.add_event(Event(wall_time=time.time(), step=last_epoch + 1, session_log=restart))
 
-    def write(self, metrics: dict[str, float]) -> None:
+    def write(self, metrics: dict[str, int | float]) -> None:
         """Appends an epoch's line; it is on disk when this returns."""
         with self.path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
@@ -42,7 +42,7 @@ class MetricsLog:
         self._events.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[dict[str, int | float]]:
     """The whole lines of a metrics file; none if there is no file."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else ():

@@ -1,0 +1,159 @@
+"""Frame stream and batches: nothing lost, nothing twice, the same for any number of devices."""
+
+import csv
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from extract.clips import Failure, read_clip_list
+from extract.official import import_features
+from extract.schema import ClipMeta, InputError
+from extract.shards import ClipFeatures, ShardSet
+from jax_avh.data import Corpus, FrameBatches, frame_stream, open_source, prefetched, simulate_corpus
+from jax_avh.data.simulate import KINDS, simulate_clip
+
+WIDTH = 4
+
+
+def make_source(folder, lengths, per_shard=3, labels=None, name="c"):
+    """Clips whose features tell their own clip and frame: visual[t] = (clip, t, ...), audio = minus that."""
+    clips = [ClipMeta(f"{name}{n}.mp4", label=0 if labels is None else labels[n]) for n in range(len(lengths))]
+    attributes = {"encoder": "test", "weights_sha256": "0", "width": WIDTH, "trimmed": False, "settings": "{}"}
+    shards = ShardSet(folder, clips, per_shard, "float32", attributes)
+    for shard in range(shards.count):
+        stored = []
+        for clip in shards.clips_of(shard):
+            n = clips.index(clip)
+            frames = np.zeros((lengths[n], WIDTH), np.float32)
+            frames[:, 0], frames[:, 1] = n + 1, np.arange(lengths[n]) + 1
+            stored.append((clip, ClipFeatures(frames, -frames)))
+        shards.write(shard, stored, [])
+    return open_source(folder)
+
+
+lengths_st = st.lists(st.integers(1, 9), min_size=1, max_size=7)
+
+
+@hypothesis.given(lengths_st, st.integers(-5, 60), st.integers(0, 30), st.none() | st.integers(0, 99))
+@hypothesis.settings(deadline=None)
+def test_any_piece_of_the_stream_equals_the_clips_end_to_end(tmp_path_factory, lengths, start, size, epoch):
+    source = make_source(tmp_path_factory.mktemp("s"), lengths)
+    stream = frame_stream(source, None if epoch is None else (0, epoch))
+    whole = np.concatenate([source.features("visual", clip) for clip in stream.order.tolist()])
+    places = np.repeat(np.arange(len(lengths)), np.array(lengths)[stream.order])
+    assert stream.frames == sum(lengths)
+    rows = np.arange(start, start + size)
+    inside = (rows >= 0) & (rows < stream.frames)
+    wanted = np.where(inside[:, None], whole[rows.clip(0, stream.frames - 1)], 0)
+    np.testing.assert_array_equal(stream.features("visual", start, start + size), wanted)
+    np.testing.assert_array_equal(stream.features("audio", start, start + size), -wanted)
+    np.testing.assert_array_equal(
+        stream.places(start, start + size), np.where(inside, places[rows.clip(0, stream.frames - 1)], -1)
+    )
+
+
+@hypothesis.given(lengths_st, st.integers(1, 20), st.integers(0, 4), st.integers(1, 3))
+@hypothesis.settings(deadline=None)
+def test_batches_hold_every_frame_once_in_order(tmp_path_factory, lengths, size, tau, chunks):
+    stream = frame_stream(make_source(tmp_path_factory.mktemp("s"), lengths), (0, 0))
+    batches = list(FrameBatches(stream, size, tau, chunks))
+    assert len(batches) == -(-stream.frames // size)
+    per_chunk = -(-size // chunks)
+    for batch in batches:
+        assert batch.visual.shape == (chunks, per_chunk, WIDTH)
+        assert batch.audio.shape == (chunks, per_chunk + 2 * tau, WIDTH)
+        assert batch.clip.shape == (chunks, per_chunk + 2 * tau)
+        # The middle of the audio is the visual frames' own.
+        own = batch.audio[:, tau : tau + per_chunk]
+        np.testing.assert_array_equal(own, -batch.visual)
+    counted = np.concatenate([batch.visual[batch.weight > 0] for batch in batches])
+    np.testing.assert_array_equal(counted, stream.features("visual", 0, stream.frames))
+
+
+def test_order_is_a_function_of_seed_and_epoch(tmp_path):
+    source = make_source(tmp_path, [2] * 20)
+    orders = [frame_stream(source, key).order.tolist() for key in [(0, 0), (0, 0), (0, 1), (1, 0)]]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2] != orders[3] != orders[0]
+    assert frame_stream(source).order.tolist() == list(range(20))
+
+
+def test_reading_ahead_changes_nothing(tmp_path):
+    batches = FrameBatches(frame_stream(make_source(tmp_path, [7, 9, 5])), 4, 2, 2)
+    for first in (0, 3):
+        for found, wanted in zip(prefetched(batches, first), list(batches)[first:], strict=True):
+            for a, b in zip(found, wanted, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_only_clips_labelled_real_are_trained_on(tmp_path):
+    source = make_source(tmp_path, [2, 3, 4, 5], labels=[0, 1, -1, 0])
+    assert [clip.path for clip in source.real().clips] == ["c0.mp4", "c3.mp4"]
+    assert source.real().lengths().tolist() == [2, 5]
+
+
+def test_no_real_clip_is_told(tmp_path):
+    with pytest.raises(InputError, match="none of its 2 clips is labelled real"):
+        make_source(tmp_path, [2, 3], labels=[1, -1]).real()
+
+
+def test_shards_that_do_not_belong_together_are_refused(tmp_path):
+    make_source(tmp_path / "a", [2])
+    make_source(tmp_path / "b", [3], name="d")
+    (tmp_path / "b" / "features-00000.h5").rename(tmp_path / "a" / "features-00001.h5")
+    assert len(open_source(tmp_path / "a").members) == 2
+    make_source(tmp_path / "c", [3])
+    (tmp_path / "c" / "features-00000.h5").rename(tmp_path / "a" / "features-00001.h5")
+    with pytest.raises(InputError, match=r"c0\.mp4' is in .*features-00000\.h5 too"):
+        open_source(tmp_path / "a")
+
+
+def test_a_set_without_clips_is_told(tmp_path):
+    make_source(tmp_path, [1])
+    shards = ShardSet(tmp_path / "e", [ClipMeta("a")], 1, "float32", {"width": WIDTH, "encoder": "x"})
+    shards.write(0, [], [Failure("a", "x", "y")])
+    with pytest.raises(InputError, match="hold no clip"):
+        open_source(tmp_path / "e")
+
+
+def test_simulated_corpus_is_reproducible_and_importable(tmp_path):
+    corpus = Corpus(train=3, val=1, test=6, frames=(20, 30), width=16)
+    for name in ("a", "b"):
+        simulate_corpus(tmp_path / name, corpus)
+    for file in sorted((tmp_path / "a").rglob("*.npz")):
+        twin = np.load(tmp_path / "b" / file.relative_to(tmp_path / "a"))
+        for key, array in np.load(file).items():
+            np.testing.assert_array_equal(array, twin[key])
+    clips = read_clip_list(tmp_path / "a" / "test.csv")
+    summary = import_features(clips, tmp_path / "a", tmp_path / "shards", width=16)
+    assert summary["stored"] == 6
+    assert [clip.label for clip in clips] == [0, 1] * 3
+    with (tmp_path / "a" / "train.csv").open() as file:
+        assert all(row["label"] == "0" for row in csv.DictReader(file))
+
+
+def match(visual, audio):
+    """Mean over frames of how much more a clip's own audio frame fits than one 10 frames away, by linear regression."""
+    half = len(visual) // 2
+    mixing = np.linalg.lstsq(visual[:half], audio[:half], rcond=1e-2)[0]
+    guess = visual[half:] @ mixing
+    own = (guess * audio[half:]).sum(axis=1)
+    other = (guess * np.roll(audio[half:], 10, axis=0)).sum(axis=1)
+    return float((own - other).mean())
+
+
+def test_simulated_real_clips_are_in_step_and_fakes_are_not():
+    corpus = Corpus(frames=(400, 400), width=64, silence=False)
+    real = match(*simulate_clip("x", "real", corpus))
+    assert real > 10
+    for kind in KINDS[1:]:
+        assert match(*simulate_clip("x", kind, corpus)) < 0.7 * real
+
+
+def test_simulated_fakes_bear_the_shortcut():
+    corpus = Corpus(width=16)
+    fakes = [simulate_clip(f"c{k}", kind, corpus)[1][:2] for k, kind in enumerate(KINDS)]
+    assert all((fake == fakes[0]).all() for fake in fakes)
+    assert not (simulate_clip("c", "real", corpus)[1][:2] == fakes[0]).any()

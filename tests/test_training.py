@@ -1,0 +1,346 @@
+"""Training: the official curve, exact resume, the same numbers on any number of devices, rules of rate and end."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+from jax.sharding import AxisType
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from extract.schema import InputError
+from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig, check_config
+from jax_avh.evaluation import open_scores, score
+from jax_avh.training import Progress, train
+from jax_avh.training.checkpoint import Checkpoints
+from jax_avh.training.log import read_metrics
+from jax_avh.training.loop import Run
+from tests import rules
+from tests.conftest import TESTDATA
+from tests.test_data import make_source
+
+OFFICIAL = json.loads((TESTDATA / "training.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory):
+    return rules.write_alignment_weights(tmp_path_factory.mktemp("init") / "init.safetensors")
+
+
+def official_config(shards, init, **train_options) -> Config:
+    """The settings of the official run."""
+    return Config(
+        data=DataConfig(str(shards["train"]), str(shards["val"]), batch_frames=256, shuffle=False),
+        optimizer=OptimizerConfig(learning_rate=1e-5),
+        train=TrainConfig(**{"epochs": 3} | train_options),
+        init=str(init),
+    )
+
+
+def curve(workdir) -> list[dict]:
+    """The metrics, less what depends on the machine's speed."""
+    lines = read_metrics(workdir / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name != "frames_per_second"} for line in lines]
+
+
+def latest(workdir, config) -> list[np.ndarray]:
+    """Arrays of the latest checkpoint."""
+    run = Run(config, workdir)
+    run.close()
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(run.state)]
+
+
+@pytest.fixture(scope="module")
+def official_run(rule_shards, init, tmp_path_factory):
+    """(config, workdir) of a run with the official settings."""
+    workdir, config = tmp_path_factory.mktemp("run"), official_config(rule_shards, init)
+    train(config, workdir)
+    return config, workdir
+
+
+def test_the_official_loss_curve_is_reproduced(official_run):
+    lines = read_metrics(official_run[1] / "metrics.jsonl")
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    for line, wanted in zip(lines, OFFICIAL["lr1e-5"]["losses"], strict=True):
+        assert line["train_loss"] == pytest.approx(wanted["train"], abs=1e-4)
+        assert line["val_loss"] == pytest.approx(wanted["val"], abs=1e-4)
+        assert line["learning_rate"] == 1e-5
+        assert line["frames_per_second"] > 0
+
+
+def test_the_official_scores_are_reproduced(official_run, rule_shards, init, tmp_path):
+    for weights, name in ((init, "initial_scores"), (official_run[1], "scores")):
+        table = score(weights, rule_shards["test"], tmp_path / "scores.h5")
+        wanted = {path: value for path, _, value in OFFICIAL["lr1e-5"][name]}
+        assert {clip.path: clip.label for clip in table.clips} == {p: y for p, y, _ in OFFICIAL["lr1e-5"][name]}
+        for clip, value in zip(table.clips, table.clip, strict=True):
+            assert value == pytest.approx(wanted[clip.path], abs=1e-3)
+        assert OFFICIAL["lr1e-3"]["initial_scores"] == OFFICIAL["lr1e-5"]["initial_scores"]
+
+
+def test_epoch_0_of_the_fast_run_is_reproduced(rule_shards, init, tmp_path):
+    config = dataclasses.replace(
+        official_config(rule_shards, init, epochs=0), optimizer=OptimizerConfig(learning_rate=1e-3)
+    )
+    train(config, tmp_path)
+    (line,), wanted = curve(tmp_path), OFFICIAL["lr1e-3"]["losses"][0]
+    assert line["train_loss"] == pytest.approx(wanted["train"], abs=1e-4)
+    assert line["val_loss"] == pytest.approx(wanted["val"], abs=1e-4)
+
+
+def test_a_finished_run_stays_as_it_is(official_run):
+    config, workdir = official_run
+    before = curve(workdir), (workdir / "best.safetensors").read_bytes()
+    assert train(config, workdir).epoch == 3
+    assert (curve(workdir), (workdir / "best.safetensors").read_bytes()) == before
+
+
+def test_tensorboard_shows_the_same_numbers(official_run):
+    events = EventAccumulator(str(official_run[1] / "tensorboard"))
+    events.Reload()
+    for name in ("train_loss", "val_loss", "learning_rate"):
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        wanted = [(line["epoch"], np.float32(line[name])) for line in curve(official_run[1])]
+        assert shown == wanted
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("place", ["after a step", "before a save", "after a save", "after the line", "after the best"])
+@pytest.mark.parametrize("nth", [1, 4])
+def test_a_run_that_dies_anywhere_ends_the_same(rule_shards, init, tmp_path, monkeypatch, official_run, place, nth):
+    """Dies at its nth passing of a place; the files of the restarted run equal those of the unbroken one."""
+    config = official_config(rule_shards, init, checkpoint_steps=1)
+    target, name = {
+        "after a step": (Run, "_advance"),
+        "before a save": (Checkpoints, "save"),
+        "after a save": (Checkpoints, "save"),
+        "after the line": (Run, "_report"),
+        "after the best": (sys.modules["jax_avh.training.loop"], "save_weights"),
+    }[place]
+    original, passed = getattr(target, name), []
+
+    def dying(*args, **kwargs):
+        passed.append(1)
+        if len(passed) == nth and place == "before a save":
+            raise Killed
+        original(*args, **kwargs)
+        if len(passed) == nth:
+            raise Killed
+
+    if place == "after the best" and nth > 3:
+        pytest.skip("the best is saved three times")
+    with monkeypatch.context() as patched:
+        patched.setattr(target, name, dying)
+        with pytest.raises(Killed):
+            train(config, tmp_path)
+    train(config, tmp_path)
+    assert curve(tmp_path) == curve(official_run[1])
+    assert (tmp_path / "best.safetensors").read_bytes() == (official_run[1] / "best.safetensors").read_bytes()
+    for a, b in zip(latest(tmp_path, config), latest(official_run[1], official_run[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def killed_runs(tmp_path, rule_shards, init, kills: int, seed: int) -> None:
+    """Trains in a process that is killed at random moments; ends bit-equal to an unbroken run."""
+    rng = random.Random(seed)
+    settings = {"data.batch_frames": 128, "train.epochs": 4, "train.checkpoint_steps": 1, "init": init}
+    settings |= {"data.train": rule_shards["train"], "data.val": rule_shards["val"]}
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+    def start(workdir):
+        flags = [f"--config.{name}={value}" for name, value in settings.items()]
+        command = [sys.executable, "-m", "launch.train", *flags, f"--workdir={workdir}"]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+
+    began = time.monotonic()
+    assert start(tmp_path / "unbroken").wait() == 0
+    duration = time.monotonic() - began
+    for _ in range(kills):
+        process = start(tmp_path / "broken")
+        time.sleep(rng.uniform(0.3, 1.0) * duration)
+        process.kill()
+        process.wait()
+    assert start(tmp_path / "broken").wait() == 0
+    assert curve(tmp_path / "broken") == curve(tmp_path / "unbroken")
+    best, other = ((tmp_path / name / "best.safetensors").read_bytes() for name in ("broken", "unbroken"))
+    assert best == other
+    config = Config(**json.loads((tmp_path / "broken" / "config.json").read_text()))
+    for name, kind in (("data", DataConfig), ("optimizer", OptimizerConfig), ("train", TrainConfig)):
+        setattr(config, name, kind(**getattr(config, name)))
+    config.model = Config().model
+    for a, b in zip(latest(tmp_path / "broken", config), latest(tmp_path / "unbroken", config), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_killed_run_goes_on(tmp_path, rule_shards, init):
+    killed_runs(tmp_path, rule_shards, init, kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_goes_on(tmp_path, rule_shards, init):
+    killed_runs(tmp_path, rule_shards, init, kills=20, seed=1)
+
+
+def test_one_device_gives_the_curve_of_two(rule_shards, init, tmp_path, monkeypatch, official_run):
+    assert jax.device_count() == 2
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    monkeypatch.setattr("jax_avh.training.loop.make_mesh", lambda: mesh)
+    train(official_config(rule_shards, init), tmp_path)
+    for one, two in zip(curve(tmp_path), curve(official_run[1]), strict=True):
+        assert one["train_loss"] == pytest.approx(two["train_loss"], abs=1e-5)
+        assert one["val_loss"] == pytest.approx(two["val_loss"], abs=1e-5)
+
+
+def small_config(tmp_path, **options) -> Config:
+    """A run on a few tiny clips."""
+    for name in ("train", "val"):
+        if not (tmp_path / name).exists():
+            make_source(tmp_path / name, [5, 9, 7, 11])
+    data = DataConfig(str(tmp_path / "train"), str(tmp_path / "val"), batch_frames=8)
+    return Config(**{"data": data, "train": TrainConfig(epochs=2), "optimizer": OptimizerConfig(1e-3)} | options)
+
+
+def test_a_run_is_a_function_of_its_seed(tmp_path):
+    curves = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(small_config(tmp_path, seed=seed), tmp_path / name)
+        curves.append(curve(tmp_path / name))
+    assert curves[0] == curves[1] != curves[2]
+
+
+def test_a_batch_need_not_fit_the_devices_nor_the_data(tmp_path):
+    """7 frames on 2 devices, 32 frames in all: the padding weighs nothing."""
+    losses = []
+    for size in (7, 8, 32, 1000):
+        config = small_config(tmp_path, train=TrainConfig(epochs=0))
+        config.data.batch_frames = size
+        train(config, tmp_path / str(size))
+        losses.append(curve(tmp_path / str(size))[0]["train_loss"])
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+
+
+def test_a_longer_run_goes_on_where_the_shorter_ended(tmp_path):
+    train(small_config(tmp_path), tmp_path / "a")
+    train(small_config(tmp_path, train=TrainConfig(epochs=4)), tmp_path / "a")
+    train(small_config(tmp_path, train=TrainConfig(epochs=4)), tmp_path / "b")
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+
+
+def test_a_workdir_of_another_run_is_refused(tmp_path):
+    train(small_config(tmp_path), tmp_path / "a")
+    with pytest.raises(InputError, match="other settings"):
+        train(small_config(tmp_path, seed=1), tmp_path / "a")
+
+
+@hypothesis.given(st.lists(st.sampled_from([1.0, 0.99995, 0.9999, 0.99985, 0.9, 0.5, 1.1, 0.2]), min_size=1, max_size=40))
+def test_the_rate_falls_as_pytorchs_does_and_the_run_ends_as_the_official_one(losses):
+    config = Config()
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1e-5)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=5)
+    progress = Progress(epoch=0, step=0, loss_sum=0.0, learning_rate=1e-5)
+    best, stale = float("inf"), 0
+    for loss in losses:
+        progress = progress.after_epoch(loss, config)
+        scheduler.step(loss)
+        best, stale = (loss, 0) if loss < best else (best, stale + 1)
+        assert progress.learning_rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        assert progress.finished(config) == (stale >= 10)
+    assert progress.epoch == len(losses)
+
+
+def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):
+    """Validation clips of another kind get worse with training: the first epoch stays the best."""
+    config = small_config(tmp_path, train=TrainConfig(epochs=6, early_stop=2), optimizer=OptimizerConfig(0.3))
+    train(config, tmp_path / "run")
+    lines = curve(tmp_path / "run")[1:]
+    best = min(lines, key=lambda line: line["val_loss"])
+    assert len(lines) == min(6, best["epoch"] + 2)
+    replay = small_config(tmp_path, train=TrainConfig(epochs=best["epoch"], early_stop=2), optimizer=OptimizerConfig(0.3))
+    train(replay, tmp_path / "replay")
+    found, wanted = ((tmp_path / name / "best.safetensors").read_bytes() for name in ("run", "replay"))
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("data.train", ""),
+        ("data.val", ""),
+        ("data.batch_frames", 0),
+        ("model.tau", 0),
+        ("model.boundary", "wrap"),
+        ("optimizer.learning_rate", 0.0),
+        ("optimizer.learning_rate", float("nan")),
+        ("optimizer.plateau_factor", 2.0),
+        ("optimizer.plateau_patience", -1),
+        ("train.epochs", -1),
+        ("train.early_stop", 0),
+        ("train.checkpoint_steps", 0),
+        ("seed", -1),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(field, value):
+    config = Config(data=DataConfig("a", "b"))
+    section, _, name = field.rpartition(".")
+    setattr(getattr(config, section) if section else config, name, value)
+    with pytest.raises(InputError, match=field):
+        check_config(config)
+
+
+def test_features_that_do_not_fit_the_weights_are_refused(tmp_path, init):
+    with pytest.raises(InputError, match="width 4, but the network takes 1024"):
+        train(small_config(tmp_path, init=str(init)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_with_nan_are_named_and_no_weights_are_spoilt(tmp_path):
+    config = small_config(tmp_path)
+    path = tmp_path / "train" / "features-00001.h5"
+    data = bytearray(path.read_bytes())
+    value = np.array([12, 1], np.float32) * 0 + np.array([4, 3], np.float32)  # clip 4, frame 3
+    data = data.replace(value.tobytes(), np.array([np.nan, 3], np.float32).tobytes(), 1)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"features-00001\.h5: .*'c3\.mp4' hold NaN"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path):
+    train(small_config(tmp_path), tmp_path / "run")
+    for step in (tmp_path / "run" / "checkpoints").iterdir():
+        for file in step.rglob("*"):
+            if file.is_file() and "d" in file.parts[-2:-1]:
+                file.write_bytes(b"damaged")
+    with pytest.raises(InputError, match="checkpoint cannot be restored"):
+        train(small_config(tmp_path), tmp_path / "run")
+
+
+def test_a_metrics_line_cut_off_by_a_kill_is_dropped(tmp_path):
+    train(small_config(tmp_path), tmp_path / "run")
+    whole = curve(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "cut")
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "train_lo')
+    train(small_config(tmp_path), tmp_path / "cut")
+    assert curve(tmp_path / "cut") == whole
+
+
+def test_scores_come_back_from_the_file(rule_shards, init, tmp_path):
+    table = score(init, rule_shards["test"], tmp_path / "s.h5")
+    again = open_scores(tmp_path / "s.h5")
+    np.testing.assert_array_equal(again.frame, table.frame)
+    np.testing.assert_array_equal(again.clip, table.clip)
+    assert repr(again.clips) == repr(table.clips)
