@@ -87,7 +87,7 @@ def _read_npz(path: Path) -> ClipFeatures | str:
     if not path.is_file():
         return f"no such file: {path}"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return ClipFeatures(arrays["visual"], arrays["audio"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         return f"not a file of npz features ({' '.join(str(error).split())})"

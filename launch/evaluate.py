@@ -5,7 +5,7 @@ python -m launch.evaluate --scores=scores.h5 --output=results
 
 from absl import flags
 
-from jax_avh.evaluation import evaluate
+from jax_avh.evaluation import evaluate_scores
 from launch import command
 
 SCORES = flags.DEFINE_list("scores", None, "Score files, comma-separated.", required=True)
@@ -14,7 +14,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder of metrics.json and clips.c
 
 def main() -> None:
     """Parses flags, evaluates."""
-    print(evaluate(SCORES.value, OUTPUT.value))
+    print(evaluate_scores(SCORES.value, OUTPUT.value))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ python -m launch.score --weights=run --features=shards/test --output=scores.h5
 from absl import flags
 
 from extract.schema import caveat
-from jax_avh.evaluation import score
+from jax_avh.evaluation import score_shards
 from launch import command
 
 WEIGHTS = flags.DEFINE_string("weights", None, "A .safetensors file, or the workdir of a training run.", required=True)
@@ -16,7 +16,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Score file to write (.h5).", requi
 
 def main() -> None:
     """Parses flags, scores."""
-    table = score(WEIGHTS.value, FEATURES.value, OUTPUT.value)
+    table = score_shards(WEIGHTS.value, FEATURES.value, OUTPUT.value)
     print(
         f"{OUTPUT.value}: {len(table.clips)} clips, {len(table.frame)} frames. {caveat(table.attributes)}".rstrip(" .")
     )

@@ -13,6 +13,7 @@ from jaxtyping import install_import_hook
 # Every shape annotation of the program is checked on every call of every test.
 install_import_hook(["extract", "jax_avh", "apps"], "beartype.beartype")
 
+import hypothesis
 import jax
 import pytest
 import torch
@@ -27,6 +28,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()  # grain and orbax read flags; no command line is parsed here
 torch.set_num_threads(1)  # the tests run side by side
+hypothesis.settings.register_profile("untimed", deadline=None)  # machines differ; speed is for benchmarks
+hypothesis.settings.load_profile("untimed")
 
 TESTDATA = Path(__file__).parent / "testdata"  # official outputs on rule-made weights and clips; see its README
 SHARED = Path(__file__).parents[2] / "shared" / "fixtures"  # larger ones, where they are at hand

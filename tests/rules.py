@@ -1,4 +1,4 @@
-"""Weights and features made by rule, so that none need storing: the official outputs in testdata were made from them."""
+"""Weights and features made by rule, so that none need storing: the outputs in testdata were made from them."""
 
 import collections
 import csv
@@ -90,7 +90,7 @@ CLIPS = {
 
 
 def feature_clip(name: str, frames: int, fake: int, width: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-    """Visual and audio features of a clip. One latent path drives both; in a fake, a third of the audio's is another."""
+    """Visual and audio features of a clip: one latent path drives both; in a fake, a third of the audio has another."""
     latent, noise = 24, 0.5
     fixed = np.random.RandomState(7)
     mixing = [fixed.standard_normal((latent, width)) / latent**0.5 for _ in range(2)]

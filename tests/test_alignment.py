@@ -129,7 +129,7 @@ def test_under_x64_they_agree_to_rounding():
 
 
 @hypothesis.given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 5), st.data())
-@hypothesis.settings(deadline=None, max_examples=6)
+@hypothesis.settings(max_examples=6)
 def test_where_a_batch_is_cut_changes_no_frame(network, lengths, tau, data):
     """A batch that ends inside a clip, given its halo, scores its frames as the whole does."""
     batch = make_batch(lengths, tau)
@@ -167,7 +167,9 @@ def test_chunks_are_scored_as_one(network):
         batch.weight.reshape(2, 10),
     )
     whole = windowed_softmax_loss(*window_scores(network, batch))
-    np.testing.assert_allclose(avh_align.frame_losses(network, chunks, ModelConfig(tau=3)).reshape(-1), whole, atol=1e-5)
+    np.testing.assert_allclose(
+        avh_align.frame_losses(network, chunks, ModelConfig(tau=3)).reshape(-1), whole, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("boundary", ["zeros", "mask"])
@@ -216,7 +218,11 @@ def torch_network(weights):
     for inputs, hidden in ((1024, 512), (512, 256), (256, 128)):
         mlp += [linear(inputs, hidden), norm(hidden), torch.nn.ReLU()]
     module = torch.nn.ModuleDict(
-        {"visual_proj": linear(1024, 512), "audio_proj": linear(1024, 512), "mlp": torch.nn.Sequential(*mlp, linear(128, 1))}
+        {
+            "visual_proj": linear(1024, 512),
+            "audio_proj": linear(1024, 512),
+            "mlp": torch.nn.Sequential(*mlp, linear(128, 1)),
+        }
     )
     module.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     return module

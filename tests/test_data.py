@@ -37,7 +37,6 @@ lengths_st = st.lists(st.integers(1, 9), min_size=1, max_size=7)
 
 
 @hypothesis.given(lengths_st, st.integers(-5, 60), st.integers(0, 30), st.none() | st.integers(0, 99))
-@hypothesis.settings(deadline=None)
 def test_any_piece_of_the_stream_equals_the_clips_end_to_end(tmp_path_factory, lengths, start, size, epoch):
     source = make_source(tmp_path_factory.mktemp("s"), lengths)
     stream = frame_stream(source, None if epoch is None else (0, epoch))
@@ -55,7 +54,6 @@ def test_any_piece_of_the_stream_equals_the_clips_end_to_end(tmp_path_factory, l
 
 
 @hypothesis.given(lengths_st, st.integers(1, 20), st.integers(0, 4), st.integers(1, 3))
-@hypothesis.settings(deadline=None)
 def test_batches_hold_every_frame_once_in_order(tmp_path_factory, lengths, size, tau, chunks):
     stream = frame_stream(make_source(tmp_path_factory.mktemp("s"), lengths), (0, 0))
     batches = list(FrameBatches(stream, size, tau, chunks))

@@ -16,7 +16,7 @@ from jax_avh.evaluation.scores import ScoreTable, open_scores
 Metrics = dict[str, dict[str, dict[str, float | int | None]]]  # method -> pooling -> metric -> value
 
 
-def evaluate(scores: Sequence[str | os.PathLike], output: str | os.PathLike) -> str:
+def evaluate_scores(scores: Sequence[str | os.PathLike], output: str | os.PathLike) -> str:
     """Evaluates score files side by side; writes `metrics.json` and `clips.csv`.
 
     Args:

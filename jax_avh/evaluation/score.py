@@ -22,7 +22,7 @@ BATCH_FRAMES = 8192
 COPIED = ("encoder", "weights_sha256", "trimmed")  # attributes of the shards
 
 
-def score(weights: str | os.PathLike, features: str | os.PathLike, output: str | os.PathLike) -> ScoreTable:
+def score_shards(weights: str | os.PathLike, features: str | os.PathLike, output: str | os.PathLike) -> ScoreTable:
     """Scores every frame and every clip of a folder of shards.
 
     Args:
@@ -50,7 +50,7 @@ def score(weights: str | os.PathLike, features: str | os.PathLike, output: str |
     attributes = {name: source.attributes[name] for name in COPIED if name in source.attributes}
     attributes |= {"weights": str(path), "features": str(features)}
     attributes["alignment_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    clip = POOLINGS[avh_align.CLIP_POOLING](frame, stream.border)
+    clip = POOLINGS[avh_align.CLIP_POOLING](frame, stream.border).astype(np.float32)
     table = ScoreTable(avh_align.NAME, tuple(source.clips), stream.border, frame, clip, attributes)
     write_scores(table, output)
     return table

@@ -45,7 +45,9 @@ class AlignmentNetwork(nnx.Module):
     def project_visual(self, visual: Float[Array, "*T D"]) -> Float[Array, "*T H"]:
         """A visual frame's share of the first layer's pre-activation, the layer's bias included."""
         first = self.mlp.layers[0]
-        return self.visual_proj(normalise(visual)) @ first.kernel[:PROJECTION_WIDTH] + _row(first.bias[...], visual.ndim)
+        return self.visual_proj(normalise(visual)) @ first.kernel[:PROJECTION_WIDTH] + _row(
+            first.bias[...], visual.ndim
+        )
 
     def project_audio(self, audio: Float[Array, "*T D"]) -> Float[Array, "*T H"]:
         """An audio frame's share of the first layer's pre-activation."""

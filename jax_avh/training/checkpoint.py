@@ -1,6 +1,7 @@
 """Checkpoints of a run by Orbax: the latest, to go on from, and the best."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 from orbax.checkpoint import v1 as ocp
@@ -40,6 +41,7 @@ class Checkpoints:
         """
         if self._checkpointer.latest is None:
             return None
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax drops its other reads when one fails
         try:
             tree = self._checkpointer.load(None, _tree(state, progress))
         except (ValueError, KeyError, OSError) as error:

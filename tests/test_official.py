@@ -1,0 +1,175 @@
+"""Official files: npz features into shards, alignment weights both ways."""
+
+import argparse
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from extract.clips import read_clip_list
+from extract.official import convert_weights, import_features
+from extract.schema import ClipMeta, InputError, list_shards, open_shard
+from extract.shards import read_failures
+from jax_avh.evaluation import POOLINGS, score_shards
+from jax_avh.models import load_weights
+from tests import rules
+from tests.conftest import TESTDATA
+
+WIDTH = 8
+
+
+def write_npz(path, **arrays):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)
+
+
+def pair(frames=5, width=WIDTH, dtype=np.float32):
+    return dict(
+        zip(
+            ("visual", "audio"), np.random.default_rng(0).standard_normal((2, frames, width)).astype(dtype), strict=True
+        )
+    )
+
+
+def test_features_arrive_as_they_were(tmp_path, rule_shards):
+    for split in ("train", "val", "test"):
+        for path in list_shards(rule_shards[split]):
+            shard = open_shard(path)
+            assert [(clip.path, clip.label) for clip in shard.clips] == [(p, y) for p, _, y in rules.CLIPS[split]]
+            for clip, start, stop in zip(shard.clips, shard.offset, shard.offset[1:], strict=False):
+                official = np.load((rule_shards["npz"] / clip.path).with_suffix(".npz"))
+                np.testing.assert_array_equal(shard.visual[start:stop], official["visual"])
+                np.testing.assert_array_equal(shard.audio[start:stop], official["audio"])
+
+
+def test_features_that_cannot_be_used_are_logged(tmp_path):
+    good = pair()
+    write_npz(tmp_path / "good.npz", **good, multimodal=good["visual"])
+    write_npz(tmp_path / "wide.npz", **pair(width=9))
+    write_npz(tmp_path / "uneven.npz", visual=good["visual"], audio=good["audio"][:-1])
+    write_npz(tmp_path / "nan.npz", visual=good["visual"] * np.nan, audio=good["audio"])
+    write_npz(tmp_path / "huge.npz", visual=good["visual"] * 1e9, audio=good["audio"])
+    write_npz(tmp_path / "none.npz", **pair(frames=0))
+    write_npz(tmp_path / "half.npz", visual=good["visual"])
+    write_npz(tmp_path / "object.npz", visual=np.array([object()], object), audio=good["audio"])
+    np.save(tmp_path / "single.npy", good["visual"])
+    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
+    (tmp_path / "text.npz").write_text("no features")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:300])
+    reasons = {
+        "wide": r"float32 \[5, 9\], not float \[T, 8\]",
+        "uneven": "visual has 5 frames, audio 4",
+        "nan": "visual features hold NaN",
+        "huge": "leave the range of float16",
+        "none": "no frame",
+        "half": "audio",
+        "object": "allow_pickle|Object arrays",
+        "single": "npz",
+        "text": "npz",
+        "empty": "npz",
+        "cut": "npz",
+        "missing": "no such file",
+    }
+    clips = [ClipMeta(f"{name}.mp4") for name in ["good", *reasons]]
+    summary = import_features(clips, tmp_path, tmp_path / "out", width=WIDTH)
+    assert summary["stored"] == 1
+    failures = {f.path.removesuffix(".mp4"): f.reason for f in read_failures(tmp_path / "out" / "failures.jsonl")}
+    assert list(failures) == list(reasons)
+    for name, reason in reasons.items():
+        assert re.search(reason, failures[name]), failures[name]
+
+
+class Attack:
+    def __init__(self, proof):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.proof}",)
+
+
+def test_a_pickle_in_an_npz_is_not_run(tmp_path):
+    write_npz(tmp_path / "a.npz", visual=np.array([Attack(tmp_path / "proof")], object), audio=np.zeros((1, WIDTH)))
+    import_features([ClipMeta("a.mp4")], tmp_path, tmp_path / "out", width=WIDTH)
+    assert len(read_failures(tmp_path / "out" / "failures.jsonl")) == 1
+    assert not (tmp_path / "proof").exists()
+
+
+def test_an_import_goes_on_and_keeps_its_shards(tmp_path):
+    for n in range(5):
+        write_npz(tmp_path / f"{n}.npz", **pair(n + 1))
+    clips = [ClipMeta(f"{n}.mp4") for n in range(5)]
+    import_features(clips, tmp_path, tmp_path / "out", width=WIDTH, clips_per_shard=2)
+    first = [(path, path.stat().st_mtime_ns) for path in list_shards(tmp_path / "out")]
+    (tmp_path / "out" / "features-00001.h5").unlink()
+    import_features(clips, tmp_path, tmp_path / "out", width=WIDTH, clips_per_shard=2)
+    second = [(path, path.stat().st_mtime_ns) for path in list_shards(tmp_path / "out")]
+    assert [a == b for a, b in zip(first, second, strict=True)] == [True, False, True]
+
+
+def test_official_weights_score_as_recorded_and_come_back_equal(shared, rule_shards, tmp_path):
+    official = shared("training/avh_align_official.pt")
+    convert_weights(official, tmp_path / "w.safetensors")
+    record = json.loads((TESTDATA / "training.json").read_text())["lr1e-3"]
+    table = score_shards(tmp_path / "w.safetensors", rule_shards["test"], tmp_path / "s.h5")
+    for clip, value in zip(table.clips, table.clip, strict=True):
+        assert value == pytest.approx({p: s for p, _, s in record["scores"]}[clip.path], abs=1e-3)
+    n = [clip.path for clip in table.clips].index("test/c03.mp4")
+    frame = table.frame[slice(*table.offset[n : n + 2])]
+    np.testing.assert_allclose(frame, record["frame_scores_test/c03.mp4"], rtol=0, atol=1e-3)
+    assert POOLINGS["logsumexp"](frame) == pytest.approx(table.clip[n], rel=1e-6)
+    convert_weights(tmp_path / "w.safetensors", tmp_path / "back.pt")
+    before = torch.load(official, weights_only=False)["state_dict"]
+    after = torch.load(tmp_path / "back.pt", weights_only=True)["state_dict"]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_file_in_the_official_form_converts(tmp_path):
+    weights = {name: torch.from_numpy(array) for name, array in rules.alignment_weights().items()}
+    official = {"epoch": 3, "state_dict": weights, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-5}]}}
+    official |= {"scheduler": {}, "best_val_loss": 3.4, "args": argparse.Namespace(tau=15, name="x")}
+    torch.save(official, tmp_path / "w.pt")
+    convert_weights(tmp_path / "w.pt", tmp_path / "w.safetensors")
+    found = safetensors.numpy.load_file(tmp_path / "w.safetensors")
+    for name, array in rules.alignment_weights().items():
+        np.testing.assert_array_equal(found[name], array)
+    assert load_weights(tmp_path / "w.safetensors").width == 1024
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("a.pt", "b.pt"), ("a.safetensors", "b.safetensors"), ("a.txt", "b.pt"), ("a.pt", "b.bin")]
+)
+def test_endings_that_mean_no_conversion(tmp_path, source, target):
+    with pytest.raises(InputError, match="one must end in"):
+        convert_weights(tmp_path / source, tmp_path / target)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 1}, {"state_dict": {}}, {"state_dict": {"a": 3}}, [1]])
+def test_files_without_weights(tmp_path, content):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="not an AVH-Align file"):
+        convert_weights(tmp_path / "w.pt", tmp_path / "w.safetensors")
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_an_attack_in_weights_is_refused(tmp_path):
+    torch.save({"state_dict": {}, "args": Attack(tmp_path / "proof")}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="refused"):
+        convert_weights(tmp_path / "w.pt", tmp_path / "w.safetensors")
+    assert not (tmp_path / "proof").exists()
+
+
+def test_damaged_safetensors(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(InputError, match="not a readable"):
+        convert_weights(tmp_path / "w.safetensors", tmp_path / "w.pt")
+
+
+def test_an_official_list_is_read_as_it_is(tmp_path):
+    (tmp_path / "c.csv").write_text("path,label,num_frames\nid00001/a/b/real.mp4,0,125\n")
+    assert [(clip.path, clip.label) for clip in read_clip_list(tmp_path / "c.csv")] == [("id00001/a/b/real.mp4", 0)]
