@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -87,6 +88,6 @@ def _verdicts(videos: Sequence[str], encoder: AVHubert, network: AlignmentNetwor
             yield Verdict(video, error=error.reason)
             continue
         features = encode_clips(encoder, [clip])[0]
-        frame = np.asarray(avh_align.frame_scores(network, *map(np.asarray, features[:2])))
+        frame = np.asarray(avh_align.frame_scores(network, *map(jnp.asarray, features[:2])))
         scores = {name: round(float(pool(frame)), 6) for name, pool in POOLINGS.items()}
         yield Verdict(video, len(frame) / FRAME_RATE, scores, worst_second(frame), caveat=note)

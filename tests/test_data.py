@@ -143,7 +143,7 @@ def match(visual, audio):
 
 
 def test_simulated_real_clips_are_in_step_and_fakes_are_not():
-    corpus = Corpus(frames=(400, 400), width=64, silence=False)
+    corpus = Corpus(frames=(400, 400), width=64, noise=0.5, silence=False)
     real = match(*simulate_clip("x", "real", corpus))
     assert real > 10
     for kind in KINDS[1:]:

@@ -17,7 +17,6 @@ from jaxtyping import Float
 
 LATENT = 24  # dimensions of the path
 MEMORY = 0.8  # of the path, from one frame to the next
-NOISE = 0.5  # standard deviation, against a signal of about 1
 SILENT_FRAMES = 2  # at the start of a fake: 80 ms
 SHIFT = 6  # frames that a shifted fake's audio runs late
 KINDS = ("local", "shifted", "swapped")
@@ -32,6 +31,7 @@ class Corpus:
     test: int = 40  # half of them fake
     frames: tuple[int, int] = (60, 140)  # shortest and longest clip
     width: int = 1024
+    noise: float = 4.0  # standard deviation, against a signal of 1: hard enough that the poolings differ
     silence: bool = True  # whether fakes start with the shortcut
     seed: int = 0
 
@@ -86,7 +86,7 @@ def _observed(
     """Features of a path: mixed by the modality's own matrix, noised, each frame of mean 0 and variance 1."""
     fixed = np.random.default_rng((corpus.seed, modality))
     mixing = fixed.standard_normal((LATENT, corpus.width)) / np.sqrt(LATENT)
-    features = latent @ mixing + NOISE * rng.standard_normal((len(latent), corpus.width))
+    features = latent @ mixing + corpus.noise * rng.standard_normal((len(latent), corpus.width))
     return (_standardised(features)).astype(np.float32)
 
 

@@ -1,0 +1,142 @@
+"""What needs both sides: verdicts on videos, and the demo's own pieces."""
+
+import csv
+import hashlib
+import json
+
+import av
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from apps.demo import material
+from apps.demo.fakes import make_clips
+from apps.demo.material import CLIPS, fetch_clips
+from apps.detect import detect, worst_second
+from extract.avhubert import AVHubert, AVHubertConfig, encode_clips, random_avhubert
+from extract.clips import read_clip_list
+from extract.prepare import PrepareSettings, leading_silence, prepare_clip, read_audio, read_video
+from extract.schema import ClipMeta, InputError
+from jax_avh.evaluation import POOLINGS
+from jax_avh.methods import avh_align
+from jax_avh.models import load_weights
+from tests import rules
+from tests.media import ramp, tone, write_media
+
+
+@pytest.fixture(scope="module")
+def narrow_weights(tmp_path_factory):
+    """Alignment weights for the tiny encoder's features."""
+    return rules.write_alignment_weights(tmp_path_factory.mktemp("w") / "w.safetensors", width=64)
+
+
+def test_a_video_is_scored_and_a_bad_one_named(
+    tmp_path, real_clips, tiny_checkpoint, tiny_encoder, narrow_weights, capsys
+):
+    (tmp_path / "text.mp4").write_text("no film")
+    write_media(tmp_path / "no face.mp4", ramp([0] * 30), sound=tone(1.2))
+    videos = [str(real_clips["testMovie"]), str(tmp_path / "text.mp4"), str(tmp_path / "no face.mp4")]
+    status = detect(videos, str(tiny_checkpoint), str(narrow_weights), tmp_path / "v.json")
+    assert status == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(name in lines[0] for name in (*POOLINGS, "worst second"))
+    assert "RANDOM" not in lines[0]
+    assert "FAILED: cannot be decoded" in lines[1]
+    assert "FAILED: no face found" in lines[2]
+    verdicts = json.loads((tmp_path / "v.json").read_text())
+    clip = prepare_clip(ClipMeta("testMovie.mp4"), real_clips["testMovie"].parent, PrepareSettings())
+    features = encode_clips(tiny_encoder, [clip])[0]
+    frame = np.asarray(avh_align.frame_scores(load_weights(narrow_weights), *map(jnp.asarray, features[:2])))
+    for name, pool in POOLINGS.items():
+        assert verdicts[0]["scores"][name] == pytest.approx(float(pool(frame)), abs=1e-4)
+    assert verdicts[0]["seconds"] == len(frame) / 25
+    assert verdicts[0]["worst_second"] == list(worst_second(frame))
+    assert [bool(verdict["error"]) for verdict in verdicts] == [False, True, True]
+
+
+def test_weights_that_do_not_fit_the_encoder(tmp_path, tiny_checkpoint):
+    weights = rules.write_alignment_weights(tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"width 1024, but .* gives 64"):
+        detect(["x.mp4"], str(tiny_checkpoint), str(weights))
+
+
+def test_random_weights_are_said_in_every_verdict(tmp_path, narrow_weights, real_clips, monkeypatch, capsys):
+    monkeypatch.setattr("extract.pipeline.AVHubertConfig.large", AVHubertConfig.tiny)
+    detect([str(real_clips["testMovie"])], "random", str(narrow_weights), tmp_path / "v.json")
+    assert "RANDOM AV-HuBERT weights" in capsys.readouterr().out
+    assert "RANDOM" in json.loads((tmp_path / "v.json").read_text())[0]["caveat"]
+
+
+@pytest.mark.parametrize(
+    ("frame", "wanted"),
+    [
+        (np.r_[np.zeros(50), np.ones(25), np.zeros(25)], (2.0, 3.0)),
+        (np.ones(10), (0.0, 0.4)),
+        (np.r_[np.zeros(25), 1], (0.04, 1.04)),
+        (np.full(1, 3.0), (0.0, 0.04)),
+    ],
+)
+def test_the_worst_second_is_the_highest_25_frames(frame, wanted):
+    assert worst_second(frame) == pytest.approx(wanted)
+
+
+def test_the_demo_makes_real_clips_and_fakes_of_them(tmp_path, real_clips):
+    sources = {name: real_clips[name] for name in ("testMovie", "obama_speech")}
+    make_clips(sources, tmp_path / "media", tmp_path / "clips.csv")
+    clips = read_clip_list(tmp_path / "clips.csv")
+    assert [(clip.category, clip.label) for clip in clips[:4]] == [
+        ("own", 0), ("swapped", 1), ("shifted", 1), ("spliced", 1)
+    ]  # fmt: skip
+    own = read_audio(tmp_path / "media" / "testMovie" / "own.mp4")
+    source = read_audio(real_clips["testMovie"])
+    sound = {clip.category: read_audio(tmp_path / "media" / clip.path) for clip in clips[:4]}
+    agree = {name: np.corrcoef(wave[: len(source)], source[: len(wave)])[0, 1] for name, wave in sound.items()}
+    assert agree["own"] > 0.95
+    assert agree["spliced"] > 0.5
+    assert abs(agree["swapped"]) < 0.1
+    shift = np.roll(source, round(0.2 * 16000))
+    assert np.corrcoef(sound["shifted"][: len(shift)], shift[: len(sound["shifted"])])[0, 1] > 0.95
+    assert len(own) == pytest.approx(len(source), abs=2048)
+    for clip in clips[:4]:
+        with av.open(str(tmp_path / "media" / clip.path)) as container:
+            assert {stream.type for stream in container.streams} == {"video", "audio"}
+        np.testing.assert_array_equal(
+            read_video(tmp_path / "media" / clip.path)[:5], read_video(real_clips["testMovie"])[:5]
+        )
+    spliced = clips[3]
+    start, stop = (round(16000 * seconds) for seconds in spliced.segments[0])
+    difference = np.abs(sound["spliced"][: len(source)] - source[: len(sound["spliced"])])
+    assert difference[start:stop].mean() > 10 * difference[: start - 2000].mean()
+    assert leading_silence(sound["shifted"]) < 0.1  # no moment of silence gives the fake away
+
+
+def test_a_clip_of_another_content_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(material, "_download", lambda folder: None)
+    (tmp_path / "jwpIntro.mp4").write_bytes(b"other")
+    with pytest.raises(InputError, match=r"jwpIntro\.mp4: missing, or not the clip expected"):
+        fetch_clips(tmp_path)
+
+
+def test_the_clips_are_those_named(real_clips):
+    for name, (_, digest) in CLIPS.items():
+        assert hashlib.sha256(real_clips[name].read_bytes()).hexdigest() == digest
+
+
+def test_random_encoders_are_seeded():
+    one, two = (random_avhubert(AVHubertConfig.tiny()).state_dict() for _ in range(2))
+    other = random_avhubert(AVHubertConfig.tiny(), seed=1).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+    assert isinstance(AVHubert(AVHubertConfig.tiny()), torch.nn.Module)
+
+
+@pytest.mark.slow
+def test_the_demo_runs_to_its_end(tmp_path, launch, real_clips):
+    status, output = launch("demo", f"--output={tmp_path}")
+    assert status == 0, output
+    for said in ("RANDOM AV-HuBERT weights", "SIMULATED", "jwpIntro/spliced.mp4", "avh_align            logsumexp"):
+        assert said in output
+    with (tmp_path / "results" / "clips.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 40
