@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from apps.demo import material
+from apps.demo import demo, material
 from apps.demo.fakes import make_clips
 from apps.demo.material import CLIPS, fetch_clips
 from apps.detect import detect, worst_second
@@ -18,6 +18,7 @@ from extract.avhubert import AVHubert, AVHubertConfig, encode_clips, random_avhu
 from extract.clips import read_clip_list
 from extract.prepare import PrepareSettings, leading_silence, prepare_clip, read_audio, read_video
 from extract.schema import ClipMeta, InputError
+from jax_avh.data import Corpus
 from jax_avh.evaluation import POOLINGS
 from jax_avh.methods import avh_align
 from jax_avh.models import load_weights
@@ -130,6 +131,18 @@ def test_random_encoders_are_seeded():
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
     assert isinstance(AVHubert(AVHubertConfig.tiny()), torch.nn.Module)
+
+
+def test_the_demo_in_short(tmp_path, real_clips, tiny_checkpoint, monkeypatch, capfd):
+    """All of its steps, on one clip, a small encoder and a small corpus."""
+    monkeypatch.setattr("apps.demo.run.fetch_clips", lambda: {"obama_speech": real_clips["obama_speech"]})
+    monkeypatch.setattr("apps.demo.run.Corpus", lambda: Corpus(train=4, val=2, test=6, frames=(20, 30)))
+    demo(tmp_path, str(tiny_checkpoint))
+    output = capfd.readouterr().out
+    for said in ("4 clips: 4 in 1 shards", "obama_speech/spliced.mp4", "SIMULATED", "avh_align            mean"):
+        assert said in output
+    assert "RANDOM" not in output
+    assert json.loads((tmp_path / "results" / "metrics.json").read_text())["avh_align"]["mean"]["fake"] == 3
 
 
 @pytest.mark.slow
