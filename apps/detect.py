@@ -11,14 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from extract.avhubert import AVHubert, encode_clips
-from extract.clips import ClipError
-from extract.pipeline import open_encoder
+from extract.clips import Failure
+from extract.pipeline import attempt, open_encoder
 from extract.prepare import PrepareSettings, prepare_clip
-from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, whole_file
+from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_output, whole_file
 from jax_avh.evaluation.pooling import POOLINGS
-from jax_avh.evaluation.score import weights_file
 from jax_avh.methods import avh_align
-from jax_avh.models import AlignmentNetwork, load_weights
+from jax_avh.models import AlignmentNetwork, load_weights, weights_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +55,8 @@ def detect(videos: Sequence[str], avhubert: str, weights: str, output: str | os.
     Raises:
       InputError: the weights are missing, damaged, or do not fit each other.
     """
+    if output is not None:
+        check_output(output)
     network = load_weights(weights_file(weights))
     encoder, attributes = open_encoder(avhubert)
     if attributes["width"] != network.width:
@@ -82,10 +83,9 @@ def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
 
 def _verdicts(videos: Sequence[str], encoder: AVHubert, network: AlignmentNetwork, note: str) -> Iterator[Verdict]:
     for video in videos:
-        try:
-            clip = prepare_clip(ClipMeta(Path(video).name), Path(video).parent, PrepareSettings())
-        except ClipError as error:
-            yield Verdict(video, error=error.reason)
+        clip = attempt(prepare_clip, ClipMeta(Path(video).name), Path(video).parent, PrepareSettings())
+        if isinstance(clip, Failure):
+            yield Verdict(video, error=clip.reason)
             continue
         features = encode_clips(encoder, [clip])[0]
         frame = np.asarray(avh_align.frame_scores(network, *map(jnp.asarray, features[:2])))

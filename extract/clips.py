@@ -81,10 +81,23 @@ def check_path(path: str) -> str:
     return path
 
 
-def check_same_clips(found: Sequence[str], expected: Sequence[ClipMeta], where: Path) -> None:
-    """Refuses a shard whose clips (stored and failed) are not the ones that the list puts there."""
-    if sorted(found) != sorted(clip.path for clip in expected):
-        raise InputError(f"{where}: was made from another clip list; choose an empty output folder")
+def refuse_shared_names(clips: Sequence[ClipMeta]) -> None:
+    """Refuses clips that differ in their suffix alone, where another suffix takes its place (x.mp4 means x.npz).
+
+    Raises:
+      InputError: naming the two.
+    """
+    seen: dict[str, str] = {}
+    for clip in clips:
+        if (other := seen.setdefault(str(PurePosixPath(clip.path).with_suffix("")), clip.path)) != clip.path:
+            raise InputError(f"the list names {other!r} and {clip.path!r}, which would both be read from the same file")
+
+
+def shift_segments(segments: Sequence[tuple[float, float]], seconds: float) -> tuple[tuple[float, float], ...]:
+    """Segments on a timeline that starts `seconds` later; what lay before is gone."""
+    if not seconds:
+        return tuple(segments)
+    return tuple((max(start - seconds, 0.0), end - seconds) for start, end in segments if end > seconds)
 
 
 def _rows(path: Path):
@@ -110,7 +123,7 @@ def _clip(row: dict[str, str | None]) -> ClipMeta:
     if text["label"].lower() not in LABELS:
         raise ValueError(f"label {text['label']!r} is none of 0, 1, -1")
     return ClipMeta(
-        path=check_path(row["path"]),
+        path=str(PurePosixPath(check_path(row["path"]))),  # one spelling: "./a.mp4" is "a.mp4"
         label=LABELS[text.pop("label").lower()],
         segments=_segments(text.pop("fake_segments")),
         **text,
@@ -120,8 +133,8 @@ def _clip(row: dict[str, str | None]) -> ClipMeta:
 def _segments(text: str) -> tuple[tuple[float, float], ...]:
     """Fake stretches out of their JSON form."""
     try:
-        segments = tuple((float(start), float(end)) for start, end in json.loads(text or "[]"))
-    except (ValueError, TypeError):
+        segments = tuple((start + 0.0, end + 0.0) for start, end in json.loads(text or "[]"))
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise ValueError(f"fake_segments {text!r} is not JSON of the form [[start, end], ...]") from None
     if any(not 0 <= start <= end < math.inf for start, end in segments):
         raise ValueError(f"fake_segments {text!r} must have 0 <= start <= end, in seconds")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import safetensors.torch
 import torch
 import tqdm
 
-from extract.clips import Failure, inside
-from extract.schema import ClipMeta, InputError, whole_file
+from extract.clips import Failure, inside, refuse_shared_names
+from extract.schema import ClipMeta, InputError, check_output, whole_file
 from extract.shards import ClipFeatures, ShardSet, check_features
 from extract.stopwatch import Stopwatch
 from extract.unpickle import load_restricted
@@ -45,6 +44,7 @@ def import_features(
     """
     if not Path(features).is_dir():
         raise InputError(f"{features}: no such folder of npz features")
+    refuse_shared_names(clips)
     settings = {"source": "npz", "dtype": dtype, "clips_per_shard": clips_per_shard}
     attributes = {"encoder": "imported", "weights_sha256": "unknown", "width": width, "trimmed": "unknown"}
     attributes["settings"] = json.dumps(settings, sort_keys=True)
@@ -78,18 +78,19 @@ def convert_weights(source: str | os.PathLike, target: str | os.PathLike) -> Non
     if not (endings[0] in readers and endings[1] in writers and endings[0] != endings[1]):
         raise InputError(f"cannot convert {source} to {target}: one must end in .pt, the other in .safetensors")
     weights = readers[endings[0]](Path(source))
+    check_output(target)
     with whole_file(target) as temporary:
         writers[endings[1]](weights, temporary)
 
 
 def _read_npz(path: Path) -> ClipFeatures | str:
     """Features of one clip, or why there are none."""
-    if not path.is_file():
-        return f"no such file: {path}"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return ClipFeatures(arrays["visual"], arrays["audio"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except FileNotFoundError:
+        return f"no such file: {path}"
+    except Exception as error:  # a damaged file can make numpy and zlib raise anything; this clip is then logged
         return f"not a file of npz features ({' '.join(str(error).split())})"
 
 
@@ -98,8 +99,9 @@ def _read_official(path: Path) -> dict[str, torch.Tensor]:
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not weights:
         raise InputError(f"{path}: not an AVH-Align file: it holds no `state_dict`")
-    if wrong := [name for name, value in weights.items() if not isinstance(value, torch.Tensor)]:
-        raise InputError(f"{path}: not an AVH-Align file: {wrong[0]!r} is no tensor")
+    named = all(isinstance(name, str) and name.isascii() for name in weights)
+    if not named or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise InputError(f"{path}: not an AVH-Align file: its `state_dict` holds more than named tensors")
     return {name: value.clone().contiguous() for name, value in weights.items()}
 
 
@@ -115,4 +117,5 @@ def _write_safetensors(weights: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def _write_official(weights: dict[str, torch.Tensor], path: Path) -> None:
-    torch.save({"state_dict": weights}, path)
+    with path.open("wb") as file:
+        torch.save({"state_dict": weights}, file)

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -20,7 +20,7 @@ import tqdm
 from extract.avhubert.checkpoint import load_avhubert, random_avhubert, sha256
 from extract.avhubert.encode import batches, encode_clips
 from extract.avhubert.network import AVHubert, AVHubertConfig
-from extract.clips import ClipError, Failure
+from extract.clips import ClipError, Failure, refuse_shared_names
 from extract.prepare.clip import PreparedClip, PrepareSettings, prepare_clip
 from extract.schema import RANDOM_WEIGHTS, ClipMeta, InputError
 from extract.shards import ClipFeatures, ShardSet, check_features
@@ -70,13 +70,19 @@ def extract(
     shards = ShardSet(Path(output), clips, settings.clips_per_shard, settings.dtype, attributes | _attributes(settings))
     missing = shards.missing()
     pending = [clip for shard in missing for clip in shards.clips_of(shard)]
+    if settings.prepare.input == "roi":
+        refuse_shared_names(clips)
     done = len(clips) - len(pending)
     with (
         pebble.ProcessPool(settings.processes, initializer=_start_worker, context=_SPAWN) as pool,
         tqdm.tqdm(desc="clips", unit="clip", initial=done, total=len(clips)) as bar,
     ):
         outcomes = watch.waiting("prepare", _prepared(pool, pending, media, settings))
-        shards.fill(missing, lambda part: _encoded(network, outcomes, len(part), settings.dtype, watch, bar), watch)
+        try:
+            shards.fill(missing, lambda part: _encoded(network, outcomes, len(part), settings.dtype, watch, bar), watch)
+        except BaseException:
+            pool.stop()  # an error or Ctrl-C must not wait for the clips in preparation
+            raise
     return shards.summarise(watch.summary())
 
 
@@ -91,6 +97,7 @@ def open_encoder(avhubert: str | os.PathLike) -> tuple[AVHubert, dict[str, objec
     else:
         network, name, digest = load_avhubert(avhubert), "AV-HuBERT", sha256(avhubert)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32: features agree between machines
     width = network.config.width
     encoder = f"{name} ({network.config.layers} layers, width {width})"
     return network.to(device), {"encoder": encoder, "weights_sha256": digest, "width": width}
@@ -116,27 +123,35 @@ def _prepared(
     """Outcomes in the clips' order, a bounded number of clips ahead of their use."""
     waiting = collections.deque()
     for clip in clips:
-        arguments = (clip, media, settings.prepare)
-        waiting.append((clip, pool.schedule(prepare_clip, arguments, timeout=settings.clip_timeout)))
+        arguments = (prepare_clip, clip, media, settings.prepare)
+        waiting.append((clip, pool.schedule(attempt, arguments, timeout=settings.clip_timeout)))
         if len(waiting) > AHEAD * settings.processes:
             yield _outcome(*waiting.popleft())
     while waiting:
         yield _outcome(*waiting.popleft())
 
 
-def _outcome(clip: ClipMeta, future: pebble.ProcessFuture) -> PreparedClip | Failure:
+def attempt(
+    prepare: Callable[..., PreparedClip], clip: ClipMeta, media: str | os.PathLike, settings: PrepareSettings
+) -> PreparedClip | Failure:
+    """Prepares a clip; whatever its file makes a library raise becomes the clip's failure."""
     try:
-        return future.result()
+        return prepare(clip, media, settings)
     except ClipError as error:
         return Failure(clip.path, error.stage, error.reason)
     except InputError:  # not this clip's fault: a missing landmark model, say
         raise
+    except Exception as error:
+        return Failure(clip.path, "prepare", f"unexpected {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _outcome(clip: ClipMeta, future: pebble.ProcessFuture) -> PreparedClip | Failure:
+    try:
+        return future.result()
     except concurrent.futures.TimeoutError as error:
         return Failure(clip.path, "prepare", f"preparation took longer than {error.args[-1]:g} s")
     except pebble.ProcessExpired as error:
         return Failure(clip.path, "prepare", f"its decoder crashed (exit status {error.exitcode})")
-    except Exception as error:  # whatever a library raises on a strange file: logged, never lost
-        return Failure(clip.path, "prepare", f"unexpected {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _encoded(
@@ -161,8 +176,22 @@ def _encoded(
 
     for batch in batches(prepared()):
         with watch.stage("encode"):
-            encoded = encode_clips(network, batch)
-        for clip, features in zip(batch, encoded, strict=True):
-            reason = check_features(features, network.config.width, dtype)
-            results.append(Failure(clip.meta.path, "encode", reason) if reason else (clip.meta, features))
+            results += _encode_batch(network, batch, dtype)
     return results
+
+
+def _encode_batch(
+    network: AVHubert, batch: list[PreparedClip], dtype: str
+) -> list[tuple[ClipMeta, ClipFeatures] | Failure]:
+    """A batch's features; a batch that does not fit into memory is encoded clip by clip."""
+    try:
+        encoded = encode_clips(network, batch)
+    except (MemoryError, RuntimeError) as error:  # torch's own out-of-memory errors are RuntimeErrors
+        if len(batch) > 1:
+            return [outcome for clip in batch for outcome in _encode_batch(network, [clip], dtype)]
+        return [Failure(batch[0].meta.path, "encode", f"cannot be encoded: {' '.join(str(error).split())}")]
+    reasons = [check_features(features, network.config.width, dtype) for features in encoded]
+    return [
+        Failure(clip.meta.path, "encode", reason) if reason else (clip.meta, features)
+        for clip, features, reason in zip(batch, encoded, reasons, strict=True)
+    ]

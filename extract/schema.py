@@ -2,7 +2,7 @@
 
 A shard is one HDF5 file that holds the AV-HuBERT features of N clips, F frames in all, laid end to end. It is the
 only thing that the PyTorch side (`extract`) and the JAX side (`jax_avh`) share, so this module needs numpy and h5py
-alone.
+alone (and jaxtyping, for annotations).
 """
 
 import contextlib
@@ -81,7 +81,9 @@ def open_shard(path: str | os.PathLike) -> Shard:
     with reading(path) as file:
         check_format(file, path, FORMAT, VERSION)
         clips, offset = read_clip_table(file)
-        visual, audio = (_map_array(file[name], path) for name in ("visual", "audio"))
+        # One map a file: h5py's global lock is then off the hot path, and a shard costs one descriptor.
+        buffer = np.memmap(path, np.uint8, "r")
+        visual, audio = (_map_array(file[name], buffer) for name in ("visual", "audio"))
         attributes = {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
     frames, width = int(offset[-1]), attributes.get("width")
     for name, array in (("visual", visual), ("audio", audio)):
@@ -125,7 +127,7 @@ def reading(path: Path) -> Iterator[h5py.File]:
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # as h5py raises them
         raise InputError(f"{path}: not a whole HDF5 file of ours ({' '.join(str(error).split())})") from error
 
 
@@ -136,6 +138,8 @@ def check_format(file: h5py.File, path: Path, name: str, version: int) -> None:
         raise InputError(
             f"{path}: format {found!r} version {number}, but this program reads {name!r} version {version}"
         )
+    if (rate := file.attrs.get("frame_rate")) != FRAME_RATE:
+        raise InputError(f"{path}: {rate} frames a second, but this program reads {FRAME_RATE}")
 
 
 def write_clip_table(file: h5py.File, clips: Sequence[ClipMeta], offset: Int64[np.ndarray, "borders"]) -> None:
@@ -160,24 +164,35 @@ def read_clip_table(file: h5py.File) -> tuple[tuple[ClipMeta, ...], Int64[np.nda
     """
     group, segments = file["clips"], file["segments"]
     columns = {name: group[name].asstr()[:] for name in TEXT_COLUMNS}
-    columns |= {name: group[name][:].tolist() for name in NUMBER_COLUMNS}
-    offset, segment_offset = group["offset"][:], segments["offset"][:]
-    value = segments["value"][:].tolist()
-    count = len(offset) - 1
-    if any(len(column) != count for column in columns.values()) or len(segment_offset) != count + 1:
-        raise ValueError("the columns of /clips have different lengths")
-    if offset[0] != 0 or (np.diff(offset) < 1).any():
-        raise ValueError("/clips/offset does not rise from 0")
-    if segment_offset[0] != 0 or (np.diff(segment_offset) < 0).any() or segment_offset[-1] != len(value):
-        raise ValueError("/segments/offset does not fit /segments/value")
+    columns |= {name: group[name][:].astype(dtype, casting="safe").tolist() for name, dtype in NUMBER_COLUMNS.items()}
+    offset, segment_offset = (table["offset"][:].astype(np.int64, casting="safe") for table in (group, segments))
+    value = segments["value"][:].astype(np.float64, casting="safe")
+    _check_clip_table(columns, offset, segment_offset, value)
     rows = zip(*columns.values(), strict=True)
     return tuple(
         ClipMeta(
             **dict(zip(columns, row, strict=True)),
-            segments=tuple(map(tuple, value[segment_offset[n] : segment_offset[n + 1]])),
+            segments=tuple(map(tuple, value[segment_offset[n] : segment_offset[n + 1]].tolist())),
         )
         for n, row in enumerate(rows)
     ), offset
+
+
+def _check_clip_table(columns: dict, offset: np.ndarray, segment_offset: np.ndarray, value: np.ndarray) -> None:
+    """Raises a ValueError if the parts of a clip table contradict each other."""
+    count = len(offset) - 1
+    if offset.ndim != 1 or segment_offset.ndim != 1 or value.ndim != 2 or value.shape[1] != 2:
+        raise ValueError("/clips/offset, /segments/offset or /segments/value has another shape")
+    if any(len(column) != count for column in columns.values()) or len(segment_offset) != count + 1:
+        raise ValueError("the columns of /clips have different lengths")
+    if len(set(columns["path"])) != count:
+        raise ValueError("/clips/path names a clip twice")
+    if any("\0" in text for name in TEXT_COLUMNS for text in columns[name]):
+        raise ValueError("a text of /clips holds a zero byte")
+    if offset[0] != 0 or (np.diff(offset) < 1).any():
+        raise ValueError("/clips/offset does not rise from 0")
+    if segment_offset[0] != 0 or (np.diff(segment_offset) < 0).any() or segment_offset[-1] != len(value):
+        raise ValueError("/segments/offset does not fit /segments/value")
 
 
 def offsets(lengths: Sequence[int] | Int64[np.ndarray, " N"]) -> Int64[np.ndarray, "borders"]:
@@ -185,11 +200,26 @@ def offsets(lengths: Sequence[int] | Int64[np.ndarray, " N"]) -> Int64[np.ndarra
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 
 
+def check_output(path: str | os.PathLike) -> None:
+    """Makes the folder of an output file; refuses, before any work is done, a place where no file can be.
+
+    Raises:
+      InputError: the path is a folder, or its folder cannot be made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file to write")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path; the file written there gets the name `path` only when the block ends well."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_output(path)
     temporary = path.with_name(f".{path.name}.part")
     try:
         yield temporary
@@ -200,9 +230,9 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _map_array(dataset: h5py.Dataset, path: Path) -> np.ndarray:
-    """A contiguous dataset as a memory map (h5py's global lock is then off the hot path)."""
+def _map_array(dataset: h5py.Dataset, buffer: np.memmap) -> np.ndarray:
+    """A contiguous dataset as a view of its mapped file."""
     start = dataset.id.get_offset()
     if start is None:  # empty, or not contiguous: some other writer made this file
         return dataset[:]
-    return np.memmap(path, dtype=dataset.dtype, mode="r", offset=start, shape=dataset.shape)
+    return buffer[start : start + dataset.nbytes].view(dataset.dtype).reshape(dataset.shape)

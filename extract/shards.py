@@ -14,10 +14,12 @@ import h5py
 import numpy as np
 from jaxtyping import Float
 
-from extract.clips import Failure, check_same_clips
+from extract.clips import Failure, shift_segments
 from extract.schema import (
     FORMAT,
     FRAME_RATE,
+    SHARD_PATTERN,
+    TEXT_COLUMNS,
     VERSION,
     ClipMeta,
     InputError,
@@ -69,6 +71,9 @@ class ShardSet:
         Raises:
           InputError: the folder holds shards of another run.
         """
+        expected = {self.path(shard) for shard in range(self.count)}
+        if stray := sorted(set(self.directory.glob(SHARD_PATTERN)) - expected):
+            raise InputError(f"{stray[0]}: beyond the last shard of this clip list; choose an empty output folder")
         return [shard for shard in range(self.count) if not self._done(shard)]
 
     def fill(self, shards: Iterable[int], outcomes: Callable[[Sequence[ClipMeta]], Iterable], watch: Stopwatch) -> None:
@@ -87,11 +92,9 @@ class ShardSet:
                 self.write(shard, [result for result in results if not isinstance(result, Failure)], failures)
 
     def write(self, shard: int, stored: Sequence[tuple[ClipMeta, ClipFeatures]], failures: Sequence[Failure]) -> None:
-        """Writes a shard and its failure log; both appear whole or not at all."""
-        check_same_clips(
-            [clip.path for clip, _ in stored] + [f.path for f in failures],
-            self.clips_of(shard),
-            self.directory,
+        """Writes a shard's failure log, then the shard; each appears whole or not at all."""
+        assert sorted([c.path for c, _ in stored] + [f.path for f in failures]) == sorted(
+            c.path for c in self.clips_of(shard)
         )
         _write_lines(_failure_log(self.path(shard)), failures)
         with whole_file(self.path(shard)) as temporary, h5py.File(temporary, "w") as file:
@@ -99,20 +102,24 @@ class ShardSet:
             write_clip_table(file, [clip for clip, _ in stored], offsets([len(f.visual) for _, f in stored]))
             for name in ClipFeatures._fields:
                 arrays = [getattr(features, name) for _, features in stored]
-                if not any(array is None for array in arrays):
-                    empty = np.empty((0, self.attributes["width"]), np.float32)
-                    file[name] = np.concatenate([empty, *arrays], dtype=self.dtype, casting="same_kind")
+                if name == "multimodal" and (not arrays or any(array is None for array in arrays)):
+                    continue
+                empty = np.empty((0, self.attributes["width"]), np.float32)
+                file[name] = np.concatenate([empty, *arrays], dtype=self.dtype, casting="same_kind")
 
     def summarise(self, seconds: dict[str, float]) -> dict[str, object]:
         """Merges the failure logs into `failures.jsonl`, writes `extraction.json`, and returns what that says."""
-        failures = [failure for shard in range(self.count) for failure in read_failures(_failure_log(self.path(shard)))]
-        opened = [open_shard(self.path(shard)) for shard in range(self.count)]
+        failures, stored, frames = [], 0, 0
+        for path in map(self.path, range(self.count)):
+            failures += read_failures(_failure_log(path))
+            shard = open_shard(path)
+            stored, frames = stored + len(shard.clips), frames + len(shard.visual)
         _write_lines(self.directory / "failures.jsonl", failures)
         summary = {
             "clips": len(self.clips),
-            "stored": sum(len(shard.clips) for shard in opened),
+            "stored": stored,
             "failed": len(failures),
-            "frames": sum(len(shard.visual) for shard in opened),
+            "frames": frames,
             "shards": self.count,
             "encoder": self.attributes["encoder"],
             "caveat": caveat(self.attributes),
@@ -138,8 +145,11 @@ class ShardSet:
                     f"{path}: was made with {name} = {found.attributes.get(name)!r}, this run has {value!r}; "
                     "choose an empty output folder"
                 )
-        failed = [failure.path for failure in read_failures(_failure_log(path))]
-        check_same_clips([clip.path for clip in found.clips] + failed, self.clips_of(shard), path)
+        failed = {failure.path for failure in read_failures(_failure_log(path))}
+        listed = [clip for clip in self.clips_of(shard) if clip.path not in failed]
+        complete = len(found.clips) == len(listed) == len(self.clips_of(shard)) - len(failed)
+        if not complete or not all(map(_same_clip, found.clips, listed)):
+            raise InputError(f"{path}: was made from another clip list; choose an empty output folder")
         return True
 
 
@@ -166,10 +176,20 @@ def check_features(features: ClipFeatures, width: int, dtype: str) -> str | None
     return None if len(features.visual) else "its features hold no frame"
 
 
+def _same_clip(stored: ClipMeta, listed: ClipMeta) -> bool:
+    """Whether a stored clip is the listed one, with all that the list says of it."""
+    segments = shift_segments(listed.segments, max(stored.trimmed_frames, 0) / FRAME_RATE)
+    same = all(getattr(stored, name) == getattr(listed, name) for name in (*TEXT_COLUMNS, "label"))
+    return (
+        same and np.shape(stored.segments) == np.shape(segments) and np.allclose(stored.segments, segments, atol=1e-3)
+    )
+
+
 def read_failures(path: Path) -> list[Failure]:
     """The failures in a log."""
     try:
-        return [Failure(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        failures = [Failure(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Failure(*map(str, dataclasses.astuple(failure))) for failure in failures]
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{path}: not a failure log ({error}); remove it and its shard to extract both again"

@@ -81,5 +81,5 @@ def check_config(config: Config) -> None:
         raise InputError(f"--config.optimizer.plateau_factor={config.optimizer.plateau_factor}: must be in (0, 1]")
     if config.model.boundary not in BOUNDARIES:
         raise InputError(f"--config.model.boundary={config.model.boundary}: must be one of {', '.join(BOUNDARIES)}")
-    if config.seed < 0:
-        raise InputError(f"--config.seed={config.seed}: must not be negative")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"--config.seed={config.seed}: must be at least 0 and below 2**32")

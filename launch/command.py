@@ -24,6 +24,8 @@ def run(main: Callable[..., int | None], arguments: str | None = None) -> None:
             return main(rest[1:]) if arguments else main()
         except InputError as error:
             return _complain(error)
+        except OSError as error:  # a full disk, a folder without permission, a file where a folder should be
+            return _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
         except KeyboardInterrupt:
             return _complain("interrupted")
 
@@ -34,14 +36,27 @@ def define_config(default: object) -> flags.FlagHolder:
     """Defines --config.X flags, one for each field of a dataclass."""
     try:
         return config_flags.DEFINE_config_dataclass("config", default)
-    except KeyError as error:  # it looks at the command line at once
-        sys.exit(_complain(f"unknown flag among --config.*: {error.args[0]}"))
+    except (
+        flags.Error,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # it parses the command line at once
+        sys.exit(_complain(f"--config flags: {error.args[0] if error.args else error}"))
 
 
 def _parse(argv: list[str], arguments: str | None) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, KeyError, ValueError, TypeError) as error:  # config flags raise the plain ones
+    except (
+        flags.Error,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OSError,
+    ) as error:  # some are config flags' own
         sys.exit(_complain(error.args[0] if error.args else error))
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # leaves out the libraries' running commentary

@@ -6,7 +6,7 @@ python -m launch.score --weights=run --features=shards/test --output=scores.h5
 from absl import flags
 
 from extract.schema import caveat
-from jax_avh.evaluation import score_shards
+from jax_avh.evaluation.score import score_shards
 from launch import command
 
 WEIGHTS = flags.DEFINE_string("weights", None, "A .safetensors file, or the workdir of a training run.", required=True)

@@ -57,6 +57,12 @@ def test_a_video_is_scored_and_a_bad_one_named(
     assert [bool(verdict["error"]) for verdict in verdicts] == [False, True, True]
 
 
+@pytest.mark.parametrize("video", ["", "..", "/", "a\tb.mp4", "x" * 300 + ".mp4", "-.mp4"])
+def test_names_that_are_no_video_are_told(video, tiny_checkpoint, narrow_weights, capsys):
+    assert detect([video], str(tiny_checkpoint), str(narrow_weights)) == 2
+    assert "FAILED" in capsys.readouterr().out
+
+
 def test_weights_that_do_not_fit_the_encoder(tmp_path, tiny_checkpoint):
     weights = rules.write_alignment_weights(tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=r"width 1024, but .* gives 64"):

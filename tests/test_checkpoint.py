@@ -1,6 +1,7 @@
 """Official files: every form loads, nothing pickled in them runs."""
 
 import argparse
+import io
 import os
 import pickle
 import sys
@@ -113,16 +114,64 @@ def test_the_same_attack_does_run_in_a_plain_unpickler(tmp_path):
     assert (tmp_path / "proof").exists()
 
 
-@pytest.mark.parametrize("kind", ["TorchScript", "tar"])
-def test_archives_that_torch_would_read_otherwise_are_refused(tmp_path, kind):
-    if kind == "tar":
-        with tarfile.open(tmp_path / "x.pt", "w") as archive:
-            archive.add(__file__, "storages")
-    else:
-        with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
-            archive.writestr("x/constants.pkl", b"")
+def test_torchscript_never_runs_however_the_archive_is_dressed(tmp_path):
+    """torch.load would run a program of TorchScript; an end record appended hides it from Python's zip reader."""
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/constants.pkl", b"")
+    with (tmp_path / "x.pt").open("ab") as file:
+        file.write(b"PK\x05\x06" + bytes(10))
+    with tarfile.open(tmp_path / "y.pt", "w") as archive:
+        archive.add(__file__, "storages")
+    for name in ("x.pt", "y.pt"):
+        with pytest.raises(InputError, match=name):
+            load_restricted(tmp_path / name)
+
+
+def legacy(*objects) -> bytes:
+    """The opening of a file of the old format, with pickles of one's own."""
+    head = (0x1950A86A20F9469CFC6C, 1001, {})
+    return b"".join(pickle.dumps(o, protocol=2) if not isinstance(o, bytes) else o for o in (*head, *objects))
+
+
+def test_a_pickle_cannot_change_the_functions_it_is_given(tmp_path):
+    """BUILD sets attributes of any object; on a shared function that would reach beyond the file."""
+    sets = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}U\x08__name__U\x01xs\x86b."
+    (tmp_path / "x.pt").write_bytes(legacy(sets.replace(b"(N}", b"N}"), []))
     with pytest.raises(InputError, match="refused"):
         load_restricted(tmp_path / "x.pt")
+
+
+def test_a_module_smuggled_in_as_a_storage_is_refused(tmp_path):
+    class Smuggler(pickle.Pickler):
+        def persistent_id(self, thing):
+            return ("module", "f", "x.py", "text") if thing == "smuggled" else None
+
+    buffer = io.BytesIO()
+    Smuggler(buffer, protocol=2).dump({"a": "smuggled"})
+    (tmp_path / "x.pt").write_bytes(legacy(buffer.getvalue(), []))
+    with pytest.raises(InputError, match="refers to 'module'"):
+        load_restricted(tmp_path / "x.pt")
+
+
+def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(1).expand(2**40)}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="refused"):
+        load_restricted(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("encoder_embed_dim", -1),
+        ("encoder_attention_heads", 0),
+        ("encoder_attention_heads", 7),
+        ("encoder_layers", "x"),
+    ],
+)
+def test_sizes_that_cannot_be_are_told(tmp_path, change, value):
+    torch.save(checkpoint(False, SETTINGS | {change: value}), tmp_path / "x.pt")
+    with pytest.raises(InputError, match="not an AV-HuBERT file"):
+        load_avhubert(tmp_path / "x.pt")
 
 
 def test_all_parameters_that_do_not_fit_are_named_at_once(tmp_path):
@@ -154,7 +203,16 @@ def test_a_checkpoint_cut_short(tmp_path, part, zipped):
         load_avhubert(tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize("file", [[], {}, {"model": {}}, {"model": {"a": 1}, "cfg": {"model": {"encoder_layers": 2}}}])
+@pytest.mark.parametrize(
+    "file",
+    [
+        [],
+        {},
+        {"model": {}},
+        {"model": {"a": 1}, "cfg": {"model": {"encoder_layers": 2}}},
+        {"model": {}, "cfg": argparse.Namespace()},
+    ],
+)
 def test_files_of_something_else(tmp_path, file):
     torch.save(file, tmp_path / "x.pt")
     with pytest.raises(InputError, match="not an AV-HuBERT file"):

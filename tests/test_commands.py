@@ -22,6 +22,11 @@ MISTAKES = {
     "a list without paths": (["import_npz", "--clips=bad.csv", "--features=.", "--output=o"], "bad.csv: no column"),
     "no folder of features": (["import_npz", "--clips=c.csv", "--features=none", "--output=o"], "none: no such folder"),
     "a dtype of no use": (["import_npz", "--clips=c.csv", "--features=.", "--output=o", "--dtype=int8"], "--dtype"),
+    "a file where a folder should be": (
+        ["import_npz", "--clips=c.csv", "--features=.", "--output=c.csv"],
+        "cannot be written",
+    ),
+    "two clips of one file": (["import_npz", "--clips=twins.csv", "--features=.", "--output=o"], "from the same file"),
     "no clips in a shard": (
         ["import_npz", "--clips=c.csv", "--features=.", "--output=o", "--clips_per_shard=0"],
         "clips_per_shard",
@@ -49,6 +54,7 @@ def test_a_mistake_is_told_in_one_sentence(tmp_path, monkeypatch, launch, mistak
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.csv").write_text("file\na.mp4\n")
     (tmp_path / "c.csv").write_text("path\na.mp4\n")
+    (tmp_path / "twins.csv").write_text("path\na.mp4\na.avi\n")
     arguments, told = MISTAKES[mistake]
     before = set(tmp_path.rglob("*"))
     status, output = launch(*arguments)

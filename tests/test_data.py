@@ -17,10 +17,11 @@ from jax_avh.data.simulate import KINDS, simulate_clip
 WIDTH = 4
 
 
-def make_source(folder, lengths, per_shard=3, labels=None, name="c"):
+def make_source(folder, lengths, per_shard=3, labels=None, name="c", **attributes):
     """Clips whose features tell their own clip and frame: visual[t] = (clip, t, ...), audio = minus that."""
     clips = [ClipMeta(f"{name}{n}.mp4", label=0 if labels is None else labels[n]) for n in range(len(lengths))]
-    attributes = {"encoder": "test", "weights_sha256": "0", "width": WIDTH, "trimmed": False, "settings": "{}"}
+    fixed = {"encoder": "test", "weights_sha256": "0", "width": WIDTH, "trimmed": False, "settings": "{}"}
+    attributes = fixed | attributes
     shards = ShardSet(folder, clips, per_shard, "float32", attributes)
     for shard in range(shards.count):
         stored = []

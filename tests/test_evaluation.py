@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 from extract.schema import ClipMeta, InputError, offsets
-from jax_avh.evaluation import POOLINGS, ScoreTable, detection_metrics, evaluate_scores, open_scores, score_shards
+from jax_avh.evaluation import POOLINGS, ScoreTable, detection_metrics, evaluate_scores, open_scores
+from jax_avh.evaluation.score import score_shards
 from jax_avh.evaluation.scores import write_scores
 from tests import rules
 from tests.test_data import make_source

@@ -14,7 +14,8 @@ from extract.clips import read_clip_list
 from extract.official import convert_weights, import_features
 from extract.schema import ClipMeta, InputError, list_shards, open_shard
 from extract.shards import read_failures
-from jax_avh.evaluation import POOLINGS, score_shards
+from jax_avh.evaluation import POOLINGS
+from jax_avh.evaluation.score import score_shards
 from jax_avh.models import load_weights
 from tests import rules
 from tests.conftest import TESTDATA

@@ -148,6 +148,19 @@ def test_features_that_are_not_finite_are_a_failure(tmp_path, tiny_checkpoint, m
     ]
 
 
+def test_a_batch_too_large_for_memory_is_encoded_clip_by_clip(tmp_path, tiny_checkpoint, monkeypatch):
+    def encode(network, clips, multimodal=False):
+        if len(clips) > 1 or clips[0].meta.path == "st48.mp4":
+            raise RuntimeError("out of memory")
+        return encode_clips(network, clips)
+
+    monkeypatch.setattr("extract.pipeline.encode_clips", encode)
+    clips = [ClipMeta(name) for name in ("s4.mp4", "st48.mp4", "trim.mp4")]
+    extract(clips, TESTDATA, tiny_checkpoint, tmp_path, settings())
+    assert paths_of(tmp_path) == ["s4.mp4", "trim.mp4"]
+    assert failures_of(tmp_path) == {"st48.mp4": "cannot be encoded: out of memory"}
+
+
 def test_no_folder_of_media(tmp_path, tiny_checkpoint):
     with pytest.raises(InputError, match="no such folder"):
         extract([ClipMeta("a.mp4")], tmp_path / "none", tiny_checkpoint, tmp_path / "out", settings())

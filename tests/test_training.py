@@ -20,7 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from extract.schema import InputError
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig, check_config
-from jax_avh.evaluation import open_scores, score_shards
+from jax_avh.evaluation import open_scores
+from jax_avh.evaluation.score import score_shards
 from jax_avh.training import Progress, train
 from jax_avh.training.checkpoint import Checkpoints
 from jax_avh.training.log import read_metrics
@@ -259,6 +260,51 @@ def test_the_rate_falls_as_pytorchs_does_and_the_run_ends_as_the_official_one(lo
         assert progress.learning_rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
         assert progress.finished(config) == (stale >= 10)
     assert progress.epoch == len(losses)
+
+
+def test_other_features_at_the_same_place_are_refused_and_the_same_elsewhere_are_not(tmp_path):
+    train(small_config(tmp_path), tmp_path / "run")
+    before = curve(tmp_path / "run")
+    shutil.move(tmp_path / "train", tmp_path / "moved")
+    config = small_config(tmp_path)  # makes the same features anew
+    shutil.rmtree(tmp_path / "train")
+    config.data.train = str(tmp_path / "moved")
+    train(config, tmp_path / "run")
+    assert curve(tmp_path / "run") == before
+    make_source(tmp_path / "train", [5, 9, 7, 12])
+    with pytest.raises(InputError, match="other settings or features"):
+        train(small_config(tmp_path), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("config.json", b'{"train": 3}'),
+        ("config.json", b"\xff"),
+        ("metrics.jsonl", b"5\n"),
+        ("metrics.jsonl", b'{"a": 1}\n'),
+    ],
+)
+def test_a_workdir_of_garbage_is_refused(tmp_path, name, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        train(small_config(tmp_path), tmp_path / "run")
+
+
+def test_random_features_are_said(tmp_path, capsys):
+    for name in ("train", "val"):
+        make_source(tmp_path / name, [5, 9], weights_sha256="random")
+    train(small_config(tmp_path, train=TrainConfig(epochs=0)), tmp_path / "run")
+    assert "RANDOM AV-HuBERT weights" in capsys.readouterr().out
+
+
+def test_training_and_validation_features_of_different_encoders_are_refused(tmp_path):
+    make_source(tmp_path / "val", [5, 9], weights_sha256="1")
+    with pytest.raises(InputError, match="another encoder"):
+        train(small_config(tmp_path), tmp_path / "run")
 
 
 def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):

@@ -37,7 +37,7 @@ def load_avhubert(path: str | os.PathLike) -> AVHubert:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise InputError(f"{path}: not an AV-HuBERT file: it holds no `model`")
     network = AVHubert(_config(checkpoint, path))
-    weights = _encoder_weights(checkpoint["model"])
+    weights = _encoder_weights(checkpoint["model"], path)
     _check_fit(network, weights, path)
     network.load_state_dict(weights)
     return network
@@ -65,7 +65,7 @@ def _config(checkpoint: dict, path: str | os.PathLike) -> AVHubertConfig:
     try:
         return AVHubertConfig(**{field: int(settings[name]) for field, name in CONFIG_NAMES.items()})
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not an AV-HuBERT file: its configuration lacks {error}") from None
+        raise InputError(f"{path}: not an AV-HuBERT file: its configuration lacks or garbles {error}") from None
 
 
 def _section(settings: object, name: str) -> dict:
@@ -74,8 +74,10 @@ def _section(settings: object, name: str) -> dict:
     return settings[name] if isinstance(settings.get(name), dict) else settings
 
 
-def _encoder_weights(model: dict) -> dict[str, torch.Tensor]:
+def _encoder_weights(model: dict, path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """The encoder's part of a file's parameters, in float32."""
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in model.items()):
+        raise InputError(f"{path}: not an AV-HuBERT file: its `model` holds more than named tensors")
     if any(name.startswith(FINE_TUNED_PREFIX) for name in model):
         model = {
             name.removeprefix(FINE_TUNED_PREFIX): value

@@ -29,6 +29,14 @@ class AVHubertConfig:
     ffn_width: int
     heads: int
 
+    def __post_init__(self):
+        if min(self.layers, self.width, self.ffn_width, self.heads) < 1:
+            raise ValueError(f"sizes that are not positive: {self}")
+        if self.width % self.heads or self.width % POSITION_GROUPS:
+            raise ValueError(
+                f"a width that neither {self.heads} heads nor {POSITION_GROUPS} groups can share: {self.width}"
+            )
+
     @classmethod
     def tiny(cls) -> "AVHubertConfig":
         """For tests."""

@@ -2,20 +2,20 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from extract.clips import ClipError, inside
+from extract.clips import ClipError, inside, shift_segments
 from extract.prepare.audio import check_sound, filterbank_frames, frames_to_trim, leading_silence
 from extract.prepare.landmarks import detect_landmarks
-from extract.prepare.media import read_audio, read_video, to_grey
+from extract.prepare.media import iterate_video, read_audio, read_video, to_grey
 from extract.prepare.mouth import CROP, crop_mouths
 from extract.schema import FRAME_RATE, SAMPLES_PER_FRAME, ClipMeta
 
 INPUTS = ("media", "roi")
 MIN_FRAMES = 2  # of a usable clip
+MAX_FRAMES = 15_000  # 10 minutes: the encoder sees a clip in one piece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,9 @@ def prepare_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSetti
     check_sound(waveform)
     trimmed = frames_to_trim(waveform) if settings.trimmed else 0
     if settings.input == "media":
-        frames = read_video(media, settings.fps_policy)
-        crops = crop_mouths(frames, detect_landmarks(frames))
+        # Decoded twice, so that only one frame is in memory at a time.
+        landmarks = detect_landmarks(iterate_video(media, settings.fps_policy))
+        crops = crop_mouths(iterate_video(media, settings.fps_policy), landmarks)
     else:
         crops = _read_crops(inside(root, clip.path, "_roi.mp4"))
     sound = waveform[trimmed * SAMPLES_PER_FRAME :]
@@ -66,11 +67,13 @@ def prepare_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSetti
     length = min(len(crops) - trimmed, len(audio))
     if length < MIN_FRAMES:
         raise ClipError("clip", f"is shorter than {MIN_FRAMES} frames{' after trimming' if trimmed else ''}")
+    if length > MAX_FRAMES:
+        raise ClipError("clip", f"is longer than {MAX_FRAMES // FRAME_RATE // 60} minutes; cut it into pieces")
     meta = dataclasses.replace(
         clip,
         leading_silence=leading_silence(waveform),
         trimmed_frames=trimmed,
-        segments=_shifted(clip.segments, trimmed / FRAME_RATE),
+        segments=shift_segments(clip.segments, trimmed / FRAME_RATE),
     )
     return PreparedClip(meta, crops[trimmed : trimmed + length], audio[:length])
 
@@ -81,10 +84,3 @@ def _read_crops(path: os.PathLike) -> UInt8[np.ndarray, "T 96 96"]:
     if frames.shape[1:3] != (CROP, CROP):
         raise ClipError("video", f"its mouth crops are {frames.shape[2]}x{frames.shape[1]}, not {CROP}x{CROP}")
     return to_grey(frames)
-
-
-def _shifted(segments: Sequence[tuple[float, float]], seconds: float) -> tuple[tuple[float, float], ...]:
-    """Segments on a timeline that starts `seconds` later; what lay before is gone."""
-    if not seconds:
-        return tuple(segments)
-    return tuple((max(start - seconds, 0.0), end - seconds) for start, end in segments if end > seconds)

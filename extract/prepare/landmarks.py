@@ -5,6 +5,7 @@ Points: the 300-W annotation (33 nose base, 36/39/42/45 eye corners, 48-67 mouth
 
 import functools
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,7 @@ MODEL_FILE = "shape_predictor_68_face_landmarks.dat"
 SYSTEM_MODEL = Path("/usr/share/dlib") / MODEL_FILE  # Debian's libdlib-data
 
 
-def detect_landmarks(frames: UInt8[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "T 68 2"]:
+def detect_landmarks(frames: Iterable[UInt8[np.ndarray, "H W 3"]]) -> Float[np.ndarray, "T 68 2"]:
     """Finds the speaker's landmarks in every frame.
 
     The first face is the detector's most confident; later ones are those that overlap the face before, else again the
@@ -30,7 +31,7 @@ def detect_landmarks(frames: UInt8[np.ndarray, "T H W 3"]) -> Float[np.ndarray, 
     the nearest.
 
     Args:
-      frames: RGB.
+      frames: RGB, an array or one after the other.
 
     Returns:
       (x, y) in pixels, float64.
@@ -38,15 +39,16 @@ def detect_landmarks(frames: UInt8[np.ndarray, "T H W 3"]) -> Float[np.ndarray, 
     Raises:
       ClipError: no frame shows a face.
     """
-    points = np.full((len(frames), POINTS, 2), np.nan)
-    face = None
-    for index, frame in enumerate(frames):
+    points, face = [], None
+    for frame in frames:
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         faces, confidences, _ = _detector().run(grey, UPSAMPLINGS, 0.0)
-        if faces:
-            face = _same_speaker(faces, confidences, face)
-            points[index] = [(point.x, point.y) for point in _predictor()(grey, face).parts()]
-    return fill_gaps(points)
+        if not faces:
+            points.append(np.full((POINTS, 2), np.nan))
+            continue
+        face = _same_speaker(faces, confidences, face)
+        points.append(np.array([(point.x, point.y) for point in _predictor()(grey, face).parts()], float))
+    return fill_gaps(np.stack(points))
 
 
 def fill_gaps(points: Float[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T 68 2"]:

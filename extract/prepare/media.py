@@ -22,6 +22,7 @@ from extract.schema import FRAME_RATE, SAMPLE_RATE
 
 FPS_POLICIES = ("resample", "native")
 MAX_DECODED_BYTES = 6 * 2**30  # of one clip's frames in memory; more is refused, not swapped
+MAX_SECONDS = 3600  # of sound
 MIN_DECODED = 0.95  # of the frames that the header promises; fewer means that the file is cut short
 GAP = 0.02  # seconds between audio timestamps that count as a hole and are filled with silence
 
@@ -41,14 +42,23 @@ def read_video(path: str | os.PathLike, fps_policy: str = "resample") -> UInt8[n
     Raises:
       ClipError: the file is missing, damaged or cut short, holds no video, or is too large.
     """
+    pictures, size = [], 0
+    for picture in iterate_video(path, fps_policy):
+        size += picture.nbytes
+        if size > MAX_DECODED_BYTES:
+            raise ClipError("video", f"is too large: its frames take more than {MAX_DECODED_BYTES >> 30} GiB decoded")
+        pictures.append(picture)
+    return np.stack(pictures)
+
+
+def iterate_video(path: str | os.PathLike, fps_policy: str = "resample") -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """The frames of `read_video`, one at a time."""
     assert fps_policy in FPS_POLICIES, fps_policy
     with _opened(path, "video") as (container, stream):
         start = _timeline_start(container)
         frames = _timed_frames(container.decode(stream), float(stream.average_rate or FRAME_RATE), start)
-        if fps_policy == "resample":
-            frames = _checked_count(frames, stream.frames)
-            return _gathered(_resampled(frames))
-        return _gathered(frame for _, frame in _checked_count(frames, stream.frames))
+        frames = _checked_count(frames, stream.frames)
+        yield from _of_one_size(_resampled(frames) if fps_policy == "resample" else (frame for _, frame in frames))
 
 
 def read_audio(path: str | os.PathLike) -> Float[np.ndarray, " S"]:
@@ -67,6 +77,8 @@ def read_audio(path: str | os.PathLike) -> Float[np.ndarray, " S"]:
         pieces, length = [], 0
         for frame in container.decode(stream):
             gap = 0 if frame.time is None else round((frame.time - start) * rate) - length
+            if length + gap > MAX_SECONDS * rate:
+                raise ClipError("audio", f"its sound, or a gap in it, is longer than {MAX_SECONDS} s")
             if gap > GAP * rate or (not pieces and gap > 0):
                 pieces.append(np.zeros(gap, np.float32))
                 length += gap
@@ -146,14 +158,9 @@ def _resampled(frames: Iterator[tuple[float, np.ndarray]]) -> Iterator[np.ndarra
         index += 1
 
 
-def _gathered(frames: Iterable[np.ndarray]) -> UInt8[np.ndarray, "T H W 3"]:
-    """Stacks frames of one size, within the memory allowed."""
-    pictures, size = [], 0
-    for picture in frames:
-        size += picture.nbytes
-        if size > MAX_DECODED_BYTES:
-            raise ClipError("video", f"is too large: its frames take more than {MAX_DECODED_BYTES >> 30} GiB decoded")
-        if pictures and picture.shape != pictures[0].shape:
-            picture = cv2.resize(picture, pictures[0].shape[1::-1], interpolation=cv2.INTER_AREA)
-        pictures.append(picture)
-    return np.stack(pictures)
+def _of_one_size(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Brings frames to the first one's size (a stream may change it midway)."""
+    shape = None
+    for frame in frames:
+        shape = shape or frame.shape
+        yield frame if frame.shape == shape else cv2.resize(frame, shape[1::-1], interpolation=cv2.INTER_AREA)

@@ -1,5 +1,7 @@
 """Mouth crops: each frame is turned and scaled to a reference face, then 96x96 pixels around the mouth are cut out."""
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -21,7 +23,7 @@ REFERENCE = np.array(  # of the stable points on the canvas; AV-HuBERT's mean fa
 
 
 def crop_mouths(
-    frames: UInt8[np.ndarray, "T H W 3"], landmarks: Float[np.ndarray, "T 68 2"]
+    frames: Iterable[UInt8[np.ndarray, "H W 3"]], landmarks: Float[np.ndarray, "T 68 2"]
 ) -> UInt8[np.ndarray, "T 96 96"]:
     """Cuts the mouth out of every frame.
 
@@ -29,14 +31,14 @@ def crop_mouths(
     reference; the last 11 frames share the last transform. The crop is centred on the frame's own mouth points.
 
     Args:
-      frames: RGB.
+      frames: RGB, an array or one after the other.
       landmarks: (x, y) in pixels.
 
     Returns:
       Grey crops.
     """
     transforms = _transforms(landmarks)
-    crops = np.empty((len(frames), CROP, CROP), np.uint8)
+    crops = np.empty((len(landmarks), CROP, CROP), np.uint8)
     for index, (frame, landmark) in enumerate(zip(frames, landmarks, strict=True)):
         transform = transforms[min(index, len(transforms) - 1)]
         centre = (landmark[MOUTH] @ transform[:, :2].T + transform[:, 2]).mean(axis=0)

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from extract.schema import whole_file
+
 LATENT = 24  # dimensions of the path
 MEMORY = 0.8  # of the path, from one frame to the next
 SILENT_FRAMES = 2  # at the start of a fake: 80 ms
@@ -40,16 +42,16 @@ def simulate_corpus(root: str | os.PathLike, corpus: Corpus) -> None:
     """Writes `<split>.csv` (path, label, category, identity) and `<split>/cNNN.npz` (visual, audio) under `root`."""
     for split, count in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test)):
         (Path(root) / split).mkdir(parents=True, exist_ok=True)
-        with (Path(root) / f"{split}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("path", "label", "category", "identity"))
-            for index in range(count):
-                fake = split == "test" and index % 2
-                kind = KINDS[index // 2 % len(KINDS)] if fake else "real"
-                name = f"{split}/c{index:03d}"
-                visual, audio = simulate_clip(name, kind, corpus)
-                np.savez(Path(root) / f"{name}.npz", visual=visual, audio=audio)
-                writer.writerow((f"{name}.mp4", int(fake), kind, f"id{index:05d}"))
+        rows = [("path", "label", "category", "identity")]
+        for index in range(count):
+            fake = split == "test" and index % 2
+            kind = KINDS[index // 2 % len(KINDS)] if fake else "real"
+            name = f"{split}/c{index:03d}"
+            visual, audio = simulate_clip(name, kind, corpus)
+            np.savez(Path(root) / f"{name}.npz", visual=visual, audio=audio)
+            rows.append((f"{name}.mp4", int(fake), kind, f"id{index:05d}"))
+        with whole_file(Path(root) / f"{split}.csv") as temporary, temporary.open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
 
 
 def simulate_clip(name: str, kind: str, corpus: Corpus) -> tuple[Float[np.ndarray, "T D"], Float[np.ndarray, "T D"]]:

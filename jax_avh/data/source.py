@@ -1,6 +1,8 @@
 """Feature shards as one long sequence of clips."""
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from extract.schema import REAL, ClipMeta, InputError, Shard, list_shards, open_shard
+
+SET_ATTRIBUTES = ("width", "weights_sha256", "trimmed")  # equal in all shards that belong together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,12 @@ class FeatureSource:
             )
         return dataclasses.replace(self, members=tuple(members))
 
+    def fingerprint(self) -> str:
+        """Hash of which clips these are, how long, and what encoded them: equal for the same set at another place."""
+        known = [[clip.path, int(length)] for clip, length in zip(self.clips, self.lengths(), strict=True)]
+        made_by = [self.attributes.get(name) for name in SET_ATTRIBUTES]
+        return hashlib.sha256(json.dumps([known, made_by, str(self.dtype)]).encode()).hexdigest()
+
     def check_finite(self) -> None:
         """Raises an InputError that names the first clip with NaN or infinity, if there is one."""
         for clip, (shard, _) in enumerate(self.members):
@@ -90,7 +100,7 @@ def open_source(path: str | os.PathLike) -> FeatureSource:
 def _check_together(shards: Sequence[Shard]) -> None:
     first, seen = shards[0], {}
     for shard in shards:
-        for name in ("width", "weights_sha256", "trimmed"):
+        for name in SET_ATTRIBUTES:
             if shard.attributes.get(name) != first.attributes.get(name):
                 raise InputError(f"{shard.path}: its {name} is another than that of {first.path}; they are not one set")
         for clip in shard.clips:

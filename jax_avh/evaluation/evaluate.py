@@ -30,11 +30,12 @@ def evaluate_scores(scores: Sequence[str | os.PathLike], output: str | os.PathLi
       InputError: a file is missing or damaged.
     """
     tables = _named([(Path(path), open_scores(path)) for path in scores])
+    labels = _labels(tables)
     metrics = {name: _metrics(table) for name, table in tables.items()}
     with whole_file(Path(output) / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics, indent=2) + "\n")
     with whole_file(Path(output) / "clips.csv") as temporary:
-        _write_clips(tables, temporary)
+        _write_clips(tables, labels, temporary)
     caveats = [f"{name}: {text}" for name, table in tables.items() if (text := caveat(table.attributes))]
     return "\n".join([format_metrics(metrics), *caveats])
 
@@ -66,9 +67,20 @@ def _metrics(table: ScoreTable) -> dict[str, dict[str, float | int | None]]:
     return {name: detection_metrics(label, pool(table.frame, table.offset)) for name, pool in POOLINGS.items()}
 
 
-def _write_clips(tables: dict[str, ScoreTable], path: Path) -> None:
+def _labels(tables: dict[str, ScoreTable]) -> dict[str, int]:
+    """Label of every clip of any file; files that disagree are refused."""
+    labels: dict[str, int] = {}
+    for name, table in tables.items():
+        for clip in table.clips:
+            if labels.setdefault(clip.path, clip.label) != clip.label:
+                raise InputError(
+                    f"{name}: clip {clip.path!r} has label {clip.label}, in another file {labels[clip.path]}"
+                )
+    return labels
+
+
+def _write_clips(tables: dict[str, ScoreTable], labels: dict[str, int], path: Path) -> None:
     """A row a clip of any file; an empty field where a method has not scored it."""
-    labels = {clip.path: clip.label for table in tables.values() for clip in table.clips}
     columns = {}
     for name, table in tables.items():
         paths = [clip.path for clip in table.clips]

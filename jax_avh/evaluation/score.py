@@ -2,20 +2,18 @@
 
 import hashlib
 import os
-from pathlib import Path
 
 import jax
 import numpy as np
 import tqdm
 from flax import nnx
 
-from extract.schema import InputError
+from extract.schema import InputError, check_output
 from jax_avh.data import FrameBatches, frame_stream, open_source, prefetched
 from jax_avh.evaluation.pooling import POOLINGS
 from jax_avh.evaluation.scores import ScoreTable, write_scores
 from jax_avh.methods import avh_align
-from jax_avh.models import AlignmentNetwork, load_weights
-from jax_avh.training.loop import BEST_WEIGHTS
+from jax_avh.models import AlignmentNetwork, load_weights, weights_file
 from jax_avh.training.sharding import by_chunk, make_mesh
 
 BATCH_FRAMES = 8192
@@ -42,6 +40,7 @@ def score_shards(weights: str | os.PathLike, features: str | os.PathLike, output
         raise InputError(
             f"{path}: takes features of width {network.width}, but those in {features} have {source.width}"
         )
+    check_output(output)
     stream = frame_stream(source)
     frame = score_frames(network, FrameBatches(stream, BATCH_FRAMES, tau=0, chunks=jax.device_count()))
     if not np.isfinite(frame).all():
@@ -66,13 +65,3 @@ def score_frames(network: AlignmentNetwork, batches: FrameBatches) -> np.ndarray
         visual, audio = jax.device_put((batch.visual, batch.audio), by_chunk(mesh))
         scores.append(np.asarray(compiled(params, visual, audio))[batch.weight > 0])
     return np.concatenate(scores)
-
-
-def weights_file(weights: str | os.PathLike) -> Path:
-    """The file of weights that a path means: itself, or the best of a workdir."""
-    path = Path(weights)
-    if not path.is_dir():
-        return path
-    if not (path / BEST_WEIGHTS).is_file():
-        raise InputError(f"{path}: holds no {BEST_WEIGHTS}; has the run finished its first epoch?")
-    return path / BEST_WEIGHTS

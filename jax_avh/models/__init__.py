@@ -2,14 +2,16 @@
 
 from jax_avh.models.alignment import AlignmentNetwork
 from jax_avh.models.losses import windowed_softmax_loss
-from jax_avh.models.weights import load_weights, save_weights
+from jax_avh.models.weights import BEST_WEIGHTS, load_weights, save_weights, weights_file
 from jax_avh.models.windows import FrameBatch, window_scores
 
 __all__ = [
+    "BEST_WEIGHTS",
     "AlignmentNetwork",
     "FrameBatch",
     "load_weights",
     "save_weights",
+    "weights_file",
     "window_scores",
     "windowed_softmax_loss",
 ]

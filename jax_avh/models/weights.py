@@ -12,6 +12,8 @@ from flax import nnx
 from extract.schema import InputError, whole_file
 from jax_avh.models.alignment import AlignmentNetwork
 
+BEST_WEIGHTS = "best.safetensors"  # in the workdir of a training run
+
 # Official module name -> attribute path of the network's layer.
 LAYERS = {
     "visual_proj": ("visual_proj",),
@@ -41,7 +43,7 @@ def load_weights(path: str | os.PathLike) -> AlignmentNetwork:
     """
     arrays = _read(Path(path))
     projection = arrays.get("visual_proj.weight", np.empty(0))
-    if projection.ndim != 2:
+    if projection.ndim != 2 or 0 in projection.shape:
         raise InputError(f"{path}: not alignment weights: it holds no matrix `visual_proj.weight`")
     network = AlignmentNetwork(projection.shape[1], rngs=nnx.Rngs(0))
     parameters = _parameters(network)
@@ -50,9 +52,25 @@ def load_weights(path: str | os.PathLike) -> AlignmentNetwork:
     if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
         details = ", ".join(f"{n} {found.get(n, 'missing')} for {wanted.get(n, 'nothing')}" for n in wrong)
         raise InputError(f"{path}: parameters that do not fit the alignment network: {details}")
+    if spoilt := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise InputError(f"{path}: {spoilt[0]} holds NaN or infinity")
     for name, parameter in parameters.items():
         parameter.set_value(jnp.asarray(arrays[name].T, jnp.float32))
     return network
+
+
+def weights_file(weights: str | os.PathLike) -> Path:
+    """The file of weights that a path means: itself, or the best of a workdir.
+
+    Raises:
+      InputError: a folder without best weights.
+    """
+    path = Path(weights)
+    if not path.is_dir():
+        return path
+    if not (path / BEST_WEIGHTS).is_file():
+        raise InputError(f"{path}: holds no {BEST_WEIGHTS}; has the run finished its first epoch?")
+    return path / BEST_WEIGHTS
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -60,7 +78,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: no such file of weights")
     try:
         return safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError, TypeError, KeyError) as error:
+    except (OSError, safetensors.SafetensorError, TypeError, KeyError, AttributeError) as error:  # or a dtype unknown
         raise InputError(f"{path}: not a readable .safetensors file ({error})") from error
 
 

@@ -33,14 +33,14 @@ class Checkpoints:
         metrics = None if val_loss is None else {"val_loss": val_loss}
         self._checkpointer.save(step, _tree(state, progress), metrics=metrics, force=True)
 
-    def restore(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress] | None:
-        """The latest checkpoint, placed as `state` is; None if there is none.
+    def restore(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
+        """The latest checkpoint, placed as `state` is; what was given if there is none.
 
         Raises:
           InputError: the checkpoint cannot be read or is of another network.
         """
         if self._checkpointer.latest is None:
-            return None
+            return state, progress
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax drops its other reads when one fails
         try:
             tree = self._checkpointer.load(None, _tree(state, progress))

@@ -1,7 +1,6 @@
 """What a run writes about itself: a line an epoch in `metrics.jsonl`, and the same for TensorBoard."""
 
 import json
-import math
 import os
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from extract.schema import whole_file
+from extract.schema import InputError, whole_file
 
 
 class MetricsLog:
@@ -31,9 +30,7 @@ class MetricsLog:
             file.write(json.dumps(metrics) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        values = [
-            Summary.Value(tag=k, simple_value=v) for k, v in metrics.items() if k != "epoch" and not math.isnan(v)
-        ]
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items() if name != "epoch"]
         summary = Summary(value=values)
         self._events.add_event(Event(wall_time=time.time(), step=int(metrics["epoch"]), summary=summary))
 
@@ -43,11 +40,17 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, int | float]]:
-    """The whole lines of a metrics file; none if there is no file."""
+    """The whole lines of a metrics file; none if there is no file.
+
+    Raises:
+      InputError: the file holds something else than metrics.
+    """
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             lines.append(json.loads(line))
         except ValueError:  # cut off by a kill: this and what would follow never happened
             break
+    if not all(isinstance(line, dict) and isinstance(line.get("epoch"), int) for line in lines):
+        raise InputError(f"{path}: not the metrics of a run; choose another --workdir")
     return lines

@@ -31,7 +31,7 @@ def init_state(network: nnx.Module) -> TrainState:
     return TrainState(params, ADAM.init(params))
 
 
-def total_loss(graph: nnx.GraphDef, params: nnx.State, batch: FrameBatch, config: Config) -> jax.Array:
+def total_loss(graph: nnx.GraphDef, config: Config, params: nnx.State, batch: FrameBatch) -> jax.Array:
     """Sum of a batch's frame losses, in nats. A sum, not a mean, so that a short last batch weighs as its frames do."""
     losses = avh_align.frame_losses(nnx.merge(graph, params), batch, config.model)
     return jnp.sum(losses * batch.weight)
@@ -41,7 +41,7 @@ def train_step(
     graph: nnx.GraphDef, config: Config, state: TrainState, batch: FrameBatch, learning_rate: jax.Array
 ) -> tuple[TrainState, jax.Array]:
     """One Adam step; returns the new state and the batch's loss before it."""
-    loss, gradient = jax.value_and_grad(total_loss, argnums=1)(graph, state.params, batch, config)
+    loss, gradient = jax.value_and_grad(total_loss, argnums=2)(graph, config, state.params, batch)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes weak types
         direction, adam = ADAM.update(gradient, state.adam)
     params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
