@@ -89,17 +89,14 @@ def extract(
 def open_encoder(avhubert: str | os.PathLike) -> tuple[AVHubert, dict[str, object]]:
     """An encoder on the fastest device here, and the shard attributes that name it."""
     if str(avhubert) == RANDOM_ENCODER:
-        network, name, digest = (
-            random_avhubert(AVHubertConfig.large()),
-            "AV-HuBERT, random weights",
-            RANDOM_WEIGHTS,
-        )
+        network, digest = random_avhubert(AVHubertConfig.large()), RANDOM_WEIGHTS
     else:
-        network, name, digest = load_avhubert(avhubert), "AV-HuBERT", sha256(avhubert)
+        network, digest = load_avhubert(avhubert), sha256(avhubert)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32: features agree between machines
     width = network.config.width
-    encoder = f"{name} ({network.config.layers} layers, width {width})"
+    kind = "random weights, " if digest == RANDOM_WEIGHTS else ""
+    encoder = f"AV-HuBERT ({kind}{network.config.layers} layers, width {width})"
     return network.to(device), {"encoder": encoder, "weights_sha256": digest, "width": width}
 
 

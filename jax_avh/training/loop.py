@@ -65,11 +65,7 @@ class Run:
         self.compiled_step = jax.jit(functools.partial(train_step, self.graph, config), donate_argnums=0)
         self.compiled_loss = jax.jit(functools.partial(total_loss, self.graph, config))
         self.checkpoints = Checkpoints(workdir / "checkpoints")
-        try:
-            self.state, self.progress = self.checkpoints.restore(self.state, self.progress)
-        except InputError:
-            self.checkpoints.close()
-            raise
+        self.state, self.progress = self.checkpoints.restore(self.state, self.progress)
         self.log = MetricsLog(workdir, self.progress.epoch)
 
     def start(self) -> None:
@@ -117,19 +113,17 @@ class Run:
                 self._save()
                 losses = []
         self._advance(len(batches), losses)
-        seconds, done = (
-            time.perf_counter() - started,
-            min(first * config.data.batch_frames, batches.stream.frames),
-        )
-        return self.progress.loss_sum / batches.stream.frames, (batches.stream.frames - done) / seconds
+        seconds = time.perf_counter() - started
+        frames = batches.stream.frames
+        return self.progress.loss_sum / frames, (frames - first * config.data.batch_frames) / seconds
 
     def _advance(self, step: int, losses: list[jax.Array]) -> None:
         """Counts steps as done. Their losses are fetched only now, so that the devices never wait for the host."""
         loss_sum = math.fsum([self.progress.loss_sum, *jax.device_get(losses)])
         if not math.isfinite(loss_sum):
             self.train_source.check_finite()
-            raise InputError(f"the training loss became {loss_sum} in epoch {self.progress.epoch + 1}; "
-                             "lower --config.optimizer.learning_rate")  # fmt: skip
+            epoch = self.progress.epoch + 1
+            raise InputError(f"the loss became {loss_sum} in epoch {epoch}; lower --config.optimizer.learning_rate")
         self.progress = dataclasses.replace(self.progress, step=step, loss_sum=loss_sum)
 
     def _evaluate(self, source: FeatureSource, title: str) -> float:
