@@ -9,6 +9,7 @@ from ml_collections import config_flags
 from extract.schema import InputError
 
 USER_ERROR = 2  # exit status
+FLAG_ERRORS = (flags.Error, KeyError, ValueError, TypeError, AttributeError, OSError)  # config flags raise plain ones
 
 
 def run(main: Callable[..., int | None], arguments: str | None = None) -> None:
@@ -36,27 +37,14 @@ def define_config(default: object) -> flags.FlagHolder:
     """Defines --config.X flags, one for each field of a dataclass."""
     try:
         return config_flags.DEFINE_config_dataclass("config", default)
-    except (
-        flags.Error,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # it parses the command line at once
+    except FLAG_ERRORS as error:  # it looks at the command line at once
         sys.exit(_complain(f"--config flags: {error.args[0] if error.args else error}"))
 
 
 def _parse(argv: list[str], arguments: str | None) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-    except (
-        flags.Error,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        OSError,
-    ) as error:  # some are config flags' own
+    except FLAG_ERRORS as error:
         sys.exit(_complain(error.args[0] if error.args else error))
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # leaves out the libraries' running commentary

@@ -124,7 +124,8 @@ def test_official_weights_score_as_recorded_and_come_back_equal(shared, rule_sha
     np.testing.assert_allclose(frame, record["frame_scores_test/c03.mp4"], rtol=0, atol=1e-3)
     assert POOLINGS["logsumexp"](frame) == pytest.approx(table.clip[n], rel=1e-6)
     convert_weights(tmp_path / "w.safetensors", tmp_path / "back.pt")
-    before = torch.load(official, weights_only=False)["state_dict"]
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        before = torch.load(official, weights_only=True)["state_dict"]
     after = torch.load(tmp_path / "back.pt", weights_only=True)["state_dict"]
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
