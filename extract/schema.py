@@ -204,11 +204,11 @@ def check_output(path: str | os.PathLike) -> None:
     """Makes the folder of an output file; refuses, before any work is done, a place where no file can be.
 
     Raises:
-      InputError: the path is a folder, or its folder cannot be made.
+      InputError: the path is a folder or a device, or its folder cannot be made.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file to write")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is a folder or a device; name a file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -232,6 +232,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 def _map_array(dataset: h5py.Dataset, buffer: np.memmap) -> np.ndarray:
     """A contiguous dataset as a view of its mapped file."""
+    if not Path(dataset.file.filename).samefile(buffer.filename):
+        raise ValueError(f"{dataset.name} is a link into another file")
     start = dataset.id.get_offset()
     if start is None:  # empty, or not contiguous: some other writer made this file
         return dataset[:]

@@ -51,6 +51,13 @@ class FrameBatches(Sequence):
 
 
 def prefetched(batches: FrameBatches, first: int = 0) -> Iterator[FrameBatch]:
-    """Batches from `first` on, read ahead in the background."""
+    """Batches from `first` on, read ahead in the background.
+
+    Raises:
+      InputError: naming the clip, where features hold NaN or infinity (a ReLU may hide them from the scores).
+    """
     options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=PREFETCH)
-    return iter(grain.MapDataset.source(batches)[first:].to_iter_dataset(options))
+    for batch in grain.MapDataset.source(batches)[first:].to_iter_dataset(options):
+        if not (np.isfinite(batch.visual).all() and np.isfinite(batch.audio).all()):
+            batches.stream.source.check_finite()
+        yield batch
