@@ -120,6 +120,8 @@ def _clip(row: dict[str, str | None]) -> ClipMeta:
     if None in row or None in row.values():
         raise ValueError("has another number of fields than the header")
     text = {name: (row.get(name) or "").strip() for name in ("label", "category", "split", "identity", "fake_segments")}
+    if unprintable := [name for name, value in text.items() if not value.isprintable()]:
+        raise ValueError(f"{unprintable[0]} {text[unprintable[0]]!r} holds control characters")
     if text["label"].lower() not in LABELS:
         raise ValueError(f"label {text['label']!r} is none of 0, 1, -1")
     return ClipMeta(

@@ -190,7 +190,7 @@ def read_failures(path: Path) -> list[Failure]:
     try:
         failures = [Failure(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
         return [Failure(*map(str, dataclasses.astuple(failure))) for failure in failures]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path}: not a failure log ({error}); remove it and its shard to extract both again"
         ) from error
@@ -202,5 +202,5 @@ def _failure_log(shard: Path) -> Path:
 
 def _write_lines(path: Path, failures: Iterable[Failure]) -> None:
     with whole_file(path) as temporary:
-        lines = (json.dumps(dataclasses.asdict(failure), ensure_ascii=False) + "\n" for failure in failures)
+        lines = (json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures)
         temporary.write_text("".join(lines), encoding="utf-8")

@@ -62,6 +62,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
         ("path,label\na.mp4,2\n", "label '2'"),
         ("path,label\na.mp4\n", "number of fields"),
         ("path,label\na.mp4,0,1\n", "number of fields"),
+        ("path,category\na.mp4,x\x01\n", "category .* control characters"),
         ("path,fake_segments\na.mp4,3\n", "fake_segments '3'"),
         ('path,fake_segments\na.mp4,"[[2, 1]]"\n', "start <= end"),
         ('path,fake_segments\na.mp4,"[[0, NaN]]"\n', "start <= end"),

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import h5py
 import hypothesis
 import numpy as np
 import pytest
@@ -138,6 +139,27 @@ def test_scoring_keeps_what_is_known_of_the_clips(tmp_path):
     np.testing.assert_array_equal(again.frame, table.frame)
     np.testing.assert_array_equal(again.clip, table.clip)
     assert again.attributes["weights"] == str(weights)
+
+
+def test_features_with_nan_are_not_scored(tmp_path):
+    weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=4)
+    path = make_source(tmp_path / "s", [3, 8, 5]).shards[0].path
+    with h5py.File(path, "r+") as file:
+        file["visual"][4] = np.nan
+    with pytest.raises(InputError, match=r"'c1\.mp4' hold NaN"):
+        score_shards(weights, tmp_path / "s", tmp_path / "scores.h5")
+
+
+def test_an_input_is_not_overwritten(tmp_path):
+    weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=4)
+    shard = make_source(tmp_path / "s", [3]).shards[0].path
+    for output in (weights, shard):
+        before = output.read_bytes()
+        with pytest.raises(InputError, match="is an input"):
+            score_shards(weights, tmp_path / "s", output)
+        assert output.read_bytes() == before
+    with pytest.raises(InputError, match="device"):
+        score_shards(weights, tmp_path / "s", "/dev/null")
 
 
 def test_scores_do_not_depend_on_the_batches(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -41,6 +42,8 @@ def score_shards(weights: str | os.PathLike, features: str | os.PathLike, output
             f"{path}: takes features of width {network.width}, but those in {features} have {source.width}"
         )
     check_output(output)
+    if Path(output).resolve() in {file.resolve() for file in (path, *(shard.path for shard in source.shards))}:
+        raise InputError(f"{output}: is an input of this command; name another file to write")
     stream = frame_stream(source)
     frame = score_frames(network, FrameBatches(stream, BATCH_FRAMES, tau=0, chunks=jax.device_count()))
     if not np.isfinite(frame).all():
