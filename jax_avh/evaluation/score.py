@@ -47,7 +47,6 @@ def score_shards(weights: str | os.PathLike, features: str | os.PathLike, output
     stream = frame_stream(source)
     frame = score_frames(network, FrameBatches(stream, BATCH_FRAMES, tau=0, chunks=jax.device_count()))
     if not np.isfinite(frame).all():
-        source.check_finite()
         raise InputError(f"{path}: gives scores that are not finite; the weights hold NaN or infinity")
     attributes = {name: source.attributes[name] for name in COPIED if name in source.attributes}
     attributes |= {"weights": str(path), "features": str(features)}

@@ -121,7 +121,6 @@ class Run:
         """Counts steps as done. Their losses are fetched only now, so that the devices never wait for the host."""
         loss_sum = math.fsum([self.progress.loss_sum, *jax.device_get(losses)])
         if not math.isfinite(loss_sum):
-            self.train_source.check_finite()
             epoch = self.progress.epoch + 1
             raise InputError(f"the loss became {loss_sum} in epoch {epoch}; lower --config.optimizer.learning_rate")
         self.progress = dataclasses.replace(self.progress, step=step, loss_sum=loss_sum)
@@ -132,7 +131,6 @@ class Run:
         losses = [self.compiled_loss(self.state.params, batch) for _, batch in self._placed(batches, title)]
         mean = math.fsum(jax.device_get(losses)) / batches.stream.frames
         if not math.isfinite(mean):
-            source.check_finite()
             raise InputError(f"the loss on {source.path} is {mean}; the weights hold NaN or infinity")
         return mean
 
