@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from extract.avhubert import AVHubert, encode_clips
 from extract.clips import Failure
-from extract.pipeline import attempt, open_encoder
+from extract.encoder import Encoder
 from extract.prepare import PrepareSettings, prepare_clip
 from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_output, whole_file
+from extract.workers import attempt
 from jax_avh.evaluation.pooling import POOLINGS
 from jax_avh.methods import avh_align
 from jax_avh.models import AlignmentNetwork, load_weights, weights_file
@@ -58,13 +58,11 @@ def detect(videos: Sequence[str], avhubert: str, weights: str, output: str | os.
     if output is not None:
         check_output(output)
     network = load_weights(weights_file(weights))
-    encoder, attributes = open_encoder(avhubert)
-    if attributes["width"] != network.width:
-        raise InputError(
-            f"{weights}: takes features of width {network.width}, but {avhubert} gives {attributes['width']}"
-        )
+    encoder = Encoder(avhubert)
+    if encoder.width != network.width:
+        raise InputError(f"{weights}: takes features of width {network.width}, but {avhubert} gives {encoder.width}")
     verdicts = []
-    for verdict in _verdicts(videos, encoder, network, caveat(attributes)):
+    for verdict in _verdicts(videos, encoder, network, caveat(encoder.attributes)):
         verdicts.append(verdict)
         print(verdict.line(), flush=True)
     if output is not None:
@@ -81,13 +79,16 @@ def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
     return start / FRAME_RATE, (start + window) / FRAME_RATE
 
 
-def _verdicts(videos: Sequence[str], encoder: AVHubert, network: AlignmentNetwork, note: str) -> Iterator[Verdict]:
+def _verdicts(videos: Sequence[str], encoder: Encoder, network: AlignmentNetwork, note: str) -> Iterator[Verdict]:
     for video in videos:
         clip = attempt(prepare_clip, ClipMeta(Path(video).name), Path(video).parent, PrepareSettings())
         if isinstance(clip, Failure):
             yield Verdict(video, error=clip.reason)
             continue
-        features = encode_clips(encoder, [clip])[0]
+        _, features = next(encoder.encode([clip]))
+        if isinstance(features, Failure):
+            yield Verdict(video, error=features.reason)
+            continue
         frame = np.asarray(avh_align.frame_scores(network, *map(jnp.asarray, features[:2])))
         scores = {name: round(float(pool(frame)), 6) for name, pool in POOLINGS.items()}
         yield Verdict(video, len(frame) / FRAME_RATE, scores, worst_second(frame), caveat=note)

@@ -2,14 +2,17 @@
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta, InputError
+from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta, InputError, place
+from extract.schema.files import AnyPath, Place
 
+COLUMNS = ("path", "label", "category", "split", "identity", "fake_segments")
 LABELS = {"0": REAL, "1": FAKE, "-1": UNKNOWN, "": UNKNOWN, "real": REAL, "fake": FAKE}
 
 
@@ -33,7 +36,7 @@ class Failure:
     reason: str
 
 
-def read_clip_list(path: str | os.PathLike) -> list[ClipMeta]:
+def read_clip_list(path: AnyPath) -> list[ClipMeta]:
     """Reads a clip list.
 
     Args:
@@ -47,7 +50,7 @@ def read_clip_list(path: str | os.PathLike) -> list[ClipMeta]:
       InputError: naming the file and the line at fault.
     """
     clips, lines = [], {}
-    for line, row in _rows(Path(path)):
+    for line, row in _rows(place(path)):
         try:
             clip = _clip(row)
         except ValueError as error:
@@ -58,6 +61,17 @@ def read_clip_list(path: str | os.PathLike) -> list[ClipMeta]:
     if not clips:
         raise InputError(f"{path}: the list holds no clip")
     return clips
+
+
+def clip_list_text(clips: Sequence[ClipMeta]) -> str:
+    """A clip list in the form that `read_clip_list` reads."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for clip in clips:
+        segments = json.dumps(clip.segments) if clip.segments else ""
+        writer.writerow([clip.path, clip.label, clip.category, clip.split, clip.identity, segments])
+    return text.getvalue()
 
 
 def inside(root: str | os.PathLike, path: str, suffix: str | None = None) -> Path:
@@ -100,7 +114,7 @@ def shift_segments(segments: Sequence[tuple[float, float]], seconds: float) -> t
     return tuple((max(start - seconds, 0.0), end - seconds) for start, end in segments if end > seconds)
 
 
-def _rows(path: Path):
+def _rows(path: Place):
     """(line number, row) of a CSV file with a `path` column."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -2,18 +2,19 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-import tqdm
 
 from extract.clips import Failure, inside, refuse_shared_names
-from extract.schema import ClipMeta, InputError, check_output, whole_file
-from extract.shards import ClipFeatures, ShardSet, check_features
+from extract.progress import Progress
+from extract.schema import ClipMeta, InputError, check_output, place, whole_file
+from extract.shard_set import ShardSet, merge
+from extract.shards import ClipFeatures, ShardWriter, StoredClip, check_features
 from extract.stopwatch import Stopwatch
 from extract.unpickle import load_restricted
 
@@ -48,20 +49,31 @@ def import_features(
     settings = {"source": "npz", "dtype": dtype, "clips_per_shard": clips_per_shard}
     attributes = {"encoder": "imported", "weights_sha256": "unknown", "width": width, "trimmed": "unknown"}
     attributes["settings"] = json.dumps(settings, sort_keys=True)
-    watch = Stopwatch()
-    shards = ShardSet(Path(output), clips, clips_per_shard, dtype, attributes)
-
-    def outcomes(part: Sequence[ClipMeta]) -> Iterator[tuple[ClipMeta, ClipFeatures] | Failure]:
-        for clip in part:
+    writer = ShardWriter(place(output), dtype, attributes)
+    shards = ShardSet(writer, clips, clips_per_shard)
+    missing = shards.missing()
+    with Progress(len(clips), len(clips) - sum(len(shards.clips_of(shard)) for shard in missing)) as progress:
+        for shard in missing:
+            listed = shards.clips_of(shard)
+            watch = Stopwatch()
             with watch.stage("read"):
-                found = _read_npz(inside(features, clip.path, ".npz"))
-            reason = found if isinstance(found, str) else check_features(found, width, dtype)
-            bar.update()
-            yield Failure(clip.path, "import", reason) if reason else (clip, found)
+                outcomes = [_import_clip(clip, features, width, dtype) for clip in listed]
+            writer.write(shard, listed, outcomes, watch.seconds)
+            failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
+            frames = sum(len(outcome.features.visual) for outcome in outcomes if not isinstance(outcome, Failure))
+            progress.add(len(listed), frames, failed)
+    return merge(writer.directory)
 
-    with tqdm.tqdm(desc="clips", unit="clip", total=len(clips)) as bar:
-        shards.fill(shards.missing(), outcomes, watch)
-    return shards.summarise(watch.summary())
+
+def read_npz(path: Path) -> ClipFeatures | str:
+    """Official features of one clip, or why there are none."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return ClipFeatures(arrays["visual"], arrays["audio"])
+    except FileNotFoundError:
+        return f"no such file: {path}"
+    except Exception as error:  # a damaged file can make numpy and zlib raise anything; this clip is then logged
+        return f"not a file of npz features ({' '.join(str(error).split())})"
 
 
 def convert_weights(source: str | os.PathLike, target: str | os.PathLike) -> None:
@@ -83,15 +95,10 @@ def convert_weights(source: str | os.PathLike, target: str | os.PathLike) -> Non
         writers[endings[1]](weights, temporary)
 
 
-def _read_npz(path: Path) -> ClipFeatures | str:
-    """Features of one clip, or why there are none."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return ClipFeatures(arrays["visual"], arrays["audio"])
-    except FileNotFoundError:
-        return f"no such file: {path}"
-    except Exception as error:  # a damaged file can make numpy and zlib raise anything; this clip is then logged
-        return f"not a file of npz features ({' '.join(str(error).split())})"
+def _import_clip(clip: ClipMeta, features: str | os.PathLike, width: int, dtype: str) -> StoredClip | Failure:
+    found = read_npz(inside(features, clip.path, ".npz"))
+    reason = found if isinstance(found, str) else check_features(found, width, dtype)
+    return Failure(clip.path, "import", reason) if reason else StoredClip(clip, found)
 
 
 def _read_official(path: Path) -> dict[str, torch.Tensor]:

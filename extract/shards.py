@@ -1,34 +1,32 @@
-"""Writing shards: which clip goes where, whole files only, and a log of every clip that failed.
+"""Writing one shard: its clips and failures, whole or not at all.
 
-Shard k of a run holds clips k*n .. (k+1)*n - 1 of the clip list, less those that failed, in list order. Its failures
-stand beside it and are written first, so a shard that exists is a shard that is done.
+A shard's failures stand beside it and are written first, so a shard that exists is a shard that is done.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import h5py
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int16, UInt8
 
-from extract.clips import Failure, shift_segments
+from extract.clips import Failure
 from extract.schema import (
     FORMAT,
     FRAME_RATE,
-    SHARD_PATTERN,
-    TEXT_COLUMNS,
+    RAGGED,
     VERSION,
     ClipMeta,
     InputError,
-    caveat,
     offsets,
-    open_shard,
+    place,
     whole_file,
     write_clip_table,
 )
+from extract.schema.files import Place
 from extract.stopwatch import Stopwatch
 
 CREATED_BY = "avh-align-jax"
@@ -42,122 +40,75 @@ class ClipFeatures(NamedTuple):
     multimodal: Float[np.ndarray, "T D"] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardSet:
-    """A folder of shards made from one clip list with one set of settings."""
+class StoredClip(NamedTuple):
+    """What a shard holds of a clip."""
 
-    directory: Path
-    clips: Sequence[ClipMeta]
-    clips_per_shard: int
+    meta: ClipMeta
+    features: ClipFeatures
+    waveform: Int16[np.ndarray, " S"] | None = None
+    crops: UInt8[np.ndarray, "T 96 96"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardWriter:
+    """Writes the shards of one set, made with one set of settings."""
+
+    directory: Place
     dtype: str  # of the stored features: float16 or float32
     attributes: dict[str, object]  # encoder, weights_sha256, width, trimmed, settings
+    store: tuple[str, ...] = ()  # optional contents, of schema.OPTIONAL
 
-    @property
-    def count(self) -> int:
-        """Number of shards."""
-        return -(-len(self.clips) // self.clips_per_shard)
-
-    def path(self, shard: int) -> Path:
+    def path(self, shard: int) -> Place:
         """File of a shard."""
         return self.directory / f"features-{shard:05d}.h5"
 
-    def clips_of(self, shard: int) -> Sequence[ClipMeta]:
-        """The clips that belong in a shard, by the rule above."""
-        return self.clips[shard * self.clips_per_shard : (shard + 1) * self.clips_per_shard]
-
-    def missing(self) -> list[int]:
-        """Shards still to be made.
-
-        Raises:
-          InputError: the folder holds shards of another run.
-        """
-        expected = {self.path(shard) for shard in range(self.count)}
-        if stray := sorted(set(self.directory.glob(SHARD_PATTERN)) - expected):
-            raise InputError(f"{stray[0]}: beyond the last shard of this clip list; choose an empty output folder")
-        return [shard for shard in range(self.count) if not self._done(shard)]
-
-    def fill(self, shards: Iterable[int], outcomes: Callable[[Sequence[ClipMeta]], Iterable], watch: Stopwatch) -> None:
-        """Makes shards one after the other.
-
-        Args:
-          shards: which.
-          outcomes: gives, for a shard's clips, a (ClipMeta, ClipFeatures) or a Failure each; what is stored keeps the
-            list's order.
-          watch: counts the writing.
-        """
-        for shard in shards:
-            results = list(outcomes(self.clips_of(shard)))
-            failures = [result for result in results if isinstance(result, Failure)]
-            with watch.stage("write"):
-                self.write(shard, [result for result in results if not isinstance(result, Failure)], failures)
-
-    def write(self, shard: int, stored: Sequence[tuple[ClipMeta, ClipFeatures]], failures: Sequence[Failure]) -> None:
-        """Writes a shard's failure log, then the shard; each appears whole or not at all."""
-        assert sorted([c.path for c, _ in stored] + [f.path for f in failures]) == sorted(
-            c.path for c in self.clips_of(shard)
-        )
-        _write_lines(_failure_log(self.path(shard)), failures)
-        with whole_file(self.path(shard)) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs.update(self._attributes())
-            write_clip_table(file, [clip for clip, _ in stored], offsets([len(f.visual) for _, f in stored]))
-            for name in ClipFeatures._fields:
-                arrays = [getattr(features, name) for _, features in stored]
-                if name == "multimodal" and (not arrays or any(array is None for array in arrays)):
-                    continue
-                empty = np.empty((0, self.attributes["width"]), np.float32)
-                file[name] = np.concatenate([empty, *arrays], dtype=self.dtype, casting="same_kind")
-
-    def summarise(self, seconds: dict[str, float]) -> dict[str, object]:
-        """Merges the failure logs into `failures.jsonl`, writes `extraction.json`, and returns what that says."""
-        failures, stored, frames = [], 0, 0
-        for path in map(self.path, range(self.count)):
-            failures += read_failures(_failure_log(path))
-            shard = open_shard(path)
-            stored, frames = stored + len(shard.clips), frames + len(shard.visual)
-        _write_lines(self.directory / "failures.jsonl", failures)
-        summary = {
-            "clips": len(self.clips),
-            "stored": stored,
-            "failed": len(failures),
-            "frames": frames,
-            "shards": self.count,
-            "encoder": self.attributes["encoder"],
-            "caveat": caveat(self.attributes),
-            "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        }
-        assert summary["stored"] + summary["failed"] == summary["clips"]
-        with whole_file(self.directory / "extraction.json") as temporary:
-            temporary.write_text(json.dumps(summary, indent=2) + "\n")
-        return summary
-
-    def _attributes(self) -> dict[str, object]:
+    @property
+    def root_attributes(self) -> dict[str, object]:
+        """All root attributes that tell one set from another."""
         fixed = {"format": FORMAT, "version": VERSION, "frame_rate": FRAME_RATE, "created_by": CREATED_BY}
         return fixed | self.attributes
 
-    def _done(self, shard: int) -> bool:
-        path = self.path(shard)
-        if not path.exists():
-            return False
-        found = open_shard(path)
-        for name, value in self._attributes().items():
-            if found.attributes.get(name) != value:
-                raise InputError(
-                    f"{path}: was made with {name} = {found.attributes.get(name)!r}, this run has {value!r}; "
-                    "choose an empty output folder"
+    def write(
+        self,
+        shard: int,
+        listed: Sequence[ClipMeta],
+        outcomes: Iterable[StoredClip | Failure],
+        seconds: Mapping[str, float] = MappingProxyType({}),
+        notes: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Writes a shard's failure log, then the shard.
+
+        Args:
+          shard: which.
+          listed: the clips that belong in it.
+          outcomes: exactly one for each of them, in any order; the list's order is kept.
+          seconds: spent on the shard so far, by stage; kept in it as the attribute `seconds`.
+          notes: further attributes of this shard alone.
+        """
+        watch = Stopwatch()
+        order = {clip.path: place for place, clip in enumerate(listed)}
+        outcomes = sorted(outcomes, key=lambda outcome: order[_path(outcome)])
+        assert [_path(outcome) for outcome in outcomes] == list(order)
+        stored = [outcome for outcome in outcomes if isinstance(outcome, StoredClip)]
+        write_failures(failure_log(self.path(shard)), [o for o in outcomes if isinstance(o, Failure)])
+        with whole_file(self.path(shard)) as temporary, h5py.File(temporary, "w") as file:
+            with watch.stage("write"):
+                file.attrs.update(self.root_attributes)
+                write_clip_table(
+                    file, [clip.meta for clip in stored], offsets([len(c.features.visual) for c in stored])
                 )
-        failed = {failure.path for failure in read_failures(_failure_log(path))}
-        listed = [clip for clip in self.clips_of(shard) if clip.path not in failed]
-        complete = len(found.clips) == len(listed) == len(self.clips_of(shard)) - len(failed)
-        if not complete or not all(map(_same_clip, found.clips, listed)):
-            raise InputError(f"{path}: was made from another clip list; choose an empty output folder")
-        return True
+                self._write_arrays(file, stored)
+            file.attrs.update(notes)
+            file.attrs["seconds"] = json.dumps(seconds | watch.seconds)
 
-
-def format_summary(summary: dict[str, object]) -> str:
-    """What `extraction.json` says, in a sentence or two."""
-    text = "{clips} clips: {stored} in {shards} shards ({frames} frames), {failed} failed".format_map(summary)
-    text += " (see failures.jsonl)" if summary["failed"] else ""
-    return "\n".join([f"{text}; {summary['seconds']['total']:.1f} s", *filter(None, [summary["caveat"]])])
+    def _write_arrays(self, file: h5py.File, stored: Sequence[StoredClip]) -> None:
+        for name in ("visual", "audio", *(name for name in self.store if name not in RAGGED)):
+            arrays = [getattr(clip.features, name) for clip in stored]
+            _write_end_to_end(file, name, arrays, np.dtype(self.dtype), (self.attributes["width"],))
+        for name in (name for name in self.store if name in RAGGED):
+            arrays = [getattr(clip, name) for clip in stored]
+            file[f"{name}/offset"] = offsets([len(array) for array in arrays])
+            _write_end_to_end(file, f"{name}/value", arrays, *RAGGED[name])
 
 
 def check_features(features: ClipFeatures, width: int, dtype: str) -> str | None:
@@ -176,19 +127,15 @@ def check_features(features: ClipFeatures, width: int, dtype: str) -> str | None
     return None if len(features.visual) else "its features hold no frame"
 
 
-def _same_clip(stored: ClipMeta, listed: ClipMeta) -> bool:
-    """Whether a stored clip is the listed one, with all that the list says of it."""
-    segments = shift_segments(listed.segments, max(stored.trimmed_frames, 0) / FRAME_RATE)
-    same = all(getattr(stored, name) == getattr(listed, name) for name in (*TEXT_COLUMNS, "label"))
-    return (
-        same and np.shape(stored.segments) == np.shape(segments) and np.allclose(stored.segments, segments, atol=1e-3)
-    )
+def failure_log(shard: Place) -> Place:
+    """The log of the clips that should be in a shard and are not."""
+    return shard.with_suffix(".failures.jsonl")
 
 
-def read_failures(path: Path) -> list[Failure]:
+def read_failures(path: Place) -> list[Failure]:
     """The failures in a log."""
     try:
-        failures = [Failure(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        failures = [Failure(**json.loads(line)) for line in place(path).read_text(encoding="utf-8").splitlines()]
         return [Failure(*map(str, dataclasses.astuple(failure))) for failure in failures]
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
@@ -196,11 +143,22 @@ def read_failures(path: Path) -> list[Failure]:
         ) from error
 
 
-def _failure_log(shard: Path) -> Path:
-    return shard.with_suffix(".failures.jsonl")
-
-
-def _write_lines(path: Path, failures: Iterable[Failure]) -> None:
+def write_failures(path: Place, failures: Iterable[Failure]) -> None:
+    """Writes a log."""
     with whole_file(path) as temporary:
         lines = (json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures)
         temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def _path(outcome: StoredClip | Failure) -> str:
+    return outcome.path if isinstance(outcome, Failure) else outcome.meta.path
+
+
+def _write_end_to_end(
+    file: h5py.File, name: str, arrays: Sequence[np.ndarray], dtype: np.dtype | type, item: tuple[int, ...]
+) -> None:
+    """Writes arrays as one, contiguous, without ever holding that one in memory."""
+    borders = offsets([len(array) for array in arrays])
+    dataset = file.create_dataset(name, (borders[-1], *item), dtype)
+    for start, array in zip(borders[:-1], arrays, strict=True):
+        dataset[start : start + len(array)] = array.astype(dtype, casting="same_kind")

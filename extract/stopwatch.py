@@ -3,14 +3,13 @@
 import collections
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
 class Stopwatch:
     """Adds up the wall seconds spent in named stages."""
 
     def __init__(self):
-        self.started = time.perf_counter()
         self.seconds: dict[str, float] = collections.defaultdict(float)
 
     @contextlib.contextmanager
@@ -22,6 +21,20 @@ class Stopwatch:
         finally:
             self.seconds[name] += time.perf_counter() - started
 
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Adds what another watch counted."""
+        for name, value in seconds.items():
+            self.seconds[name] += value
+
+    def timed(self, name: str, function: Callable) -> Callable:
+        """A function whose calls count to a stage."""
+
+        def call(*arguments: object) -> object:
+            with self.stage(name):
+                return function(*arguments)
+
+        return call
+
     def waiting(self, name: str, items: Iterable) -> Iterator:
         """Passes items on and counts the time until each is there to a stage."""
         iterator = iter(items)
@@ -32,7 +45,3 @@ class Stopwatch:
             if item is done:
                 return
             yield item
-
-    def summary(self) -> dict[str, float]:
-        """Seconds by stage, and in total since the watch was made."""
-        return dict(self.seconds) | {"total": time.perf_counter() - self.started}

@@ -1,7 +1,7 @@
 """What every command shares: flags parsed, the user's mistakes told in one sentence with exit status 2."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -39,6 +39,40 @@ def define_config(default: object) -> flags.FlagHolder:
         return config_flags.DEFINE_config_dataclass("config", default)
     except FLAG_ERRORS as error:  # it looks at the command line at once
         sys.exit(_complain(f"--config flags: {error.args[0] if error.args else error}"))
+
+
+def define_switch(name: str, values: Iterable[str], text: str) -> flags.FlagHolder:
+    """Defines a flag that is false, true (also --name and --noname), or one of further values."""
+    parser = flags.EnumParser(list(values), case_sensitive=False)
+    flag = flags.Flag(parser, flags.ArgumentSerializer(), name, "false", text, boolean=True)
+    return flags.DEFINE_flag(flag)
+
+
+def define_choices(name: str, values: Sequence[str], text: str) -> flags.FlagHolder:
+    """Defines a flag that takes some of these values, separated by commas; its value is a tuple, sorted."""
+    return flags.DEFINE_flag(flags.Flag(_Choices(values), flags.ArgumentSerializer(), name, (), text))
+
+
+def require(flag: flags.FlagHolder) -> None:
+    """Refuses to go on without a flag that some uses of a command can do without."""
+    if flag.value is None:
+        raise InputError(f"--{flag.name} is needed")
+
+
+class _Choices(flags.ArgumentParser):
+    syntactic_help = "some values, separated by commas"
+
+    def __init__(self, values: Sequence[str]):
+        self.values = values
+
+    def parse(self, argument: str | tuple) -> tuple[str, ...]:
+        chosen = argument if isinstance(argument, tuple) else {part.strip() for part in argument.split(",")} - {""}
+        if wrong := sorted(set(chosen) - set(self.values)):
+            raise ValueError(f"{wrong[0]!r} is none of {', '.join(self.values)}")
+        return tuple(sorted(chosen))
+
+    def flag_type(self) -> str:
+        return "comma separated values"
 
 
 def _parse(argv: list[str], arguments: str | None) -> list[str]:

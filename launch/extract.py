@@ -5,37 +5,65 @@ python -m launch.extract --clips=clips.csv --media=videos --avhubert=large.pt --
 
 from absl import flags
 
-from extract.clips import read_clip_list
-from extract.pipeline import ExtractSettings, extract
+from extract.avhubert.encode import BATCH_FRAMES
+from extract.encoder import PRECISIONS, EncodeSettings
+from extract.job import TRIMMED, ExtractSettings, Job, merge_sets
+from extract.pipeline import RUNNERS
 from extract.prepare.clip import INPUTS, PrepareSettings
 from extract.prepare.media import FPS_POLICIES
-from extract.shards import format_summary
-from launch import command
+from extract.schema import OPTIONAL
+from extract.shard_set import format_summary
+from extract.tasks import this_task
+from launch import clip_flags, command
 
-CLIPS = flags.DEFINE_string("clips", None, "Clip list: a CSV file with the column `path`.", required=True)
-MEDIA = flags.DEFINE_string("media", None, "Folder that the paths of the list are relative to.", required=True)
-AVHUBERT = flags.DEFINE_string("avhubert", None, "Official AV-HuBERT file, or `random` to try the path.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Folder of the shards.", required=True)
+AVHUBERT = flags.DEFINE_string("avhubert", None, "Official AV-HuBERT file, or `random` to try the path.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder or fsspec URL of the shards.", required=True)
 INPUT = flags.DEFINE_enum("input", "media", INPUTS, "media: video files; roi: x_roi.mp4 and x.wav for x.mp4.")
 FPS_POLICY = flags.DEFINE_enum(
     "fps_policy", "resample", FPS_POLICIES, "resample to 25 fps, or take native frames for it."
 )
-TRIMMED = flags.DEFINE_bool("trimmed", False, "Drop the leading silence from both modalities.")
+LANDMARKS = flags.DEFINE_string(
+    "landmarks",
+    PrepareSettings.landmarks,
+    "dlib: detect on every frame; dlib-tracked: now and then, and on doubt; else a folder with x.npz for x.mp4 "
+    "(`landmarks` [T, 68, 2]), or the npz file of the only clip.",
+)
+TRIM = command.define_switch("trimmed", TRIMMED, "Drop the leading silence from both modalities; both: two sets.")
+STORE = command.define_choices("store", OPTIONAL, "Further contents of the shards.")
 DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of the stored features.")
 CLIPS_PER_SHARD = flags.DEFINE_integer("clips_per_shard", 256, "Clips in one shard.", lower_bound=1)
+PRECISION = flags.DEFINE_enum("precision", "float32", PRECISIONS, "Of the encoder's weights and products.")
+BATCH = flags.DEFINE_integer("batch_frames", BATCH_FRAMES, "Frames of one encoder batch.", lower_bound=1)
+COMPILE = flags.DEFINE_bool("compile", False, "torch.compile the encoder: minutes first, faster on a GPU then.")
 PROCESSES = flags.DEFINE_integer("processes", ExtractSettings.processes, "Processes that prepare clips.", lower_bound=1)
+CLIP_TIMEOUT = flags.DEFINE_float("clip_timeout", 600, "Seconds after which a clip is given up.", lower_bound=0.001)
+CLUSTER = flags.DEFINE_enum("cluster", "none", list(RUNNERS), "ray: spread over the Ray cluster at RAY_ADDRESS.")
+TASK_INDEX = flags.DEFINE_integer("task_index", None, "Of this task of a job array; by default as SLURM or RANK say.")
+TASK_COUNT = flags.DEFINE_integer("task_count", None, "Tasks of the job array.")
+MERGE = flags.DEFINE_bool("merge", False, "Only sum up the shards of --output, once all tasks have ended.")
+CONTACT_SHEET = flags.DEFINE_string("contact_sheet", None, "PNG file: first draw the crops of the first clips there.")
 
 
 def main() -> None:
     """Parses flags, extracts."""
+    summaries = merge_sets(OUTPUT.value) if MERGE.value else _extract()
+    print("\n".join(map(format_summary, summaries)))
+
+
+def _extract() -> list:
+    command.require(AVHUBERT)
     settings = ExtractSettings(
-        prepare=PrepareSettings(INPUT.value, FPS_POLICY.value, TRIMMED.value),
+        prepare=PrepareSettings(INPUT.value, FPS_POLICY.value, LANDMARKS.value),
+        encode=EncodeSettings(PRECISION.value, BATCH.value, COMPILE.value),
+        trimmed=TRIM.value,
+        store=STORE.value,
         dtype=DTYPE.value,
         clips_per_shard=CLIPS_PER_SHARD.value,
         processes=PROCESSES.value,
+        clip_timeout=CLIP_TIMEOUT.value,
     )
-    summary = extract(read_clip_list(CLIPS.value), MEDIA.value, AVHUBERT.value, OUTPUT.value, settings)
-    print(format_summary(summary))
+    job = Job(*clip_flags.read_clips(), OUTPUT.value, settings, CONTACT_SHEET.value)
+    return RUNNERS[CLUSTER.value](job, AVHUBERT.value, *this_task(TASK_INDEX.value, TASK_COUNT.value))
 
 
 if __name__ == "__main__":

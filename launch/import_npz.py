@@ -7,7 +7,7 @@ from absl import flags
 
 from extract.clips import read_clip_list
 from extract.official import import_features
-from extract.shards import format_summary
+from extract.shard_set import format_summary
 from launch import command
 
 CLIPS = flags.DEFINE_string("clips", None, "Clip list: a CSV file with the column `path`.", required=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from extract.prepare import iterate_video
+
 CLOCK = 1000  # ticks a second of the video's timestamps
 
 
@@ -27,6 +29,11 @@ def ramp(times: list[float]) -> list[np.ndarray]:
 def shown_times(frames: np.ndarray) -> np.ndarray:
     """The time that each decoded frame of a ramp shows, to 0.01 s."""
     return (frames[..., 0] > 127).sum(axis=2).mean(axis=1) / 100
+
+
+def read_frames(path: Path, fps_policy: str = "resample") -> np.ndarray:
+    """All frames of a video, [T, H, W, 3]."""
+    return np.stack(list(iterate_video(path, fps_policy)))
 
 
 def write_media(

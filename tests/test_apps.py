@@ -16,14 +16,14 @@ from apps.demo.material import CLIPS, fetch_clips
 from apps.detect import detect, worst_second
 from extract.avhubert import AVHubert, AVHubertConfig, encode_clips, random_avhubert
 from extract.clips import read_clip_list
-from extract.prepare import PrepareSettings, leading_silence, prepare_clip, read_audio, read_video
+from extract.prepare import PrepareSettings, leading_silence, prepare_clip, read_audio
 from extract.schema import ClipMeta, InputError
 from jax_avh.data import Corpus
 from jax_avh.evaluation import POOLINGS
 from jax_avh.methods import avh_align
 from jax_avh.models import load_weights
 from tests import rules
-from tests.media import ramp, tone, write_media
+from tests.media import ramp, read_frames, tone, write_media
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_weights_that_do_not_fit_the_encoder(tmp_path, tiny_checkpoint):
 
 
 def test_random_weights_are_said_in_every_verdict(tmp_path, narrow_weights, real_clips, monkeypatch, capsys):
-    monkeypatch.setattr("extract.pipeline.AVHubertConfig.large", AVHubertConfig.tiny)
+    monkeypatch.setattr("extract.encoder.AVHubertConfig.large", AVHubertConfig.tiny)
     detect([str(real_clips["testMovie"])], "random", str(narrow_weights), tmp_path / "v.json")
     assert "RANDOM AV-HuBERT weights" in capsys.readouterr().out
     assert "RANDOM" in json.loads((tmp_path / "v.json").read_text())[0]["caveat"]
@@ -110,7 +110,7 @@ def test_the_demo_makes_real_clips_and_fakes_of_them(tmp_path, real_clips):
         with av.open(str(tmp_path / "media" / clip.path)) as container:
             assert {stream.type for stream in container.streams} == {"video", "audio"}
         np.testing.assert_array_equal(
-            read_video(tmp_path / "media" / clip.path)[:5], read_video(real_clips["testMovie"])[:5]
+            read_frames(tmp_path / "media" / clip.path)[:5], read_frames(real_clips["testMovie"])[:5]
         )
     spliced = clips[3]
     start, stop = (round(16000 * seconds) for seconds in spliced.segments[0])

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from extract.clips import Failure, read_clip_list
 from extract.official import import_features
 from extract.schema import ClipMeta, InputError
-from extract.shards import ClipFeatures, ShardSet
+from extract.shard_set import ShardSet
+from extract.shards import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.data import Corpus, FrameBatches, frame_stream, open_source, prefetched, simulate_corpus
 from jax_avh.data.simulate import KINDS, simulate_clip
 
@@ -22,15 +23,15 @@ def make_source(folder, lengths, per_shard=3, labels=None, name="c", **attribute
     clips = [ClipMeta(f"{name}{n}.mp4", label=0 if labels is None else labels[n]) for n in range(len(lengths))]
     fixed = {"encoder": "test", "weights_sha256": "0", "width": WIDTH, "trimmed": False, "settings": "{}"}
     attributes = fixed | attributes
-    shards = ShardSet(folder, clips, per_shard, "float32", attributes)
+    shards = ShardSet(ShardWriter(folder, "float32", attributes), clips, per_shard)
     for shard in range(shards.count):
         stored = []
         for clip in shards.clips_of(shard):
             n = clips.index(clip)
             frames = np.zeros((lengths[n], WIDTH), np.float32)
             frames[:, 0], frames[:, 1] = n + 1, np.arange(lengths[n]) + 1
-            stored.append((clip, ClipFeatures(frames, -frames)))
-        shards.write(shard, stored, [])
+            stored.append(StoredClip(clip, ClipFeatures(frames, -frames)))
+        shards.writer.write(shard, shards.clips_of(shard), stored)
     return open_source(folder)
 
 
@@ -111,8 +112,8 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path):
 
 def test_a_set_without_clips_is_told(tmp_path):
     make_source(tmp_path, [1])
-    shards = ShardSet(tmp_path / "e", [ClipMeta("a")], 1, "float32", {"width": WIDTH, "encoder": "x"})
-    shards.write(0, [], [Failure("a", "x", "y")])
+    writer = ShardWriter(tmp_path / "e", "float32", {"width": WIDTH, "encoder": "x"})
+    writer.write(0, [ClipMeta("a")], [Failure("a", "x", "y")])
     with pytest.raises(InputError, match="hold no clip"):
         open_source(tmp_path / "e")
 

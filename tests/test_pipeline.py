@@ -1,6 +1,5 @@
 """Extraction end to end: every clip in a shard or in the failure log, whatever the clip or the machine does."""
 
-import dataclasses
 import json
 import os
 import random
@@ -14,17 +13,28 @@ import time
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from extract.avhubert import encode_clips
+from extract.avhubert.encode import start_encoding
 from extract.clips import Failure
-from extract.pipeline import ExtractSettings, extract
-from extract.prepare import PrepareSettings, prepare_clip
-from extract.schema import ClipMeta, InputError, list_shards, open_shard
-from extract.shards import read_failures
+from extract.encoder import Encoder
+from extract.job import ExtractSettings, Job, make_shard, merge_sets
+from extract.pipeline import extract as extract_job
+from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
+from extract.schema import ClipMeta, InputError, list_shards, open_shard, place
+from extract.shards import ShardWriter, read_failures
+from extract.workers import Prepared, PrepareTask
 from tests.conftest import TESTDATA
 from tests.media import ramp, tone, write_media
 
 ROI = PrepareSettings(input="roi")
+
+
+def extract(clips, media, avhubert, output, settings):
+    """Runs a job on this machine; what it says of its one set."""
+    (summary,) = extract_job(Job(clips, str(media), str(output), settings), avhubert)
+    return summary
 
 
 def settings(prepare=ROI, **options):
@@ -37,6 +47,21 @@ def failures_of(folder) -> dict[str, str]:
 
 def paths_of(folder) -> list[str]:
     return [clip.path for path in list_shards(folder) for clip in open_shard(path).clips]
+
+
+def assert_same_set(one, other) -> None:
+    """Two folders hold the same shards, arrays bit for bit, and the same failures."""
+    names = [path.name for path in list_shards(one)]
+    assert names == [path.name for path in list_shards(other)]
+    for a, b in ((open_shard(one / name), open_shard(other / name)) for name in names):
+        assert repr(a.clips) == repr(b.clips)  # NaN equals nothing
+        for name in ("visual", "audio", "offset"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+        assert {k: v for k, v in a.attributes.items() if k != "seconds"} == {
+            k: v for k, v in b.attributes.items() if k != "seconds"
+        }
+    assert (one / "failures.jsonl").read_text() == (other / "failures.jsonl").read_text()
+    assert not list(other.glob(".features*.part"))
 
 
 def test_shards_hold_the_features_of_the_list(tmp_path, tiny_checkpoint, tiny_encoder):
@@ -65,8 +90,8 @@ def test_shards_hold_the_features_of_the_list(tmp_path, tiny_checkpoint, tiny_en
 def test_trimming_reaches_the_shard(tmp_path, tiny_checkpoint):
     clips = [ClipMeta("trim.mp4", segments=((0.1, 2.0),)), ClipMeta("s4.mp4")]
     for trimmed in (False, True):
-        prepare = PrepareSettings(input="roi", trimmed=trimmed)
-        extract(clips, TESTDATA, tiny_checkpoint, tmp_path / str(trimmed), settings(prepare))
+        options = settings(trimmed=str(trimmed).lower())
+        extract(clips, TESTDATA, tiny_checkpoint, tmp_path / str(trimmed), options)
         shard = open_shard(tmp_path / str(trimmed) / "features-00000.h5")
         assert shard.attributes["trimmed"] == trimmed
         assert [clip.trimmed_frames for clip in shard.clips] == [16 * trimmed, 0]
@@ -109,38 +134,56 @@ def test_bad_media_is_logged_and_the_run_goes_on(tmp_path, tiny_checkpoint, real
         assert re.search(reason, found[path]), (path, found[path])
 
 
-def crash(clip, root, prepare):
-    """Stands in for prepare_clip: some clips take their process down or hang."""
-    if clip.path == "crash.mp4":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if clip.path == "hang.mp4":
-        time.sleep(600)
-    if clip.path == "strange.mp4":
-        raise ZeroDivisionError("of a library")
-    return dataclasses.replace(prepare_clip(ClipMeta("s4.mp4"), root, prepare), meta=clip)
+class CrashingTask(PrepareTask):
+    """Some clips take their process down or hang; the others are all s4."""
+
+    def __call__(self, clip):
+        if clip.path == "crash.mp4":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if clip.path == "hang.mp4":
+            time.sleep(600)
+        return super().__call__(clip)
+
+
+def strange(clip, root, prepare):
+    """Stands in for read_clip."""
+    raise ZeroDivisionError("of a\nlibrary")
 
 
 def test_a_crash_or_a_hang_costs_its_clip_alone(tmp_path, tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr("extract.pipeline.prepare_clip", crash)
-    names = ["a.mp4", "crash.mp4", "b.mp4", "hang.mp4", "strange.mp4", "c.mp4"]
-    clips = [ClipMeta(name) for name in names]
-    extract(clips, TESTDATA, tiny_checkpoint, tmp_path, settings(clip_timeout=15.0))
-    assert paths_of(tmp_path) == ["a.mp4", "b.mp4", "c.mp4"]
-    found = failures_of(tmp_path)
-    assert "crashed" in found["crash.mp4"]
+    names = ["a.mp4", "crash.mp4", "b.mp4", "hang.mp4", "c.mp4"]
+    for name in "abc":
+        for suffix in ("_roi.mp4", ".wav"):
+            shutil.copy(TESTDATA / f"s4{suffix}", tmp_path / f"{name}{suffix}")
+    monkeypatch.setattr(Job, "task", property(lambda job: CrashingTask(job.media, ROI, (False,), 15.0)))
+    extract([ClipMeta(name) for name in names], tmp_path, tiny_checkpoint, tmp_path / "out", settings())
+    assert paths_of(tmp_path / "out") == ["a.mp4", "b.mp4", "c.mp4"]
+    found = failures_of(tmp_path / "out")
+    assert "crashed (exit status -11)" in found["crash.mp4"]
     assert "longer than 15 s" in found["hang.mp4"]
-    assert found["strange.mp4"] == "unexpected ZeroDivisionError: of a library"
+
+
+def test_whatever_a_library_raises_is_the_clips_failure(monkeypatch):
+    monkeypatch.setattr("extract.workers.read_clip", strange)
+    task = PrepareTask("media", ROI, (False, True))
+    failure = Failure("a.mp4", "prepare", "unexpected ZeroDivisionError: of a library")
+    assert task(ClipMeta("a.mp4")).outcomes == {False: failure, True: failure}
+
+
+def encode_or(monkeypatch, change):
+    """Lets `change` stand before the encoder: it gets (network, clips, multimodal, piece)."""
+    monkeypatch.setattr("extract.encoder.start_encoding", change)
 
 
 def test_features_that_are_not_finite_are_a_failure(tmp_path, tiny_checkpoint, monkeypatch):
-    def encode(network, clips, multimodal=False):
-        features = encode_clips(network, clips)
-        return [
+    def encode(network, clips, *options):
+        features = start_encoding(network, clips, *options)()
+        return lambda: [
             f._replace(audio=f.audio * np.nan) if c.meta.path == "st48.mp4" else f
             for c, f in zip(clips, features, strict=True)
         ]
 
-    monkeypatch.setattr("extract.pipeline.encode_clips", encode)
+    encode_or(monkeypatch, encode)
     extract([ClipMeta("s4.mp4"), ClipMeta("st48.mp4")], TESTDATA, tiny_checkpoint, tmp_path, settings())
     assert paths_of(tmp_path) == ["s4.mp4"]
     assert read_failures(tmp_path / "failures.jsonl") == [
@@ -148,17 +191,92 @@ def test_features_that_are_not_finite_are_a_failure(tmp_path, tiny_checkpoint, m
     ]
 
 
-def test_a_batch_too_large_for_memory_is_encoded_clip_by_clip(tmp_path, tiny_checkpoint, monkeypatch):
-    def encode(network, clips, multimodal=False):
-        if len(clips) > 1 or clips[0].meta.path == "st48.mp4":
-            raise RuntimeError("out of memory")
-        return encode_clips(network, clips)
+def test_a_batch_too_large_for_memory_is_halved(tmp_path, tiny_checkpoint, monkeypatch):
+    sizes = []
 
-    monkeypatch.setattr("extract.pipeline.encode_clips", encode)
+    def encode(network, clips, *options):
+        sizes.append(len(clips))
+        if len(clips) > 1 or clips[0].meta.path == "st48.mp4":
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return start_encoding(network, clips, *options)
+
+    encode_or(monkeypatch, encode)
     clips = [ClipMeta(name) for name in ("s4.mp4", "st48.mp4", "trim.mp4")]
     extract(clips, TESTDATA, tiny_checkpoint, tmp_path, settings())
+    assert sizes == [3, 1, 2, 1, 1]
     assert paths_of(tmp_path) == ["s4.mp4", "trim.mp4"]
-    assert failures_of(tmp_path) == {"st48.mp4": "cannot be encoded: out of memory"}
+    assert "cannot be encoded: [enforce fail]" in failures_of(tmp_path)["st48.mp4"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_clip_too_large_for_memory_goes_through_in_pieces(tmp_path, tiny_checkpoint, monkeypatch, error):
+    """A clip of 1,100 frames where 600 fit: halved once, and the shard says so."""
+
+    def encode(network, clips, multimodal, piece):
+        if (piece or len(clips[0].audio)) > 600:
+            raise error
+        return start_encoding(network, clips, multimodal, piece)
+
+    rng = np.random.default_rng(0)
+    crops, audio = rng.integers(0, 256, (1100, 96, 96), dtype=np.uint8), rng.standard_normal((1100, 104), np.float32)
+    clip = PreparedClip(ClipMeta("long.mp4"), crops, audio, np.zeros(1, np.int16))
+    encoder = Encoder(tiny_checkpoint)
+    ((_, wanted),) = encoder.encode([clip])
+    encode_or(monkeypatch, encode)
+    writer = ShardWriter(tmp_path, "float32", encoder.attributes)
+    make_shard(0, [clip.meta], [Prepared({False: clip}, {})], encoder, {False: writer})
+    shard = open_shard(tmp_path / "features-00000.h5")
+    assert json.loads(shard.attributes["pieces"]) == {"long.mp4": 550}
+    cosine = (shard.visual * wanted.visual).sum(1) / np.prod(
+        [np.linalg.norm(x, axis=1) for x in (shard.visual, wanted.visual)], axis=0
+    )
+    assert 0.97 < cosine.min() < 0.9999999  # the price of the pieces
+
+
+def test_both_forms_are_made_from_one_preparation(tmp_path, tiny_checkpoint):
+    """Each of the two sets equals that of a run of its own."""
+    clips = [ClipMeta(f"{name}.mp4", segments=((0.1, 2.0),)) for name in ("trim", "none", "s4")]
+    options = {"store": ("crops", "multimodal", "waveform")}
+    job = Job(clips, str(TESTDATA), str(tmp_path / "both"), settings(trimmed="both", **options))
+    summaries = extract_job(job, tiny_checkpoint)
+    assert [(s["stored"], s["failed"], s["frames"]) for s in summaries] == [(2, 1, 200), (2, 1, 184)]
+    for form, folder in (("false", "untrimmed"), ("true", "trimmed")):
+        extract(clips, TESTDATA, tiny_checkpoint, tmp_path / form, settings(trimmed=form, **options))
+        one, two = (open_shard(path / "features-00000.h5") for path in (tmp_path / form, tmp_path / "both" / folder))
+        assert one.clips == two.clips
+        for name in ("visual", "audio", "multimodal"):
+            np.testing.assert_allclose(getattr(one, name), getattr(two, name), rtol=0, atol=1e-5)
+        for name in ("waveform", "crops"):
+            np.testing.assert_array_equal(getattr(one, name).value, getattr(two, name).value)
+
+
+def test_tasks_of_an_array_make_the_shards_of_one_run(tmp_path, tiny_checkpoint):
+    for k in range(5):
+        for suffix in ("_roi.mp4", ".wav"):
+            shutil.copy(TESTDATA / f"s4{suffix}", tmp_path / f"c{k}{suffix}")
+    clips = [ClipMeta(f"c{k}.mp4") for k in range(6)]  # the last is missing
+    job = Job(clips, str(tmp_path), str(tmp_path / "array"), settings(clips_per_shard=2))
+    assert extract_job(job, tiny_checkpoint, 1, 2) == [None]
+    assert [path.name for path in list_shards(job.output)] == ["features-00001.h5"]
+    with pytest.raises(InputError, match="shards are missing"):
+        merge_sets(job.output)
+    (merged,) = extract_job(job, tiny_checkpoint, 0, 2)  # the last task sums up
+    assert (merged["stored"], merged["failed"]) == (5, 1)
+    assert merge_sets(job.output) == [merged]
+    extract(clips, tmp_path, tiny_checkpoint, tmp_path / "one", settings(clips_per_shard=2))
+    assert_same_set(tmp_path / "one", tmp_path / "array")
+
+
+def test_shards_at_a_url_are_those_of_a_folder(tmp_path, tiny_checkpoint):
+    clips = [ClipMeta("s4.mp4"), ClipMeta("none.mp4"), ClipMeta("st48.mp4")]
+    options = settings(clips_per_shard=2)
+    extract(clips, TESTDATA, tiny_checkpoint, "memory://bucket/set", options)
+    place("memory://bucket/set/features-00001.h5").unlink()
+    summary = extract(clips, TESTDATA, tiny_checkpoint, "memory://bucket/set", options)
+    assert (summary["stored"], summary["failed"]) == (2, 1)
+    place("memory://bucket/set").fs.get("/bucket/set/", str(tmp_path / "copy"), recursive=True)
+    extract(clips, TESTDATA, tiny_checkpoint, tmp_path / "local", options)
+    assert_same_set(tmp_path / "local", tmp_path / "copy")
 
 
 def test_no_folder_of_media(tmp_path, tiny_checkpoint):
@@ -191,19 +309,12 @@ def killed_runs(tmp_path, tiny_checkpoint, kills: int, seed: int) -> None:
         workers = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.kill()
         process.wait()
-        assert not list((tmp_path / "broken").glob("failures.jsonl")) or process.returncode == 0
+        whole = len(list((tmp_path / "broken").glob("features-*.h5"))) == 7
+        assert whole or not (tmp_path / "broken" / "failures.jsonl").exists()  # summed up only when all is there
         _, alive = psutil.wait_procs(workers, timeout=20)
         assert not alive, "workers outlive a killed run"
     assert start(tmp_path / "broken").wait() == 0
-    one, other = (list_shards(tmp_path / name) for name in ("unbroken", "broken"))
-    assert [path.name for path in one] == [path.name for path in other]
-    for a, b in zip(map(open_shard, one), map(open_shard, other), strict=True):
-        assert repr(a.clips) == repr(b.clips)  # NaN equals nothing
-        for name in ("visual", "audio", "offset"):
-            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-    for name in ("failures.jsonl",):
-        assert (tmp_path / "unbroken" / name).read_text() == (tmp_path / "broken" / name).read_text()
-    assert not list((tmp_path / "broken").glob(".*.part"))
+    assert_same_set(tmp_path / "unbroken", tmp_path / "broken")
 
 
 def test_a_killed_extraction_goes_on(tmp_path, tiny_checkpoint):

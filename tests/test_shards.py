@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import re
 from pathlib import Path
@@ -13,11 +14,22 @@ import pytest
 from hypothesis import strategies as st
 
 from extract.clips import Failure
-from extract.schema import ClipMeta, InputError, list_shards, open_shard, whole_file
-from extract.shards import ClipFeatures, ShardSet, check_features, read_failures
+from extract.schema import (
+    ClipMeta,
+    InputError,
+    list_shards,
+    local_file,
+    open_shard,
+    place,
+    read_shard_table,
+    whole_file,
+)
+from extract.shard_set import ShardSet, merge
+from extract.shards import ClipFeatures, ShardWriter, StoredClip, check_features, read_failures
 
 WIDTH = 8
-ATTRIBUTES = {"encoder": "test", "weights_sha256": "0", "width": WIDTH, "trimmed": False, "settings": "{}"}
+SETTINGS = json.dumps({"clips_per_shard": 100})
+ATTRIBUTES = {"encoder": "test", "weights_sha256": "0", "width": WIDTH, "trimmed": False, "settings": SETTINGS}
 
 
 def features(length, seed=0, multimodal=False):
@@ -25,16 +37,21 @@ def features(length, seed=0, multimodal=False):
     return ClipFeatures(*rng.standard_normal((2 + multimodal, length, WIDTH)).astype(np.float32))
 
 
-def shard_set(folder, clips, per_shard=100, dtype="float32", **attributes):
-    return ShardSet(folder, clips, per_shard, dtype, ATTRIBUTES | attributes)
+def shard_set(folder, clips, per_shard=100, dtype="float32", store=(), **attributes):
+    return ShardSet(ShardWriter(folder, dtype, ATTRIBUTES | attributes, store), clips, per_shard)
+
+
+def write(shards, *outcomes):
+    """Writes the first shard of a set."""
+    shards.writer.write(0, shards.clips_of(0), outcomes)
 
 
 def write_one(folder, lengths=(3, 5), **options):
     """A folder with one shard of clips of these lengths."""
     clips = [ClipMeta(f"{n}.mp4", label=n % 2) for n in range(len(lengths))]
     shards = shard_set(folder, clips, **options)
-    shards.write(0, [(clip, features(n, n)) for clip, n in zip(clips, lengths, strict=True)], [])
-    return shards.path(0)
+    write(shards, *(StoredClip(clip, features(n, n)) for clip, n in zip(clips, lengths, strict=True)))
+    return shards.writer.path(0)
 
 
 text = st.characters(exclude_categories=["C"])
@@ -55,12 +72,12 @@ metas = st.fixed_dictionaries(
 def test_what_is_written_is_read(tmp_path_factory, rows):
     rows = [(ClipMeta(**fields), length) for fields, length in rows]
     shards = shard_set(tmp_path_factory.mktemp("s"), [clip for clip, _ in rows])
-    stored = [(clip, features(length, k)) for k, (clip, length) in enumerate(rows)]
-    shards.write(0, stored, [])
-    shard = open_shard(shards.path(0))
+    stored = [StoredClip(clip, features(length, k)) for k, (clip, length) in enumerate(rows)]
+    shards.writer.write(0, shards.clips, stored)
+    shard = open_shard(shards.writer.path(0))
     assert shard.clips == tuple(clip for clip, _ in rows)
     assert shard.width == WIDTH
-    for (_, wanted), start, stop in zip(stored, shard.offset, shard.offset[1:], strict=False):
+    for (_, wanted, *_), start, stop in zip(stored, shard.offset, shard.offset[1:], strict=False):
         np.testing.assert_array_equal(shard.visual[start:stop], wanted.visual)
         np.testing.assert_array_equal(shard.audio[start:stop], wanted.audio)
 
@@ -80,11 +97,56 @@ def test_unknown_silence_stays_unknown(tmp_path):
     assert clip.trimmed_frames == -1
 
 
-def test_multimodal_features_are_stored_where_given(tmp_path):
-    shards = shard_set(tmp_path, [ClipMeta("a")])
-    shards.write(0, [(ClipMeta("a"), features(4, multimodal=True))], [])
-    with h5py.File(shards.path(0)) as file:
-        assert file["multimodal"].shape == (4, WIDTH)
+def stored_with_all(lengths) -> list[StoredClip]:
+    """Clips with every optional content; waveforms and crops tell their clip."""
+    return [
+        StoredClip(
+            ClipMeta(f"{n}"),
+            features(length, n, multimodal=True),
+            np.full(100 * length + n, n, np.int16),
+            np.full((length, 96, 96), n, np.uint8),
+        )
+        for n, length in enumerate(lengths)
+    ]
+
+
+@pytest.mark.parametrize("store", [(), ("waveform",), ("crops", "multimodal"), ("crops", "multimodal", "waveform")])
+def test_optional_contents_are_stored_where_asked_for(tmp_path, store):
+    stored = stored_with_all([3, 1, 4])
+    shards = shard_set(tmp_path, [clip.meta for clip in stored], store=store)
+    write(shards, *stored)
+    shard = open_shard(shards.writer.path(0))
+    assert {name for name in ("crops", "multimodal", "waveform") if getattr(shard, name) is not None} == set(store)
+    for name in set(store) & {"waveform", "crops"}:
+        ragged = getattr(shard, name)
+        assert isinstance(ragged.value, np.memmap)
+        for n, clip in enumerate(stored):
+            np.testing.assert_array_equal(ragged[n], getattr(clip, name))
+        with pytest.raises(IndexError):
+            ragged[3]
+    if "multimodal" in store:
+        wanted = np.concatenate([clip.features.multimodal for clip in stored])
+        np.testing.assert_array_equal(shard.multimodal, wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("waveform/offset", [0, 300, 401, 700], "/waveform does not fit"),
+        ("waveform/offset", [0, 500, 401, 803], "/waveform does not fit"),
+        ("waveform/value", np.zeros(803, np.int32), "/waveform does not fit"),
+        ("crops/value", np.zeros((8, 88, 88), np.uint8), "/crops does not fit"),
+        ("crops/offset", [0, 2, 4, 8], "another number of frames"),
+        ("multimodal", np.zeros((7, WIDTH), np.float32), "/multimodal is"),
+    ],
+)
+def test_optional_contents_that_do_not_fit_are_refused(tmp_path, name, value, reason):
+    stored = stored_with_all([3, 1, 4])
+    shards = shard_set(tmp_path, [clip.meta for clip in stored], store=("crops", "multimodal", "waveform"))
+    write(shards, *stored)
+    rewrite(shards.writer.path(0), replaced(name, value))
+    with pytest.raises(InputError, match=reason):
+        open_shard(shards.writer.path(0))
 
 
 def test_every_attribute_of_the_format_is_there(tmp_path):
@@ -171,6 +233,30 @@ def test_a_file_appears_only_when_whole(tmp_path):
     assert (tmp_path / "x").read_text() == "new"
 
 
+def test_whole_files_and_shards_at_a_url(tmp_path):
+    with whole_file("memory://whole/x.txt") as temporary:
+        temporary.write_text("new")
+        assert not place("memory://whole/x.txt").exists()
+    with local_file("memory://whole/x.txt") as copy:
+        assert copy.read_text() == "new"
+    with pytest.raises(InputError, match="no such file"), local_file("memory://whole/none"):
+        pass
+    shards = shard_set(place("memory://shards"), [ClipMeta("a"), ClipMeta("b")])
+    assert shards.missing() == [0]
+    write(shards, Failure("b", "audio", "silent audio"), StoredClip(ClipMeta("a"), features(2)))
+    assert shards.missing() == []
+    assert merge("memory://shards")["stored"] == 1
+    assert [path.name for path in list_shards("memory://shards")] == ["features-00000.h5"]
+    assert [clip.path for clip in read_shard_table(shards.writer.path(0))[0]] == ["a"]
+    with local_file(shards.writer.path(0)) as copy:
+        np.testing.assert_array_equal(open_shard(copy).visual, features(2).visual)
+
+
+def test_an_unknown_file_system_is_told():
+    with pytest.raises(InputError, match="nowhere://x: cannot be reached"):
+        place("nowhere://x")
+
+
 @hypothesis.given(st.integers(1, 40), st.integers(1, 12))
 def test_every_clip_belongs_to_exactly_one_shard(count, per_shard):
     clips = [ClipMeta(str(n)) for n in range(count)]
@@ -183,38 +269,66 @@ def test_every_clip_belongs_to_exactly_one_shard(count, per_shard):
 def test_a_shard_must_account_for_its_clips(tmp_path):
     shards = shard_set(tmp_path, [ClipMeta("a"), ClipMeta("b")])
     with pytest.raises(AssertionError):
-        shards.write(0, [(ClipMeta("a"), features(2))], [])
-    shards.write(0, [(ClipMeta("a"), features(2))], [Failure("b", "audio", "silent audio")])
+        write(shards, StoredClip(ClipMeta("a"), features(2)))
+    assert shards.missing() == [0]
+    write(shards, Failure("b", "audio", "silent audio"), StoredClip(ClipMeta("a"), features(2)))
     assert shards.missing() == []
     assert read_failures(tmp_path / "features-00000.failures.jsonl") == [Failure("b", "audio", "silent audio")]
 
 
 def test_a_shard_may_be_empty(tmp_path):
-    shards = shard_set(tmp_path, [ClipMeta("a")])
-    shards.write(0, [], [Failure("a", "media", "no such file")])
-    assert open_shard(shards.path(0)).clips == ()
-    assert shards.summarise({})["failed"] == 1
+    shards = shard_set(tmp_path, [ClipMeta("a")], store=("crops", "multimodal", "waveform"))
+    assert shards.missing() == [0]
+    write(shards, Failure("a", "media", "no such file"))
+    assert open_shard(shards.writer.path(0)).clips == ()
+    assert merge(tmp_path)["failed"] == 1
+
+
+def test_a_set_is_summed_up_once_all_shards_are_there(tmp_path):
+    shards = shard_set(tmp_path, [ClipMeta("a"), ClipMeta("b"), ClipMeta("c")], 2, settings='{"clips_per_shard": 2}')
+    shards.missing()
+    with pytest.raises(InputError, match="no feature shards"):
+        merge(tmp_path)
+    shards.writer.write(1, shards.clips_of(1), [StoredClip(ClipMeta("c"), features(5))], {"encode": 1.5})
+    assert merge(tmp_path) is None
+    outcomes = [Failure("a", "x", "y"), StoredClip(ClipMeta("b"), features(20))]
+    shards.writer.write(0, shards.clips_of(0), outcomes, {"encode": 2.0, "wait": 1.0})
+    (tmp_path / ".features-00000.h5.1234abcd.part").write_text("left by a killed run")
+    summary = merge(tmp_path)
+    assert summary == json.loads((tmp_path / "extraction.json").read_text())
+    counts = {"clips": 3, "stored": 2, "failed": 1, "frames": 25, "video_seconds": 1.0, "shards": 2}
+    assert counts.items() <= summary.items()
+    assert (summary["seconds"]["encode"], summary["seconds"]["wait"]) == (3.5, 1.0)
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_shards_of_another_run_are_refused(tmp_path):
     clips = [ClipMeta("a")]
-    shard_set(tmp_path, clips).write(0, [(clips[0], features(2))], [])
+    shards = shard_set(tmp_path, clips)
+    shards.missing()
+    write(shards, StoredClip(clips[0], features(2)))
     with pytest.raises(InputError, match="trimmed"):
         shard_set(tmp_path, clips, trimmed=True).missing()
-    with pytest.raises(InputError, match="another clip list"):
-        shard_set(tmp_path, [ClipMeta("b")]).missing()
-    for changed in ([*clips, ClipMeta("b")], [ClipMeta("a", label=1)], [ClipMeta("a", segments=((0.0, 1.0),))]):
+    for changed in (
+        [ClipMeta("b")],
+        [*clips, ClipMeta("b")],
+        [ClipMeta("a", label=1)],
+        [ClipMeta("a", segments=((0.0, 1.0),))],
+    ):
         with pytest.raises(InputError, match="another clip list"):
             shard_set(tmp_path, changed).missing()
     (tmp_path / "features-00001.h5").write_bytes(b"")
     with pytest.raises(InputError, match="beyond the last shard"):
         shard_set(tmp_path, clips).missing()
+    (tmp_path / "clips.csv").unlink()
+    with pytest.raises(InputError, match="missing beside shards"):
+        shard_set(tmp_path, clips).missing()
 
 
 def test_a_shard_without_its_failure_log_is_refused(tmp_path):
-    clips = [ClipMeta("a")]
-    shards = shard_set(tmp_path, clips)
-    shards.write(0, [(clips[0], features(2))], [])
+    shards = shard_set(tmp_path, [ClipMeta("a")])
+    shards.missing()
+    write(shards, StoredClip(ClipMeta("a"), features(2)))
     (tmp_path / "features-00000.failures.jsonl").unlink()
     with pytest.raises(InputError, match="not a failure log"):
         shards.missing()

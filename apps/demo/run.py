@@ -7,7 +7,7 @@ from pathlib import Path
 
 from apps.demo.fakes import make_clips
 from apps.demo.material import fetch_clips
-from extract.pipeline import RANDOM_ENCODER
+from extract.encoder import RANDOM_ENCODER
 from extract.schema import InputError, list_shards, open_shard
 from jax_avh.data import Corpus, simulate_corpus
 

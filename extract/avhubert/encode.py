@@ -1,6 +1,10 @@
-"""Batches of prepared clips become features: audio-only and video-only passes in one Transformer batch."""
+"""Batches of prepared clips become features.
 
-from collections.abc import Iterable, Iterator, Sequence
+The video front end, half of the work, sees the clips' frames laid end to end, without padding, some hundred at a time.
+The Transformer sees one padded batch that holds every pass of every clip, of clips of similar length.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,20 +18,87 @@ from extract.shards import ClipFeatures
 MEAN, STD = 0.421, 0.165  # of grey mouth crops in [0, 1], AV-HuBERT's normalisation
 MARGIN = 4  # pixels cut off each side of a 96x96 crop
 BATCH_FRAMES = 1024  # of one encoder batch, padding included: bounds memory
+POOL_BATCHES = 16  # batches' worth of clips that are sorted by length together
+FRONT_END_FRAMES = 256  # that the video front end sees at once: bounds its memory, whatever the clip's length
+NEIGHBOURS = 2  # frames on either side that the first convolution of a frame sees; zeros beyond the clip's ends
+CONTEXT = 250  # frames on either side of a piece that are encoded with it and dropped (10 s)
 
 
-def normalise_crops(crops: UInt8[np.ndarray, "T 96 96"]) -> Float[np.ndarray, "T 88 88"]:
+def normalise_crops(crops: UInt8[Tensor, "T 96 96"]) -> Float[Tensor, "T 88 88"]:
     """Centre of each crop, normalised: float32."""
-    centre = crops[:, MARGIN:-MARGIN, MARGIN:-MARGIN].astype(np.float32)
-    return (centre / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
+    return (crops[:, MARGIN:-MARGIN, MARGIN:-MARGIN].float() / 255 - MEAN) / STD
 
 
 def batches(clips: Iterable[PreparedClip], batch_frames: int = BATCH_FRAMES) -> Iterator[list[PreparedClip]]:
-    """Groups clips, in order, so that no padded batch exceeds `batch_frames` (a longer clip goes alone)."""
-    batch: list[PreparedClip] = []
+    """Groups clips of similar length so that no padded batch exceeds `batch_frames` (a longer clip goes alone).
+
+    Which clips share a batch depends on the clips alone, not on when they come: features are then reproducible to the
+    last bit. At most POOL_BATCHES batches' worth of frames, and one clip more, are held.
+    """
+    pool, frames = [], 0
     for clip in clips:
-        longest = max(len(member.audio) for member in [*batch, clip])
-        if batch and longest * (len(batch) + 1) > batch_frames:
+        pool.append(clip)
+        frames += len(clip.audio)
+        if frames >= POOL_BATCHES * batch_frames:
+            yield from _by_length(pool, batch_frames)
+            pool, frames = [], 0
+    yield from _by_length(pool, batch_frames)
+
+
+def encode_clips(network: AVHubert, clips: Sequence[PreparedClip], multimodal: bool = False) -> list[ClipFeatures]:
+    """Encodes one batch of clips: `start_encoding`, waited for."""
+    return start_encoding(network, clips, multimodal)()
+
+
+@torch.inference_mode()
+def start_encoding(
+    network: AVHubert, clips: Sequence[PreparedClip], multimodal: bool = False, piece: int | None = None
+) -> Callable[[], list[ClipFeatures]]:
+    """Sends one batch of clips to the encoder; a GPU works on it while the caller goes on.
+
+    Each modality is projected once (the video front end is half of the work); every pass then differs only in which
+    projection the fusion sees, so all passes are one batch of the Transformer.
+
+    Args:
+      network: the encoder, on any device, in any precision.
+      clips: prepared clips.
+      multimodal: whether to make the pass with both modalities too.
+      piece: if given, the one clip goes through the Transformer in overlapping pieces of so many frames: each sees
+        CONTEXT frames more on either side, whose outputs are dropped. Attention then reaches no further than that.
+
+    Returns:
+      A function that waits for the batch and gives the float32 features of each clip, its own length.
+
+    Raises:
+      RuntimeError, MemoryError: as torch raises them; a batch that does not fit into memory is one.
+    """
+    device = next(network.parameters()).device
+    lengths = [len(clip.audio) for clip in clips]
+    audio = network.project_audio(_to(_padded([torch.from_numpy(clip.audio) for clip in clips]), device))
+    video = _padded(_project_videos(network, [clip.crops for clip in clips], device))
+    passes = [network.fuse(None, video), network.fuse(audio, None)]
+    if multimodal:
+        passes.append(network.fuse(audio, video))
+    fused = torch.cat(passes)
+    if piece is None:
+        padding = torch.tensor(lengths * len(passes), device=device) if len(set(lengths)) > 1 else None
+        encoded = network.contextualise(fused, padding)
+    else:
+        assert len(clips) == 1
+        encoded = _in_pieces(network.contextualise, fused, piece)
+    arrived = _to_host(encoded.unflatten(0, (len(passes), -1)))
+
+    def features() -> list[ClipFeatures]:
+        by_pass = arrived()
+        return [ClipFeatures(*(each[n, :length] for each in by_pass)) for n, length in enumerate(lengths)]
+
+    return features
+
+
+def _by_length(clips: list[PreparedClip], batch_frames: int) -> Iterator[list[PreparedClip]]:
+    batch: list[PreparedClip] = []
+    for clip in sorted(clips, key=lambda clip: len(clip.audio)):  # the newcomer is the longest
+        if batch and len(clip.audio) * (len(batch) + 1) > batch_frames:
             yield batch
             batch = []
         batch.append(clip)
@@ -35,33 +106,59 @@ def batches(clips: Iterable[PreparedClip], batch_frames: int = BATCH_FRAMES) -> 
         yield batch
 
 
-@torch.inference_mode()
-def encode_clips(network: AVHubert, clips: Sequence[PreparedClip], multimodal: bool = False) -> list[ClipFeatures]:
-    """Encodes one batch of clips.
+def _project_videos(
+    network: AVHubert, videos: Sequence[UInt8[np.ndarray, "_ 96 96"]], device: torch.device
+) -> list[Float[Tensor, "_ D"]]:
+    """Projected frames of each video.
 
-    Each modality is projected once (the video front end is most of the work); every pass then differs only in which
-    projection the fusion sees, so all passes are one batch of the Transformer.
-
-    Args:
-      network: the encoder, on any device.
-      clips: prepared clips; padded here to the longest.
-      multimodal: whether to make the pass with both modalities too.
-
-    Returns:
-      float32 features of each clip, its own length.
+    The videos stand in one line with NEIGHBOURS frames of zeros before, between and after, so every frame sees what it
+    would see alone; the line is cut into windows that overlap by as much.
     """
-    device = next(network.parameters()).device
-    lengths = torch.tensor([len(clip.audio) for clip in clips], device=device)
-    audio = network.project_audio(_padded([clip.audio for clip in clips]).to(device))
-    video = network.project_video(_padded([normalise_crops(clip.crops) for clip in clips]).to(device), lengths)
-    passes = [network.fuse(None, video), network.fuse(audio, None)]
-    if multimodal:
-        passes.append(network.fuse(audio, video))
-    encoded = network.contextualise(torch.cat(passes), lengths.repeat(len(passes)))
-    by_pass = encoded.unflatten(0, (len(passes), -1)).float().cpu().numpy()
-    return [ClipFeatures(*(features[n, : len(clip.audio)] for features in by_pass)) for n, clip in enumerate(clips)]
+    gap = torch.zeros(NEIGHBOURS, 96, 96, dtype=torch.uint8)
+    line = torch.cat([gap, *(part for video in videos for part in (torch.from_numpy(video), gap))])
+    real = torch.cat([torch.zeros(2), *(part for v in videos for part in (torch.ones(len(v)), torch.zeros(2)))]).bool()
+    line, real = (_to(tensor, device) for tensor in (line, real))
+    projected = []
+    for start in range(NEIGHBOURS, len(line) - NEIGHBOURS, FRONT_END_FRAMES):
+        window = slice(start - NEIGHBOURS, start + FRONT_END_FRAMES + NEIGHBOURS)
+        frames = normalise_crops(line[window]) * real[window, None, None]
+        projected.append(network.project_video(frames[None])[0, NEIGHBOURS:-NEIGHBOURS])
+    return list(torch.cat(projected)[real[NEIGHBOURS:-NEIGHBOURS]].split([len(video) for video in videos]))
 
 
-def _padded(arrays: Sequence[np.ndarray]) -> Tensor:
+def _in_pieces(
+    contextualise: Callable[[Tensor], Tensor], fused: Float[Tensor, "P T D"], piece: int
+) -> Float[Tensor, "P T D"]:
+    """Encodes stretches of `piece` frames, each with CONTEXT frames on either side where the clip has them."""
+    encoded = []
+    for start in range(0, fused.shape[1], piece):
+        before = min(CONTEXT, start)
+        output = contextualise(fused[:, start - before : start + piece + CONTEXT])
+        encoded.append(output[:, before : before + piece])
+    return torch.cat(encoded, dim=1)
+
+
+def _padded(sequences: Sequence[Tensor]) -> Tensor:
     """Stacks sequences of different lengths, zeros behind."""
-    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(array) for array in arrays], batch_first=True)
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    """Moves a tensor; to a GPU from pinned memory, so that the copy runs beside the work that goes on there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _to_host(tensor: Tensor) -> Callable[[], np.ndarray]:
+    """Starts a tensor's copy to the host; the function waits for it."""
+    if tensor.device.type != "cuda":
+        return tensor.numpy
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait

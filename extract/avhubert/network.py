@@ -66,6 +66,20 @@ class AVHubert(nn.Module):
         self.encoder = _Encoder(config)
         self.requires_grad_(False).eval()
 
+    def hold(self, dtype: torch.dtype) -> "AVHubert":
+        """Holds the weights of convolutions, linear layers and PReLUs in `dtype`, which they then compute in.
+
+        Norms, residual sums of the Transformer and its output stay float32: sums of 24 layers would lose what bfloat16
+        cannot hold. So does the positional convolution: oneDNN's bfloat16 kernel for groups of few channels gives wrong
+        sums (torch 2.13, CPU). Channels lie last in memory, where convolutions are fastest.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d | nn.PReLU):
+                module.to(dtype)
+        self.feature_extractor_video.resnet.frontend3D.to(memory_format=torch.channels_last_3d)
+        self.feature_extractor_video.resnet.trunk.to(memory_format=torch.channels_last)
+        return self
+
     def forward(
         self,
         audio: Float[Tensor, "B T 104"] | None = None,
@@ -106,7 +120,8 @@ class AVHubert(nn.Module):
         """Joins projected modalities; a missing one is zeros, inside the layer norm."""
         audio = torch.zeros_like(video) if audio is None else audio
         video = torch.zeros_like(audio) if video is None else video
-        return self.post_extract_proj(self.layer_norm(torch.cat([audio, video], dim=-1)))
+        joint = self.layer_norm(torch.cat([audio, video], dim=-1).float())
+        return _apply(self.post_extract_proj, joint).float()
 
     def contextualise(
         self, fused: Float[Tensor, "B T D"], lengths: Int[Tensor, " B"] | None = None
@@ -120,13 +135,18 @@ def valid_frames(lengths: Int[Tensor, " B"], frames: int) -> Bool[Tensor, "B T"]
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
+def _apply(layers: nn.Module, x: Tensor) -> Tensor:
+    """Layers on an input of another precision than their weights'."""
+    return layers(x.to(next(layers.parameters()).dtype))
+
+
 class _AudioFrontEnd(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.proj = nn.Linear(AUDIO_WIDTH, width)
 
     def forward(self, audio: Tensor) -> Tensor:
-        return self.proj(audio)
+        return _apply(self.proj, audio)
 
 
 class _VideoFrontEnd(nn.Module):
@@ -157,7 +177,7 @@ class _ResNet(nn.Module):
             self.trunk.add_module(f"layer{stage + 1}", blocks)
 
     def forward(self, video: Tensor) -> Tensor:
-        frames = self.frontend3D(video.unsqueeze(1)).transpose(1, 2)  # [B, T, 64, 22, 22]
+        frames = _apply(self.frontend3D, video.unsqueeze(1)).transpose(1, 2)  # [B, T, 64, 22, 22]
         pooled = self.trunk(frames.flatten(0, 1)).mean(dim=(-2, -1))
         return pooled.unflatten(0, frames.shape[:2])
 
@@ -233,7 +253,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
         x = x + self.self_attn(self.self_attn_layer_norm(x), keys)
-        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+        return x + self.fc2(F.gelu(_apply(self.fc1, self.final_layer_norm(x))))
 
 
 class _Attention(nn.Module):
@@ -244,6 +264,7 @@ class _Attention(nn.Module):
             setattr(self, name, nn.Linear(config.width, config.width))
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        x = x.to(self.q_proj.weight.dtype)
         q, k, v = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)

@@ -2,20 +2,26 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int16, UInt8
 
 from extract.clips import ClipError, inside, shift_segments
 from extract.prepare.audio import check_sound, filterbank_frames, frames_to_trim, leading_silence
-from extract.prepare.landmarks import detect_landmarks
-from extract.prepare.media import iterate_video, read_audio, read_video, to_grey
-from extract.prepare.mouth import CROP, crop_mouths
+from extract.prepare.landmarks import Finder, Frame, GivenPoints, every_frame
+from extract.prepare.media import iterate_video, read_audio, to_grey
+from extract.prepare.mouth import CROP, Mouths, find_mouths
+from extract.prepare.tracking import tracked
 from extract.schema import FRAME_RATE, SAMPLES_PER_FRAME, ClipMeta
+from extract.stopwatch import Stopwatch
 
 INPUTS = ("media", "roi")
+FINDERS = {"dlib": every_frame, "dlib-tracked": tracked}  # where landmarks come from; else files
 MIN_FRAMES = 2  # of a usable clip
-MAX_FRAMES = 15_000  # 10 minutes: the encoder sees a clip in one piece
+MAX_FRAMES = 15_000  # 10 minutes: the encoder sees a clip in one piece, if memory allows
+FULL_SCALE = 32768  # of int16 waveforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +30,17 @@ class PrepareSettings:
 
     input: str = "media"  # "media": a video file with sound; "roi": x_roi.mp4 (mouth crops at 25 fps) + x.wav for x.mp4
     fps_policy: str = "resample"  # see media.read_video
-    trimmed: bool = False  # drop the leading silence from both modalities
+    landmarks: str = "dlib-tracked"  # or "dlib", or a folder with a npz file a clip, or the npz file of the only clip
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadClip:
+    """What a clip's files hold, untrimmed."""
+
+    meta: ClipMeta
+    mouths: Mouths
+    waveform: Float[np.ndarray, " S"]  # 16 kHz
+    seconds: dict[str, float]  # spent, by stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,53 +50,101 @@ class PreparedClip:
     meta: ClipMeta
     crops: UInt8[np.ndarray, "T 96 96"]  # grey
     audio: Float[np.ndarray, "T 104"]
+    waveform: Int16[np.ndarray, " S"]  # 16 kHz, from the same start on
+    trimmed: bool = False  # whether leading silence was dropped
+    points: Float[np.ndarray, "T 68 2"] | None = None  # landmarks in pixels of the crops, where known
 
 
-def prepare_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings) -> PreparedClip:
-    """Prepares one clip of a list.
+def prepare_clip(
+    clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings, trimmed: bool = False
+) -> PreparedClip:
+    """Prepares one clip of a list: `read_clip`, then `cut_clip`."""
+    return cut_clip(read_clip(clip, root, settings), trimmed)
+
+
+def read_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings) -> ReadClip:
+    """Decodes a clip and finds its mouths; each picture is decoded once.
 
     Args:
       clip: its path is relative to `root`.
       root: folder of the media files.
       settings: what to read and how.
 
+    Raises:
+      ClipError: the clip cannot be used.
+    """
+    watch = Stopwatch()
+    media = inside(root, clip.path)
+    # Sound first: it is cheap, and a clip without sound needs no landmarks.
+    with watch.stage("sound"):
+        waveform = read_audio(media if settings.input == "media" else inside(root, clip.path, ".wav"))
+        check_sound(waveform)
+    if settings.input == "roi":
+        with watch.stage("decode"):
+            mouths = Mouths(_read_crops(inside(root, clip.path, "_roi.mp4")))
+    else:
+        find = _finder(clip, settings.landmarks)
+        with watch.stage("crops"):  # the rest of the time that the frames' stages leave
+            mouths = find_mouths(
+                lambda: watch.waiting("decode", _limited(iterate_video(media, settings.fps_policy))),
+                watch.timed("landmarks", find),
+            )
+        watch.seconds["crops"] -= watch.seconds["decode"] + watch.seconds["landmarks"]
+        if isinstance(find, GivenPoints):
+            find.check_all_used()
+    return ReadClip(clip, mouths, waveform, dict(watch.seconds))
+
+
+def cut_clip(read: ReadClip, trimmed: bool) -> PreparedClip:
+    """Makes the encoder's inputs, with or without the leading silence.
+
     Returns:
       Both modalities cut to the shorter, and the clip's record with its leading silence, the number of trimmed frames,
       and its fake segments in the time of what is left.
 
     Raises:
-      ClipError: the clip cannot be used.
+      ClipError: what is left is too short.
     """
-    media = inside(root, clip.path)
-    # Sound first: it is cheap, and a clip without sound needs no landmarks.
-    waveform = read_audio(media if settings.input == "media" else inside(root, clip.path, ".wav"))
-    check_sound(waveform)
-    trimmed = frames_to_trim(waveform) if settings.trimmed else 0
-    if settings.input == "media":
-        # Decoded twice, so that only one frame is in memory at a time.
-        landmarks = detect_landmarks(iterate_video(media, settings.fps_policy))
-        crops = crop_mouths(iterate_video(media, settings.fps_policy), landmarks)
-    else:
-        crops = _read_crops(inside(root, clip.path, "_roi.mp4"))
-    sound = waveform[trimmed * SAMPLES_PER_FRAME :]
+    start = frames_to_trim(read.waveform) if trimmed else 0
+    sound = read.waveform[start * SAMPLES_PER_FRAME :]
     audio = filterbank_frames(sound) if len(sound) else ()
-    length = min(len(crops) - trimmed, len(audio))
+    length = min(len(read.mouths.crops) - start, len(audio))
     if length < MIN_FRAMES:
         raise ClipError("clip", f"is shorter than {MIN_FRAMES} frames{' after trimming' if trimmed else ''}")
-    if length > MAX_FRAMES:
-        raise ClipError("clip", f"is longer than {MAX_FRAMES // FRAME_RATE // 60} minutes; cut it into pieces")
     meta = dataclasses.replace(
-        clip,
-        leading_silence=leading_silence(waveform),
-        trimmed_frames=trimmed,
-        segments=shift_segments(clip.segments, trimmed / FRAME_RATE),
+        read.meta,
+        leading_silence=leading_silence(read.waveform),
+        trimmed_frames=start,
+        segments=shift_segments(read.meta.segments, start / FRAME_RATE),
     )
-    return PreparedClip(meta, crops[trimmed : trimmed + length], audio[:length])
+    part = slice(start, start + length)
+    points = None if read.mouths.points is None else read.mouths.points[part]
+    return PreparedClip(meta, read.mouths.crops[part], audio[:length], _to_int16(sound), trimmed, points)
+
+
+def _finder(clip: ClipMeta, landmarks: str) -> Finder:
+    if landmarks in FINDERS:
+        return FINDERS[landmarks]()
+    return GivenPoints(landmarks if Path(landmarks).is_file() else inside(landmarks, clip.path, ".npz"))
+
+
+def _limited(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """Refuses a clip as soon as it shows to be too long."""
+    for count, frame in enumerate(frames):
+        if count == MAX_FRAMES:
+            raise ClipError("clip", f"is longer than {MAX_FRAMES // FRAME_RATE // 60} minutes; cut it into pieces")
+        yield frame
 
 
 def _read_crops(path: os.PathLike) -> UInt8[np.ndarray, "T 96 96"]:
     """Mouth crops that another program made, one a frame."""
-    frames = read_video(path, "native")
-    if frames.shape[1:3] != (CROP, CROP):
-        raise ClipError("video", f"its mouth crops are {frames.shape[2]}x{frames.shape[1]}, not {CROP}x{CROP}")
-    return to_grey(frames)
+    crops = []
+    for frame in _limited(iterate_video(path, "native")):
+        if frame.shape[:2] != (CROP, CROP):
+            raise ClipError("video", f"its mouth crops are {frame.shape[1]}x{frame.shape[0]}, not {CROP}x{CROP}")
+        crops.append(to_grey(frame))
+    return np.stack(crops)
+
+
+def _to_int16(waveform: Float[np.ndarray, " S"]) -> Int16[np.ndarray, " S"]:
+    return np.clip(np.round(waveform * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)

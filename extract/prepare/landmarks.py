@@ -1,19 +1,21 @@
 """68 facial landmarks a frame by dlib, one speaker followed through the clip, gaps filled.
 
-Points: the 300-W annotation (33 nose base, 36/39/42/45 eye corners, 48-67 mouth).
+Points: the 300-W annotation (33 nose base, 36/39/42/45 eye corners, 48-67 mouth). A finder is a function that is called
+with a clip's frames in order and gives the points of each, or None where there is no face.
 """
 
 import functools
 import importlib.util
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import cv2
 import dlib
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from extract.clips import ClipError
+from extract.prepare.media import to_grey
 from extract.schema import InputError
 
 POINTS = 68
@@ -22,16 +24,64 @@ SAME_FACE = 0.3  # least overlap (intersection over union) with the face of the 
 MODEL_FILE = "shape_predictor_68_face_landmarks.dat"
 SYSTEM_MODEL = Path("/usr/share/dlib") / MODEL_FILE  # Debian's libdlib-data
 
+Frame = UInt8[np.ndarray, "H W 3"]
+Points = Float[np.ndarray, "68 2"]  # (x, y) in pixels
+Finder = Callable[[Frame], Points | None]
 
-def detect_landmarks(frames: Iterable[UInt8[np.ndarray, "H W 3"]]) -> Float[np.ndarray, "T 68 2"]:
-    """Finds the speaker's landmarks in every frame.
+
+def every_frame() -> Finder:
+    """A finder that runs the detector on every full frame, as the official program does.
 
     The first face is the detector's most confident; later ones are those that overlap the face before, else again the
-    most confident. Frames without a face are interpolated linearly between their neighbours; the head and the tail copy
-    the nearest.
+    most confident.
+    """
+    face = None
+
+    def find(frame: Frame) -> Points | None:
+        nonlocal face
+        grey = to_grey(frame)
+        faces, confidences, _ = detector().run(grey, UPSAMPLINGS, 0.0)
+        if not faces:
+            return None
+        face, _ = same_speaker(faces, confidences, face)
+        return predict(grey, face)
+
+    return once_a_picture(find)
+
+
+class GivenPoints:
+    """A finder that reads points instead: a npz file with `landmarks` [T, 68, 2], NaN where there is no face."""
+
+    def __init__(self, path: str | os.PathLike):
+        """Reads the file.
+
+        Raises:
+          ClipError: the file is missing, damaged or of another shape.
+        """
+        self.path, self.used = path, 0
+        self.points = _read_points(Path(path))
+
+    def __call__(self, frame: Frame) -> Points | None:  # noqa: D102 (a finder)
+        self.used += 1
+        points = self.points[min(self.used, len(self.points)) - 1]
+        return None if np.isnan(points).any() else points
+
+    def check_all_used(self) -> None:
+        """Refuses points of another video, or of other frames of it.
+
+        Raises:
+          ClipError: there are more or fewer points than there were frames.
+        """
+        if self.used != len(self.points):
+            raise ClipError("landmarks", f"{self.path} has points for {len(self.points)} frames, not {self.used}")
+
+
+def detect_landmarks(frames: Iterable[Frame], find: Finder | None = None) -> Float[np.ndarray, "T 68 2"]:
+    """Finds the speaker's landmarks in every frame, gaps filled.
 
     Args:
       frames: RGB, an array or one after the other.
+      find: a finder; by default `every_frame`.
 
     Returns:
       (x, y) in pixels, float64.
@@ -39,16 +89,8 @@ def detect_landmarks(frames: Iterable[UInt8[np.ndarray, "H W 3"]]) -> Float[np.n
     Raises:
       ClipError: no frame shows a face.
     """
-    points, face = [], None
-    for frame in frames:
-        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        faces, confidences, _ = _detector().run(grey, UPSAMPLINGS, 0.0)
-        if not faces:
-            points.append(np.full((POINTS, 2), np.nan))
-            continue
-        face = _same_speaker(faces, confidences, face)
-        points.append(np.array([(point.x, point.y) for point in _predictor()(grey, face).parts()], float))
-    return fill_gaps(np.stack(points))
+    find = find or every_frame()
+    return fill_gaps(np.stack([unknown() if (points := find(frame)) is None else points for frame in frames]))
 
 
 def fill_gaps(points: Float[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T 68 2"]:
@@ -65,13 +107,37 @@ def fill_gaps(points: Float[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T 68 2"
     return np.stack(filled, axis=1).reshape(points.shape)
 
 
-def _same_speaker(faces, confidences, previous):
-    """The face that continues `previous`; without one, the most confident."""
+def unknown() -> Points:
+    """The points of a frame without a face: NaN."""
+    return np.full((POINTS, 2), np.nan)
+
+
+def once_a_picture(find: Finder) -> Finder:
+    """A finder that gives a repeated picture the points it had: slow videos show each one several times at 25 fps."""
+    last, points = None, None
+
+    def find_new(frame: Frame) -> Points | None:
+        nonlocal last, points
+        if frame is not last:
+            last, points = frame, find(frame)
+        return points
+
+    return find_new
+
+
+def predict(grey: UInt8[np.ndarray, "H W"], face: dlib.rectangle) -> Points:
+    """The points of a face."""
+    return np.array([(point.x, point.y) for point in _predictor()(grey, face).parts()], float)
+
+
+def same_speaker(faces, confidences, previous) -> tuple[dlib.rectangle, float]:
+    """The face that continues `previous`, without one the most confident; and its confidence."""
+    best = int(np.argmax(confidences))
     if previous is not None:
-        best = max(faces, key=lambda face: _overlap(face, previous))
-        if _overlap(best, previous) >= SAME_FACE:
-            return best
-    return faces[int(np.argmax(confidences))]
+        overlaps = [_overlap(face, previous) for face in faces]
+        if max(overlaps) >= SAME_FACE:
+            best = int(np.argmax(overlaps))
+    return faces[best], float(confidences[best])
 
 
 def _overlap(a, b) -> float:
@@ -80,8 +146,22 @@ def _overlap(a, b) -> float:
     return common / (a.area() + b.area() - common)
 
 
+def _read_points(path: Path) -> Float[np.ndarray, "T 68 2"]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            points = np.asarray(file["landmarks"], dtype=np.float64)
+    except FileNotFoundError:
+        raise ClipError("landmarks", f"no such file: {path}") from None
+    except Exception as error:  # a damaged zip or npy raises whatever its parsers do
+        raise ClipError("landmarks", f"{path}: not a npz file with `landmarks` ({type(error).__name__})") from error
+    if points.ndim != 3 or points.shape[1:] != (POINTS, 2) or np.isinf(points).any() or not len(points):
+        raise ClipError("landmarks", f"{path}: `landmarks` is {list(points.shape)}, not finite [T, {POINTS}, 2]")
+    return points
+
+
 @functools.cache
-def _detector():
+def detector():
+    """Dlib's frontal face detector."""
     return dlib.get_frontal_face_detector()
 
 

@@ -21,14 +21,13 @@ from extract.clips import ClipError
 from extract.schema import FRAME_RATE, SAMPLE_RATE
 
 FPS_POLICIES = ("resample", "native")
-MAX_DECODED_BYTES = 6 * 2**30  # of one clip's frames in memory; more is refused, not swapped
 MAX_SECONDS = 3600  # of sound
 MIN_DECODED = 0.95  # of the frames that the header promises; fewer means that the file is cut short
 GAP = 0.02  # seconds between audio timestamps that count as a hole and are filled with silence
 
 
-def read_video(path: str | os.PathLike, fps_policy: str = "resample") -> UInt8[np.ndarray, "T H W 3"]:
-    """Decodes the video stream that FFmpeg holds for the best of a file.
+def iterate_video(path: str | os.PathLike, fps_policy: str = "resample") -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Decodes the video stream that FFmpeg holds for the best of a file, one frame after the other.
 
     Args:
       path: a media file.
@@ -36,23 +35,12 @@ def read_video(path: str | os.PathLike, fps_policy: str = "resample") -> UInt8[n
         stay together whatever the source's rate. "native": every frame of the file, taken for 25 fps (what the
         official program does, for parity).
 
-    Returns:
-      RGB frames, upright.
+    Yields:
+      RGB frames, upright; one that is shown for several is the same object each time.
 
     Raises:
-      ClipError: the file is missing, damaged or cut short, holds no video, or is too large.
+      ClipError: the file is missing, damaged or cut short, or holds no video.
     """
-    pictures, size = [], 0
-    for picture in iterate_video(path, fps_policy):
-        size += picture.nbytes
-        if size > MAX_DECODED_BYTES:
-            raise ClipError("video", f"is too large: its frames take more than {MAX_DECODED_BYTES >> 30} GiB decoded")
-        pictures.append(picture)
-    return np.stack(pictures)
-
-
-def iterate_video(path: str | os.PathLike, fps_policy: str = "resample") -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """The frames of `read_video`, one at a time."""
     assert fps_policy in FPS_POLICIES, fps_policy
     with _opened(path, "video") as (container, stream):
         start = _timeline_start(container)
@@ -90,9 +78,9 @@ def read_audio(path: str | os.PathLike) -> Float[np.ndarray, " S"]:
     return soxr.resample(np.concatenate(pieces), rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
 
 
-def to_grey(frames: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "T H W"]:
-    """Luma of RGB frames, with OpenCV's weights and rounding (those of the official program)."""
-    return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+def to_grey(frame: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
+    """Luma of an RGB frame, with OpenCV's weights and rounding (those of the official program)."""
+    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,79 @@
+"""AV-Deepfake1M and AV-Deepfake1M++: a JSON list of clips a split, or a JSON file a clip; test without labels."""
+
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from extract.datasets.common import category, check_splits, choice, clip_path, collect, field, segments
+from extract.datasets.files import list_files, read_json, read_json_list, read_lines
+from extract.schema import FAKE, REAL, ClipMeta, InputError
+
+LISTINGS = {"train": "train_metadata.json", "val": "val_metadata.json", "test": "test_files.txt"}
+CATEGORIES = {
+    "real": category(False, False),
+    "audio_modified": category(False, True),
+    "visual_modified": category(True, False),
+    "both_modified": category(True, True),
+}
+SPEAKER = re.compile("(?:^|/)(id[0-9]+)/")  # VoxCeleb2's; clips of other sources have none
+
+
+def read_av_deepfake1m(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
+    """Reads AV-Deepfake1M or AV-Deepfake1M++.
+
+    Args:
+      root: folder of `train_metadata.json` and `val_metadata.json` (where one is absent, of JSON files, a clip each,
+        below `train` or `val`) and of `test_files.txt`.
+      splits: of train, val, test; none = all whose metadata is there.
+
+    Returns:
+      The clips, split after split, in the metadata's order. A clip is fake if it has fake segments, which is how the
+      official program counts it, whatever `modify_type` says. The labels of the test split are withheld.
+
+    Raises:
+      InputError: a split is unknown or not there, or metadata is wrong.
+    """
+    check_splits("av_deepfake1m", splits, tuple(LISTINGS))
+    clips = []
+    for split, listing in LISTINGS.items():
+        if splits and split not in splits:
+            continue
+        if (entries := _entries(root, split)) is not None:
+            clips += collect(root / listing, entries, functools.partial(_clip, split))
+        elif splits:
+            raise InputError(f"{root / listing}: no such file; put it there or choose of {', '.join(LISTINGS)}")
+    if not clips:
+        raise InputError(f"{root}: holds none of {', '.join(LISTINGS.values())}; name the folder that does")
+    return clips
+
+
+def _entries(root: Path, split: str) -> Iterator[tuple[str, object]] | None:
+    """The metadata of a split, if any is there."""
+    listing, folder = root / LISTINGS[split], root / split
+    if listing.is_file():
+        return read_lines(listing) if split == "test" else read_json_list(listing)
+    if split == "test" or not folder.is_dir() or not (files := list_files(folder, (".json",))):
+        return None
+    return ((f"{folder / file}", read_json(folder / file)) for file in files)
+
+
+def _clip(split: str, entry: object) -> ClipMeta:
+    """An entry as a clip."""
+    if split == "test":
+        return ClipMeta(clip_path(split, entry), split=split, identity=_speaker(entry))
+    file, fake = field(entry, "file", str), segments(entry, "fake_segments")
+    return ClipMeta(
+        path=clip_path(split, file),
+        label=FAKE if fake else REAL,
+        category=choice(entry, "modify_type", CATEGORIES),
+        split=split,
+        identity=_speaker(file),
+        segments=fake,
+    )
+
+
+def _speaker(file: str) -> str:
+    """The speaker's name out of a file's path."""
+    found = SPEAKER.search(file)
+    return found.group(1) if found else ""

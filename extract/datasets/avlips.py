@@ -1,0 +1,35 @@
+"""AVLips: a folder of real clips and one of fakes; how a fake was made is not told."""
+
+from pathlib import Path
+
+from extract.datasets.common import category, check_splits, clip_path, collect
+from extract.datasets.files import list_files
+from extract.schema import FAKE, REAL, ClipMeta
+
+FOLDERS = {"0_real": (REAL, category(False, False)), "1_fake": (FAKE, "")}
+
+
+def read_avlips(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
+    """Reads AVLips.
+
+    Args:
+      root: folder of either `AVLips` or its `0_real` and `1_fake`; `wav` is not needed, the clips have sound.
+      splits: none, since it has none.
+
+    Returns:
+      The clips, the real ones first, in the order of their numbers.
+
+    Raises:
+      InputError: a split is named, a folder is missing or there is no clip.
+    """
+    check_splits("avlips", splits, ())
+    above = ["AVLips"] if (root / "AVLips").is_dir() else []
+    base = root.joinpath(*above)
+    files = ([*above, folder, file] for folder in FOLDERS for file in list_files(base / folder, (".mp4",)))
+    return collect(root, ((f"{root}", parts) for parts in files), _clip)
+
+
+def _clip(parts: list[str]) -> ClipMeta:
+    """A clip out of the parts of its path."""
+    label, kind = FOLDERS[parts[-2]]
+    return ClipMeta(clip_path(*parts), label, kind)

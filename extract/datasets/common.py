@@ -1,0 +1,115 @@
+"""What the data sets share: names of categories and splits, checked fields, entries that become clips."""
+
+import reprlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from extract.clips import check_path
+from extract.schema import ClipMeta, InputError
+
+T = TypeVar("T")
+Entry = TypeVar("Entry")
+KINDS = {str: "printable text", int: "a whole number", bool: "true or false", list: "a list"}
+NUMBERS = {int, float}
+
+
+def category(fake_video: bool, fake_audio: bool) -> str:
+    """The name of a category, one vocabulary for all data sets: FakeAVCeleb's."""
+    return f"{'Fake' if fake_video else 'Real'}Video-{'Fake' if fake_audio else 'Real'}Audio"
+
+
+LETTERS = {  # FakeAVCeleb's column `category`
+    "A": category(False, False),
+    "B": category(False, True),
+    "C": category(True, False),
+    "D": category(True, True),
+}
+
+
+def collect(source: Path, entries: Iterable[tuple[str, Entry]], to_clip: Callable[[Entry], ClipMeta]) -> list[ClipMeta]:
+    """Entries as clips, each path once.
+
+    Args:
+      source: where the entries come from, for messages.
+      entries: (its place in words, entry).
+      to_clip: makes a clip of an entry; a ValueError of it says what is wrong with the entry.
+
+    Returns:
+      The clips, in the entries' order; of several entries of one path, the first.
+
+    Raises:
+      InputError: an entry is wrong, contradicts an earlier one of the same path, or there is none.
+    """
+    clips: dict[str, ClipMeta] = {}
+    for where, entry in entries:
+        try:
+            clip = to_clip(entry)
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from None
+        first = clips.setdefault(clip.path, clip)
+        if (first.label, first.category, first.segments) != (clip.label, clip.category, clip.segments):
+            raise InputError(f"{where}: contradicts an earlier entry of {clip.path!r}; remove the wrong one")
+    if not clips:
+        raise InputError(f"{source}: holds no clip; name the folder of the released data set")
+    return list(clips.values())
+
+
+def check_splits(place: str, splits: Sequence[str], known: Sequence[str]) -> None:
+    """Refuses splits that are not there.
+
+    Raises:
+      InputError: naming the first of them, and those that are there.
+    """
+    if unknown := [split for split in splits if split not in known]:
+        there = f"choose of {', '.join(known)}" if known else "it has none, so name none"
+        raise InputError(f"{place}: has no split {unknown[0]!r}; {there}")
+
+
+def clip_path(*parts: str) -> str:
+    """A clip's path out of its parts, in one spelling ("./a.mp4" is "a.mp4").
+
+    Raises:
+      ValueError: a part is empty, absolute or unprintable, or climbs out by `..`.
+    """
+    return str(PurePosixPath(*map(check_path, parts)))
+
+
+def field(entry: object, name: str, kind: type[T]) -> T:
+    """A field of an entry, of exactly this type (a bool is no int); text must be printable.
+
+    Raises:
+      ValueError: the entry is no object, has no such field, or has one of another type.
+    """
+    if not isinstance(entry, dict) or name not in entry:
+        raise ValueError(f"has no field {name!r}; compare it with the released file")
+    value = entry[name]
+    if type(value) is not kind or (kind is str and not value.isprintable()):
+        raise ValueError(f"{name} is {reprlib.repr(value)}, not {KINDS[kind]}; compare it with the released file")
+    return value
+
+
+def choice(entry: object, name: str, known: dict[str, T]) -> T:
+    """What the text in a field of an entry stands for.
+
+    Raises:
+      ValueError: it is none of the known texts.
+    """
+    if (text := field(entry, name, str)) not in known:
+        raise ValueError(f"{name} {reprlib.repr(text)} is none of {', '.join(known)}; correct it")
+    return known[text]
+
+
+def segments(entry: object, name: str) -> tuple[tuple[float, float], ...]:
+    """Fake stretches in a field of an entry, in seconds.
+
+    Raises:
+      ValueError: they are not [[start, end], ...] with 0 <= start <= end.
+    """
+    pairs = field(entry, name, list)
+    if not all(type(pair) is list and len(pair) == 2 and {*map(type, pair)} <= NUMBERS for pair in pairs):
+        raise ValueError(f"{name} {reprlib.repr(pairs)} is not of the form [[start, end], ...]; correct it")
+    if not all(0 <= start <= end <= sys.float_info.max for start, end in pairs):
+        raise ValueError(f"{name} {reprlib.repr(pairs)} must have 0 <= start <= end, in seconds; correct it")
+    return tuple((float(start), float(end)) for start, end in pairs)

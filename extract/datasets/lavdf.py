@@ -1,0 +1,44 @@
+"""LAV-DF: one JSON list of all clips, with the split of each."""
+
+from pathlib import Path
+
+from extract.datasets.common import category, check_splits, choice, clip_path, collect, field, segments
+from extract.datasets.files import read_json_list
+from extract.schema import FAKE, REAL, ClipMeta
+
+SPLITS = ("train", "dev", "test")
+
+
+def read_lavdf(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
+    """Reads LAV-DF.
+
+    Args:
+      root: folder of `metadata.json`, or else of `metadata.min.json`.
+      splits: of train, dev, test; none = all that are there.
+
+    Returns:
+      The clips, in the metadata's order.
+
+    Raises:
+      InputError: a split is unknown or not there, or the metadata is wrong.
+    """
+    check_splits("lavdf", splits, SPLITS)
+    full = root / "metadata.json"
+    metadata = full if full.is_file() else root / "metadata.min.json"
+    clips = collect(metadata, read_json_list(metadata), _clip)
+    check_splits(str(metadata), splits, [split for split in SPLITS if any(clip.split == split for clip in clips)])
+    return [clip for clip in clips if not splits or clip.split in splits]
+
+
+def _clip(entry: object) -> ClipMeta:
+    """An entry as a clip."""
+    fakes, periods = field(entry, "n_fakes", int), segments(entry, "fake_periods")
+    if fakes < 0 or (periods and not fakes):
+        raise ValueError(f"n_fakes is {fakes} with {len(periods)} fake_periods; correct one of them")
+    return ClipMeta(
+        path=clip_path(field(entry, "file", str)),
+        label=FAKE if fakes else REAL,
+        category=category(field(entry, "modify_video", bool), field(entry, "modify_audio", bool)),
+        split=choice(entry, "split", {split: split for split in SPLITS}),
+        segments=periods,
+    )

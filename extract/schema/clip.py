@@ -1,0 +1,90 @@
+"""What is known of a clip, and its columns in a file."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import h5py
+import numpy as np
+from jaxtyping import Int64
+
+FRAME_RATE = 25  # Hz, AV-HuBERT's input rate
+SAMPLE_RATE = 16_000  # Hz, of every waveform
+SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
+REAL, FAKE, UNKNOWN = 0, 1, -1  # clip labels
+
+# Columns of /clips that hold one value a clip, under the names of ClipMeta's fields.
+TEXT_COLUMNS = ("path", "category", "split", "identity")
+NUMBER_COLUMNS = {"label": np.int8, "leading_silence": np.float32, "trimmed_frames": np.int32}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipMeta:
+    """What is known of a clip beside its features."""
+
+    path: str  # key of the clip: relative, unique in its set
+    label: int = UNKNOWN  # REAL, FAKE or UNKNOWN
+    category: str = ""  # e.g. RealVideo-FakeAudio
+    split: str = ""
+    identity: str = ""  # of the speaker
+    leading_silence: float = math.nan  # seconds, of the untrimmed audio; NaN = unknown
+    trimmed_frames: int = -1  # dropped at the start; -1 = unknown
+    segments: tuple[tuple[float, float], ...] = ()  # fake stretches, seconds of the stored clip
+
+
+def write_clip_table(file: h5py.File, clips: Sequence[ClipMeta], offset: Int64[np.ndarray, "borders"]) -> None:
+    """Writes /clips and /segments."""
+    group = file.create_group("clips")
+    group["offset"] = offset
+    for name in TEXT_COLUMNS:
+        column = np.array([getattr(clip, name) for clip in clips], dtype=object)
+        group.create_dataset(name, data=column, dtype=h5py.string_dtype())
+    for name, dtype in NUMBER_COLUMNS.items():
+        group[name] = np.array([getattr(clip, name) for clip in clips], dtype=dtype)
+    segments = [segment for clip in clips for segment in clip.segments]
+    file["segments/offset"] = offsets([len(clip.segments) for clip in clips])
+    file["segments/value"] = np.array(segments, dtype=np.float32).reshape(-1, 2)
+
+
+def read_clip_table(file: h5py.File) -> tuple[tuple[ClipMeta, ...], Int64[np.ndarray, "borders"]]:
+    """Reads /clips and /segments: the clips and their offset [N+1].
+
+    Raises:
+      ValueError: a column has another length than the others, or an offset does not rise.
+    """
+    group, segments = file["clips"], file["segments"]
+    columns = {name: group[name].asstr()[:] for name in TEXT_COLUMNS}
+    columns |= {name: group[name][:].astype(dtype, casting="safe").tolist() for name, dtype in NUMBER_COLUMNS.items()}
+    offset, segment_offset = (table["offset"][:].astype(np.int64, casting="safe") for table in (group, segments))
+    value = segments["value"][:].astype(np.float64, casting="safe")
+    _check_clip_table(columns, offset, segment_offset, value)
+    rows = zip(*columns.values(), strict=True)
+    return tuple(
+        ClipMeta(
+            **dict(zip(columns, row, strict=True)),
+            segments=tuple(map(tuple, value[segment_offset[n] : segment_offset[n + 1]].tolist())),
+        )
+        for n, row in enumerate(rows)
+    ), offset
+
+
+def _check_clip_table(columns: dict, offset: np.ndarray, segment_offset: np.ndarray, value: np.ndarray) -> None:
+    """Raises a ValueError if the parts of a clip table contradict each other."""
+    count = len(offset) - 1
+    if offset.ndim != 1 or segment_offset.ndim != 1 or value.ndim != 2 or value.shape[1] != 2:
+        raise ValueError("/clips/offset, /segments/offset or /segments/value has another shape")
+    if any(len(column) != count for column in columns.values()) or len(segment_offset) != count + 1:
+        raise ValueError("the columns of /clips have different lengths")
+    if len(set(columns["path"])) != count:
+        raise ValueError("/clips/path names a clip twice")
+    if any("\0" in text for name in TEXT_COLUMNS for text in columns[name]):
+        raise ValueError("a text of /clips holds a zero byte")
+    if offset[0] != 0 or (np.diff(offset) < 1).any():
+        raise ValueError("/clips/offset does not rise from 0")
+    if segment_offset[0] != 0 or (np.diff(segment_offset) < 0).any() or segment_offset[-1] != len(value):
+        raise ValueError("/segments/offset does not fit /segments/value")
+
+
+def offsets(lengths: Sequence[int] | Int64[np.ndarray, " N"]) -> Int64[np.ndarray, "borders"]:
+    """Start of each of N pieces laid end to end, and the end of the last."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

@@ -1,0 +1,93 @@
+"""Files and folders, local or at a URL: places, whole files only, local copies."""
+
+import contextlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from upath import UPath
+
+
+class InputError(ValueError):
+    """The user's mistake, in one sentence: which file or flag, what is wrong, what to do."""
+
+
+Place = Path | UPath
+AnyPath = str | os.PathLike | UPath
+
+
+def place(path: AnyPath) -> Place:
+    """A local path, or one on any file system that fsspec knows ("s3://bucket/folder", "memory://x").
+
+    Raises:
+      InputError: the URL's file system is unknown, or its package is not installed.
+    """
+    if "://" not in str(path):
+        return Path(path)
+    try:
+        remote = UPath(path)
+        remote.fs  # noqa: B018 (imports the file system's package)
+        return remote
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{path}: cannot be reached: {error}") from error
+
+
+def check_output(path: AnyPath) -> None:
+    """Makes the folder of an output file; refuses, before any work is done, a place where no file can be.
+
+    Raises:
+      InputError: the path is a folder or a device, or its folder cannot be made.
+    """
+    path = place(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is a folder or a device; name a file to write")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def whole_file(path: AnyPath) -> Iterator[Path]:
+    """Yields a temporary local path; the file written there gets the name `path` only when the block ends well.
+
+    Several processes may write the same file: the last one to end wins, and every reader sees a whole file.
+    """
+    path = place(path)
+    check_output(path)
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            path.fs.put_file(str(temporary), path.path)
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def local_file(path: AnyPath) -> Iterator[Path]:
+    """The file itself if it is local, else a copy for the time of the block.
+
+    Raises:
+      InputError: there is no such file.
+    """
+    path = place(path)
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        try:
+            path.fs.get_file(path.path, str(copy))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        yield copy

@@ -1,0 +1,193 @@
+"""A feature shard: names, dtypes, units, and opening one with every promise checked.
+
+A shard is one HDF5 file that holds the AV-HuBERT features of N clips, F frames in all, laid end to end. All arrays are
+contiguous and uncompressed, so that a local file is memory-mapped.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+from jaxtyping import Float, Int64
+
+from extract.schema.clip import FRAME_RATE, ClipMeta, read_clip_table
+from extract.schema.files import AnyPath, InputError, place
+
+FORMAT = "avh-features"
+VERSION = 1
+RANDOM_WEIGHTS = "random"  # in place of weights_sha256: the features mean nothing
+SHARD_PATTERN = "features-*.h5"
+
+# Optional contents, in clips' order; clip n is value[offset[n]:offset[n+1]]: dtype, shape of an item.
+RAGGED = {"waveform": (np.int16, ()), "crops": (np.uint8, (96, 96))}  # 16 kHz samples; grey mouth crops at 25 Hz
+OPTIONAL = ("multimodal", *RAGGED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """Arrays of different lengths, one a clip, end to end."""
+
+    offset: Int64[np.ndarray, "borders"]
+    value: np.ndarray  # [S, ...], memory-mapped
+
+    def __getitem__(self, clip: int) -> np.ndarray:
+        if not 0 <= clip < len(self.offset) - 1:
+            raise IndexError(clip)
+        return self.value[self.offset[clip] : self.offset[clip + 1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """An open shard. Arrays are read from disk only where they are touched."""
+
+    path: Path
+    clips: tuple[ClipMeta, ...]
+    offset: Int64[np.ndarray, "borders"]  # clip n is rows offset[n]:offset[n+1]
+    visual: Float[np.ndarray, "F D"]  # float16 or float32, not normalised
+    audio: Float[np.ndarray, "F D"]
+    attributes: dict[str, object]
+    multimodal: Float[np.ndarray, "F D"] | None = None
+    waveform: Ragged | None = None  # int16 at 16 kHz, from the stored clip's start to the end of its sound
+    crops: Ragged | None = None  # uint8 [T, 96, 96] a clip
+
+    @property
+    def width(self) -> int:
+        """Feature width D."""
+        return self.visual.shape[1]
+
+
+def open_shard(path: str | os.PathLike) -> Shard:
+    """Opens a local shard and checks that it is whole.
+
+    Args:
+      path: an HDF5 file of shard format 1.
+
+    Returns:
+      The shard; its arrays are memory-mapped.
+
+    Raises:
+      InputError: the file is missing, cut short, of another format or version, or contradicts itself.
+    """
+    path = Path(path)
+    with reading(path) as file:
+        table = _read_table(file, path)
+        # One map a file: h5py's global lock is then off the hot path, and a shard costs one descriptor.
+        buffer = np.memmap(path, np.uint8, "r")
+        features = {name: _map_array(file[name], buffer) for name in ("visual", "audio", "multimodal") if name in file}
+        if absent := {"visual", "audio"} - features.keys():
+            raise KeyError(f"no /{absent.pop()}")
+        ragged = {name: _read_ragged(file[name], buffer) for name in RAGGED if name in file}
+    clips, offset, attributes = table
+    _check_features(path, features, int(offset[-1]), attributes.get("width"))
+    _check_ragged(path, ragged, offset)
+    return Shard(path, clips, offset, attributes=attributes, **features, **ragged)
+
+
+def read_shard_table(path: AnyPath) -> tuple[tuple[ClipMeta, ...], Int64[np.ndarray, "borders"], dict]:
+    """Reads what a shard, local or at a URL, says of its clips, without its arrays.
+
+    Returns:
+      Clips, offset [N+1], attributes.
+
+    Raises:
+      InputError: the file is missing, cut short, or of another format or version.
+    """
+    with reading(path) as file:
+        return _read_table(file, path)
+
+
+def list_shards(directory: AnyPath) -> list:
+    """Paths of a folder's shards in order; a single shard stands for itself.
+
+    Raises:
+      InputError: there is no shard at `directory`.
+    """
+    directory = place(directory)
+    if directory.is_file():
+        return [directory]
+    paths = sorted(directory.glob(SHARD_PATTERN), key=str) if directory.exists() else []
+    if not paths:
+        raise InputError(f"{directory}: no feature shards ({SHARD_PATTERN}) there; make them with launch.extract")
+    return paths
+
+
+def caveat(attributes: dict[str, object]) -> str:
+    """What must stand beside every number made from features with these shard attributes; "" for real weights."""
+    if attributes.get("weights_sha256") == RANDOM_WEIGHTS:
+        return "RANDOM AV-HuBERT weights: the features mean nothing, nor does any number made of them"
+    return ""
+
+
+@contextlib.contextmanager
+def reading(path: AnyPath) -> Iterator[h5py.File]:
+    """Opens an HDF5 file, local or at a URL; whatever is missing or damaged in it becomes an InputError."""
+    path = place(path)
+    try:
+        with contextlib.ExitStack() as stack:
+            source = path if isinstance(path, Path) else stack.enter_context(path.open("rb"))
+            yield stack.enter_context(h5py.File(source, "r"))
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # as h5py raises them
+        raise InputError(f"{path}: not a whole HDF5 file of ours ({' '.join(str(error).split())})") from error
+
+
+def check_format(file: h5py.File, path: object, name: str, version: int) -> None:
+    """Refuses a file of another format or version."""
+    found, number = file.attrs.get("format"), file.attrs.get("version")
+    if found != name or number != version:
+        raise InputError(
+            f"{path}: format {found!r} version {number}, but this program reads {name!r} version {version}"
+        )
+    if (rate := file.attrs.get("frame_rate")) != FRAME_RATE:
+        raise InputError(f"{path}: {rate} frames a second, but this program reads {FRAME_RATE}")
+
+
+def _read_table(file: h5py.File, path: object) -> tuple[tuple[ClipMeta, ...], Int64[np.ndarray, "borders"], dict]:
+    check_format(file, path, FORMAT, VERSION)
+    clips, offset = read_clip_table(file)
+    return clips, offset, {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
+
+
+def _check_features(path: Path, features: dict[str, np.ndarray], frames: int, width: object) -> None:
+    for name, array in features.items():
+        if array.shape != (frames, width) or array.dtype not in (np.float16, np.float32):
+            raise InputError(
+                f"{path}: /{name} is {array.dtype} {list(array.shape)}, "
+                f"but its clips promise float [{frames}, {width}]; extract this shard again"
+            )
+
+
+def _check_ragged(path: Path, ragged: dict[str, Ragged], offset: Int64[np.ndarray, "borders"]) -> None:
+    for name, array in ragged.items():
+        if (array.value.dtype, array.value.shape[1:]) != RAGGED[name] or not _fits(array, len(offset) - 1):
+            raise InputError(f"{path}: /{name} does not fit its clips; extract this shard again")
+    if "crops" in ragged and not np.array_equal(ragged["crops"].offset, offset):
+        raise InputError(f"{path}: /crops holds another number of frames than the features; extract it again")
+
+
+def _read_ragged(group: h5py.Group, buffer: np.memmap) -> Ragged:
+    return Ragged(group["offset"][:].astype(np.int64, casting="safe"), _map_array(group["value"], buffer))
+
+
+def _fits(ragged: Ragged, clips: int) -> bool:
+    """Whether offsets rise from 0 to the end of the values, clip by clip."""
+    offset = ragged.offset
+    rises = len(offset) == clips + 1 and offset[0] == 0 and (np.diff(offset) >= 0).all()
+    return bool(rises and offset[-1] == len(ragged.value))
+
+
+def _map_array(dataset: h5py.Dataset, buffer: np.memmap) -> np.ndarray:
+    """A contiguous dataset as a view of its mapped file."""
+    if not Path(dataset.file.filename).samefile(buffer.filename):
+        raise ValueError(f"{dataset.name} is a link into another file")
+    start = dataset.id.get_offset()
+    if start is None:  # empty, or not contiguous: some other writer made this file
+        return dataset[:]
+    return buffer[start : start + dataset.nbytes].view(dataset.dtype).reshape(dataset.shape)

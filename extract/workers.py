@@ -1,0 +1,94 @@
+"""Clips prepared in processes of their own: a clip that fails, hangs or crashes its decoder costs that clip alone."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import cv2
+import pebble
+
+from extract.clips import ClipError, Failure
+from extract.prepare.clip import PreparedClip, PrepareSettings, cut_clip, read_clip
+from extract.schema import ClipMeta, InputError
+
+AHEAD = 4  # clips in preparation or waiting, for each process: bounds memory
+
+
+class Prepared(NamedTuple):
+    """What became of a clip."""
+
+    outcomes: dict[bool, PreparedClip | Failure]  # by trimmed or not, for each form that was asked for
+    seconds: dict[str, float]  # spent, by stage
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareTask:
+    """How every clip of a run is prepared; small, and the same on every machine."""
+
+    media: str  # folder of the clips' files
+    settings: PrepareSettings
+    forms: tuple[bool, ...]  # trimmed or not: the forms that are made of each clip
+    timeout: float = 600.0  # seconds after which a clip counts as hung
+
+    def __call__(self, clip: ClipMeta) -> Prepared:
+        """Prepares a clip, in this process."""
+        read = attempt(read_clip, clip, self.media, self.settings)
+        if isinstance(read, Failure):
+            return self.failed(read)
+        outcomes = {}
+        for trimmed in self.forms:
+            cut = attempt(lambda clip, trimmed=trimmed: cut_clip(read, trimmed), clip)
+            outcomes[trimmed] = cut
+        return Prepared(outcomes, read.seconds)
+
+    def failed(self, failure: Failure) -> Prepared:
+        """The same failure for every form."""
+        return Prepared(dict.fromkeys(self.forms, failure), {})
+
+
+def attempt(work: Callable, clip: ClipMeta, *arguments: object) -> object:
+    """work(clip, ...); whatever the clip's file makes a library raise becomes the clip's failure."""
+    try:
+        return work(clip, *arguments)
+    except ClipError as error:
+        return Failure(clip.path, error.stage, error.reason)
+    except InputError:  # not this clip's fault: a missing landmark model, say
+        raise
+    except Exception as error:
+        return Failure(clip.path, "prepare", f"unexpected {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def open_pool(processes: int) -> pebble.ProcessPool:
+    """Processes that prepare clips."""
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
+    return pebble.ProcessPool(processes, initializer=_start_worker, context=spawn)
+
+
+def prepare_all(
+    pool: pebble.ProcessPool, clips: Iterable[ClipMeta], task: PrepareTask, processes: int = os.cpu_count() or 1
+) -> Iterator[Prepared]:
+    """What becomes of each clip, in the clips' order, a bounded number of clips ahead of its use."""
+    waiting = collections.deque()
+    for clip in clips:
+        waiting.append((clip, pool.schedule(task, (clip,), timeout=task.timeout)))
+        if len(waiting) > AHEAD * processes:
+            yield _outcome(task, *waiting.popleft())
+    while waiting:
+        yield _outcome(task, *waiting.popleft())
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)  # the processes themselves fill the cores
+
+
+def _outcome(task: PrepareTask, clip: ClipMeta, future: pebble.ProcessFuture) -> Prepared:
+    try:
+        return future.result()
+    except concurrent.futures.TimeoutError:
+        return task.failed(Failure(clip.path, "prepare", f"preparation took longer than {task.timeout:g} s"))
+    except pebble.ProcessExpired as error:
+        return task.failed(Failure(clip.path, "prepare", f"its decoder crashed (exit status {error.exitcode})"))
