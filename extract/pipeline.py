@@ -74,5 +74,5 @@ def closing_pool(job: Job) -> Iterator:
 
 def _counted(prepared: Iterable[Prepared], progress: Progress) -> Iterator[Prepared]:
     for clip in prepared:
-        progress.clip(clip.outcomes)
+        progress.add(1, clip.frames, clip.failed)
         yield clip

@@ -1,11 +1,9 @@
 """How far a run is: clips, rates, failures, time left."""
 
 import time
-from collections.abc import Mapping
 
 import tqdm
 
-from extract.clips import Failure
 from extract.schema import FRAME_RATE
 
 
@@ -22,12 +20,6 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
-
-    def clip(self, outcomes: Mapping) -> None:
-        """Counts one clip by what became of it (`workers.Prepared.outcomes`)."""
-        failures = [outcome for outcome in outcomes.values() if isinstance(outcome, Failure)]
-        frames = max((len(o.audio) for o in outcomes.values() if not isinstance(o, Failure)), default=0)
-        self.add(1, frames, len(failures) > 0)
 
     def add(self, clips: int, frames: int, failed: int) -> None:
         """Counts clips, their frames, and how many of them failed."""

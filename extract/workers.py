@@ -24,6 +24,16 @@ class Prepared(NamedTuple):
     outcomes: dict[bool, PreparedClip | Failure]  # by trimmed or not, for each form that was asked for
     seconds: dict[str, float]  # spent, by stage
 
+    @property
+    def frames(self) -> int:
+        """Frames of the longest form, 0 if there is none."""
+        return max((len(o.audio) for o in self.outcomes.values() if isinstance(o, PreparedClip)), default=0)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a form is missing."""
+        return any(isinstance(outcome, Failure) for outcome in self.outcomes.values())
+
 
 @dataclasses.dataclass(frozen=True)
 class PrepareTask:
@@ -38,14 +48,11 @@ class PrepareTask:
         """Prepares a clip, in this process."""
         read = attempt(read_clip, clip, self.media, self.settings)
         if isinstance(read, Failure):
-            return self.failed(read)
-        outcomes = {}
-        for trimmed in self.forms:
-            cut = attempt(lambda clip, trimmed=trimmed: cut_clip(read, trimmed), clip)
-            outcomes[trimmed] = cut
-        return Prepared(outcomes, read.seconds)
+            return self.all_failed(read)
+        cut = {trimmed: attempt(lambda _, trimmed=trimmed: cut_clip(read, trimmed), clip) for trimmed in self.forms}
+        return Prepared(cut, read.seconds)
 
-    def failed(self, failure: Failure) -> Prepared:
+    def all_failed(self, failure: Failure) -> Prepared:
         """The same failure for every form."""
         return Prepared(dict.fromkeys(self.forms, failure), {})
 
@@ -89,6 +96,6 @@ def _outcome(task: PrepareTask, clip: ClipMeta, future: pebble.ProcessFuture) ->
     try:
         return future.result()
     except concurrent.futures.TimeoutError:
-        return task.failed(Failure(clip.path, "prepare", f"preparation took longer than {task.timeout:g} s"))
+        return task.all_failed(Failure(clip.path, "prepare", f"preparation took longer than {task.timeout:g} s"))
     except pebble.ProcessExpired as error:
-        return task.failed(Failure(clip.path, "prepare", f"its decoder crashed (exit status {error.exitcode})"))
+        return task.all_failed(Failure(clip.path, "prepare", f"its decoder crashed (exit status {error.exitcode})"))

@@ -6,8 +6,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -27,6 +25,7 @@ from extract.shards import ShardWriter, read_failures
 from extract.workers import Prepared, PrepareTask
 from tests.conftest import TESTDATA
 from tests.media import ramp, tone, write_media
+from tests.sets import assert_same_set, make_media, start_extract
 
 ROI = PrepareSettings(input="roi")
 
@@ -47,21 +46,6 @@ def failures_of(folder) -> dict[str, str]:
 
 def paths_of(folder) -> list[str]:
     return [clip.path for path in list_shards(folder) for clip in open_shard(path).clips]
-
-
-def assert_same_set(one, other) -> None:
-    """Two folders hold the same shards, arrays bit for bit, and the same failures."""
-    names = [path.name for path in list_shards(one)]
-    assert names == [path.name for path in list_shards(other)]
-    for a, b in ((open_shard(one / name), open_shard(other / name)) for name in names):
-        assert repr(a.clips) == repr(b.clips)  # NaN equals nothing
-        for name in ("visual", "audio", "offset"):
-            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-        assert {k: v for k, v in a.attributes.items() if k != "seconds"} == {
-            k: v for k, v in b.attributes.items() if k != "seconds"
-        }
-    assert (one / "failures.jsonl").read_text() == (other / "failures.jsonl").read_text()
-    assert not list(other.glob(".features*.part"))
 
 
 def test_shards_hold_the_features_of_the_list(tmp_path, tiny_checkpoint, tiny_encoder):
@@ -288,17 +272,10 @@ def killed_runs(tmp_path, tiny_checkpoint, kills: int, seed: int) -> None:
     """Extracts 12 clips into 6 shards, killed at random moments; the shards equal those of one unbroken run."""
     rng = random.Random(seed)
     media = tmp_path / "media"
-    media.mkdir()
-    for k in range(12):
-        for suffix in ("_roi.mp4", ".wav"):
-            shutil.copy(TESTDATA / f"{('s4', 'st48', 'trim')[k % 3]}{suffix}", media / f"c{k}{suffix}")
-    (tmp_path / "clips.csv").write_text("path\n" + "".join(f"c{k}.mp4\n" for k in range(13)))  # one is missing
+    make_media(media, 12)
 
     def start(output):
-        flags = {"clips": tmp_path / "clips.csv", "media": media, "avhubert": tiny_checkpoint, "output": output}
-        flags |= {"input": "roi", "clips_per_shard": 2}
-        command = [sys.executable, "-m", "launch.extract", *(f"--{k}={v}" for k, v in flags.items())]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return start_extract(media, tiny_checkpoint, output)
 
     began = time.monotonic()
     assert start(tmp_path / "unbroken").wait() == 0

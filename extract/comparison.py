@@ -1,0 +1,73 @@
+"""A set of shards beside official npz features of the same clips."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from extract.clips import inside
+from extract.official import read_npz
+from extract.schema import InputError, list_shards, local_file, open_shard
+
+AGREEMENT = 0.999  # cosine of two feature vectors of one frame that count as the same
+
+
+class Comparison(NamedTuple):
+    """A clip's features here and in the official files."""
+
+    path: str
+    frames: int
+    official_frames: int
+    difference: float = np.nan  # largest, over both modalities and the frames that both have
+    cosine: float = np.nan  # least, of two feature vectors of one frame
+    error: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both are the same features, up to rounding."""
+        return not self.error and self.frames == self.official_frames and self.cosine >= AGREEMENT
+
+
+def compare(path: str, features: str | os.PathLike) -> list[Comparison]:
+    """Compares each clip of a set with its official npz file (`a/b.mp4` is `a/b.npz`).
+
+    Raises:
+      InputError: a shard is damaged, or there is no folder of npz files.
+    """
+    if not Path(features).is_dir():
+        raise InputError(f"{features}: no such folder of npz features")
+    compared = []
+    for file in list_shards(path):
+        with local_file(file) as copy:
+            shard = open_shard(copy)
+            for clip, start, stop in zip(shard.clips, shard.offset, shard.offset[1:], strict=False):
+                ours = np.stack([shard.visual[start:stop], shard.audio[start:stop]]).astype(np.float64)
+                compared.append(_compare_clip(clip.path, ours, inside(features, clip.path, ".npz")))
+    return compared
+
+
+def _compare_clip(path: str, ours: Float[np.ndarray, "2 T D"], file: Path) -> Comparison:
+    official = read_npz(file)
+    if isinstance(official, str):
+        return Comparison(path, ours.shape[1], 0, error=official)
+    if {official.visual.shape, official.audio.shape} != {(len(official.visual), ours.shape[2])}:
+        return Comparison(path, ours.shape[1], 0, error=f"{file}: of another width, or not one frame a row")
+    theirs = np.stack(official[:2]).astype(np.float64)
+    length = min(ours.shape[1], theirs.shape[1])
+    a, b = ours[:, :length], theirs[:, :length]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = (a * b).sum(axis=2) / np.linalg.norm(a, axis=2) / np.linalg.norm(b, axis=2)
+    return Comparison(path, ours.shape[1], theirs.shape[1], float(np.abs(a - b).max()), float(cosine.min()))
+
+
+def format_comparison(compared: list[Comparison]) -> str:
+    """A line a clip, and the verdict."""
+    lines = [f"{'clip':<40} {'frames':>7} {'official':>8} {'difference':>11} {'cosine':>9}"]
+    for c in compared:
+        numbers = c.error or f"{c.frames:>7} {c.official_frames:>8} {c.difference:>11.2e} {c.cosine:>9.6f}"
+        lines.append(f"{c.path:<40} {numbers}")
+    agreeing = sum(c.agrees for c in compared)
+    rule = f"same length, cosine >= {AGREEMENT} on every frame"
+    return "\n".join([*lines, f"{agreeing} of {len(compared)} clips agree ({rule})"])

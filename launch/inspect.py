@@ -1,0 +1,29 @@
+"""What is in a shard or a set of shards, and whether it is whole; the exit status is 1 if it is not.
+
+python -m launch.inspect shards --against=npz
+"""
+
+from absl import flags
+
+from extract.comparison import compare, format_comparison
+from extract.inspection import inspect
+from extract.schema import InputError
+from launch import command
+
+AGAINST = flags.DEFINE_string("against", None, "Folder of official npz features to compare with, a file a clip.")
+
+
+def main(paths: list[str]) -> int:
+    """Parses flags, inspects."""
+    if len(paths) > 1:
+        raise InputError(f"name one folder or shard, not {len(paths)}")
+    report = inspect(paths[0])
+    print(report.text())
+    compared = compare(paths[0], AGAINST.value) if AGAINST.value and not report.damage else []
+    if compared:
+        print("", format_comparison(compared), sep="\n")
+    return int(bool(report.damage) or not all(clip.agrees for clip in compared))
+
+
+if __name__ == "__main__":
+    command.run(main, "DIR or FILE")

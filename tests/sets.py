@@ -1,0 +1,45 @@
+"""Runs of `launch.extract` on small clips, and what must be the same of two of them."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from extract.schema import list_shards, open_shard
+from tests.conftest import TESTDATA
+
+
+def make_media(folder: Path, clips: int) -> Path:
+    """A folder of roi clips c0, c1, ... and a clip list beside it that names one more, which is missing."""
+    folder.mkdir()
+    for k in range(clips):
+        for suffix in ("_roi.mp4", ".wav"):
+            shutil.copy(TESTDATA / f"{('s4', 'st48', 'trim')[k % 3]}{suffix}", folder / f"c{k}{suffix}")
+    clip_list = folder.with_suffix(".csv")
+    clip_list.write_text("path\n" + "".join(f"c{k}.mp4\n" for k in range(clips + 1)))
+    return clip_list
+
+
+def start_extract(media: Path, avhubert: Path, output: object, **flags: object) -> subprocess.Popen:
+    """Starts the command on such a folder, two clips a shard."""
+    flags = {"clips": media.with_suffix(".csv"), "media": media, "avhubert": avhubert, "output": output} | flags
+    flags |= {"input": "roi", "clips_per_shard": 2}
+    command = [sys.executable, "-m", "launch.extract", *(f"--{k}={v}" for k, v in flags.items())]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def assert_same_set(one, other) -> None:
+    """Two folders hold the same shards, arrays bit for bit, and the same failures."""
+    names = [path.name for path in list_shards(one)]
+    assert names == [path.name for path in list_shards(other)]
+    for a, b in ((open_shard(one / name), open_shard(other / name)) for name in names):
+        assert repr(a.clips) == repr(b.clips)  # NaN equals nothing
+        for name in ("visual", "audio", "offset"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+        assert {k: v for k, v in a.attributes.items() if k != "seconds"} == {
+            k: v for k, v in b.attributes.items() if k != "seconds"
+        }
+    assert (one / "failures.jsonl").read_text() == (other / "failures.jsonl").read_text()
+    assert not list(other.glob(".features*.part"))

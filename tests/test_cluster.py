@@ -1,0 +1,110 @@
+"""Extraction on a Ray cluster: the shards of one machine, whatever dies."""
+
+import random
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import ray.cluster_utils
+
+from tests.sets import assert_same_set, make_media, start_extract
+from tests.test_walls import BLOCK
+
+
+@pytest.fixture
+def start(tmp_path, tiny_checkpoint):
+    """Starts an extraction of 12 clips on Ray, or on this machine."""
+    make_media(tmp_path / "media", 12)
+    return lambda output, cluster: start_extract(
+        tmp_path / "media", tiny_checkpoint, tmp_path / output, cluster=cluster
+    )
+
+
+def ray_workers(process: subprocess.Popen) -> list[psutil.Process]:
+    """Workers of the run's own cluster, busy or not (its agents are called ray::...Agent: a node dies with them)."""
+    titles = [(child, child.cmdline()[:1]) for child in psutil.Process(process.pid).children(recursive=True)]
+    return [child for child, title in titles if title and "ray::" in title[0] and "Agent" not in title[0]]
+
+
+def kill_workers(process: subprocess.Popen, kills: int, seed: int) -> int:
+    """Kills workers at random moments while the run lasts; how many died."""
+    rng, killed = random.Random(seed), 0
+    while killed < kills and process.poll() is None:
+        time.sleep(rng.uniform(0.1, 2.0))
+        try:
+            if workers := ray_workers(process):
+                rng.choice(workers).kill()
+                killed += 1
+        except psutil.NoSuchProcess:
+            continue
+    return killed
+
+
+def killed_workers(start, tmp_path, kills: int, seed: int) -> None:
+    """Runs on Ray until so many workers have been killed; each run ends by itself with the right shards."""
+    assert start("alone", "none").wait() == 0
+    run = 0
+    while kills > 0:
+        process = start(f"ray{run}", "ray")
+        kills -= kill_workers(process, kills, seed + run)
+        assert process.wait(timeout=300) == 0
+        assert_same_set(tmp_path / "alone", tmp_path / f"ray{run}")
+        run += 1
+
+
+def test_shards_of_a_cluster_whose_workers_die_are_those_of_one_machine(start, tmp_path):
+    killed_workers(start, tmp_path, kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_a_dead_nodes_clips_are_done_elsewhere(start, tmp_path, monkeypatch):
+    """Two nodes; the second dies after the first shard."""
+    cluster = ray.cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    node = cluster.add_node(num_cpus=1)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    process = start("ray", "ray")
+    while not list((tmp_path / "ray").glob("features-*.h5")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    cluster.remove_node(node, allow_graceful=False)
+    assert process.wait(timeout=300) == 0
+    cluster.shutdown()
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert start("alone", "none").wait() == 0
+    assert_same_set(tmp_path / "alone", tmp_path / "ray")
+
+
+@pytest.mark.slow
+def test_shards_of_a_cluster_whose_workers_die_twenty_times(start, tmp_path):
+    killed_workers(start, tmp_path, kills=20, seed=1)
+
+
+def test_a_cluster_run_that_was_killed_goes_on_on_one_machine(start, tmp_path):
+    process = start("broken", "ray")
+    while not list((tmp_path / "broken").glob("features-*.h5")) and process.poll() is None:
+        time.sleep(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    for child in [process, *children]:
+        child.kill()
+    process.wait()
+    assert start("broken", "none").wait() == 0
+    assert start("alone", "none").wait() == 0
+    assert_same_set(tmp_path / "alone", tmp_path / "broken")
+
+
+def test_without_ray_the_flag_is_told(tmp_path, tiny_checkpoint):
+    make_media(tmp_path / "media", 1)
+    flags = {"clips": tmp_path / "media.csv", "media": tmp_path / "media", "avhubert": tiny_checkpoint}
+    flags |= {"output": tmp_path / "out", "input": "roi", "cluster": "ray"}
+    command = [
+        sys.executable,
+        "-c",
+        BLOCK.format(blocked={"ray"}),
+        "extract",
+        *(f"--{k}={v}" for k, v in flags.items()),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.strip().endswith("error: --cluster=ray needs the package ray (extra `ray`)")
