@@ -22,5 +22,5 @@ lint: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[extract,jax,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[extract,ray,jax,dev]"
 	touch $@

@@ -1,0 +1,127 @@
+"""Extraction against the straightforward way, side by side in one run: encoder and preparation.
+
+python -m benchmarks.extraction
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from apps.demo.material import fetch_clips
+from benchmarks import straightforward
+from extract.avhubert import AVHubertConfig, random_avhubert
+from extract.encoder import RANDOM_ENCODER, Encoder, EncodeSettings
+from extract.prepare.clip import PreparedClip, PrepareSettings, prepare_clip
+from extract.prepare.landmarks import detect_landmarks
+from extract.prepare.media import iterate_video
+from extract.prepare.tracking import tracked
+from extract.schema import FRAME_RATE, ClipMeta
+from extract.workers import PrepareTask, open_pool, prepare_all
+
+REPEATS = 3
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=9, help="for the encoder, 125 to 325 frames each")
+    parser.add_argument("--batch_frames", type=int, default=EncodeSettings.batch_frames)
+    arguments = parser.parse_args()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    print(f"torch {torch.__version__}, {device}")
+    real = fetch_clips()
+    prepared = [prepare_clip(ClipMeta(path.name), path.parent, PrepareSettings()) for path in real.values()]
+    compare_encoders(make_clips(prepared, arguments.clips), arguments.batch_frames)
+    compare_preparation(real)
+
+
+def make_clips(prepared: list[PreparedClip], count: int) -> list[PreparedClip]:
+    """Clips of AV-Deepfake1M's lengths, out of real crops and sounds laid end to end."""
+    crops, audio = (np.concatenate([getattr(clip, name) for clip in prepared] * 2) for name in ("crops", "audio"))
+    lengths = np.linspace(125, 325, count).astype(int)
+    return [PreparedClip(ClipMeta(str(n)), crops[n : n + n], audio[n : n + n], np.zeros(1, np.int16)) for n in lengths]
+
+
+def compare_encoders(clips: list[PreparedClip], batch_frames: int) -> None:
+    """Frames a second of the large model, and how far its features are from the straightforward ones."""
+    plain = random_avhubert(AVHubertConfig.large()).to("cuda" if torch.cuda.is_available() else "cpu")
+    straightforward.encode(plain, clips[0])
+    wanted, seconds = timed(lambda: [straightforward.encode(plain, clip) for clip in clips])
+    frames = sum(len(clip.audio) for clip in clips)
+    header(f"encoder, large, {len(clips)} clips, {frames} frames", "largest difference", "least cosine")
+    show("straightforward, float32, three passes", frames, seconds, seconds)
+    for precision in ("float32", "bfloat16"):
+        encoder = Encoder(RANDOM_ENCODER, EncodeSettings(precision, batch_frames))
+        list(encoder.encode(clips[:1]))
+        runs = [timed(lambda encoder=encoder: list(encoder.encode(clips))) for _ in range(REPEATS)]
+        pairs = [(features[k], wanted[clips.index(clip)][k].numpy()) for clip, features in runs[0][0] for k in (0, 1)]
+        difference = max(np.abs(a - b).max() for a, b in pairs)
+        cosine = min(least_cosine(a, b) for a, b in pairs)
+        show(f"ours, {precision}", frames, fastest(runs), seconds, f"{difference:.1e}", f"{cosine:.6f}")
+
+
+def compare_preparation(real: dict[str, Path]) -> None:
+    """Seconds for the real clips, from files to network inputs, and how far tracked points are from every frame's."""
+    plain, seconds = timed(lambda: [straightforward.prepare(str(path)) for path in real.values()])
+    task = PrepareTask(str(next(iter(real.values())).parent), PrepareSettings(), (False,))
+    clips = [ClipMeta(path.name) for path in real.values()]
+    processes = torch.get_num_threads()
+    with open_pool(processes) as pool:
+        list(prepare_all(pool, clips * processes, task, processes))  # loads the models
+        runs = [timed(lambda: list(prepare_all(pool, clips, task, processes))) for _ in range(REPEATS)]
+    frames = sum(len(crops) for _, crops, _ in plain)
+    errors = [tracking_error(path, points) for path, (points, *_) in zip(real.values(), plain, strict=True)]
+    header(f"preparation, {len(real)} real clips, {frames} frames", "median distance", "95th percentile")
+    show("straightforward, one process", frames, seconds, seconds)
+    show(f"ours, tracked, {processes} processes", frames, fastest(runs), seconds, *percent(np.concatenate(errors)))
+    print("\nDistances of tracked points from those of every frame, in parts of that between the eyes' outer corners:")
+    print("; ".join(f"{name} {' and '.join(percent(error))}" for name, error in zip(real, errors, strict=True)))
+
+
+def tracking_error(path: Path, every: np.ndarray) -> np.ndarray:
+    """Distances of tracked points from those of every frame, in parts of the eyes' distance."""
+    points = detect_landmarks(iterate_video(path), tracked())
+    eyes = np.linalg.norm(every[:, 36] - every[:, 45], axis=1)
+    return (np.linalg.norm(points - every, axis=2) / eyes[:, None]).ravel()
+
+
+def percent(error: np.ndarray) -> tuple[str, str]:
+    """Median and 95th percentile."""
+    return tuple(f"{100 * np.percentile(error, q):.2f} %" for q in (50, 95))
+
+
+def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """The least cosine of two feature vectors of one frame."""
+    return float(((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+
+
+def timed(work: Callable) -> tuple[object, float]:
+    """What the work gives, and its seconds."""
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
+
+
+def fastest(runs: list[tuple[object, float]]) -> float:
+    """The least seconds of several runs: what others on the machine took is not ours."""
+    return min(seconds for _, seconds in runs)
+
+
+def header(subject: str, *figures: str) -> None:
+    """A table's head."""
+    cells = [subject, "frames/s", "video-s/s", "ratio", *figures]
+    print("", "| " + " | ".join(cells) + " |", "|---" * len(cells) + "|", sep="\n")
+
+
+def show(name: str, frames: int, seconds: float, plain: float, *figures: str) -> None:
+    """One row."""
+    cells = [name, f"{frames / seconds:.0f}", f"{frames / seconds / FRAME_RATE:.1f}", f"{plain / seconds:.1f}"]
+    print("| " + " | ".join([*cells, *(figures or ("", ""))]) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
