@@ -10,7 +10,7 @@ from extract.clips import Failure, refuse_shared_names
 from extract.contact_sheet import write_contact_sheet
 from extract.encoder import Encoder, EncodeSettings
 from extract.prepare.clip import FINDERS, PreparedClip, PrepareSettings
-from extract.schema import RAGGED, ClipMeta, InputError, check_output, place
+from extract.schema import RAGGED, ClipMeta, InputError, check_output, place, reachable
 from extract.shard_set import CLIP_LIST, ShardSet, merge
 from extract.shards import ClipFeatures, ShardWriter, StoredClip
 from extract.stopwatch import Stopwatch
@@ -57,6 +57,7 @@ class Job:
         """
         if not Path(self.media).is_dir():
             raise InputError(f"{self.media}: no such folder of media files")
+        reachable(self.output)
         prepare = self.settings.prepare
         files = prepare.landmarks not in FINDERS
         if files and not Path(prepare.landmarks).exists():
@@ -107,7 +108,7 @@ def merge_sets(output: str) -> list[dict[str, object]]:
     Raises:
       InputError: the folder holds no set, or a shard is missing.
     """
-    both = [place(output) / name for name in FORM_FOLDERS.values()]
+    both = [reachable(output) / name for name in FORM_FOLDERS.values()]
     folders = both if any((folder / CLIP_LIST).exists() for folder in both) else [place(output)]
     summaries = [merge(folder) for folder in folders]
     if None in summaries:

@@ -129,8 +129,10 @@ def read_set(directory: Place) -> tuple[list[ClipMeta], int]:
     return clips, json.loads(read_shard_table(first)[2]["settings"])["clips_per_shard"]
 
 
-def format_summary(summary: dict[str, object]) -> str:
-    """What `extraction.json` says, in a sentence or two."""
+def format_summary(summary: dict[str, object] | None) -> str:
+    """What `extraction.json` says, in a sentence or two; None: other tasks still have shards to make."""
+    if summary is None:
+        return "this task's shards are there; the task that ends last sums up (or --merge does)"
     trimmed = ", trimmed" if summary["trimmed"] is True else ""
     text = "{clips} clips: {stored} in {shards} shards ({frames} frames{0}), {failed} failed".format(trimmed, **summary)
     text += " (see failures.jsonl)" if summary["failed"] else ""

@@ -16,7 +16,7 @@ from extract.schema.clip import (
     read_clip_table,
     write_clip_table,
 )
-from extract.schema.files import InputError, check_output, local_file, place, whole_file
+from extract.schema.files import InputError, check_output, local_file, place, reachable, whole_file
 from extract.schema.shard import (
     FORMAT,
     OPTIONAL,
@@ -60,6 +60,7 @@ __all__ = [
     "offsets",
     "open_shard",
     "place",
+    "reachable",
     "read_clip_table",
     "read_shard_table",
     "reading",

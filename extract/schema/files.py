@@ -34,6 +34,20 @@ def place(path: AnyPath) -> Place:
         raise InputError(f"{path}: cannot be reached: {error}") from error
 
 
+def reachable(path: AnyPath) -> Place:
+    """The place, once its file system has answered.
+
+    Raises:
+      InputError: there is no such file system, no network, no permission, ...
+    """
+    found = place(path)
+    try:
+        found.exists()
+    except Exception as error:  # each file system's package has its own
+        raise InputError(f"{path}: cannot be reached: {' '.join(str(error).split())}") from error
+    return found
+
+
 def check_output(path: AnyPath) -> None:
     """Makes the folder of an output file; refuses, before any work is done, a place where no file can be.
 

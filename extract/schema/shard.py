@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from extract.schema.clip import FRAME_RATE, ClipMeta, read_clip_table
-from extract.schema.files import AnyPath, InputError, place
+from extract.schema.files import AnyPath, InputError, place, reachable
 
 FORMAT = "avh-features"
 VERSION = 1
@@ -106,7 +106,7 @@ def list_shards(directory: AnyPath) -> list:
     Raises:
       InputError: there is no shard at `directory`.
     """
-    directory = place(directory)
+    directory = reachable(directory)
     if directory.is_file():
         return [directory]
     paths = sorted(directory.glob(SHARD_PATTERN), key=str) if directory.exists() else []
