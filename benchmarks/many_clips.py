@@ -96,18 +96,16 @@ def sample(process: psutil.Process, output: Path) -> Sample:
 def report(samples: list[Sample], summary: dict, seconds: float) -> None:
     """Prints the figures."""
     warm = [s for s in samples if s.clips >= WARM]
-    half = len(warm) // 2
-    first, last = (Sample(*np.max(part, axis=0)) for part in (warm[:half], warm[half:]))
+    quarters = [np.median(part, axis=0) for part in np.array_split(np.array(warm), 4)]
     count = summary["clips"]
     spent = {stage: 1000 * value / count for stage, value in summary["seconds"].items() if stage != "wait"}
     cores = os.cpu_count()
     print(
         f"{count} clips of {FRAMES} frames, tiny model, {cores} cores: {seconds:.1f} s, {count / seconds:.1f} clips/s"
     )
-    print(f"most after {WARM} clips, first half of the rest | second half:")
-    print(f"  memory of the command   {first.memory:.0f} | {last.memory:.0f} MiB")
-    print(f"  memory of a worker      {first.workers:.0f} | {last.workers:.0f} MiB")
-    print(f"  open descriptors        {first.descriptors} | {last.descriptors}")
+    print(f"medians over the four quarters of the clips after the first {WARM}:")
+    for name, column in {"MiB of the command": 1, "MiB of a worker": 2, "open descriptors": 3}.items():
+        print(f"  {name:<20}", "  ".join(f"{quarter[column]:.0f}" for quarter in quarters))
     print("milliseconds a clip by stage:", ", ".join(f"{stage} {value:.1f}" for stage, value in spent.items()))
     overhead = 1000 * seconds * cores / count - sum(spent.values())
     print(f"core milliseconds a clip beside the stages (start of the command included): {overhead:.1f}")

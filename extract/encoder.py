@@ -45,7 +45,7 @@ class Encoder:
         else:
             self.network, self.digest = load_avhubert(avhubert), sha256(avhubert)
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32: features agree between machines
-        self.network.hold(getattr(torch, settings.precision)).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.network.hold(getattr(torch, settings.precision)).to(_device())
         if settings.compile:
             self.network.project_video = torch.compile(self.network.project_video, dynamic=True)
             self.network.contextualise = torch.compile(self.network.contextualise, dynamic=True)
@@ -114,6 +114,13 @@ def name_encoder(config: AVHubertConfig, digest: str) -> dict[str, object]:
     kind = "random weights, " if digest == RANDOM_WEIGHTS else ""
     encoder = f"AV-HuBERT ({kind}{config.layers} layers, width {config.width})"
     return {"encoder": encoder, "weights_sha256": digest, "width": config.width}
+
+
+def _device() -> torch.device:
+    """A GPU, where there is one: the one that a launcher of several processes means for this one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def _is_out_of_memory(error: Exception) -> bool:

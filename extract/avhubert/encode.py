@@ -81,7 +81,7 @@ def start_encoding(
         passes.append(network.fuse(audio, video))
     fused = torch.cat(passes)
     if piece is None:
-        padding = torch.tensor(lengths * len(passes), device=device) if len(set(lengths)) > 1 else None
+        padding = _to(torch.tensor(lengths * len(passes)), device) if len(set(lengths)) > 1 else None
         encoded = network.contextualise(fused, padding)
     else:
         assert len(clips) == 1
@@ -116,14 +116,15 @@ def _project_videos(
     """
     gap = torch.zeros(NEIGHBOURS, 96, 96, dtype=torch.uint8)
     line = torch.cat([gap, *(part for video in videos for part in (torch.from_numpy(video), gap))])
-    real = torch.cat([torch.zeros(2), *(part for v in videos for part in (torch.ones(len(v)), torch.zeros(2)))]).bool()
-    line, real = (_to(tensor, device) for tensor in (line, real))
+    real = torch.cat([gap[:, 0, 0], *(part for v in videos for part in (torch.ones(len(v)), gap[:, 0, 0]))]).bool()
+    places = real[NEIGHBOURS:-NEIGHBOURS].nonzero().flatten()  # found here: a GPU would have to be waited for
+    line, real, places = (_to(tensor, device) for tensor in (line, real, places))
     projected = []
     for start in range(NEIGHBOURS, len(line) - NEIGHBOURS, FRONT_END_FRAMES):
         window = slice(start - NEIGHBOURS, start + FRONT_END_FRAMES + NEIGHBOURS)
         frames = normalise_crops(line[window]) * real[window, None, None]
         projected.append(network.project_video(frames[None])[0, NEIGHBOURS:-NEIGHBOURS])
-    return list(torch.cat(projected)[real[NEIGHBOURS:-NEIGHBOURS]].split([len(video) for video in videos]))
+    return list(torch.cat(projected).index_select(0, places).split([len(video) for video in videos]))
 
 
 def _in_pieces(
