@@ -27,7 +27,7 @@ try:
 except ImportError as error:
     raise InputError("--cluster=ray needs the package ray (extra `ray`)") from error
 
-RETRIES = 3  # of a clip whose node or worker died; then it counts as failed
+RETRIES = 20  # of a clip whose node or worker died, hardly ever by its own fault; then it counts as failed
 SHARDS_AHEAD = 2  # in preparation or encoding, for each actor: bounds the object store
 
 
