@@ -10,8 +10,10 @@ from jaxtyping import Float
 from extract.clips import inside
 from extract.official import read_npz
 from extract.schema import InputError, list_shards, local_file, open_shard
+from extract.shards import check_features
 
 AGREEMENT = 0.999  # cosine of two feature vectors of one frame that count as the same
+SCALE = 0.02  # largest difference of their lengths, in parts of the official one
 
 
 class Comparison(NamedTuple):
@@ -22,12 +24,14 @@ class Comparison(NamedTuple):
     official_frames: int
     difference: float = np.nan  # largest, over both modalities and the frames that both have
     cosine: float = np.nan  # least, of two feature vectors of one frame
+    scale: float = np.nan  # largest difference of their lengths, in parts of the official one
     error: str = ""
 
     @property
     def agrees(self) -> bool:
         """Whether both are the same features, up to rounding."""
-        return not self.error and self.frames == self.official_frames and self.cosine >= AGREEMENT
+        same_frames = self.frames == self.official_frames
+        return not self.error and same_frames and self.cosine >= AGREEMENT and self.scale <= SCALE
 
 
 def compare(path: str, features: str | os.PathLike) -> list[Comparison]:
@@ -44,22 +48,32 @@ def compare(path: str, features: str | os.PathLike) -> list[Comparison]:
             shard = open_shard(copy)
             for clip, start, stop in zip(shard.clips, shard.offset, shard.offset[1:], strict=False):
                 ours = np.stack([shard.visual[start:stop], shard.audio[start:stop]]).astype(np.float64)
-                compared.append(_compare_clip(clip.path, ours, inside(features, clip.path, ".npz")))
+                compared.append(_compare_clip(clip.path, ours, features))
     return compared
 
 
-def _compare_clip(path: str, ours: Float[np.ndarray, "2 T D"], file: Path) -> Comparison:
-    official = read_npz(file)
-    if isinstance(official, str):
-        return Comparison(path, ours.shape[1], 0, error=official)
-    if {official.visual.shape, official.audio.shape} != {(len(official.visual), ours.shape[2])}:
-        return Comparison(path, ours.shape[1], 0, error=f"{file}: of another width, or not one frame a row")
+def _compare_clip(path: str, ours: Float[np.ndarray, "2 T D"], features: str | os.PathLike) -> Comparison:
+    try:
+        official = read_npz(inside(features, path, ".npz"))
+    except ValueError as error:  # a path that leaves its folder
+        official = str(error)
+    reason = official if isinstance(official, str) else check_features(official, ours.shape[2], "float64")
+    if reason:
+        return Comparison(path, ours.shape[1], 0, error=reason)
     theirs = np.stack(official[:2]).astype(np.float64)
     length = min(ours.shape[1], theirs.shape[1])
     a, b = ours[:, :length], theirs[:, :length]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = (a * b).sum(axis=2) / np.linalg.norm(a, axis=2) / np.linalg.norm(b, axis=2)
-    return Comparison(path, ours.shape[1], theirs.shape[1], float(np.abs(a - b).max()), float(cosine.min()))
+    lengths = np.linalg.norm(a, axis=2), np.linalg.norm(b, axis=2)
+    cosine = _ratio((a * b).sum(axis=2), lengths[0] * lengths[1])
+    scale = np.abs(_ratio(*lengths) - 1)
+    figures = np.abs(a - b).max(), cosine.min(), scale.max()
+    return Comparison(path, ours.shape[1], theirs.shape[1], *map(float, figures))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Part / whole; where both are 0, 1: two zero vectors are the same."""
+    zero = whole == 0
+    return np.where(zero, part == 0, part / np.where(zero, 1, whole))
 
 
 def format_comparison(compared: list[Comparison]) -> str:
@@ -69,5 +83,5 @@ def format_comparison(compared: list[Comparison]) -> str:
         numbers = c.error or f"{c.frames:>7} {c.official_frames:>8} {c.difference:>11.2e} {c.cosine:>9.6f}"
         lines.append(f"{c.path:<40} {numbers}")
     agreeing = sum(c.agrees for c in compared)
-    rule = f"same length, cosine >= {AGREEMENT} on every frame"
+    rule = f"same frames; on every one cosine >= {AGREEMENT}, lengths within {SCALE:.0%}"
     return "\n".join([*lines, f"{agreeing} of {len(compared)} clips agree ({rule})"])

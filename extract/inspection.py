@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -65,13 +66,21 @@ def inspect(path: str) -> Report:
     for file in list_shards(path):
         try:
             with local_file(file) as copy:
-                _inspect_shard(open_shard(copy), file.name, report, owners)
+                _inspect_shard(_open(copy, file), file.name, report, owners)
+            report.failures += len(read_failures(failure_log(file)))
         except InputError as error:
             report.damage.append(str(error))
     if not place(path).is_file():
-        report.damage += _check_set(place(path), set(owners))
-        report.failures = sum(len(_failures(file)) for file in list_shards(path))
+        report.damage += _check_set(place(path), {clip.path: clip.label for clip in report.clips})
     return report
+
+
+def _open(copy: Path, file: Place) -> Shard:
+    """Opens a shard's local copy; what is wrong with it is said of the shard."""
+    try:
+        return open_shard(copy)
+    except InputError as error:
+        raise InputError(str(error).replace(str(copy), str(file))) from error
 
 
 def _inspect_shard(shard: Shard, name: str, report: Report, owners: dict[str, str]) -> None:
@@ -100,32 +109,45 @@ def _arrays(shard: Shard) -> Iterator[tuple[str, np.ndarray]]:
             yield name, getattr(array, "value", array)
 
 
-def _check_set(directory: Place, stored: set[str]) -> Iterator[str]:
-    """What the shards of a set lack, or have too many of, against its clip list."""
+def _check_set(directory: Place, stored: dict[str, int]) -> Iterator[str]:
+    """What the shards of a set lack, or have too many of, against its clip list.
+
+    Args:
+      directory: of the set.
+      stored: label by path of every clip in a shard.
+    """
     if not (directory / CLIP_LIST).exists():
         yield f"{directory}: no {CLIP_LIST}, so nobody can tell whether clips are missing"
         return
     try:
         clips, per_shard = read_set(directory)
-    except (InputError, KeyError, ValueError) as error:
+    except InputError as error:
         yield f"{directory}: its clip list cannot be compared ({error})"
         return
     found = {path.name for path in directory.glob(SHARD_PATTERN)}
-    for shard, start in enumerate(range(0, len(clips), per_shard)):
-        name = f"features-{shard:05d}.h5"
-        if name not in found:
-            yield f"{name}: is missing"
-            continue
-        failed = {failure.path for failure in _failures(directory / name)}
-        for clip in clips[start : start + per_shard]:
-            if (clip.path in stored) + (clip.path in failed) != 1:
-                where = "both in a shard and" if clip.path in stored else "neither in a shard nor"
-                yield f"{name}: {clip.path!r} of the clip list is {where} in its failure log"
-    if strange := sorted(stored - {clip.path for clip in clips}):
+    names = [f"features-{shard:05d}.h5" for shard in range(-(-len(clips) // per_shard))]
+    for shard, name in enumerate(names):
+        listed = clips[shard * per_shard : (shard + 1) * per_shard]
+        yield from _check_part(directory / name, listed, stored) if name in found else [f"{name}: is missing"]
+    yield from (f"{name}: is beyond the last shard of the clip list" for name in sorted(found - set(names)))
+    if strange := sorted(stored.keys() - {clip.path for clip in clips}):
         yield f"{len(strange)} clips are not in the clip list, the first {strange[0]!r}"
 
 
+def _check_part(shard: Place, listed: Sequence[ClipMeta], stored: dict[str, int]) -> Iterator[str]:
+    """What is wrong with the clips and failures of one shard."""
+    failures = [failure.path for failure in _failures(shard)]
+    for clip in listed:
+        if (clip.path in stored) + failures.count(clip.path) != 1:
+            where = "both in a shard and" if clip.path in stored else "neither in a shard nor"
+            yield f"{shard.name}: {clip.path!r} of the clip list is {where} in its failure log"
+        elif stored.get(clip.path, clip.label) != clip.label:
+            yield f"{shard.name}: {clip.path!r} has another label than in the clip list"
+    if strange := sorted(set(failures) - {clip.path for clip in listed}):
+        yield f"{shard.name}: its failure log names {strange[0]!r}, which is not of its part of the clip list"
+
+
 def _failures(shard: Place) -> list:
-    with contextlib.suppress(InputError):  # told by the clips that are then in neither
+    with contextlib.suppress(InputError):  # already told
         return read_failures(failure_log(shard))
     return []

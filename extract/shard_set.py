@@ -5,6 +5,7 @@ is resumed, split into tasks or spread over a cluster gives the shards of one un
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
@@ -123,10 +124,23 @@ def read_set(directory: Place) -> tuple[list[ClipMeta], int]:
       InputError: there is no clip list, or no shard.
     """
     clips = read_clip_list(directory / CLIP_LIST)
-    first = min(directory.glob(SHARD_PATTERN), key=str, default=None)
-    if first is None:
+    paths = sorted(directory.glob(SHARD_PATTERN), key=str)
+    if not paths:
         raise InputError(f"{directory}: no feature shards ({SHARD_PATTERN}) there yet; run the tasks that make them")
-    return clips, json.loads(read_shard_table(first)[2]["settings"])["clips_per_shard"]
+    for path in paths:
+        with contextlib.suppress(InputError):  # a damaged shard; the next one says the same
+            return clips, _clips_per_shard(read_shard_table(path)[2])
+    raise InputError(f"{directory}: no shard says how many clips a shard holds; extract them again")
+
+
+def _clips_per_shard(attributes: dict[str, object]) -> int:
+    try:
+        count = json.loads(attributes["settings"])["clips_per_shard"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"settings that are not ours ({error})") from error
+    if type(count) is not int or count < 1:
+        raise InputError(f"clips_per_shard is {count!r}")
+    return count
 
 
 def format_summary(summary: dict[str, object] | None) -> str:

@@ -7,7 +7,7 @@ import sys
 
 from absl import flags
 
-from extract.clips import clip_list_text
+from extract.clips import clip_list_text, refuse_shared_names
 from extract.listing import count_clips, format_missing, missing_files
 from extract.prepare.clip import INPUTS
 from launch import clip_flags, command
@@ -18,6 +18,8 @@ INPUT = flags.DEFINE_enum("input", "media", INPUTS, "media: video files; roi: x_
 def main() -> int:
     """Parses flags, prints; the exit status is 1 if a file is missing."""
     clips, root = clip_flags.read_clips()
+    if INPUT.value == "roi":
+        refuse_shared_names(clips)
     missing = list(missing_files(clips, root, INPUT.value))
     sys.stdout.write(clip_list_text(clips))
     print(count_clips(clips), format_missing(missing), sep="\n", file=sys.stderr)

@@ -19,10 +19,11 @@ def main(paths: list[str]) -> int:
         raise InputError(f"name one folder or shard, not {len(paths)}")
     report = inspect(paths[0])
     print(report.text())
-    compared = compare(paths[0], AGAINST.value) if AGAINST.value and not report.damage else []
-    if compared:
-        print("", format_comparison(compared), sep="\n")
-    return int(bool(report.damage) or not all(clip.agrees for clip in compared))
+    if report.damage or not AGAINST.value:
+        return int(bool(report.damage))
+    compared = compare(paths[0], AGAINST.value)
+    print("", format_comparison(compared), sep="\n")
+    return 0 if compared and all(clip.agrees for clip in compared) else 1
 
 
 if __name__ == "__main__":
