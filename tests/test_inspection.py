@@ -91,7 +91,7 @@ DAMAGES = {
     "a failure of another list": (
         "features-00000.failures.jsonl",
         lambda data: data + data.replace(b"c1", b"z"),
-        "'z'",
+        "'z.mp4'",
     ),
     "another label": ("clips.csv", lambda data: data.replace(b"c0.mp4,0", b"c0.mp4,1"), "'c0.mp4' has another label"),
     "a clip stored and failed": ("features-00000.failures.jsonl", lambda data: data + data.replace(b"c1", b"c0"), BOTH),

@@ -5,7 +5,7 @@ together: a stream that starts later is led by its first frame held, or by silen
 """
 
 import contextlib
-import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,8 +44,10 @@ def iterate_video(path: str | os.PathLike, fps_policy: str = "resample") -> Iter
     assert fps_policy in FPS_POLICIES, fps_policy
     with _opened(path, "video") as (container, stream):
         start = _timeline_start(container)
-        frames = _timed_frames(container.decode(stream), float(stream.average_rate or FRAME_RATE), start)
-        frames = _checked_count(frames, stream.frames)
+        rate = float(stream.average_rate or FRAME_RATE)
+        duration = float(stream.duration * stream.time_base) if stream.duration else math.inf
+        frames = _timed_frames(container.decode(stream), rate, start)
+        frames = _checked_whole(frames, stream.frames, duration - 1 / rate)
         yield from _of_one_size(_resampled(frames) if fps_policy == "resample" else (frame for _, frame in frames))
 
 
@@ -117,16 +119,19 @@ def _timed_frames(
         yield time, np.rot90(picture, round(frame.rotation / 90) % 4)
 
 
-def _checked_count(frames: Iterable, promised: int) -> Iterator:
-    """Passes frames on; refuses a stream that ends long before its header says."""
-    counter = itertools.count()
-    for item in frames:
-        next(counter)
-        yield item
-    count = next(counter)
+def _checked_whole(frames: Iterable[tuple[float, np.ndarray]], promised: int, duration: float) -> Iterator:
+    """Passes timed frames on; refuses a stream that ends long before its header says, in frames and in seconds.
+
+    Frames alone would not do: an AVI file counts pictures that are shown twice. Nor would seconds: a last picture may
+    be shown for a minute.
+    """
+    count, first, last = 0, None, 0.0
+    for time, picture in frames:
+        first, last, count = time if first is None else first, time, count + 1
+        yield time, picture
     if count == 0:
         raise ClipError("video", "its video stream holds no frame")
-    if count < MIN_DECODED * promised:
+    if count < MIN_DECODED * promised and last - first < MIN_DECODED * duration:
         raise ClipError("video", f"is cut short: {count} of {promised} frames can be decoded")
 
 
