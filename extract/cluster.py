@@ -28,6 +28,10 @@ except ImportError as error:
     raise InputError("--cluster=ray needs the package ray (extra `ray`)") from error
 
 RETRIES = 20  # of a clip whose node or worker died, hardly ever by its own fault; then it counts as failed
+LOST = tuple(  # what a clip's result raises whose workers died too often
+    getattr(ray.exceptions, name)
+    for name in ("WorkerCrashedError", "NodeDiedError", "ObjectLostError", "OutOfMemoryError")
+)
 SHARDS_AHEAD = 2  # in preparation or encoding, for each actor: bounds the object store
 
 
@@ -38,7 +42,7 @@ def extract_on_ray(
 
     Arguments, results and errors are those of `pipeline.extract`; the shards are, too.
     """
-    job.start()
+    job.start(index)
     sets = job.shard_sets(Encoder(avhubert, job.settings.encode).attributes)
     missing = missing_shards(sets, index, count)
     _connect()
@@ -47,7 +51,9 @@ def extract_on_ray(
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None  # as it would be on one machine
     except ray.exceptions.RayError as error:
-        raise InputError(f"the Ray cluster failed ({type(error).__name__}); start again: the run goes on") from error
+        raise InputError(
+            f"the Ray cluster failed: {' '.join(str(error).split())}; start again: the run goes on"
+        ) from error
     return [merge(folder) for folder in job.folders().values()]
 
 
@@ -134,5 +140,5 @@ class _EncoderActor:
     def _arrived(self, clip: ClipMeta, reference: "ray.ObjectRef") -> Prepared:
         try:
             return ray.get(reference)
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError, ray.exceptions.OutOfMemoryError):
+        except LOST:
             return self.task.all_failed(Failure(clip.path, "prepare", f"its machine died {RETRIES + 1} times"))

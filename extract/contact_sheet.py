@@ -1,7 +1,6 @@
 """A picture of mouth crops, to see at a glance whether the right thing is cut out."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +10,8 @@ from extract.clips import Failure
 from extract.prepare.clip import PreparedClip
 from extract.prepare.mouth import CROP, MOUTH, STABLE
 from extract.schema import ClipMeta, whole_file
-from extract.workers import Prepared, PrepareTask, open_pool, prepare_all
+from extract.schema.files import AnyPath
+from extract.workers import Prepared, PrepareTask, prepare_all, running_pool
 
 CLIPS = 12  # the first of a list: rows of the sheet
 MOMENTS = 8  # of a clip, evenly spaced: columns
@@ -22,7 +22,7 @@ MOUTH_COLOUR, STABLE_COLOUR, TEXT_COLOUR, ALARM_COLOUR = (80, 220, 80), (60, 160
 Picture = UInt8[np.ndarray, "H W 3"]
 
 
-def write_contact_sheet(path: Path, clips: Sequence[ClipMeta], task: PrepareTask, processes: int) -> None:
+def write_contact_sheet(path: AnyPath, clips: Sequence[ClipMeta], task: PrepareTask, processes: int) -> None:
     """Prepares the first clips and draws them: a row each, their landmarks drawn, or the reason why there is none.
 
     Args:
@@ -32,7 +32,7 @@ def write_contact_sheet(path: Path, clips: Sequence[ClipMeta], task: PrepareTask
       processes: that prepare them.
     """
     first = clips[:CLIPS]
-    with open_pool(processes) as pool:
+    with running_pool(processes) as pool:
         rows = [draw_clip(clip, prepared) for clip, prepared in zip(first, prepare_all(pool, first, task), strict=True)]
     with whole_file(path) as temporary:
         temporary.write_bytes(cv2.imencode(".png", np.concatenate(rows))[1].tobytes())

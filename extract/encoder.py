@@ -11,7 +11,7 @@ from extract.avhubert.encode import BATCH_FRAMES, CONTEXT, batches, start_encodi
 from extract.avhubert.network import AVHubertConfig
 from extract.clips import Failure
 from extract.prepare.clip import PreparedClip
-from extract.schema import RANDOM_WEIGHTS
+from extract.schema import RANDOM_WEIGHTS, InputError
 from extract.shards import ClipFeatures, check_features
 
 RANDOM_ENCODER = "random"  # in place of a file: seeded random weights, at the size of the official large model
@@ -22,7 +22,7 @@ Encoded = tuple[PreparedClip, ClipFeatures | Failure]
 
 @dataclasses.dataclass(frozen=True)
 class EncodeSettings:
-    """Choices in encoding; all but `compile` change (last) digits."""
+    """Choices in encoding; all change (last) digits."""
 
     precision: str = "float32"  # of weights and products; norms and residual sums stay float32
     batch_frames: int = BATCH_FRAMES  # of one batch, padding included
@@ -87,7 +87,9 @@ class Encoder:
         try:
             features = start_encoding(self.network, batch, multimodal, piece)
         except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
-            reason, out_of_memory = " ".join(str(error).split()), _is_out_of_memory(error)
+            reason = " ".join(str(error).split())
+            if not _is_out_of_memory(error):  # no clip's fault: they all have the right shapes
+                raise InputError(f"the encoder fails: {reason}") from error
         else:
             self.pieces |= {batch[0].meta.path: piece} if piece else {}
             return lambda: list(zip(batch, features(), strict=True))
@@ -98,7 +100,7 @@ class Encoder:
             done = [outcome for half in halves for outcome in self._start(half, multimodal)()]
             return lambda: done
         piece = (piece or len(batch[0].audio)) // 2
-        if out_of_memory and piece >= CONTEXT:
+        if piece >= CONTEXT:
             return self._start(batch, multimodal, piece)
         failure = Failure(batch[0].meta.path, "encode", f"cannot be encoded: {reason}")
         return lambda: [(batch[0], failure)]
@@ -125,4 +127,5 @@ def _device() -> torch.device:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether torch ran out of memory: on the CPU only its words tell."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+    words = ("allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)

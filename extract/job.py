@@ -30,7 +30,7 @@ class ExtractSettings:
     store: tuple[str, ...] = ()  # optional contents of the shards: of schema.OPTIONAL
     dtype: str = "float16"  # of the stored features
     clips_per_shard: int = 256
-    processes: int = os.cpu_count() or 1  # that prepare clips
+    processes: int = len(os.sched_getaffinity(0))  # that prepare clips
     clip_timeout: float = 600.0  # seconds after which a clip's preparation counts as hung
 
     @property
@@ -49,8 +49,8 @@ class Job:
     settings: ExtractSettings
     contact_sheet: str | None = None  # PNG file: draw the crops of the first clips there before all else
 
-    def start(self) -> None:
-        """Refuses what cannot work, before any work is done; then draws the contact sheet, if one is wanted.
+    def start(self, index: int) -> None:
+        """Refuses what cannot work, before any work is done; then, in the first task, draws the contact sheet.
 
         Raises:
           InputError: the folders do not exist, or two clips would be read from one file.
@@ -66,9 +66,9 @@ class Job:
             raise InputError(f"{prepare.landmarks}: is the file of one clip; name the folder with one for each clip")
         if prepare.input == "roi" or files:
             refuse_shared_names(self.clips)
-        if self.contact_sheet:
+        if self.contact_sheet and index == 0:
             check_output(self.contact_sheet)
-            write_contact_sheet(Path(self.contact_sheet), self.clips, self.task, self.settings.processes)
+            write_contact_sheet(self.contact_sheet, self.clips, self.task, self.settings.processes)
 
     @property
     def task(self) -> PrepareTask:

@@ -1,6 +1,5 @@
 """Clips -> shards on one machine: processes prepare, this process encodes and writes."""
 
-import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -9,7 +8,7 @@ from extract.encoder import Encoder
 from extract.job import Job, make_shard
 from extract.progress import Progress
 from extract.shard_set import ShardSet, merge, tasks_shards
-from extract.workers import Prepared, open_pool, prepare_all
+from extract.workers import Prepared, prepare_all, running_pool
 
 
 def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 1) -> list[dict[str, object] | None]:
@@ -27,7 +26,7 @@ def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 
     Raises:
       InputError: the weights, the folder of media, or shards of another run in the output folder.
     """
-    job.start()
+    job.start(index)
     encoder = Encoder(avhubert, job.settings.encode)
     sets = job.shard_sets(encoder.attributes)
     missing = missing_shards(sets, index, count)
@@ -35,7 +34,7 @@ def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 
     listed = [any_set.clips_of(shard) for shard in sorted(missing)]
     total = sum(len(any_set.clips_of(shard)) for shard in tasks_shards(range(any_set.count), index, count))
     pending = [clip for part in listed for clip in part]
-    with closing_pool(job) as pool, Progress(total, total - len(pending)) as progress:
+    with running_pool(job.settings.processes) as pool, Progress(total, total - len(pending)) as progress:
         prepared = _counted(prepare_all(pool, pending, job.task, job.settings.processes), progress)
         for shard, part in zip(sorted(missing), listed, strict=True):
             writers = {form: sets[form].writer for form in missing[shard]}
@@ -59,17 +58,6 @@ def missing_shards(sets: dict[bool, ShardSet], index: int, count: int) -> dict[i
         for shard in tasks_shards(shards.missing(), index, count):
             missing.setdefault(shard, []).append(form)
     return missing
-
-
-@contextlib.contextmanager
-def closing_pool(job: Job) -> Iterator:
-    """The job's processes, for the time of the block."""
-    with open_pool(job.settings.processes) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.stop()  # an error or Ctrl-C must not wait for the clips in preparation
-            raise
 
 
 def _counted(prepared: Iterable[Prepared], progress: Progress) -> Iterator[Prepared]:

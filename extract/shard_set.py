@@ -86,6 +86,8 @@ def merge(directory: AnyPath) -> dict[str, object] | None:
       InputError: the folder holds no set, or a damaged one.
     """
     directory = place(directory)
+    if not any(directory.glob(SHARD_PATTERN)):
+        return None
     clips, per_shard = read_set(directory)
     parts = [clips[start : start + per_shard] for start in range(0, len(clips), per_shard)]
     paths = [directory / f"features-{shard:05d}.h5" for shard in range(len(parts))]
@@ -113,7 +115,7 @@ def merge(directory: AnyPath) -> dict[str, object] | None:
     with whole_file(directory / SUMMARY) as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
     for left in directory.glob(".features-*.part"):
-        left.unlink()
+        left.unlink(missing_ok=True)  # another task may sum up too
     return summary
 
 

@@ -2,14 +2,16 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import pebble
+import threadpoolctl
 
 from extract.clips import ClipError, Failure
 from extract.prepare.clip import PreparedClip, PrepareSettings, cut_clip, read_clip
@@ -45,7 +47,13 @@ class PrepareTask:
     timeout: float = 600.0  # seconds after which a clip counts as hung
 
     def __call__(self, clip: ClipMeta) -> Prepared:
-        """Prepares a clip, in this process."""
+        """Prepares a clip, in this process.
+
+        Raises:
+          InputError: the folder of media is gone, which is no clip's fault.
+        """
+        if not Path(self.media).is_dir():
+            raise InputError(f"{self.media}: the folder of media is gone; start again once it is back")
         read = attempt(read_clip, clip, self.media, self.settings)
         if isinstance(read, Failure):
             return self.all_failed(read)
@@ -75,27 +83,46 @@ def open_pool(processes: int) -> pebble.ProcessPool:
     return pebble.ProcessPool(processes, initializer=_start_worker, context=spawn)
 
 
+@contextlib.contextmanager
+def running_pool(processes: int) -> Iterator[pebble.ProcessPool]:
+    """The same for the time of a block; an error or Ctrl-C does not wait for the clips in preparation."""
+    with open_pool(processes) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.stop()
+            raise
+
+
 def prepare_all(
-    pool: pebble.ProcessPool, clips: Iterable[ClipMeta], task: PrepareTask, processes: int = os.cpu_count() or 1
+    pool: pebble.ProcessPool, clips: Iterable[ClipMeta], task: PrepareTask, processes: int
 ) -> Iterator[Prepared]:
     """What becomes of each clip, in the clips' order, a bounded number of clips ahead of its use."""
     waiting = collections.deque()
     for clip in clips:
         waiting.append((clip, pool.schedule(task, (clip,), timeout=task.timeout)))
         if len(waiting) > AHEAD * processes:
-            yield _outcome(task, *waiting.popleft())
+            yield _outcome(pool, task, *waiting.popleft())
     while waiting:
-        yield _outcome(task, *waiting.popleft())
+        yield _outcome(pool, task, *waiting.popleft())
 
 
 def _start_worker() -> None:
-    cv2.setNumThreads(1)  # the processes themselves fill the cores
+    # The processes themselves fill the cores.
+    cv2.setNumThreads(1)
+    threadpoolctl.threadpool_limits(1)
 
 
-def _outcome(task: PrepareTask, clip: ClipMeta, future: pebble.ProcessFuture) -> Prepared:
+def _outcome(
+    pool: pebble.ProcessPool, task: PrepareTask, clip: ClipMeta, future: pebble.ProcessFuture, retries: int = 1
+) -> Prepared:
+    """What became of a clip; one whose process died gets another try, for the machine may be short of memory."""
     try:
         return future.result()
     except concurrent.futures.TimeoutError:
         return task.all_failed(Failure(clip.path, "prepare", f"preparation took longer than {task.timeout:g} s"))
     except pebble.ProcessExpired as error:
+        if retries:
+            again = pool.schedule(task, (clip,), timeout=task.timeout)
+            return _outcome(pool, task, clip, again, retries - 1)
         return task.all_failed(Failure(clip.path, "prepare", f"its decoder crashed (exit status {error.exitcode})"))

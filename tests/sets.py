@@ -27,7 +27,8 @@ def start_extract(media: Path, avhubert: Path, output: object, **flags: object) 
     flags = {"clips": media.with_suffix(".csv"), "media": media, "avhubert": avhubert, "output": output} | flags
     flags |= {"input": "roi", "clips_per_shard": 2}
     command = [sys.executable, "-m", "launch.extract", *(f"--{k}={v}" for k, v in flags.items())]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with media.with_suffix(".err").open("a") as errors:  # shown by pytest's own folder when a run fails
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
 
 
 def assert_same_set(one, other) -> None:

@@ -147,9 +147,9 @@ def test_a_crash_or_a_hang_costs_its_clip_alone(tmp_path, tiny_checkpoint, monke
     assert "longer than 15 s" in found["hang.mp4"]
 
 
-def test_whatever_a_library_raises_is_the_clips_failure(monkeypatch):
+def test_whatever_a_library_raises_is_the_clips_failure(tmp_path, monkeypatch):
     monkeypatch.setattr("extract.workers.read_clip", strange)
-    task = PrepareTask("media", ROI, (False, True))
+    task = PrepareTask(str(tmp_path), ROI, (False, True))
     failure = Failure("a.mp4", "prepare", "unexpected ZeroDivisionError: of a library")
     assert task(ClipMeta("a.mp4")).outcomes == {False: failure, True: failure}
 

@@ -91,7 +91,7 @@ def _opened(path: str | os.PathLike, kind: str):
     if not Path(path).is_file():
         raise ClipError("media", f"no such file: {path}")
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.best(kind)
             if stream is None or stream.disposition & Disposition.attached_pic:
                 raise ClipError(kind, f"holds no {kind} stream")
