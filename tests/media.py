@@ -63,33 +63,6 @@ def write_media(
     return path
 
 
-def write_as(
-    path: Path,
-    frames: list[np.ndarray] | None,
-    sound: np.ndarray | None,
-    video: str = "libx264",
-    audio: str = "aac",
-    pix_fmt: str = "yuv420p",
-    rate: int = 16000,
-    form: str | None = None,
-    file_options: dict[str, str] | None = None,
-    **options: str,
-) -> Path:
-    """Encodes 25 frames a second and a sound [C, S] by any codecs; `form` = the container, if not the suffix's."""
-    with av.open(str(path), "w", format=form, options=file_options or {}) as container:
-        if frames is not None:
-            pictures = container.add_stream(video, rate=25, options=options)
-            pictures.height, pictures.width = frames[0].shape[:2]
-            pictures.pix_fmt = pix_fmt
-        if sound is not None:
-            heard = container.add_stream(audio, rate=rate, layout={1: "mono", 2: "stereo", 6: "5.1"}[len(sound)])
-        if frames is not None:
-            _encode_frames(container, pictures, frames, [k / 25 for k in range(len(frames))])
-        if sound is not None:
-            _encode_sound(container, heard, sound, rate, 0.0)
-    return path
-
-
 def _video_stream(container, shape, codec):
     stream = container.add_stream(codec, rate=25)
     stream.height, stream.width = shape[:2]

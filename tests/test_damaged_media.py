@@ -21,6 +21,7 @@ from tests.media import rotate, tone, write_media
 
 LENGTH = 24  # frames of most clips
 CUT = "cannot be decoded|cut short|no video stream|no frame|no samples|no audio stream"
+CUT_OR_NOTHING = f"{CUT}|no such|shorter than 2 frames"
 NOT_MEDIA = "cannot be decoded"
 
 
@@ -159,6 +160,7 @@ SOUND_44 = tone(LENGTH / 25, rate=44100)
 for tenth in range(1, 10):
     TABLE[f"index_last_cut_{tenth}.mp4"] = (lambda m, n, t=tenth: fast_start(m, n, t / 10, first=False), NOT_MEDIA)
     TABLE[f"index_first_cut_{tenth}.mp4"] = (lambda m, n, t=tenth: fast_start(m, n, t / 10), CUT)
+    TABLE[f"matroska_cut_{tenth}.mkv"] = (changed(lambda data, t=tenth: data[: t * len(data) // 10]), CUT_OR_NOTHING)
 TABLE |= {
     "index_first.mp4": (fast_start, FULL),
     "index_last.mp4": (lambda m, n: fast_start(m, n, first=False), FULL),
@@ -168,6 +170,7 @@ TABLE |= {
     "zeros.mp4": (raw(b"\0" * 5000), NOT_MEDIA),
     "head_only.mp4": (raw(b"\0\0\0\x18ftypmp42"), NOT_MEDIA),
     "text.mp4": (raw(b"this is no film\n" * 99), NOT_MEDIA),
+    "list_of_files.mp4": (raw(b"ffconcat version 1.0\nfile index_first.mp4\n"), "is a list of other files"),
     "page.mp4": (raw(b"<html><body>404 Not Found</body></html>"), NOT_MEDIA),
     "archive.mp4": (raw(b"PK\x03\x04" + b"\0" * 500), NOT_MEDIA),
     "picture.mp4": (

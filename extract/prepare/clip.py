@@ -11,10 +11,10 @@ from jaxtyping import Float, Int16, UInt8
 from extract.clips import ClipError, inside, shift_segments
 from extract.prepare.audio import check_sound, filterbank_frames, frames_to_trim, leading_silence
 from extract.prepare.landmarks import Finder, Frame, GivenPoints, every_frame
-from extract.prepare.media import iterate_video, read_audio, to_grey
+from extract.prepare.media import check_length, iterate_video, read_audio, to_grey
 from extract.prepare.mouth import CROP, Mouths, find_mouths
 from extract.prepare.tracking import tracked
-from extract.schema import FRAME_RATE, SAMPLES_PER_FRAME, ClipMeta
+from extract.schema import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME, ClipMeta
 from extract.stopwatch import Stopwatch
 
 INPUTS = ("media", "roi")
@@ -92,6 +92,7 @@ def read_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings
         watch.seconds["crops"] -= watch.seconds["decode"] + watch.seconds["landmarks"]
         if isinstance(find, GivenPoints):
             find.check_all_used()
+        check_length(media, max(len(mouths.crops) / FRAME_RATE, len(waveform) / SAMPLE_RATE))
     return ReadClip(clip, mouths, waveform, dict(watch.seconds))
 
 

@@ -21,6 +21,7 @@ from extract.clips import ClipError
 from extract.schema import FRAME_RATE, SAMPLE_RATE
 
 FPS_POLICIES = ("resample", "native")
+PLAYLISTS = {"concat", "dash", "hls", "imf", "rtsp", "sdp"}  # demuxers that read other files than the one named
 MAX_SECONDS = 3600  # of sound
 MIN_DECODED = 0.95  # of the frames that the header promises; fewer means that the file is cut short
 GAP = 0.02  # seconds between audio timestamps that count as a hole and are filled with silence
@@ -80,6 +81,22 @@ def read_audio(path: str | os.PathLike) -> Float[np.ndarray, " S"]:
     return soxr.resample(np.concatenate(pieces), rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
 
 
+def check_length(path: str | os.PathLike, seconds: float) -> None:
+    """Refuses a file of a kind that counts no frames (Matroska, FLV, ...) of which less is there than its header says.
+
+    Args:
+      path: a media file.
+      seconds: what could be decoded, of the longer of sound and picture.
+
+    Raises:
+      ClipError: the file is cut short.
+    """
+    with _opened(path, "video") as (container, stream):
+        promised = (container.duration or 0) / av.time_base
+        if not stream.frames and seconds < MIN_DECODED * promised - 1 / FRAME_RATE:
+            raise ClipError("media", f"is cut short: {seconds:.2f} of {promised:.2f} s can be decoded")
+
+
 def to_grey(frame: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
     """Luma of an RGB frame, with OpenCV's weights and rounding (those of the official program)."""
     return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
@@ -92,6 +109,8 @@ def _opened(path: str | os.PathLike, kind: str):
         raise ClipError("media", f"no such file: {path}")
     try:
         with av.open(str(path), metadata_errors="replace") as container:
+            if container.format.name in PLAYLISTS:
+                raise ClipError(kind, "is a list of other files, not a media file")
             stream = container.streams.best(kind)
             if stream is None or stream.disposition & Disposition.attached_pic:
                 raise ClipError(kind, f"holds no {kind} stream")
