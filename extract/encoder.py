@@ -58,7 +58,10 @@ class Encoder:
     @property
     def attributes(self) -> dict[str, object]:
         """The shard attributes that name this encoder."""
-        return name_encoder(self.network.config, self.digest)
+        config = self.network.config
+        kind = "random weights, " if self.digest == RANDOM_WEIGHTS else ""
+        encoder = f"AV-HuBERT ({kind}{config.layers} layers, width {config.width})"
+        return {"encoder": encoder, "weights_sha256": self.digest, "width": config.width}
 
     def encode(
         self, clips: Iterable[PreparedClip], dtype: str = "float32", multimodal: bool = False
@@ -109,13 +112,6 @@ class Encoder:
         for clip, result in results:
             reason = None if isinstance(result, Failure) else check_features(result, self.width, dtype)
             yield clip, Failure(clip.meta.path, "encode", reason) if reason else result
-
-
-def name_encoder(config: AVHubertConfig, digest: str) -> dict[str, object]:
-    """Shard attributes: what the features were made with."""
-    kind = "random weights, " if digest == RANDOM_WEIGHTS else ""
-    encoder = f"AV-HuBERT ({kind}{config.layers} layers, width {config.width})"
-    return {"encoder": encoder, "weights_sha256": digest, "width": config.width}
 
 
 def _device() -> torch.device:

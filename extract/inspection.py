@@ -20,6 +20,7 @@ from extract.schema import (
     local_file,
     open_shard,
     place,
+    shard_name,
 )
 from extract.schema.files import Place
 from extract.shard_set import CLIP_LIST, read_set
@@ -125,7 +126,7 @@ def _check_set(directory: Place, stored: dict[str, int]) -> Iterator[str]:
         yield f"{directory}: its clip list cannot be compared ({error})"
         return
     found = {path.name for path in directory.glob(SHARD_PATTERN)}
-    names = [f"features-{shard:05d}.h5" for shard in range(-(-len(clips) // per_shard))]
+    names = [shard_name(shard) for shard in range(-(-len(clips) // per_shard))]
     for shard, name in enumerate(names):
         listed = clips[shard * per_shard : (shard + 1) * per_shard]
         yield from _check_part(directory / name, listed, stored) if name in found else [f"{name}: is missing"]

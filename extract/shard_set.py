@@ -11,7 +11,17 @@ import json
 from collections.abc import Iterator, Sequence
 
 from extract.clips import clip_list_text, read_clip_list
-from extract.schema import FRAME_RATE, SHARD_PATTERN, ClipMeta, InputError, caveat, place, read_shard_table, whole_file
+from extract.schema import (
+    FRAME_RATE,
+    SHARD_PATTERN,
+    ClipMeta,
+    InputError,
+    caveat,
+    place,
+    read_shard_table,
+    shard_name,
+    whole_file,
+)
 from extract.schema.files import AnyPath, Place
 from extract.shards import ShardWriter, failure_log, read_failures, write_failures
 
@@ -90,7 +100,7 @@ def merge(directory: AnyPath) -> dict[str, object] | None:
         return None
     clips, per_shard = read_set(directory)
     parts = [clips[start : start + per_shard] for start in range(0, len(clips), per_shard)]
-    paths = [directory / f"features-{shard:05d}.h5" for shard in range(len(parts))]
+    paths = [directory / shard_name(shard) for shard in range(len(parts))]
     if not all(path.exists() for path in paths):
         return None
     totals, failures, seconds, attributes = collections.Counter(), [], collections.Counter(), {}

@@ -23,6 +23,7 @@ from extract.schema import (
     InputError,
     offsets,
     place,
+    shard_name,
     whole_file,
     write_clip_table,
 )
@@ -60,7 +61,7 @@ class ShardWriter:
 
     def path(self, shard: int) -> Place:
         """File of a shard."""
-        return self.directory / f"features-{shard:05d}.h5"
+        return self.directory / shard_name(shard)
 
     @property
     def root_attributes(self) -> dict[str, object]:

@@ -29,7 +29,7 @@ class PrepareSettings:
     """Every choice in preparation that changes a number."""
 
     input: str = "media"  # "media": a video file with sound; "roi": x_roi.mp4 (mouth crops at 25 fps) + x.wav for x.mp4
-    fps_policy: str = "resample"  # see media.read_video
+    fps_policy: str = "resample"  # see media.iterate_video
     landmarks: str = "dlib-tracked"  # or "dlib", or a folder with a npz file a clip, or the npz file of the only clip
 
 

@@ -32,6 +32,7 @@ from extract.schema.shard import (
     open_shard,
     read_shard_table,
     reading,
+    shard_name,
 )
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "read_clip_table",
     "read_shard_table",
     "reading",
+    "shard_name",
     "whole_file",
     "write_clip_table",
 ]

@@ -60,6 +60,11 @@ class Shard:
         return self.visual.shape[1]
 
 
+def shard_name(shard: int) -> str:
+    """File name of a shard of a set, by its number; SHARD_PATTERN finds them all."""
+    return f"features-{shard:05d}.h5"
+
+
 def open_shard(path: str | os.PathLike) -> Shard:
     """Opens a local shard and checks that it is whole.
 
