@@ -75,11 +75,11 @@ class ShardSet:
         path = self.writer.path(shard)
         if path.name not in found:
             return False
-        clips, _, attributes = read_shard_table(path)
+        table = read_shard_table(path)
         for name, value in self.writer.root_attributes.items():
-            if attributes.get(name) != value:
-                raise _other_run(path, f"was made with {name} = {attributes.get(name)!r}, this run has {value!r}")
-        _check_complete(path, clips, self.clips_of(shard))
+            if (found_value := table.attributes.get(name)) != value:
+                raise _other_run(path, f"was made with {name} = {found_value!r}, this run has {value!r}")
+        _check_complete(path, table.clips, self.clips_of(shard))
         return True
 
 
@@ -103,12 +103,12 @@ def merge(directory: AnyPath) -> dict[str, object] | None:
     paths = [directory / shard_name(shard) for shard in range(len(parts))]
     if not all(path.exists() for path in paths):
         return None
-    totals, failures, seconds, attributes = collections.Counter(), [], collections.Counter(), {}
+    totals, failures, seconds = collections.Counter(), [], collections.Counter()
     for path, part in zip(paths, parts, strict=True):
-        stored, offset, attributes = read_shard_table(path)
-        failures += _check_complete(path, stored, part)
-        totals.update(stored=len(stored), frames=int(offset[-1]))
-        seconds.update(json.loads(attributes.get("seconds", "{}")))
+        table = read_shard_table(path)
+        failures += _check_complete(path, table.clips, part)
+        totals.update(stored=len(table.clips), frames=int(table.offset[-1]))
+        seconds.update(json.loads(table.attributes.get("seconds", "{}")))
     write_failures(directory / FAILURES, failures)
     summary = {
         "clips": len(clips),
@@ -117,9 +117,9 @@ def merge(directory: AnyPath) -> dict[str, object] | None:
         "frames": totals["frames"],
         "video_seconds": totals["frames"] / FRAME_RATE,
         "shards": len(paths),
-        "trimmed": attributes["trimmed"],
-        "encoder": attributes["encoder"],
-        "caveat": caveat(attributes),
+        "trimmed": table.attributes["trimmed"],
+        "encoder": table.attributes["encoder"],
+        "caveat": caveat(table.attributes),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
     with whole_file(directory / SUMMARY) as temporary:
@@ -141,7 +141,7 @@ def read_set(directory: Place) -> tuple[list[ClipMeta], int]:
         raise InputError(f"{directory}: no feature shards ({SHARD_PATTERN}) there yet; run the tasks that make them")
     for path in paths:
         with contextlib.suppress(InputError):  # a damaged shard; the next one says the same
-            return clips, _clips_per_shard(read_shard_table(path)[2])
+            return clips, _clips_per_shard(read_shard_table(path).attributes)
     raise InputError(f"{directory}: no shard says how many clips a shard holds; extract them again")
 
 

@@ -5,6 +5,8 @@ import dataclasses
 from extract.schema import InputError
 
 BOUNDARIES = ("zeros", "mask")
+PLACEMENTS = ("auto", "stream", "host", "device")
+PRECISIONS = ("float32", "bfloat16", "float64")
 
 
 @dataclasses.dataclass
@@ -15,6 +17,9 @@ class DataConfig:
     val: str = ""  # folder of feature shards, likewise
     batch_frames: int = 1024  # visual frames of one step, over all devices
     shuffle: bool = True  # new order of the clips every epoch, from the seed; False = the shards' order
+    # Where features are kept: "stream" = nowhere, read ahead from the shards; "host" = in host memory (local shards are
+    # memory-mapped); "device" = in the devices' memory, each holding a part; "auto" = by their size.
+    placement: str = "auto"
 
 
 @dataclasses.dataclass
@@ -36,11 +41,14 @@ class OptimizerConfig:
 
 @dataclasses.dataclass
 class TrainConfig:
-    """How long, and how often the state is saved."""
+    """How long, how exactly, and how often the state is saved."""
 
     epochs: int = 500  # at most
     early_stop: int = 10  # epochs without a strictly lower validation loss that end the run
     checkpoint_steps: int = 1000  # between checkpoints within an epoch; each epoch's end has one anyway
+    # Of the matrix products: "float32", or "bfloat16" (parameters, norms, softmax and Adam stay float32); or "float64"
+    # for everything, to check other runs by (it needs JAX_ENABLE_X64=1).
+    precision: str = "float32"
 
 
 @dataclasses.dataclass
@@ -79,7 +87,13 @@ def check_config(config: Config) -> None:
         raise InputError(f"--config.optimizer.learning_rate={config.optimizer.learning_rate}: must be positive")
     if not 0 < config.optimizer.plateau_factor <= 1:
         raise InputError(f"--config.optimizer.plateau_factor={config.optimizer.plateau_factor}: must be in (0, 1]")
-    if config.model.boundary not in BOUNDARIES:
-        raise InputError(f"--config.model.boundary={config.model.boundary}: must be one of {', '.join(BOUNDARIES)}")
+    one_of = {
+        "data.placement": (config.data.placement, PLACEMENTS),
+        "model.boundary": (config.model.boundary, BOUNDARIES),
+        "train.precision": (config.train.precision, PRECISIONS),
+    }
+    for name, (value, allowed) in one_of.items():
+        if value not in allowed:
+            raise InputError(f"--config.{name}={value}: must be one of {', '.join(allowed)}")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--config.seed={config.seed}: must be at least 0 and below 2**32")

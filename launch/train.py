@@ -6,16 +6,23 @@ python -m launch.train --config.data.train=shards/train --config.data.val=shards
 from absl import flags
 
 from jax_avh.config import Config
-from jax_avh.training import train
+from jax_avh.training import join_processes, train
 from launch import command
 
 CONFIG = command.define_config(Config())
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a killed run goes on there.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a stopped run goes on there.", required=True)
+PROFILE = flags.DEFINE_boolean("profile", False, "Trace some steps into WORKDIR/profile (jax.profiler).")
+DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "One of many processes; Cloud TPU and SLURM say the rest.")
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where nothing else tells it.")
+PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are, likewise.")
+PROCESS = flags.DEFINE_integer("process_id", None, "Which one this is, from 0, likewise.")
 
 
 def main() -> None:
     """Parses flags, trains."""
-    train(CONFIG.value, WORKDIR.value)
+    if DISTRIBUTED.value:
+        join_processes(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    train(CONFIG.value, WORKDIR.value, PROFILE.value)
 
 
 if __name__ == "__main__":

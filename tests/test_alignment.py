@@ -14,7 +14,6 @@ from flax import nnx
 from hypothesis import strategies as st
 
 from extract.schema import InputError
-from jax_avh.config import ModelConfig
 from jax_avh.methods import avh_align
 from jax_avh.models import (
     AlignmentNetwork,
@@ -87,15 +86,16 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("form", ["loop", "block"])
 @pytest.mark.parametrize("boundary", ["zeros", "mask"])
 @pytest.mark.parametrize("case", CASES)
-def test_vectorised_loss_equals_pairs_one_by_one(network, case, boundary):
+def test_vectorised_loss_equals_pairs_one_by_one(network, case, boundary, form):
     lengths, tau = CASES[case]
     batch = make_batch(lengths, tau, zero_frame=0 if sum(lengths) > 1 else None)
     graph, params = nnx.split(network)
 
     def vectorised(params):
-        return windowed_softmax_loss(*window_scores(nnx.merge(graph, params), batch, boundary)).sum()
+        return windowed_softmax_loss(*window_scores(nnx.merge(graph, params), batch, boundary, form)).sum()
 
     def pairwise(params):
         return pairwise_losses(nnx.merge(graph, params), batch, np.asarray(batch.clip), boundary).sum()
@@ -110,9 +110,8 @@ def test_vectorised_loss_equals_pairs_one_by_one(network, case, boundary):
 
 def test_under_x64_they_agree_to_rounding():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # flax's layer norm asks for it in float64
-        network = AlignmentNetwork(WIDTH, rngs=nnx.Rngs(0))
+        network = AlignmentNetwork(WIDTH, rngs=nnx.Rngs(0), precision="float64")
         graph, params = nnx.split(network)
-        params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
         batch = make_batch([5, 12, 1], 6, dtype=np.float64)
 
         def loss(params, form):
@@ -156,20 +155,6 @@ def test_centre_of_the_window_is_the_networks_own_score(network):
     own = network(batch.visual, batch.audio[4:-4])
     np.testing.assert_allclose(scores[:, 4], own, atol=1e-5)
     np.testing.assert_allclose(avh_align.frame_scores(network, batch.visual, batch.audio[4:-4]), -own, atol=0)
-
-
-def test_chunks_are_scored_as_one(network):
-    batch = make_batch([20], 3)
-    chunks = FrameBatch(
-        batch.visual.reshape(2, 10, WIDTH),
-        jnp.stack([batch.audio[:16], batch.audio[10:]]),
-        jnp.stack([batch.clip[:16], batch.clip[10:]]),
-        batch.weight.reshape(2, 10),
-    )
-    whole = windowed_softmax_loss(*window_scores(network, batch))
-    np.testing.assert_allclose(
-        avh_align.frame_losses(network, chunks, ModelConfig(tau=3)).reshape(-1), whole, atol=1e-5
-    )
 
 
 @pytest.mark.parametrize("boundary", ["zeros", "mask"])

@@ -91,7 +91,7 @@ def test_reading_ahead_changes_nothing(tmp_path):
 def test_only_clips_labelled_real_are_trained_on(tmp_path):
     source = make_source(tmp_path, [2, 3, 4, 5], labels=[0, 1, -1, 0])
     assert [clip.path for clip in source.real().clips] == ["c0.mp4", "c3.mp4"]
-    assert source.real().lengths().tolist() == [2, 5]
+    assert source.real().lengths.tolist() == [2, 5]
 
 
 def test_no_real_clip_is_told(tmp_path):

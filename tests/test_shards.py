@@ -178,6 +178,15 @@ def replaced(name, value):
     return change
 
 
+def compressed(name):
+    def change(file):
+        values = file[name][:]
+        del file[name]
+        file.create_dataset(name, data=values, compression="gzip")
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -203,6 +212,7 @@ def replaced(name, value):
         (replaced("segments/offset", [0, 0, 1]), "does not fit"),
         (replaced("visual", np.zeros((8, WIDTH), np.int32)), "int32"),
         (replaced("visual", np.zeros(8, np.float32)), "promise"),
+        (compressed("audio"), "in chunks, compressed"),
     ],
 )
 def test_a_shard_that_contradicts_itself_is_refused(tmp_path, change, reason):
@@ -247,7 +257,7 @@ def test_whole_files_and_shards_at_a_url(tmp_path):
     assert shards.missing() == []
     assert merge("memory://shards")["stored"] == 1
     assert [path.name for path in list_shards("memory://shards")] == ["features-00000.h5"]
-    assert [clip.path for clip in read_shard_table(shards.writer.path(0))[0]] == ["a"]
+    assert [clip.path for clip in read_shard_table(shards.writer.path(0)).clips] == ["a"]
     with local_file(shards.writer.path(0)) as copy:
         np.testing.assert_array_equal(open_shard(copy).visual, features(2).visual)
 

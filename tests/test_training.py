@@ -26,6 +26,7 @@ from jax_avh.training import Progress, train
 from jax_avh.training.checkpoint import Checkpoints
 from jax_avh.training.log import read_metrics
 from jax_avh.training.loop import Run
+from jax_avh.training.preemption import Preemption
 from tests import rules
 from tests.conftest import TESTDATA
 from tests.test_data import make_source
@@ -56,7 +57,7 @@ def curve(workdir) -> list[dict]:
 
 def latest(workdir, config) -> list[np.ndarray]:
     """Arrays of the latest checkpoint."""
-    run = Run(config, workdir)
+    run = Run(config, workdir, Preemption())
     run.close()
     return [np.asarray(leaf) for leaf in jax.tree.leaves(run.state)]
 

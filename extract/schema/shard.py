@@ -1,7 +1,7 @@
 """A feature shard: names, dtypes, units, and opening one with every promise checked.
 
 A shard is one HDF5 file that holds the AV-HuBERT features of N clips, F frames in all, laid end to end. All arrays are
-contiguous and uncompressed, so that a local file is memory-mapped.
+contiguous and uncompressed, so that a local file is memory-mapped, and any file read by ranges of bytes.
 """
 
 import contextlib
@@ -9,13 +9,14 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 from jaxtyping import Float, Int64
 
 from extract.schema.clip import FRAME_RATE, ClipMeta, read_clip_table
-from extract.schema.files import AnyPath, InputError, place, reachable
+from extract.schema.files import AnyPath, InputError, Place, place, reachable
 
 FORMAT = "avh-features"
 VERSION = 1
@@ -25,6 +26,40 @@ SHARD_PATTERN = "features-*.h5"
 # Optional contents, in clips' order; clip n is value[offset[n]:offset[n+1]]: dtype, shape of an item.
 RAGGED = {"waveform": (np.int16, ()), "crops": (np.uint8, (96, 96))}  # 16 kHz samples; grey mouth crops at 25 Hz
 OPTIONAL = ("multimodal", *RAGGED)
+FEATURES = ("visual", "audio", "multimodal")
+
+
+class Extent(NamedTuple):
+    """Where an array lies in its file."""
+
+    start: int  # byte
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """First byte of row `first`, and the byte after row `last - 1`."""
+        row = self.dtype.itemsize * int(np.prod(self.shape[1:]))
+        return self.start + first * row, self.start + last * row
+
+    def view(self, data: np.ndarray) -> np.ndarray:
+        """Bytes of some rows as these rows."""
+        return data.view(self.dtype).reshape(-1, *self.shape[1:])
+
+    def within(self, file: np.ndarray) -> np.ndarray:
+        """The array, out of the bytes of its whole file."""
+        first, last = self.span(0, self.shape[0])
+        return self.view(file[first:last])
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardTable:
+    """What a shard says of its clips, and where their features lie."""
+
+    path: Place
+    clips: tuple[ClipMeta, ...]
+    offset: Int64[np.ndarray, "borders"]  # clip n is rows offset[n]:offset[n+1]
+    attributes: dict[str, object]
+    features: dict[str, Extent]  # visual and audio, [F, D] float16 or float32; multimodal if stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,26 +115,24 @@ def open_shard(path: str | os.PathLike) -> Shard:
     path = Path(path)
     with reading(path) as file:
         table = _read_table(file, path)
-        # One map a file: h5py's global lock is then off the hot path, and a shard costs one descriptor.
-        buffer = np.memmap(path, np.uint8, "r")
-        features = {name: _map_array(file[name], buffer) for name in ("visual", "audio", "multimodal") if name in file}
-        if absent := {"visual", "audio"} - features.keys():
-            raise KeyError(f"no /{absent.pop()}")
-        ragged = {name: _read_ragged(file[name], buffer) for name in RAGGED if name in file}
-    clips, offset, attributes = table
-    _check_features(path, features, int(offset[-1]), attributes.get("width"))
-    _check_ragged(path, ragged, offset)
-    return Shard(path, clips, offset, attributes=attributes, **features, **ragged)
+        ragged = {
+            name: (file[name]["offset"][:].astype(np.int64, casting="safe"), _extent(file[name]["value"], file))
+            for name in RAGGED
+            if name in file
+        }
+    # One map a file: h5py's global lock is then off the hot path, and a shard costs one descriptor.
+    buffer = np.memmap(path, np.uint8, "r")
+    features = {name: extent.within(buffer) for name, extent in table.features.items()}
+    ragged = {name: Ragged(offset, extent.within(buffer)) for name, (offset, extent) in ragged.items()}
+    _check_ragged(path, ragged, table.offset)
+    return Shard(path, table.clips, table.offset, attributes=table.attributes, **features, **ragged)
 
 
-def read_shard_table(path: AnyPath) -> tuple[tuple[ClipMeta, ...], Int64[np.ndarray, "borders"], dict]:
+def read_shard_table(path: AnyPath) -> ShardTable:
     """Reads what a shard, local or at a URL, says of its clips, without its arrays.
 
-    Returns:
-      Clips, offset [N+1], attributes.
-
     Raises:
-      InputError: the file is missing, cut short, or of another format or version.
+      InputError: the file is missing, cut short, of another format or version, or contradicts itself.
     """
     with reading(path) as file:
         return _read_table(file, path)
@@ -154,13 +187,18 @@ def check_format(file: h5py.File, path: object, name: str, version: int) -> None
         raise InputError(f"{path}: {rate} frames a second, but this program reads {FRAME_RATE}")
 
 
-def _read_table(file: h5py.File, path: object) -> tuple[tuple[ClipMeta, ...], Int64[np.ndarray, "borders"], dict]:
+def _read_table(file: h5py.File, path: AnyPath) -> ShardTable:
     check_format(file, path, FORMAT, VERSION)
     clips, offset = read_clip_table(file)
-    return clips, offset, {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
+    attributes = {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
+    features = {name: _extent(file[name], file) for name in FEATURES if name in file}
+    if absent := {"visual", "audio"} - features.keys():
+        raise KeyError(f"no /{absent.pop()}")
+    _check_features(path, features, int(offset[-1]), attributes.get("width"))
+    return ShardTable(place(path), clips, offset, attributes, features)
 
 
-def _check_features(path: Path, features: dict[str, np.ndarray], frames: int, width: object) -> None:
+def _check_features(path: AnyPath, features: dict[str, Extent], frames: int, width: object) -> None:
     for name, array in features.items():
         if array.shape != (frames, width) or array.dtype not in (np.float16, np.float32):
             raise InputError(
@@ -177,10 +215,6 @@ def _check_ragged(path: Path, ragged: dict[str, Ragged], offset: Int64[np.ndarra
         raise InputError(f"{path}: /crops holds another number of frames than the features; extract it again")
 
 
-def _read_ragged(group: h5py.Group, buffer: np.memmap) -> Ragged:
-    return Ragged(group["offset"][:].astype(np.int64, casting="safe"), _map_array(group["value"], buffer))
-
-
 def _fits(ragged: Ragged, clips: int) -> bool:
     """Whether offsets rise from 0 to the end of the values, clip by clip."""
     offset = ragged.offset
@@ -188,11 +222,15 @@ def _fits(ragged: Ragged, clips: int) -> bool:
     return bool(rises and offset[-1] == len(ragged.value))
 
 
-def _map_array(dataset: h5py.Dataset, buffer: np.memmap) -> np.ndarray:
-    """A contiguous dataset as a view of its mapped file."""
-    if not Path(dataset.file.filename).samefile(buffer.filename):
+def _extent(dataset: h5py.Dataset, file: h5py.File) -> Extent:
+    """Where a dataset of a file lies in it.
+
+    Raises:
+      ValueError: it lies in another file, or not in one piece.
+    """
+    if dataset.file.filename != file.filename:
         raise ValueError(f"{dataset.name} is a link into another file")
     start = dataset.id.get_offset()
-    if start is None:  # empty, or not contiguous: some other writer made this file
-        return dataset[:]
-    return buffer[start : start + dataset.nbytes].view(dataset.dtype).reshape(dataset.shape)
+    if start is None and dataset.size:
+        raise ValueError(f"{dataset.name} is stored in chunks, compressed, or outside the file")
+    return Extent(start or 0, dataset.dtype, dataset.shape)

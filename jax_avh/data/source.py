@@ -1,29 +1,33 @@
 """Feature shards as one long sequence of clips."""
 
 import dataclasses
+import functools
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from extract.schema import REAL, ClipMeta, InputError, Shard, list_shards, open_shard
+from extract.schema import REAL, ClipMeta, InputError, ShardTable, list_shards, place, read_shard_table
+from extract.schema.files import AnyPath, Place
+from jax_avh.data.rows import rows_in_memory, rows_of_file
 
 SET_ATTRIBUTES = ("width", "weights_sha256", "trimmed")  # equal in all shards that belong together
+MODALITIES = ("visual", "audio")
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSource:
-    """Clips of one or more shards. Features stay on disk until they are asked for."""
+    """Clips of one or more shards, local or at a URL. Features stay there until they are asked for."""
 
-    path: Path
-    shards: tuple[Shard, ...]
+    path: Place
+    shards: tuple[ShardTable, ...]
     members: tuple[tuple[int, int], ...]  # clip -> (shard, clip within the shard)
+    rows: Callable[[ShardTable, str, int, int], np.ndarray] = rows_of_file  # (shard, modality, first, last)
 
-    @property
+    @functools.cached_property
     def clips(self) -> list[ClipMeta]:
         """What is known of each clip."""
         return [self.shards[shard].clips[clip] for shard, clip in self.members]
@@ -31,28 +35,39 @@ class FeatureSource:
     @property
     def width(self) -> int:
         """Feature width D."""
-        return self.shards[0].width
+        return self.shards[0].features["visual"].shape[1]
 
-    @property
+    @functools.cached_property
     def dtype(self) -> np.dtype:
         """Of the stored features."""
-        return np.result_type(*(shard.visual.dtype for shard in self.shards))
+        return np.result_type(*(shard.features[modality].dtype for shard in self.shards for modality in MODALITIES))
 
     @property
     def attributes(self) -> dict[str, object]:
         """Of the first shard: encoder, settings, ..."""
         return self.shards[0].attributes
 
+    @property
+    def local(self) -> bool:
+        """Whether the shards are files of this machine."""
+        return isinstance(self.path, Path)
+
+    @functools.cached_property
     def lengths(self) -> Int[np.ndarray, " N"]:
         """Frames of each clip."""
         per_shard = [np.diff(shard.offset) for shard in self.shards]
         return np.array([per_shard[shard][clip] for shard, clip in self.members], dtype=np.int64)
 
-    def features(self, modality: str, clip: int) -> Float[np.ndarray, "T D"]:
-        """A clip's `visual` or `audio` features, as a view of the file."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the clips' features."""
+        return int(self.lengths.sum()) * self.width * self.dtype.itemsize * len(MODALITIES)
+
+    def features(self, modality: str, clip: int, first: int = 0, last: int | None = None) -> Float[np.ndarray, "T D"]:
+        """A clip's `visual` or `audio` features: its frames first:last, by default all."""
         shard, index = self.members[clip]
-        start, stop = self.shards[shard].offset[index : index + 2]
-        return getattr(self.shards[shard], modality)[start:stop]
+        start, stop = map(int, self.shards[shard].offset[index : index + 2])
+        return self.rows(self.shards[shard], modality, start + first, stop if last is None else start + last)
 
     def real(self) -> "FeatureSource":
         """The clips labelled real.
@@ -67,37 +82,41 @@ class FeatureSource:
             )
         return dataclasses.replace(self, members=tuple(members))
 
+    def in_memory(self) -> "FeatureSource":
+        """The same clips, their features in host memory."""
+        return dataclasses.replace(self, rows=rows_in_memory(self.shards))
+
     def fingerprint(self) -> str:
         """Hash of which clips these are, how long, and what encoded them: equal for the same set at another place."""
-        known = [[clip.path, int(length)] for clip, length in zip(self.clips, self.lengths(), strict=True)]
+        known = [[clip.path, int(length)] for clip, length in zip(self.clips, self.lengths, strict=True)]
         made_by = [self.attributes.get(name) for name in SET_ATTRIBUTES]
         return hashlib.sha256(json.dumps([known, made_by, str(self.dtype)]).encode()).hexdigest()
 
     def check_finite(self) -> None:
         """Raises an InputError that names the first clip with NaN or infinity, if there is one."""
         for clip, (shard, _) in enumerate(self.members):
-            if not all(np.isfinite(self.features(modality, clip)).all() for modality in ("visual", "audio")):
+            if not all(np.isfinite(self.features(modality, clip)).all() for modality in MODALITIES):
                 where = self.shards[shard].path
                 raise InputError(
                     f"{where}: the features of {self.clips[clip].path!r} hold NaN; extract this shard again"
                 )
 
 
-def open_source(path: str | os.PathLike) -> FeatureSource:
+def open_source(path: AnyPath) -> FeatureSource:
     """Opens a folder of shards, or one shard.
 
     Raises:
       InputError: there is no shard, one is damaged, or they do not belong together.
     """
-    shards = tuple(open_shard(file) for file in list_shards(path))
+    shards = tuple(read_shard_table(file) for file in list_shards(path))
     _check_together(shards)
     members = tuple((k, n) for k, shard in enumerate(shards) for n in range(len(shard.clips)))
     if not members:
         raise InputError(f"{path}: its shards hold no clip; see failures.jsonl there")
-    return FeatureSource(Path(path), shards, members)
+    return FeatureSource(place(path), shards, members)
 
 
-def _check_together(shards: Sequence[Shard]) -> None:
+def _check_together(shards: Sequence[ShardTable]) -> None:
     first, seen = shards[0], {}
     for shard in shards:
         for name in SET_ATTRIBUTES:

@@ -28,9 +28,9 @@ class FrameStream:
         """Features of the frames start:stop; zeros where that reaches beyond the stream."""
         frames = np.zeros((stop - start, self.source.width), self.source.dtype)
         for place, first, last in self._pieces(start, stop):
-            begin = self.border[place]
-            clip = self.source.features(modality, int(self.order[place]))
-            frames[first - start : last - start] = clip[first - begin : last - begin]
+            begin, clip = int(self.border[place]), int(self.order[place])
+            rows = self.source.features(modality, clip, first - begin, last - begin)
+            frames[first - start : last - start] = rows
         return frames
 
     def places(self, start: int, stop: int) -> Int[np.ndarray, " T"]:
@@ -57,4 +57,4 @@ def frame_stream(source: FeatureSource, shuffle_seed: tuple[int, int] | None = N
     """
     clips = len(source.members)
     order = np.arange(clips) if shuffle_seed is None else np.random.default_rng(shuffle_seed).permutation(clips)
-    return FrameStream(source, order, offsets(source.lengths()[order]))
+    return FrameStream(source, order, offsets(source.lengths[order]))

@@ -15,7 +15,7 @@ from jax_avh.evaluation.pooling import POOLINGS
 from jax_avh.evaluation.scores import ScoreTable, write_scores
 from jax_avh.methods import avh_align
 from jax_avh.models import AlignmentNetwork, load_weights, weights_file
-from jax_avh.training.sharding import by_chunk, make_mesh
+from jax_avh.training.sharding import make_mesh, put_parts
 
 BATCH_FRAMES = 8192
 COPIED = ("encoder", "weights_sha256", "trimmed")  # attributes of the shards
@@ -47,6 +47,7 @@ def score_shards(weights: str | os.PathLike, features: str | os.PathLike, output
     stream = frame_stream(source)
     frame = score_frames(network, FrameBatches(stream, BATCH_FRAMES, tau=0, chunks=jax.device_count()))
     if not np.isfinite(frame).all():
+        source.check_finite()
         raise InputError(f"{path}: gives scores that are not finite; the weights hold NaN or infinity")
     attributes = {name: source.attributes[name] for name in COPIED if name in source.attributes}
     attributes |= {"weights": str(path), "features": str(features)}
@@ -64,6 +65,6 @@ def score_frames(network: AlignmentNetwork, batches: FrameBatches) -> np.ndarray
     compiled = jax.jit(lambda params, visual, audio: avh_align.frame_scores(nnx.merge(graph, params), visual, audio))
     scores = []
     for batch in tqdm.tqdm(prefetched(batches), desc="score", total=len(batches), leave=False):
-        visual, audio = jax.device_put((batch.visual, batch.audio), by_chunk(mesh))
+        visual, audio = put_parts(mesh, (batch.visual, batch.audio))
         scores.append(np.asarray(compiled(params, visual, audio))[batch.weight > 0])
     return np.concatenate(scores)

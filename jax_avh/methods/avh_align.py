@@ -3,7 +3,6 @@
 Source: AVH-Align, section 4.
 """
 
-import jax
 from jaxtyping import Array, Float
 
 from jax_avh.config import ModelConfig
@@ -13,22 +12,18 @@ NAME = "avh_align"
 CLIP_POOLING = "logsumexp"  # of the frame scores: the method's own clip score
 
 
-def frame_losses(network: AlignmentNetwork, batch: FrameBatch, config: ModelConfig) -> Float[Array, "C T"]:
+def frame_losses(network: AlignmentNetwork, batch: FrameBatch, config: ModelConfig) -> Float[Array, " T"]:
     """Windowed softmax loss of every visual frame.
 
     Args:
       network: the alignment network.
-      batch: C chunks of the stream (a leading axis on every array).
-      config: the window and its boundary.
+      batch: frames of the stream.
+      config: the window's boundary.
 
     Returns:
       Losses, padding included: weigh them.
     """
-
-    def chunk_losses(chunk: FrameBatch) -> Float[Array, " T"]:
-        return windowed_softmax_loss(*window_scores(network, chunk, config.boundary))
-
-    return jax.vmap(chunk_losses)(batch)
+    return windowed_softmax_loss(*window_scores(network, batch, config.boundary))
 
 
 def frame_scores(

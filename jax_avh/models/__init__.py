@@ -2,7 +2,7 @@
 
 from jax_avh.models.alignment import AlignmentNetwork
 from jax_avh.models.losses import windowed_softmax_loss
-from jax_avh.models.weights import BEST_WEIGHTS, load_weights, save_weights, weights_file
+from jax_avh.models.weights import BEST_WEIGHTS, load_weights, parameter_table, save_weights, weights_file
 from jax_avh.models.windows import FrameBatch, window_scores
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "AlignmentNetwork",
     "FrameBatch",
     "load_weights",
+    "parameter_table",
     "save_weights",
     "weights_file",
     "window_scores",

@@ -30,12 +30,13 @@ PARAMETERS = {
 
 def save_weights(network: AlignmentNetwork, path: str | os.PathLike) -> None:
     """Writes a network's parameters, float32."""
-    arrays = {name: np.ascontiguousarray(np.asarray(v[...]).T) for name, v in _parameters(network).items()}
+    arrays = {name: np.asarray(v[...], np.float32).T for name, v in _parameters(network).items()}
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with whole_file(path) as temporary:
         temporary.write_bytes(safetensors.numpy.save(arrays))
 
 
-def load_weights(path: str | os.PathLike) -> AlignmentNetwork:
+def load_weights(path: str | os.PathLike, precision: str = "float32") -> AlignmentNetwork:
     """Makes a network of a file's parameters; the feature width is the file's.
 
     Raises:
@@ -45,7 +46,7 @@ def load_weights(path: str | os.PathLike) -> AlignmentNetwork:
     projection = arrays.get("visual_proj.weight", np.empty(0))
     if projection.ndim != 2 or 0 in projection.shape:
         raise InputError(f"{path}: not alignment weights: it holds no matrix `visual_proj.weight`")
-    network = AlignmentNetwork(projection.shape[1], rngs=nnx.Rngs(0))
+    network = AlignmentNetwork(projection.shape[1], rngs=nnx.Rngs(0), precision=precision)
     parameters = _parameters(network)
     wanted = {name: parameter.shape[::-1] for name, parameter in parameters.items()}
     found = {name: array.shape for name, array in arrays.items()}
@@ -55,8 +56,15 @@ def load_weights(path: str | os.PathLike) -> AlignmentNetwork:
     if spoilt := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise InputError(f"{path}: {spoilt[0]} holds NaN or infinity")
     for name, parameter in parameters.items():
-        parameter.set_value(jnp.asarray(arrays[name].T, jnp.float32))
+        parameter.set_value(jnp.asarray(arrays[name].T, network.dtype))
     return network
+
+
+def parameter_table(network: AlignmentNetwork) -> str:
+    """Names, shapes and numbers of a network's parameters, a line each, and their sum."""
+    rows = [(name, list(p.shape[::-1]), p.size) for name, p in _parameters(network).items()]
+    lines = [f"{name:20s} {shape!s:14s} {size:>10,}" for name, shape, size in rows]
+    return "\n".join([*lines, f"{'parameters':20s} {'':14s} {sum(size for *_, size in rows):>10,}"])
 
 
 def weights_file(weights: str | os.PathLike) -> Path:

@@ -6,6 +6,7 @@ Frames come as a stream: clips laid end to end, each frame with the number of it
 Letters: T visual frames, L = T + 2 tau audio frames, W = 2 tau + 1 window.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_avh.models.alignment import AlignmentNetwork
 
+# Of the hidden layers, the backward pass keeps the matrix products; what lies between them is cheaper to compute anew
+# than to store and to fetch.
+recomputed = functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
+BLOCK = 64  # frames of a matrix product of which a band is wanted
 PADDING = -1  # clip number of frames that belong to no clip
+FORMS = {"cpu": "loop"}  # backend -> the faster form of the window; all others: one block
 
 
 class FrameBatch(NamedTuple):
@@ -27,35 +33,63 @@ class FrameBatch(NamedTuple):
 
 
 def window_scores(
-    network: AlignmentNetwork, batch: FrameBatch, boundary: str = "zeros"
+    network: AlignmentNetwork, batch: FrameBatch, boundary: str = "zeros", form: str | None = None
 ) -> tuple[Float[Array, "T W"], Bool[Array, "T W"]]:
     """Scores every pair of the window, each frame projected once.
-
-    A loop over the offsets, whose hidden layers are computed anew in the backward pass, beats one array of all pairs:
-    it stays in the cache.
 
     Args:
       network: the alignment network.
       batch: frames of the stream.
       boundary: audio frames outside the clip are "zeros": zero vectors that compete; or "mask": left out.
+      form: "loop" over the offsets, one at a time, which stays in a CPU's cache; or one "block" of all, few large
+        steps, as an accelerator wants them. None = by the backend.
 
     Returns:
       Scores, and where they count.
     """
-    frames = batch.visual.shape[0]
+    frames, window = batch.visual.shape[0], batch.audio.shape[0] - batch.visual.shape[0] + 1
     inside = same_clip(batch.clip, frames)
-    visual, audio = network.project_visual(batch.visual), network.project_audio(batch.audio)
-    nothing = network.project_audio(jnp.zeros_like(batch.audio[:1]))  # a zero vector's share: biases alone
+    shares = network.project_visual(batch.visual), network.project_audio(batch.audio)
+    zeros = network.project_audio(jnp.zeros_like(batch.audio[:1]))  # a zero vector's share: biases alone
+    mean_square = jnp.where(inside, mean_squares(*shares), jnp.mean(jnp.square(shares[0] + zeros), axis=1)[:, None])
+    visual, audio, zeros = map(network.weigh, (*shares, zeros))
 
-    @jax.checkpoint
+    @recomputed
     def scores_at(offset: Int[Array, ""]) -> Float[Array, " T"]:
-        shifted = jax.lax.dynamic_slice_in_dim(audio, offset, frames)
-        within = jax.lax.dynamic_index_in_dim(inside, offset, axis=1)
-        return network.score(visual + jnp.where(within, shifted, nothing))
+        neighbours = jax.lax.dynamic_slice_in_dim(audio, offset, frames)
+        pairs = visual + jnp.where(inside[:, offset, None], neighbours, zeros)
+        return network.score(pairs, mean_square[:, offset])
 
-    offsets = jnp.arange(inside.shape[1])
-    scores = jax.lax.map(scores_at, offsets).T
-    return scores, inside if boundary == "mask" else jnp.ones_like(inside)
+    @recomputed
+    def scores_at_all() -> Float[Array, "W T"]:
+        neighbours = jnp.concatenate([audio[offset : offset + frames] for offset in range(window)])
+        pairs = jnp.tile(visual, (window, 1)) + jnp.where(inside.T.reshape(-1, 1), neighbours, zeros)
+        return network.score(pairs, mean_square.T.reshape(-1)).reshape(window, frames)
+
+    looped = (form or FORMS.get(jax.default_backend(), "block")) == "loop"
+    scores = jax.lax.map(scores_at, jnp.arange(window)) if looped else scores_at_all()
+    return scores.T, inside if boundary == "mask" else jnp.ones_like(inside)
+
+
+def mean_squares(visual: Float[Array, "T H"], audio: Float[Array, "L H"]) -> Float[Array, "T W"]:
+    """Mean square of visual[t] + audio[t + w], for every w of the window."""
+    frames, window = visual.shape[0], audio.shape[0] - visual.shape[0] + 1
+    of_visual, of_audio = (jnp.mean(jnp.square(share), axis=1) for share in (visual, audio))
+    neighbours = jnp.stack([of_audio[offset : offset + frames] for offset in range(window)], axis=1)
+    return of_visual[:, None] + neighbours + band_products(visual, audio) * (2 / visual.shape[1])
+
+
+def band_products(visual: Float[Array, "T H"], audio: Float[Array, "L H"]) -> Float[Array, "T W"]:
+    """Inner products of visual[t] and audio[t + w], by matrix products of blocks: a band of each is what we want."""
+    frames, window = visual.shape[0], audio.shape[0] - visual.shape[0] + 1
+    blocks, reach = -(-frames // BLOCK), BLOCK + window - 1
+    padding = blocks * BLOCK - frames
+    visual, audio = (jnp.pad(share, ((0, padding), (0, 0))) for share in (visual, audio))
+    audio = jnp.stack([audio[start : start + reach] for start in range(0, blocks * BLOCK, BLOCK)])
+    products = jnp.matmul(visual.reshape(blocks, BLOCK, -1), audio.mT, precision=jax.lax.Precision.HIGHEST)
+    # Row t of a block is wanted from column t on: laid out in rows one longer, it starts at column 0.
+    skewed = jnp.pad(products.reshape(blocks, -1), ((0, 0), (0, BLOCK))).reshape(blocks * BLOCK, reach + 1)
+    return skewed[:frames, :window]
 
 
 def same_clip(clip: Int[Array, " L"], frames: int) -> Bool[Array, "T W"]:

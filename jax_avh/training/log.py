@@ -5,11 +5,14 @@ import os
 import time
 from pathlib import Path
 
+import jax
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from extract.schema import InputError, whole_file
+
+WARM_UP, TRACED = 2, 8  # segments before a trace, and in it
 
 
 class MetricsLog:
@@ -37,6 +40,30 @@ class MetricsLog:
     def close(self) -> None:
         """Flushes the events."""
         self._events.close()
+
+
+class Profiler:
+    """Traces a few segments with jax.profiler, once the first have compiled; nothing without a directory."""
+
+    def __init__(self, directory: Path | None):
+        self._directory, self._seen, self._tracing = directory, 0, False
+
+    def segment(self, losses: jax.Array) -> None:
+        """Notes that a segment was handed to the devices."""
+        self._seen += 1
+        if self._directory and self._seen == WARM_UP:
+            jax.block_until_ready(losses)
+            jax.profiler.start_trace(self._directory)
+            self._tracing = True
+        if self._seen == WARM_UP + TRACED:
+            jax.block_until_ready(losses)
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace, if one is under way."""
+        if self._tracing:
+            jax.profiler.stop_trace()
+        self._tracing = False
 
 
 def read_metrics(path: Path) -> list[dict[str, int | float]]:

@@ -1,21 +1,35 @@
 """What a training run carries from step to step, and the rules that end it or cut its learning rate."""
 
 import dataclasses
+import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from jax_avh.config import Config
 from jax_avh.methods import avh_align
 from jax_avh.models import FrameBatch
+from jax_avh.training.sharding import on_own_part
 
 PLATEAU_THRESHOLD = 1e-4  # relative improvement that counts for the plateau rule; PyTorch's default
 SMALLEST_CUT = 1e-8  # of the learning rate; PyTorch leaves out smaller ones
 ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+
+
+@runtime_checkable
+class Segment(Protocol):
+    """Consecutive steps that run in one compiled loop."""
+
+    steps: int
+
+    def batch(self, index: jax.Array) -> FrameBatch:
+        """The batch of a step, counted from the segment's first, a chunk for each device."""
 
 
 class TrainState(NamedTuple):
@@ -31,21 +45,50 @@ def init_state(network: nnx.Module) -> TrainState:
     return TrainState(params, ADAM.init(params))
 
 
-def total_loss(graph: nnx.GraphDef, config: Config, params: nnx.State, batch: FrameBatch) -> jax.Array:
-    """Sum of a batch's frame losses, in nats. A sum, not a mean, so that a short last batch weighs as its frames do."""
-    losses = avh_align.frame_losses(nnx.merge(graph, params), batch, config.model)
-    return jnp.sum(losses * batch.weight)
+@dataclasses.dataclass(frozen=True, eq=False)  # compiled once for each
+class Trainer:
+    """What the compiled steps of a run have in common."""
 
+    graph: nnx.GraphDef
+    config: Config
+    mesh: Mesh
 
-def train_step(
-    graph: nnx.GraphDef, config: Config, state: TrainState, batch: FrameBatch, learning_rate: jax.Array
-) -> tuple[TrainState, jax.Array]:
-    """One Adam step; returns the new state and the batch's loss before it."""
-    loss, gradient = jax.value_and_grad(total_loss, argnums=2)(graph, config, state.params, batch)
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes weak types
-        direction, adam = ADAM.update(gradient, state.adam)
-    params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
-    return TrainState(params, adam), loss
+    def loss(self, params: nnx.State, batch: FrameBatch) -> Float[Array, ""]:
+        """Sum of a batch's frame losses, in nats. Not the mean: a short last batch shall weigh as its frames do."""
+
+        def own_loss(params: nnx.State, chunks: FrameBatch) -> Float[Array, "1"]:
+            chunk = jax.tree.map(lambda array: array[0], chunks)  # a device has one
+            losses = avh_align.frame_losses(nnx.merge(self.graph, params), chunk, self.config.model)
+            return jnp.sum(losses * chunk.weight.astype(losses.dtype), keepdims=True)
+
+        return jnp.sum(on_own_part(self.mesh, own_loss)(params, batch))
+
+    def step(
+        self, state: TrainState, batch: FrameBatch, learning_rate: Float[Array, ""]
+    ) -> tuple[TrainState, Float[Array, ""]]:
+        """One Adam step; returns the new state and the batch's loss before it."""
+        loss, gradient = jax.value_and_grad(self.loss)(state.params, batch)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes weak types
+            direction, adam = ADAM.update(gradient, state.adam)
+        params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
+        return TrainState(params, adam), loss
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def train(
+        self, state: TrainState, segment: Segment, learning_rate: Float[Array, ""]
+    ) -> tuple[TrainState, Float[Array, " steps"]]:
+        """The steps of a segment, in one compiled loop; returns the new state and each batch's loss before its step."""
+
+        def step(state: TrainState, index: Int[Array, ""]) -> tuple[TrainState, Float[Array, ""]]:
+            return self.step(state, segment.batch(index), learning_rate)
+
+        return jax.lax.scan(step, state, jnp.arange(segment.steps, dtype=jnp.int32))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def losses(self, params: nnx.State, segment: Segment) -> Float[Array, " steps"]:
+        """Each batch's loss, without training."""
+        indices = jnp.arange(segment.steps, dtype=jnp.int32)
+        return jax.lax.map(lambda index: self.loss(params, segment.batch(index)), indices)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,30 @@
+"""Many processes as one run, by jax.distributed."""
+
+import jax
+
+from extract.schema import InputError
+
+
+def join_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Joins this process to the others of the run; it must come before anything else asks for a device.
+
+    Args:
+      coordinator: host:port of process 0. On Cloud TPU and under SLURM or Open MPI, all three are found by themselves.
+      processes: number of processes.
+      process: number of this one, from 0.
+
+    Raises:
+      InputError: no cluster was found and not all three were given, or the others do not answer.
+    """
+    given = coordinator, processes, process
+    if any(value is not None for value in given) and None in given:
+        raise InputError("--coordinator_address, --num_processes and --process_id belong together; give all three")
+    if process is not None and not 0 <= process < processes:
+        raise InputError(f"--process_id={process}: must be from 0 to --num_processes - 1 = {processes - 1}")
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--distributed: {' '.join(str(error).split())}; outside of Cloud TPU, SLURM and Open MPI give "
+            "--coordinator_address=HOST:PORT, --num_processes and --process_id"
+        ) from error

@@ -1,0 +1,62 @@
+"""The folder of a run: its settings, written once and compared ever after, and its result."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+from jax.experimental import multihost_utils
+
+from extract.schema import InputError, whole_file
+from jax_avh.config import Config
+from jax_avh.training.state import Progress
+
+SETTINGS, RESULT = "config.json", "result.json"
+RESUMABLE = {  # settings that a restarted run may change: how long it lasts, where its features lie and are kept
+    "train": ("epochs", "checkpoint_steps"),
+    "data": ("train", "val", "placement"),
+}
+
+
+def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> None:
+    """Writes the settings and the data's fingerprints into a workdir, once every process has found that they fit it.
+
+    Raises:
+      InputError: the workdir holds another run, or something else.
+    """
+    path, record = workdir / SETTINGS, dataclasses.asdict(config) | {"fingerprint": data}
+    if path.exists():
+        try:
+            same = _what_matters(json.loads(path.read_text())) == _what_matters(json.loads(json.dumps(record)))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path}: not a run's settings ({error}); choose another --workdir") from error
+        if not same:
+            raise InputError(f"{workdir}: holds a run with other settings or features; choose another --workdir")
+    multihost_utils.sync_global_devices("settings compared")
+    if lead:
+        (workdir / RESULT).unlink(missing_ok=True)
+        _write(path, record)
+
+
+def write_result(workdir: Path, progress: Progress) -> None:
+    """Writes what a finished run came to."""
+    result = {
+        "epochs": progress.epoch,
+        "best_epoch": progress.epoch - progress.stale_epochs,
+        "best_val_loss": progress.best_loss if math.isfinite(progress.best_loss) else None,
+    }
+    _write(workdir / RESULT, result)
+
+
+def _write(path: Path, record: dict) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _what_matters(record: dict) -> dict:
+    """A run's record less what a restart may change."""
+    kept = {
+        section: {name: value for name, value in record[section].items() if name not in names}
+        for section, names in RESUMABLE.items()
+    }
+    return record | kept
