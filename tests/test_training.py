@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import time
 
@@ -29,6 +28,7 @@ from jax_avh.training.loop import Run
 from jax_avh.training.preemption import Preemption
 from tests import rules
 from tests.conftest import TESTDATA
+from tests.runs import curve, finish, losses, start_training
 from tests.test_data import make_source
 
 OFFICIAL = json.loads((TESTDATA / "training.json").read_text())
@@ -47,12 +47,6 @@ def official_config(shards, init, **train_options) -> Config:
         train=TrainConfig(**{"epochs": 3} | train_options),
         init=str(init),
     )
-
-
-def curve(workdir) -> list[dict]:
-    """The metrics, less what depends on the machine's speed."""
-    lines = read_metrics(workdir / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "frames_per_second"} for line in lines]
 
 
 def latest(workdir, config) -> list[np.ndarray]:
@@ -155,33 +149,32 @@ def test_a_run_that_dies_anywhere_ends_the_same(rule_shards, init, tmp_path, mon
         np.testing.assert_array_equal(a, b)
 
 
-def killed_runs(tmp_path, rule_shards, init, kills: int, seed: int) -> None:
-    """Trains in a process that is killed at random moments; ends bit-equal to an unbroken run."""
+def killed_runs(tmp_path, rule_shards, init, kills: int, seed: int, devices=(1,), x64=False) -> None:
+    """Trains in a process that is killed at random moments, on each number of devices in turn; follows an unbroken run.
+
+    On the same devices it ends bit-equal.
+    """
     rng = random.Random(seed)
     settings = {"data.batch_frames": 128, "train.epochs": 4, "train.checkpoint_steps": 1, "init": init}
     settings |= {"data.train": rule_shards["train"], "data.val": rule_shards["val"]}
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-
-    def start(workdir):
-        flags = [f"--config.{name}={value}" for name, value in settings.items()]
-        command = [sys.executable, "-m", "launch.train", *flags, f"--workdir={workdir}"]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     began = time.monotonic()
-    assert start(tmp_path / "unbroken").wait() == 0
+    finish(start_training(unbroken, x64=x64, **settings), unbroken)
     duration = time.monotonic() - began
-    for _ in range(kills):
-        process = start(tmp_path / "broken")
+    for kill in range(kills):
+        (process,) = start_training(broken, devices=devices[kill % len(devices)], x64=x64, **settings)
         time.sleep(rng.uniform(0.3, 1.0) * duration)
         process.kill()
         process.wait()
-    assert start(tmp_path / "broken").wait() == 0
-    assert curve(tmp_path / "broken") == curve(tmp_path / "unbroken")
-    best, other = ((tmp_path / name / "best.safetensors").read_bytes() for name in ("broken", "unbroken"))
-    assert best == other
-    data = DataConfig(str(rule_shards["train"]), str(rule_shards["val"]), batch_frames=128)
-    config = Config(data=data, train=TrainConfig(epochs=4), init=str(init))
-    for a, b in zip(latest(tmp_path / "broken", config), latest(tmp_path / "unbroken", config), strict=True):
+    finish(start_training(broken, x64=x64, **settings), broken)
+    if len(devices) > 1:
+        np.testing.assert_allclose(losses(broken), losses(unbroken), rtol=0, atol=1e-9 if x64 else 1e-4)
+        return
+    assert curve(broken) == curve(unbroken)
+    assert (broken / "best.safetensors").read_bytes() == (unbroken / "best.safetensors").read_bytes()
+    config = official_config(rule_shards, init, epochs=4)
+    config.data.batch_frames, config.data.shuffle = 128, True
+    for a, b in zip(latest(broken, config), latest(unbroken, config), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -189,9 +182,34 @@ def test_a_killed_run_goes_on(tmp_path, rule_shards, init):
     killed_runs(tmp_path, rule_shards, init, kills=2, seed=0)
 
 
+def test_a_killed_run_goes_on_on_other_devices(tmp_path, rule_shards, init):
+    killed_runs(tmp_path, rule_shards, init, kills=2, seed=2, devices=(2, 4), x64=True)
+
+
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_goes_on(tmp_path, rule_shards, init):
-    killed_runs(tmp_path, rule_shards, init, kills=20, seed=1)
+@pytest.mark.parametrize(("devices", "x64"), [((1,), False), ((2, 4, 1), False), ((2, 4, 1), True)])
+def test_a_run_killed_twenty_times_goes_on(tmp_path, rule_shards, init, devices, x64):
+    killed_runs(tmp_path, rule_shards, init, kills=20, seed=1, devices=devices, x64=x64)
+
+
+def test_sigterm_saves_and_ends_well(tmp_path, rule_shards, init):
+    """Stopped within an epoch, between its checkpoints; goes on bit-equal."""
+    settings = {"data.batch_frames": 64, "train.epochs": 3, "init": init}
+    settings |= {"data.train": rule_shards["train"], "data.val": rule_shards["val"]}
+    finish(start_training(tmp_path / "unbroken", **settings), tmp_path / "unbroken")
+    (process,) = start_training(tmp_path / "run", **settings)
+    while not (tmp_path / "run" / "checkpoints" / "0").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGTERM)
+    finish([process], tmp_path / "run")
+    assert "stopped by SIGTERM, saved after epoch" in (tmp_path / "run.0.log").read_text()
+    assert not (tmp_path / "run" / "result.json").exists()
+    finish(start_training(tmp_path / "run", **settings), tmp_path / "run")
+    assert curve(tmp_path / "run") == curve(tmp_path / "unbroken")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    best = min(curve(tmp_path / "run")[1:], key=lambda line: line["val_loss"])
+    assert result == {"epochs": 3, "best_epoch": best["epoch"], "best_val_loss": best["val_loss"]}
 
 
 def test_one_device_gives_the_curve_of_two(rule_shards, init, tmp_path, monkeypatch, official_run):

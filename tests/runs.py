@@ -1,0 +1,56 @@
+"""Training runs in processes of their own, on any number of CPU devices and processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from jax_avh.training.log import read_metrics
+
+
+def start_training(
+    workdir: Path, processes: int = 1, devices: int = 1, x64: bool = False, **settings: object
+) -> list[subprocess.Popen]:
+    """Starts the command; each process has so many devices. Settings are fields of the configuration."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_ENABLE_X64": str(int(x64)),
+    }
+    if x64:
+        settings["train.precision"] = "float64"
+    flags = [f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in settings.items())]
+    if processes > 1:
+        flags += ["--distributed", f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
+    started = []
+    for process in range(processes):
+        own = [f"--process_id={process}"] if processes > 1 else []
+        command = [sys.executable, "-m", "launch.train", *flags, *own]
+        log = Path(f"{workdir}.{process}.log").open("a")  # noqa: SIM115 (the process holds it)
+        started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+        log.close()
+    return started
+
+
+def finish(started: list[subprocess.Popen], workdir: Path) -> None:
+    """Waits until all have ended well."""
+    for number, process in enumerate(started):
+        assert process.wait(timeout=300) == 0, Path(f"{workdir}.{number}.log").read_text()
+
+
+def curve(workdir: Path) -> list[dict]:
+    """The metrics, less what depends on the machine's speed."""
+    lines = read_metrics(workdir / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name != "frames_per_second"} for line in lines]
+
+
+def losses(workdir: Path) -> list[tuple[float, float]]:
+    """Training and validation loss of every epoch."""
+    return [(line["train_loss"], line["val_loss"]) for line in curve(workdir)]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
