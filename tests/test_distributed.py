@@ -5,24 +5,30 @@ import time
 
 import pytest
 
-from tests import rules
 from tests.runs import curve, finish, losses, start_training
 from tests.test_data import make_source
 
-TOPOLOGIES = {  # processes, devices of each, placement
-    "four devices": (1, 4, "host"),
-    "four devices, features on them": (1, 4, "device"),
-    "two processes of two": (2, 2, "stream"),
-    "two processes of two, features on them": (2, 2, "device"),
-}
+LENGTHS = [9, 1, 2, 20, 3, 17, 1, 30]  # frames of the clips, in shards of three: 83, so the last batch is not full
+SLOW = pytest.mark.slow
+TOPOLOGIES = [  # processes, devices of each, placement, float64
+    pytest.param(1, 4, "host", True, id="four devices"),
+    pytest.param(2, 1, "device", True, id="two processes, features on them"),
+    pytest.param(2, 2, "stream", False, id="two processes of two, float32"),
+    pytest.param(1, 2, "stream", True, id="two devices", marks=SLOW),
+    pytest.param(1, 4, "device", True, id="four devices, features on them", marks=SLOW),
+    pytest.param(2, 2, "stream", True, id="two processes of two", marks=SLOW),
+    pytest.param(2, 2, "device", True, id="two processes of two, features on them", marks=SLOW),
+    pytest.param(2, 2, "device", False, id="two processes of two, features on them, float32", marks=SLOW),
+    pytest.param(1, 4, "device", False, id="four devices, features on them, float32", marks=SLOW),
+]
 
 
 @pytest.fixture(scope="module")
-def settings(rule_shards, tmp_path_factory):
-    """An official run, shortened."""
-    init = rules.write_alignment_weights(tmp_path_factory.mktemp("init") / "init.safetensors")
-    data = {f"data.{split}": rule_shards[split] for split in ("train", "val")}
-    return {**data, "data.batch_frames": 250, "train.epochs": 2, "init": init}
+def settings(tmp_path_factory):
+    """A short run, at the official learning rate."""
+    folder = tmp_path_factory.mktemp("data")
+    data = {f"data.{split}": make_source(folder / split, LENGTHS).path for split in ("train", "val")}
+    return {**data, "data.batch_frames": 25, "train.epochs": 2}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +42,10 @@ def on_one_device(settings, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize("x64", [False, True])
-def test_any_devices_and_processes_give_one_curve(tmp_path, settings, on_one_device, topology, x64):
-    processes, devices, placement = TOPOLOGIES[topology]
+@pytest.mark.parametrize(("processes", "devices", "placement", "x64"), TOPOLOGIES)
+def test_any_devices_and_processes_give_one_curve(
+    tmp_path, settings, on_one_device, processes, devices, placement, x64
+):
     run = settings | {"data.placement": placement}
     finish(start_training(tmp_path / "run", processes, devices, x64, **run), tmp_path / "run")
     found = losses(tmp_path / "run")
@@ -50,7 +56,7 @@ def test_any_devices_and_processes_give_one_curve(tmp_path, settings, on_one_dev
 
 def test_three_processes_over_unequal_shards_end_together(tmp_path):
     """Shards of 3, 3 and 1 clips, a batch that three devices cannot share equally, a last one of a single frame."""
-    run = {"data.batch_frames": 7, "train.epochs": 2, "optimizer.learning_rate": 1e-3}
+    run = {"data.batch_frames": 7, "train.epochs": 1, "optimizer.learning_rate": 1e-3}
     for split in ("train", "val"):
         run[f"data.{split}"] = make_source(tmp_path / split, [9, 1, 2, 20, 3, 7, 1]).path
     for name, processes in (("one", 1), ("three", 3)):

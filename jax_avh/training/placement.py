@@ -18,6 +18,14 @@ SHARE = 0.6  # of a memory that features may take: the rest is for the computati
 GIGABYTE = 1e9
 
 
+class Size(NamedTuple):
+    """Of the features of a run."""
+
+    nbytes: int
+    local: bool  # files of this machine
+    shards: int
+
+
 class Memory(NamedTuple):
     """What there is, in bytes."""
 
@@ -35,7 +43,8 @@ def place_features(config: Config, mesh: Mesh, train: FeatureSource, val: Featur
     Raises:
       InputError: features that do not fit the devices' memory.
     """
-    placement, reason = choose(config.data.placement, (train, val), measure(mesh))
+    size = Size(train.nbytes + val.nbytes, train.local and val.local, len(train.shards) + len(val.shards))
+    placement, reason = choose(config.data.placement, size, measure(mesh))
     layout = config.data.batch_frames, config.model.tau, mesh
     if placement == "device":
         feeds = [Resident(source, *layout, config.train.checkpoint_steps) for source in (train, val)]
@@ -45,11 +54,10 @@ def place_features(config: Config, mesh: Mesh, train: FeatureSource, val: Featur
     return *feeds, f"features: {placement} ({reason})"
 
 
-def choose(placement: str, sources: tuple[FeatureSource, ...], memory: Memory) -> tuple[str, str]:
+def choose(placement: str, size: Size, memory: Memory) -> tuple[str, str]:
     """The placement, and why."""
-    size = sum(source.nbytes for source in sources)
-    fits_devices, fits_host = size <= SHARE * memory.devices, size <= SHARE * memory.host
-    amount, where = f"{size / GIGABYTE:.2f} GB", "devices' memory" if memory.accelerators else "memory"
+    fits_devices, fits_host = size.nbytes <= SHARE * memory.devices, size.nbytes <= SHARE * memory.host
+    amount, where = f"{size.nbytes / GIGABYTE:.2f} GB", "devices' memory" if memory.accelerators else "memory"
     if placement == "device" and not fits_devices:
         raise InputError(
             f"--config.data.placement=device: {amount} of features do not fit into {SHARE:.0%} of the {where} "
@@ -59,12 +67,12 @@ def choose(placement: str, sources: tuple[FeatureSource, ...], memory: Memory) -
         return placement, f"as asked, {amount}"
     if memory.accelerators and fits_devices:
         return "device", f"{amount} fit into the devices' {memory.devices / GIGABYTE:.2f} GB"
-    if not all(source.local for source in sources):
+    if not size.local:
         return "stream", f"{amount} at a URL"
     if not fits_host:
         return "stream", f"{amount} are too much for the host's {memory.host / GIGABYTE:.2f} GB"
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if sum(len(source.shards) for source in sources) > descriptors / 2:
+    if size.shards > descriptors / 2:
         return "stream", f"more shards than half of the {descriptors} files that may be open"
     return "host", f"{amount} in local files, {memory.host / GIGABYTE:.2f} GB of memory"
 

@@ -45,28 +45,34 @@ class ResidentSegment:
     def batch(self, index: Int[Array, ""]) -> FrameBatch:
         """The batch of a step, a chunk for each device."""
         batch_frames, size, tau = self.layout
-        start = (self.first + index) * batch_frames
-        span = self.mesh.size * size + 2 * tau
-        row, clip = (jax.lax.dynamic_slice_in_dim(stream, start, span) for stream in (self.row, self.place))
-        row, clip = (
-            jnp.stack([x[c : c + size + 2 * tau] for c in range(0, span - 2 * tau, size)]) for x in (row, clip)
-        )
-        frame = start + jnp.arange(span - 2 * tau).reshape(-1, size)
-        counted = frame < jnp.minimum(start + batch_frames, self.frames)
-        visual, audio = self._gather(self.visual, row[:, tau : tau + size]), self._gather(self.audio, row)
-        return FrameBatch(visual, audio, clip, counted.astype(jnp.float32))
 
-    def _gather(self, features: Float[Array, "F D"], row: Int[Array, "C T"]) -> Float[Array, "C T D"]:
-        """Rows of the sharded features, each chunk on its own device; zeros for row -1."""
-
-        def own_part(row: Array, part: Array) -> Array:
-            local = row - jax.lax.axis_index(DATA_AXIS) * len(part)
-            here = (local >= 0) & (local < len(part))
-            found = jnp.where(here[..., None], jnp.take(part, local, axis=0, mode="clip"), jnp.zeros((), part.dtype))
+        def own_chunk(stream: tuple[Array, Array, Array], part: tuple[Array, Array]) -> FrameBatch:
+            row, place, start = stream
+            rows, own = self._chunks(row, start), jax.lax.axis_index(DATA_AXIS)
             # One device has each row, all others zeros, so their sum is the row, bit for bit.
-            return jax.lax.psum_scatter(found, DATA_AXIS, tiled=True)
+            found = jnp.concatenate([_own_rows(rows[:, tau : tau + size], part[0]), _own_rows(rows, part[1])], axis=1)
+            features = jax.lax.psum_scatter(found, DATA_AXIS, tiled=True)
+            frame = start + own * size + jnp.arange(size)
+            counted = frame < jnp.minimum(start + batch_frames, self.frames)
+            clip = self._chunks(place, start)[own]
+            return FrameBatch(features[:, :size], features[:, size:], clip[None], counted.astype(jnp.float32)[None])
 
-        return on_own_part(self.mesh, own_part)(row, features)
+        stream = self.row, self.place, (self.first + index) * batch_frames
+        return on_own_part(self.mesh, own_chunk)(stream, (self.visual, self.audio))
+
+    def _chunks(self, stream: Int[Array, " S"], start: Int[Array, ""]) -> Int[Array, "C L"]:
+        """A batch's part of the stream in chunks, each with its halo."""
+        _, size, tau = self.layout
+        part = jax.lax.dynamic_slice_in_dim(stream, start, self.mesh.size * size + 2 * tau)
+        starts = range(0, self.mesh.size * size, size)
+        return jnp.stack([part[begin : begin + size + 2 * tau] for begin in starts])
+
+
+def _own_rows(row: Int[Array, "C T"], part: Float[Array, "F D"]) -> Float[Array, "C T D"]:
+    """Rows of the sharded features that this device holds; zeros for all others."""
+    local = row - jax.lax.axis_index(DATA_AXIS) * len(part)
+    here = (local >= 0) & (local < len(part))
+    return jnp.where(here[..., None], jnp.take(part, local, axis=0, mode="clip"), jnp.zeros((), part.dtype))
 
 
 class Resident:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from jax_avh.config import Config
 from jax_avh.methods import avh_align
 from jax_avh.models import FrameBatch
-from jax_avh.training.sharding import on_own_part
+from jax_avh.training.sharding import DATA_AXIS, on_own_part
 
 PLATEAU_THRESHOLD = 1e-4  # relative improvement that counts for the plateau rule; PyTorch's default
 SMALLEST_CUT = 1e-8  # of the learning rate; PyTorch leaves out smaller ones
@@ -57,6 +57,8 @@ class Trainer:
         """Sum of a batch's frame losses, in nats. Not the mean: a short last batch shall weigh as its frames do."""
 
         def own_loss(params: nnx.State, chunks: FrameBatch) -> Float[Array, "1"]:
+            # Each device works on its own copy, so that gradients are summed over the devices once, at the very end.
+            params = jax.tree.map(lambda p: jax.lax.pcast(p, DATA_AXIS, to="varying"), params)
             chunk = jax.tree.map(lambda array: array[0], chunks)  # a device has one
             losses = avh_align.frame_losses(nnx.merge(self.graph, params), chunk, self.config.model)
             return jnp.sum(losses * chunk.weight.astype(losses.dtype), keepdims=True)
