@@ -1,5 +1,6 @@
 """Configuration of a training run. Every field is a flag: --config.data.batch_frames=2048."""
 
+import copy
 import dataclasses
 
 from extract.schema import InputError
@@ -61,6 +62,33 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     init: str = ""  # weights to start from (.safetensors); "" = random, from the seed
     seed: int = 0  # of the initial weights and of the clips' order
+
+
+def with_settings(config: Config, settings: dict[str, str]) -> Config:
+    """A copy with some fields set, from text.
+
+    Args:
+      config: where to start.
+      settings: field -> value: {"optimizer.learning_rate": "1e-4"}.
+
+    Raises:
+      InputError: there is no such field, or the value is not of its type.
+    """
+    config = copy.deepcopy(config)
+    for name, text in settings.items():
+        section, _, field = name.rpartition(".")
+        holder = getattr(config, section, None) if section else config
+        if not dataclasses.is_dataclass(holder) or dataclasses.is_dataclass(getattr(holder, field, holder)):
+            raise InputError(f"--config.{name}: there is no such setting")
+        try:
+            setattr(holder, field, _parsed(text, type(getattr(holder, field))))
+        except (ValueError, KeyError) as error:
+            raise InputError(f"--config.{name}={text}: not a value of this setting") from error
+    return config
+
+
+def _parsed(text: str, kind: type) -> object:
+    return {"true": True, "false": False, "1": True, "0": False}[text.lower()] if kind is bool else kind(text)
 
 
 def check_config(config: Config) -> None:

@@ -12,12 +12,13 @@ USER_ERROR = 2  # exit status
 FLAG_ERRORS = (flags.Error, KeyError, ValueError, TypeError, AttributeError, OSError)  # config flags raise plain ones
 
 
-def run(main: Callable[..., int | None], arguments: str | None = None) -> None:
+def run(main: Callable[..., int | None], arguments: str | None = None, known_only: bool = False) -> None:
     """Parses the flags and calls `main`; what it returns is the exit status.
 
     Args:
       main: the command.
       arguments: what stands beside the flags, if anything may ("VIDEO"); `main` then gets the list of them.
+      known_only: whether flags that are not defined count as such arguments.
     """
 
     def guarded(rest: list[str]) -> int | None:
@@ -30,7 +31,7 @@ def run(main: Callable[..., int | None], arguments: str | None = None) -> None:
         except KeyboardInterrupt:
             return _complain("interrupted")
 
-    app.run(guarded, flags_parser=lambda argv: _parse(argv, arguments))
+    app.run(guarded, flags_parser=lambda argv: _parse(argv, arguments, known_only))
 
 
 def define_config(default: object) -> flags.FlagHolder:
@@ -75,9 +76,9 @@ class _Choices(flags.ArgumentParser):
         return "comma separated values"
 
 
-def _parse(argv: list[str], arguments: str | None) -> list[str]:
+def _parse(argv: list[str], arguments: str | None, known_only: bool) -> list[str]:
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(argv, known_only=known_only)
     except FLAG_ERRORS as error:
         sys.exit(_complain(error.args[0] if error.args else error))
     if flags.FLAGS["verbosity"].using_default_value:

@@ -4,9 +4,12 @@ import subprocess
 import sys
 
 import boto3
+import numpy as np
 import pytest
 
+from tests.runs import finish, losses, start_training
 from tests.sets import assert_same_set, make_media, start_extract
+from tests.test_data import make_source
 
 moto_server = pytest.importorskip("moto.server")
 
@@ -47,3 +50,18 @@ def test_tasks_fill_one_folder_of_a_bucket(tmp_path, tiny_checkpoint, bucket):
 
 def keys(bucket) -> list[str]:
     return [item["Key"] for item in bucket.list_objects_v2(Bucket="shards").get("Contents", [])]
+
+
+def test_training_reads_shards_from_a_bucket(tmp_path, bucket):
+    """By ranges of bytes, in every placement: the losses of the local files."""
+    urls, local = {}, {}
+    for split in ("train", "val"):
+        local[f"data.{split}"] = make_source(tmp_path / split, [9, 1, 2, 20, 3, 17, 1, 30]).path
+        urls[f"data.{split}"] = f"s3://shards/{split}"
+        for file in (tmp_path / split).glob("features-*.h5"):
+            bucket.upload_file(str(file), "shards", f"{split}/{file.name}")
+    settings = {"data.batch_frames": 25, "train.epochs": 1}
+    runs = {"local": local} | {name: urls | {"data.placement": name} for name in ("stream", "host", "device")}
+    for name, data in runs.items():
+        finish(start_training(tmp_path / name, **settings, **data), tmp_path / name)
+        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "local"), rtol=0, atol=2e-6)

@@ -40,6 +40,6 @@ def _bytes(path: object, start: int, stop: int) -> np.ndarray:
     if isinstance(path, Path):
         return np.fromfile(path, np.uint8, stop - start, offset=start)
     try:
-        return np.frombuffer(path.fs.cat_file(path.path, start, stop), np.uint8)
+        return np.frombuffer(path.fs.cat_file(path.path, start=start, end=stop), np.uint8)
     except Exception as error:  # each file system's package has its own
         raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error

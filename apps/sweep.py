@@ -1,0 +1,138 @@
+"""A grid of training runs, each in a process of its own: restartable, with a table of results at the end."""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+
+from extract.schema import InputError
+from jax_avh.config import Config, check_config, with_settings
+
+PREFIX = "--config."
+LOG = "train.log"  # in a run's workdir: what it printed
+COLUMNS = ("epochs", "best_epoch", "best_val_loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of the grid."""
+
+    workdir: Path
+    settings: dict[str, str]  # every field that was given
+    varied: dict[str, str]  # those with several values
+
+    @property
+    def command(self) -> list[str]:
+        """What starts it, or lets it go on."""
+        flags = [f"{PREFIX}{name}={value}" for name, value in self.settings.items()]
+        return [sys.executable, "-m", "launch.train", *flags, f"--workdir={self.workdir}"]
+
+    def result(self) -> dict[str, object] | None:
+        """What the run came to; None if it has not ended with just these settings."""
+        try:
+            record = json.loads((self.workdir / "config.json").read_text())
+            result = json.loads((self.workdir / "result.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        wanted = dataclasses.asdict(with_settings(Config(), self.settings))
+        return result if wanted == {name: record.get(name) for name in wanted} else None
+
+
+def make_jobs(flags: Sequence[str], workdir: str) -> list[Job]:
+    """The jobs of a grid.
+
+    Args:
+      flags: `--config.FIELD=VALUE,VALUE,...`; every combination is a job.
+      workdir: folder of the runs' workdirs, each named after its varied settings.
+
+    Raises:
+      InputError: something else among the flags, or settings that are refused.
+    """
+    grid: dict[str, list[str]] = {}
+    for flag in flags:
+        name, equals, values = flag.removeprefix(PREFIX).partition("=")
+        if not flag.startswith(PREFIX) or not equals or name in grid:
+            raise InputError(f"{flag}: give {PREFIX}FIELD=VALUE,VALUE,... once for each field")
+        grid[name] = list(dict.fromkeys(values.split(",")))
+    jobs = []
+    for values in itertools.product(*grid.values()):
+        settings = dict(zip(grid, values, strict=True))
+        check_config(with_settings(Config(), settings))
+        varied = {name: value for name, value in settings.items() if len(grid[name]) > 1}
+        label = ",".join(f"{name}={urllib.parse.quote(value, safe='')}" for name, value in varied.items())
+        jobs.append(Job(Path(workdir) / (label or "run"), settings, varied))
+    return jobs
+
+
+def sweep(jobs: Sequence[Job], parallel: int) -> list[Job]:
+    """Runs the jobs that have not ended yet, `parallel` at a time; returns those that failed."""
+    running: set[subprocess.Popen] = set()
+    lock, stopped = threading.Lock(), threading.Event()
+
+    def run(job: Job) -> bool:
+        if job.result() is not None:
+            return True
+        job.workdir.mkdir(parents=True, exist_ok=True)
+        with (job.workdir / LOG).open("ab") as log, lock:
+            if stopped.is_set():
+                return False
+            process = subprocess.Popen(job.command, stdout=log, stderr=log)  # noqa: S603
+            running.add(process)
+        status = process.wait()
+        with lock:
+            running.discard(process)
+        print(f"{job.workdir.name}: {'done' if not status else f'exit status {status}'}", flush=True)
+        return not status
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+        try:
+            ended = list(pool.map(run, jobs))
+        except KeyboardInterrupt:  # the runs save their state and end
+            with lock:
+                stopped.set()
+                for process in running:
+                    process.terminate()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return [job for job, well in zip(jobs, ended, strict=True) if not well]
+
+
+def format_results(jobs: Sequence[Job]) -> str:
+    """A line for each job, the lowest validation loss first; then those without result, and why."""
+    results = [(job, job.result()) for job in jobs]
+    ended = [(job, result) for job, result in results if result]
+    names = list(jobs[0].varied)
+    rows = [[*names, *COLUMNS]]
+    for job, result in sorted(ended, key=lambda item: item[1]["best_val_loss"] or float("inf")):
+        rows.append([*job.varied.values(), *(_number(result[name]) for name in COLUMNS)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([*lines, *(f"{job.workdir}: {_why(job)}" for job, result in results if not result)])
+
+
+def format_jobs(jobs: Sequence[Job]) -> str:
+    """The jobs' commands, a line each: for a job array, or a shell."""
+    return "\n".join(shlex.join(job.command) for job in jobs)
+
+
+def _number(value: float | int | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
+
+
+def _why(job: Job) -> str:
+    log = job.workdir / LOG
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    return lines[-1] if lines else "not started"

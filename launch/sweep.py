@@ -1,0 +1,29 @@
+"""A grid of training runs -> a table of their results.
+
+python -m launch.sweep --config.seed=0,1 --config.optimizer.learning_rate=1e-5,1e-4 --config.data.train=shards/train
+    --config.data.val=shards/val --parallel=2 --workdir=sweep
+"""
+
+from absl import flags
+
+from apps.sweep import format_jobs, format_results, make_jobs, sweep
+from launch import command
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs; a stopped sweep goes on there.", required=True)
+PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
+PRINT_JOBS = flags.DEFINE_boolean("print_jobs", False, "Print the runs' commands, one a line, and run nothing.")
+
+
+def main(settings: list[str]) -> int:
+    """Parses flags, sweeps; exit status 1 if a run failed."""
+    jobs = make_jobs(settings, WORKDIR.value)
+    if PRINT_JOBS.value:
+        print(format_jobs(jobs))
+        return 0
+    failed = sweep(jobs, PARALLEL.value)
+    print(format_results(jobs))
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    command.run(main, "--config.FIELD=VALUE,VALUE,...", known_only=True)

@@ -1,0 +1,87 @@
+"""Sweeps: every combination once, restartable, failures told, a table."""
+
+import json
+import shlex
+import shutil
+
+import pytest
+
+from apps.sweep import format_results, make_jobs, sweep
+from extract.schema import InputError
+from jax_avh.config import Config, with_settings
+from tests.test_data import make_source
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    """Settings of a tiny run."""
+    folder = tmp_path_factory.mktemp("data")
+    data = {f"data.{split}": make_source(folder / split, [5, 9, 7]).path for split in ("train", "val")}
+    settings = data | {"data.batch_frames": 10, "train.epochs": 1}
+    return [f"--config.{name}={value}" for name, value in settings.items()]
+
+
+def test_a_sweep_runs_each_combination_once_and_goes_on(tmp_path, flags, launch):
+    grid = [*flags, "--config.seed=0,1", f"--workdir={tmp_path}"]
+    status, output = launch("sweep", *grid, "--parallel=2")
+    assert status == 0, output
+    rows = [line.split() for line in output.splitlines() if line.split()[0] in {"0", "1"}]
+    results = {seed: json.loads((tmp_path / f"seed={seed}" / "result.json").read_text()) for seed in "01"}
+    assert {seed: float(loss) for seed, _, _, loss in rows} == pytest.approx(
+        {seed: result["best_val_loss"] for seed, result in results.items()}, rel=1e-5
+    )
+    assert [float(loss) for *_, loss in rows] == sorted(float(loss) for *_, loss in rows)
+    # Started again with one run lost, it makes that one alone.
+    shutil.rmtree(tmp_path / "seed=1")
+    kept = (tmp_path / "seed=0" / "metrics.jsonl").stat().st_mtime_ns
+    again = launch("sweep", *grid)
+    assert again[0] == 0
+    assert "seed=1: done" in again[1]
+    assert "seed=0: done" not in again[1]
+    assert [line for line in again[1].splitlines() if line.split()[0] in {"0", "1"}] == [
+        line for line in output.splitlines() if line.split()[0] in {"0", "1"}
+    ]
+    assert (tmp_path / "seed=0" / "metrics.jsonl").stat().st_mtime_ns == kept
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, flags):
+    jobs = make_jobs([*flags, "--config.init=,none.safetensors"], str(tmp_path))
+    assert sweep(jobs, 1) == jobs[1:]
+    table = format_results(jobs)
+    assert len(table.splitlines()) == 3
+    assert table.endswith("init=none.safetensors: error: none.safetensors: no such file of weights")
+
+
+def test_jobs_are_printed_for_others_to_run(tmp_path, flags, launch):
+    grid = ["--config.seed=0,1", "--config.optimizer.learning_rate=1e-4,1e-3"]
+    status, output = launch("sweep", *flags, *grid, f"--workdir={tmp_path}/a b", "--print_jobs")
+    assert status == 0
+    commands = [shlex.split(line) for line in output.splitlines()]
+    assert commands == [job.command for job in make_jobs([*flags, *grid], f"{tmp_path}/a b")]
+    assert len({command[-1] for command in commands}) == len(commands) == 4
+    assert not (tmp_path / "a b").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("--config.sed=1", "no such setting"),
+        ("--config.data=1", "no such setting"),
+        ("--config.train.early_stop=1,x", "early_stop=x: not a value"),
+        ("--config.data.shuffle=maybe", "not a value"),
+        ("--config.model.tau=0", "must be at least 1"),
+        ("--config.seed", "give --config.FIELD"),
+        ("--other=1", "give --config.FIELD"),
+        ("--config.train.epochs=3", "once for each field"),
+    ],
+)
+def test_a_grid_that_means_nothing_is_refused(flags, flag, reason):
+    with pytest.raises(InputError, match=reason):
+        make_jobs([*flags, flag], "workdir")
+
+
+def test_settings_are_read_by_their_type():
+    text = {"data.shuffle": "False", "seed": "3", "optimizer.learning_rate": "1e-4", "init": "x,y"}
+    config = with_settings(Config(), text)
+    assert (config.data.shuffle, config.seed, config.optimizer.learning_rate, config.init) == (False, 3, 1e-4, "x,y")
+    assert Config().data.shuffle
