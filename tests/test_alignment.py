@@ -24,6 +24,7 @@ from jax_avh.models import (
     windowed_softmax_loss,
 )
 from jax_avh.models.alignment import normalise
+from jax_avh.models.windows import mean_squares
 from tests import rules
 
 WIDTH = 16
@@ -147,6 +148,15 @@ def test_where_a_batch_is_cut_changes_no_frame(network, lengths, tau, data):
         scores, inside = window_scores(network, piece)
         np.testing.assert_allclose(scores, whole[start:stop], atol=1e-5)
         np.testing.assert_array_equal(inside, valid[start:stop])
+
+
+@pytest.mark.parametrize(("frames", "tau"), [(1, 1), (63, 2), (64, 15), (65, 1), (200, 15)])
+def test_mean_squares_of_sums_follow_from_the_summands(frames, tau):
+    rng = np.random.default_rng(0)
+    visual, audio = (rng.standard_normal((n, 8)).astype(np.float32) for n in (frames, frames + 2 * tau))
+    windows = np.stack([audio[offset : offset + frames] for offset in range(2 * tau + 1)], axis=1)
+    wanted = np.square(visual[:, None] + windows).mean(axis=2)
+    np.testing.assert_allclose(mean_squares(jnp.asarray(visual), jnp.asarray(audio)), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_centre_of_the_window_is_the_networks_own_score(network):

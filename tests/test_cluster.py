@@ -1,6 +1,7 @@
 """Extraction on a Ray cluster: the shards of one machine, whatever dies."""
 
 import random
+import re
 import subprocess
 import sys
 import time
@@ -23,9 +24,12 @@ def start(tmp_path, tiny_checkpoint):
 
 
 def ray_workers(process: subprocess.Popen) -> list[psutil.Process]:
-    """Workers of the run's own cluster, busy or not (its agents are called ray::...Agent: a node dies with them)."""
+    """Busy workers of the run's own cluster (its agents are called ray::...Agent: a node dies with them).
+
+    Idle ones are spared: Ray starts them before the run is connected, and if one dies then, it may wait for ever.
+    """
     titles = [(child, child.cmdline()[:1]) for child in psutil.Process(process.pid).children(recursive=True)]
-    return [child for child, title in titles if title and "ray::" in title[0] and "Agent" not in title[0]]
+    return [child for child, title in titles if title and re.match("ray::(?!IDLE|.*Agent)", title[0])]
 
 
 def kill_workers(process: subprocess.Popen, kills: int, seed: int) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 import shutil
 import signal
 import sys
@@ -349,6 +350,8 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):
         ("data.batch_frames", 0),
         ("model.tau", 0),
         ("model.boundary", "wrap"),
+        ("data.placement", "cloud"),
+        ("train.precision", "float8"),
         ("optimizer.learning_rate", 0.0),
         ("optimizer.learning_rate", float("nan")),
         ("optimizer.plateau_factor", 2.0),
@@ -414,3 +417,34 @@ def test_scores_come_back_from_the_file(rule_shards, init, tmp_path):
     np.testing.assert_array_equal(again.frame, table.frame)
     np.testing.assert_array_equal(again.clip, table.clip)
     assert repr(again.clips) == repr(table.clips)
+
+
+def test_a_run_says_what_it_trains_and_on_what(tmp_path, capfd):
+    train(small_config(tmp_path), tmp_path / "run")
+    said, bar = capfd.readouterr()
+    assert "mlp.0.weight         [512, 1024]       524,288" in said
+    assert "2 cpu devices of 1 processes, float32" in said
+    assert re.search(r"epoch 1: .*<.*, .* frames/s, step \d/4, loss \d\.\d{4}\]", bar)
+
+
+def test_steps_are_traced_where_asked_for(tmp_path):
+    train(small_config(tmp_path), tmp_path / "plain")
+    train(small_config(tmp_path), tmp_path / "traced", profile=True)
+    assert not (tmp_path / "plain" / "profile").exists()
+    (trace,) = (tmp_path / "traced" / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size
+    assert curve(tmp_path / "traced") == curve(tmp_path / "plain")
+
+
+def test_bfloat16_trains_as_float32_does_but_for_its_digits(rule_shards, init, tmp_path, official_run):
+    config = official_config(rule_shards, init)
+    config.train.precision = "bfloat16"
+    train(config, tmp_path)
+    assert all(leaf.dtype in (np.float32, np.int32) for leaf in latest(tmp_path, config))
+    difference = np.abs(np.array(losses(tmp_path)) - np.array(losses(official_run[1])))
+    assert 1e-7 < difference.max() < 5e-3
+
+
+def test_a_workdir_at_a_url_is_refused(tmp_path):
+    with pytest.raises(InputError, match="give a folder"):
+        train(small_config(tmp_path), "memory://run")

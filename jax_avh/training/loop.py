@@ -40,6 +40,8 @@ def train(config: Config, workdir: str | Path, profile: bool = False) -> Progres
       InputError: a setting, the features, the initial weights, or a workdir of another run.
     """
     check_config(config)
+    if "://" in str(workdir):
+        raise InputError(f"--workdir={workdir}: a URL; give a folder that all processes see")
     with Preemption() as preemption:
         run = Run(config, Path(workdir), preemption, profile)
         try:
