@@ -232,6 +232,22 @@ def small_config(tmp_path, **options) -> Config:
     return Config(**{"data": data, "train": TrainConfig(epochs=2), "optimizer": OptimizerConfig(1e-3)} | options)
 
 
+@pytest.mark.parametrize("nth", [1, 8, 10, 13, 16])
+def test_a_run_stopped_anywhere_and_once_more_ends_the_same(tmp_path, monkeypatch, nth):
+    """At the nth look (8 in epoch 0, then 4 in training and 4 in validation), and at the first after that."""
+    train(small_config(tmp_path), tmp_path / "unbroken")
+    for stop in (nth, 1):
+        looks = iter(range(1, 100))
+        with monkeypatch.context() as patched:
+            patched.setattr(Preemption, "reached", lambda self, looks=looks, stop=stop: next(looks) == stop)
+            assert train(small_config(tmp_path), tmp_path / "run").epoch < 2
+        assert not (tmp_path / "run" / "result.json").exists()
+    train(small_config(tmp_path), tmp_path / "run")
+    assert curve(tmp_path / "run") == curve(tmp_path / "unbroken")
+    best, other = ((tmp_path / name / "best.safetensors").read_bytes() for name in ("run", "unbroken"))
+    assert best == other
+
+
 def test_a_run_is_a_function_of_its_seed(tmp_path):
     curves = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

@@ -57,6 +57,7 @@ def test_the_schema_needs_numpy_and_h5py_alone():
         ("train", TORCH_SIDE),
         ("score", TORCH_SIDE),
         ("evaluate", TORCH_SIDE),
+        ("sweep", (*TORCH_SIDE, *JAX_SIDE)),
     ],
 )
 def test_commands_load_their_own_side_alone(command, never):

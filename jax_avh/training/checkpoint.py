@@ -29,7 +29,9 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: TrainState, progress: Progress, val_loss: float | None = None) -> None:
-        """Saves the run at a step, whole or not at all; returns when it is on disk."""
+        """Saves the run at a step, whole or not at all, unless it is there already; returns when it is on disk."""
+        if (latest := self._checkpointer.latest) and latest.step == step:
+            return
         metrics = None if val_loss is None else {"val_loss": val_loss}
         self._checkpointer.save(step, _tree(state, progress), metrics=metrics, force=True)
 

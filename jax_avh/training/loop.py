@@ -31,7 +31,7 @@ def train(config: Config, workdir: str | Path, profile: bool = False) -> Progres
       config: the run's settings.
       workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `best.safetensors` and, at the end,
         `result.json`. All processes of a run must see it.
-      profile: trace some steps of the first epoch into `profile/`.
+      profile: trace some early steps into `profile/`.
 
     Returns:
       Where the run ended: or, after SIGTERM, where it will go on.
