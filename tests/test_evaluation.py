@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from extract.schema import ClipMeta, InputError, offsets
+from extract.schema import ClipMeta, InputError, list_shards, offsets, place
 from jax_avh.evaluation import POOLINGS, ScoreTable, detection_metrics, evaluate_scores, open_scores
 from jax_avh.evaluation.score import score_shards
 from jax_avh.evaluation.scores import write_scores
@@ -170,6 +170,15 @@ def test_scores_do_not_depend_on_the_batches(tmp_path, monkeypatch):
         monkeypatch.setattr("jax_avh.evaluation.score.BATCH_FRAMES", size)
         frames.append(score_shards(weights, tmp_path / "s", tmp_path / "scores.h5").frame)
     np.testing.assert_allclose(*frames, atol=1e-5)
+
+
+def test_shards_at_a_url_are_scored(tmp_path):
+    weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=4)
+    make_source(tmp_path / "s", [3, 8, 5, 2])
+    for shard in list_shards(tmp_path / "s"):
+        place(f"memory://scored/{shard.name}").write_bytes(shard.read_bytes())
+    local, remote = (score_shards(weights, path, tmp_path / "s.h5") for path in (tmp_path / "s", "memory://scored"))
+    np.testing.assert_array_equal(local.frame, remote.frame)
 
 
 def test_what_cannot_be_scored_is_told(tmp_path):

@@ -30,10 +30,11 @@ def rows_in_memory(shards: Sequence[ShardTable]) -> Callable[[ShardTable, str, i
 
 
 def _in_memory(shard: ShardTable) -> dict[str, np.ndarray]:
+    wanted = {name: shard.features[name] for name in ("visual", "audio")}
     if not isinstance(shard.path, Path):
-        return {name: rows_of_file(shard, name, 0, extent.shape[0]) for name, extent in shard.features.items()}
+        return {name: rows_of_file(shard, name, 0, extent.shape[0]) for name, extent in wanted.items()}
     buffer = np.memmap(shard.path, np.uint8, "r")  # one map a file: each costs a descriptor
-    return {name: extent.within(buffer) for name, extent in shard.features.items()}
+    return {name: extent.within(buffer) for name, extent in wanted.items()}
 
 
 def _bytes(path: object, start: int, stop: int) -> np.ndarray:
