@@ -3,10 +3,9 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -15,9 +14,9 @@ from extract.encoder import Encoder
 from extract.prepare import PrepareSettings, prepare_clip
 from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_output, whole_file
 from extract.workers import attempt
-from jax_avh.evaluation.pooling import POOLINGS
-from jax_avh.methods import avh_align
-from jax_avh.models import AlignmentNetwork, load_weights, weights_file
+from jax_avh.evaluation.pooling import pool_all
+from jax_avh.evaluation.score import Detector, load_detector
+from jax_avh.report.video import VideoVerdict, write_video_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +29,8 @@ class Verdict:
     worst_second: tuple[float, float] = (0.0, 0.0)  # start and end of the second whose frames score highest
     error: str = ""  # why there is no score
     caveat: str = ""
+    method: str = ""
+    own_score: float = 0.0  # the method's own pooling of its frame scores
 
     def line(self) -> str:
         """The verdict in one line."""
@@ -40,31 +41,44 @@ class Verdict:
         return "  ".join([f"{self.path}: {scores}", worst, *([self.caveat] if self.caveat else [])])
 
 
-def detect(videos: Sequence[str], avhubert: str, weights: str, output: str | os.PathLike | None = None) -> int:
+def detect(
+    videos: Sequence[str],
+    avhubert: str,
+    weights: str,
+    output: str | os.PathLike | None = None,
+    pages: str | os.PathLike | None = None,
+) -> int:
     """Scores videos one after the other, printing a line each.
 
     Args:
       videos: media files.
       avhubert: an official AV-HuBERT file, or "random".
-      weights: alignment weights (.safetensors), or the workdir of a training run.
+      weights: a method's weights (.safetensors), or the workdir of a training run.
       output: JSON file of the verdicts, if wanted.
+      pages: folder that gets a page for each video, if wanted.
 
     Returns:
       Exit status: 0, or 2 if a video could not be scored.
 
     Raises:
-      InputError: the weights are missing, damaged, or do not fit each other.
+      InputError: the weights are missing, damaged, or do not fit each other; or two videos would have one page.
     """
     if output is not None:
         check_output(output)
-    network = load_weights(weights_file(weights))
+    names = [Path(video).stem for video in videos]
+    if pages is not None and len(set(names)) < len(names):
+        raise InputError("two of the videos have the same name, and so would their pages; give them one by one")
+    detector = load_detector(weights)
     encoder = Encoder(avhubert)
-    if encoder.width != network.width:
-        raise InputError(f"{weights}: takes features of width {network.width}, but {avhubert} gives {encoder.width}")
+    detector.check_fits(encoder.width, encoder.attributes, avhubert)
     verdicts = []
-    for verdict in _verdicts(videos, encoder, network, caveat(encoder.attributes)):
+    for video in videos:
+        verdict, frame = _verdict(video, encoder, detector)
         verdicts.append(verdict)
         print(verdict.line(), flush=True)
+        if pages is not None and not verdict.error:
+            shown = VideoVerdict(Path(video).name, verdict.worst_second, verdict.caveat)
+            write_video_page(Path(pages) / f"{Path(video).stem}.html", Path(video), shown, frame, verdict.scores)
     if output is not None:
         with whole_file(output) as temporary:
             temporary.write_text(json.dumps([dataclasses.asdict(v) for v in verdicts], indent=2) + "\n")
@@ -79,16 +93,14 @@ def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
     return start / FRAME_RATE, (start + window) / FRAME_RATE
 
 
-def _verdicts(videos: Sequence[str], encoder: Encoder, network: AlignmentNetwork, note: str) -> Iterator[Verdict]:
-    for video in videos:
-        clip = attempt(prepare_clip, ClipMeta(Path(video).name), Path(video).parent, PrepareSettings())
-        if isinstance(clip, Failure):
-            yield Verdict(video, error=clip.reason)
-            continue
-        _, features = next(encoder.encode([clip]))
-        if isinstance(features, Failure):
-            yield Verdict(video, error=features.reason)
-            continue
-        frame = np.asarray(avh_align.frame_scores(network, *map(jnp.asarray, features[:2])))
-        scores = {name: round(float(pool(frame)), 6) for name, pool in POOLINGS.items()}
-        yield Verdict(video, len(frame) / FRAME_RATE, scores, worst_second(frame), caveat=note)
+def _verdict(video: str, encoder: Encoder, detector: Detector) -> tuple[Verdict, Float[np.ndarray, " T"]]:
+    """A video's verdict and its frame scores; of a video that failed there are none."""
+    clip = attempt(prepare_clip, ClipMeta(Path(video).name), Path(video).parent, PrepareSettings())
+    features = clip if isinstance(clip, Failure) else next(encoder.encode([clip]))[1]
+    if isinstance(features, Failure):
+        return Verdict(video, error=features.reason), np.zeros(0, np.float32)
+    frame = detector.frame_scores(features.visual, features.audio)
+    scores = {name: round(float(score), 6) for name, score in pool_all(frame).items()}
+    own = {"method": detector.method.name, "own_score": scores[detector.method.pooling]}
+    note = caveat(encoder.attributes)
+    return Verdict(video, len(frame) / FRAME_RATE, scores, worst_second(frame), caveat=note, **own), frame

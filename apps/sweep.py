@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from extract.schema import InputError
-from jax_avh.config import Config, check_config, with_settings
+from jax_avh.config import RESULT, SETTINGS, check_config, make_config
 
 PREFIX = "--config."
 LOG = "train.log"  # in a run's workdir: what it printed
@@ -38,11 +38,11 @@ class Job:
     def result(self) -> dict[str, object] | None:
         """What the run came to; None if it has not ended with just these settings."""
         try:
-            record = json.loads((self.workdir / "config.json").read_text())
-            result = json.loads((self.workdir / "result.json").read_text())
+            record = json.loads((self.workdir / SETTINGS).read_text())
+            result = json.loads((self.workdir / RESULT).read_text())
         except (FileNotFoundError, ValueError):
             return None
-        wanted = dataclasses.asdict(with_settings(Config(), self.settings))
+        wanted = dataclasses.asdict(make_config(self.settings))
         return result if wanted == {name: record.get(name) for name in wanted} else None
 
 
@@ -65,7 +65,7 @@ def make_jobs(flags: Sequence[str], workdir: str) -> list[Job]:
     jobs = []
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
-        check_config(with_settings(Config(), settings))
+        check_config(make_config(settings))
         varied = {name: value for name, value in settings.items() if len(grid[name]) > 1}
         label = ",".join(f"{name}={urllib.parse.quote(value, safe='')}" for name, value in varied.items())
         jobs.append(Job(Path(workdir) / (label or "run"), settings, varied))

@@ -1,4 +1,4 @@
-"""Official files in and out: per-clip npz features -> shards; alignment weights `.pt` <-> `.safetensors`."""
+"""AVH-Align's official features, an npz file a clip, into shards."""
 
 import json
 import os
@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.torch
-import torch
 
 from extract.clips import Failure, inside, refuse_shared_names
 from extract.progress import Progress
-from extract.schema import ClipMeta, InputError, check_output, place, whole_file
+from extract.schema import ClipMeta, InputError, place
 from extract.shard_set import ShardSet, merge
 from extract.shards import ClipFeatures, ShardWriter, StoredClip, check_features
 from extract.stopwatch import Stopwatch
-from extract.unpickle import load_restricted
 
 
 def import_features(
@@ -76,53 +72,7 @@ def read_npz(path: Path) -> ClipFeatures | str:
         return f"not a file of npz features ({' '.join(str(error).split())})"
 
 
-def convert_weights(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Converts alignment weights between an official `.pt` and `.safetensors`, by the files' endings.
-
-    Names and layout stay the official ones. A `.pt` that this writes holds `state_dict` alone.
-
-    Raises:
-      InputError: an ending is neither, or the source is missing, damaged, refused, or holds no weights.
-    """
-    readers = {".pt": _read_official, ".safetensors": _read_safetensors}
-    writers = {".pt": _write_official, ".safetensors": _write_safetensors}
-    endings = Path(source).suffix, Path(target).suffix
-    if not (endings[0] in readers and endings[1] in writers and endings[0] != endings[1]):
-        raise InputError(f"cannot convert {source} to {target}: one must end in .pt, the other in .safetensors")
-    weights = readers[endings[0]](Path(source))
-    check_output(target)
-    with whole_file(target) as temporary:
-        writers[endings[1]](weights, temporary)
-
-
 def _import_clip(clip: ClipMeta, features: str | os.PathLike, width: int, dtype: str) -> StoredClip | Failure:
     found = read_npz(inside(features, clip.path, ".npz"))
     reason = found if isinstance(found, str) else check_features(found, width, dtype)
     return Failure(clip.path, "import", reason) if reason else StoredClip(clip, found)
-
-
-def _read_official(path: Path) -> dict[str, torch.Tensor]:
-    checkpoint = load_restricted(path)
-    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or not weights:
-        raise InputError(f"{path}: not an AVH-Align file: it holds no `state_dict`")
-    named = all(isinstance(name, str) and name.isascii() for name in weights)
-    if not named or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise InputError(f"{path}: not an AVH-Align file: its `state_dict` holds more than named tensors")
-    return {name: value.clone().contiguous() for name, value in weights.items()}
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: not a readable .safetensors file ({error})") from error
-
-
-def _write_safetensors(weights: dict[str, torch.Tensor], path: Path) -> None:
-    path.write_bytes(safetensors.torch.save(weights))
-
-
-def _write_official(weights: dict[str, torch.Tensor], path: Path) -> None:
-    with path.open("wb") as file:
-        torch.save({"state_dict": weights}, file)

@@ -11,15 +11,26 @@ import math
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
 from extract.schema import InputError
 
 # Programs whose objects lie in the official files. Their code is never imported, nor needed.
-STAND_IN_PACKAGES = ("argparse", "fairseq", "omegaconf", "pytorch_lightning", "sentencepiece", "typing")
+STAND_IN_PACKAGES = (
+    "argparse",
+    "fairseq",
+    "lightning",
+    "lightning_fabric",
+    "lightning_utilities",
+    "omegaconf",
+    "pytorch_lightning",
+    "sentencepiece",
+    "typing",
+)
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -37,16 +48,21 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # opens a file of the format before torch
 
 
 class StandIn:
-    """An object of a class that is not loaded: `arguments` of its construction and `state` set after it."""
+    """An object of a class that is not loaded: its construction's `arguments`, `state` and `items` set after it."""
 
     arguments: tuple = ()
     state: object = None
+    items: Mapping = MappingProxyType({})
 
     def __init__(self, *arguments):
         self.arguments = arguments
 
     def __setstate__(self, state):
         self.state = state
+
+    def __setitem__(self, key, value):
+        self.items = self.items or {}  # its own from the first item on; the class's cannot be changed
+        self.items[key] = value
 
 
 class _Sealed:
@@ -182,12 +198,13 @@ def _load_legacy(file: io.IOBase) -> object:
 def plain(value: object) -> object:
     """Configurations as plain dictionaries and lists, whatever stood in the file for them.
 
-    A dict, an omegaconf DictConfig (its state holds `_content`, whose leaves hold `_val`) and an argparse Namespace
-    (its state is its fields) of the same settings give equal results.
+    A dict, an omegaconf DictConfig (its state holds `_content`, whose leaves hold `_val`), an argparse Namespace (its
+    state is its fields) and Lightning's AttributeDict (a dict of its own: it has items) of the same settings give
+    equal results.
     """
     if isinstance(value, StandIn):
         state = value.state if isinstance(value.state, dict) else {}
-        return plain(state.get("_content", state.get("_val", state)))
+        return plain(state.get("_content", state.get("_val", {**state, **value.items})))
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

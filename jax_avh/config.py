@@ -1,22 +1,42 @@
 """Configuration of a training run. Every field is a flag: --config.data.batch_frames=2048."""
 
-import copy
 import dataclasses
 
 from extract.schema import InputError
 
+SETTINGS, RESULT = "config.json", "result.json"  # in the workdir of a run
+
 BOUNDARIES = ("zeros", "mask")
 PLACEMENTS = ("auto", "stream", "host", "device")
 PRECISIONS = ("float32", "bfloat16", "float64")
+HEADS = ("mlp", "linear")
+MODALITIES = ("both", "audio", "video")
+METHODS = ("avh_align", "avh_sup")  # that learn
+
+# Settings of the paper, where a method's are other than the defaults below, which are AVH-Align's.
+OF_METHOD = {
+    "avh_sup": {"optimizer.learning_rate": "1e-3", "optimizer.plateau_factor": "1", "train.epochs": "100"},
+}
+
+
+@dataclasses.dataclass
+class MethodConfig:
+    """What is trained: --config.method=avh_sup is short for --config.method.name=avh_sup."""
+
+    name: str = "avh_align"  # "avh_align": on real clips alone; "avh_sup": supervised, on clips of both labels
+    head: str = "mlp"  # "mlp", or "linear" for the ablation of the paper's table 5
+    modality: str = "both"  # of avh_sup also "audio" or "video" alone
 
 
 @dataclasses.dataclass
 class DataConfig:
     """Which frames, in which order."""
 
-    train: str = ""  # folder of feature shards; clips labelled fake are left out
+    train: str = ""  # folder of feature shards; avh_align leaves out clips labelled fake
     val: str = ""  # folder of feature shards, likewise
-    batch_frames: int = 1024  # visual frames of one step, over all devices
+    train_clips: int = 0  # of the training set that are used, drawn by the seed; 0 = all
+    batch_frames: int = 1024  # visual frames of one step, over all devices; avh_sup fills them with whole clips
+    batch_clips: int = 0  # of avh_sup: clips of one step at most, 1 = the official way; 0 = as many as fit
     shuffle: bool = True  # new order of the clips every epoch, from the seed; False = the shards' order
     # Where features are kept: "stream" = nowhere, read ahead from the shards; "host" = in host memory (local shards are
     # memory-mapped); "device" = in the devices' memory, each holding a part; "auto" = by their size.
@@ -25,9 +45,10 @@ class DataConfig:
 
 @dataclasses.dataclass
 class ModelConfig:
-    """The alignment task."""
+    """The network's input, and the alignment task."""
 
     tau: int = 15  # audio frames on each side of a visual frame that compete in the softmax
+    normalise: bool = True  # features to unit length, frame by frame; False = the ablation of the paper's table 4
     boundary: str = "zeros"  # audio frames outside the clip: "zeros" = zero vectors that compete, "mask" = left out
 
 
@@ -56,26 +77,27 @@ class TrainConfig:
 class Config:
     """Everything that a training run depends on. The defaults are the official AVH-Align settings, shuffling aside."""
 
+    method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    init: str = ""  # weights to start from (.safetensors); "" = random, from the seed
+    init: str = ""  # weights of the same kind to start from (.safetensors); "" = random, from the seed
     seed: int = 0  # of the initial weights and of the clips' order
 
 
-def with_settings(config: Config, settings: dict[str, str]) -> Config:
-    """A copy with some fields set, from text.
+def make_config(settings: dict[str, str]) -> Config:
+    """The configuration of some settings, given as text; a method brings its own defaults.
 
     Args:
-      config: where to start.
-      settings: field -> value: {"optimizer.learning_rate": "1e-4"}.
+      settings: field -> value: {"optimizer.learning_rate": "1e-4"}; "method" is short for "method.name".
 
     Raises:
       InputError: there is no such field, or the value is not of its type.
     """
-    config = copy.deepcopy(config)
-    for name, text in settings.items():
+    settings = {"method.name" if name == "method" else name: text for name, text in settings.items()}
+    config = Config()
+    for name, text in (OF_METHOD.get(settings.get("method.name"), {}) | settings).items():
         section, _, field = name.rpartition(".")
         holder = getattr(config, section, None) if section else config
         if not dataclasses.is_dataclass(holder) or dataclasses.is_dataclass(getattr(holder, field, holder)):
@@ -109,6 +131,8 @@ def check_config(config: Config) -> None:
     for name, value in at_least_one.items():
         if value < 1:
             raise InputError(f"--config.{name}={value}: must be at least 1")
+    if min(config.data.train_clips, config.data.batch_clips) < 0:
+        raise InputError("--config.data.train_clips and --config.data.batch_clips must not be negative")
     if config.train.epochs < 0 or config.optimizer.plateau_patience < 0:
         raise InputError("--config.train.epochs and --config.optimizer.plateau_patience must not be negative")
     if not 0 < config.optimizer.learning_rate < float("inf"):
@@ -116,12 +140,15 @@ def check_config(config: Config) -> None:
     if not 0 < config.optimizer.plateau_factor <= 1:
         raise InputError(f"--config.optimizer.plateau_factor={config.optimizer.plateau_factor}: must be in (0, 1]")
     one_of = {
+        "method.name": (config.method.name, METHODS),
+        "method.head": (config.method.head, HEADS),
+        "method.modality": (config.method.modality, MODALITIES if config.method.name == "avh_sup" else ("both",)),
         "data.placement": (config.data.placement, PLACEMENTS),
         "model.boundary": (config.model.boundary, BOUNDARIES),
         "train.precision": (config.train.precision, PRECISIONS),
     }
     for name, (value, allowed) in one_of.items():
         if value not in allowed:
-            raise InputError(f"--config.{name}={value}: must be one of {', '.join(allowed)}")
+            raise InputError(f"--config.{name}={value}: must be {' or '.join(allowed)}")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--config.seed={config.seed}: must be at least 0 and below 2**32")

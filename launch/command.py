@@ -1,5 +1,6 @@
 """What every command shares: flags parsed, the user's mistakes told in one sentence with exit status 2."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -9,6 +10,7 @@ from ml_collections import config_flags
 from extract.schema import InputError
 
 USER_ERROR = 2  # exit status
+METHOD = re.compile(r"^--?config\.method(=|$)")
 FLAG_ERRORS = (flags.Error, KeyError, ValueError, TypeError, AttributeError, OSError)  # config flags raise plain ones
 
 
@@ -18,7 +20,7 @@ def run(main: Callable[..., int | None], arguments: str | None = None, known_onl
     Args:
       main: the command.
       arguments: what stands beside the flags, if anything may ("VIDEO"); `main` then gets the list of them.
-      known_only: whether flags that are not defined count as such arguments.
+      known_only: whether flags that are not defined count as such arguments; there may be none.
     """
 
     def guarded(rest: list[str]) -> int | None:
@@ -34,10 +36,15 @@ def run(main: Callable[..., int | None], arguments: str | None = None, known_onl
     app.run(guarded, flags_parser=lambda argv: _parse(argv, arguments, known_only))
 
 
-def define_config(default: object) -> flags.FlagHolder:
-    """Defines --config.X flags, one for each field of a dataclass."""
+def define_config(make: Callable[[dict[str, str]], object]) -> flags.FlagHolder:
+    """Defines --config.X flags, one for each field of a dataclass; --config.method=NAME brings the method's defaults.
+
+    Args:
+      make: makes the default configuration of some settings.
+    """
+    sys.argv = [METHOD.sub(r"--config.method.name\1", argument) for argument in sys.argv]
     try:
-        return config_flags.DEFINE_config_dataclass("config", default)
+        return config_flags.DEFINE_config_dataclass("config", make(_given_method()))
     except FLAG_ERRORS as error:  # it looks at the command line at once
         sys.exit(_complain(f"--config flags: {error.args[0] if error.args else error}"))
 
@@ -52,6 +59,11 @@ def define_switch(name: str, values: Iterable[str], text: str) -> flags.FlagHold
 def define_choices(name: str, values: Sequence[str], text: str) -> flags.FlagHolder:
     """Defines a flag that takes some of these values, separated by commas; its value is a tuple, sorted."""
     return flags.DEFINE_flag(flags.Flag(_Choices(values), flags.ArgumentSerializer(), name, (), text))
+
+
+def define_numbers(name: str, text: str) -> flags.FlagHolder:
+    """Defines a flag that takes NAME=NUMBER,...; its value is a dictionary."""
+    return flags.DEFINE_flag(flags.Flag(_Numbers(), flags.ArgumentSerializer(), name, {}, text))
 
 
 def require(flag: flags.FlagHolder) -> None:
@@ -76,6 +88,25 @@ class _Choices(flags.ArgumentParser):
         return "comma separated values"
 
 
+class _Numbers(flags.ArgumentParser):
+    syntactic_help = "NAME=NUMBER, separated by commas"
+
+    def parse(self, argument: str | dict) -> dict[str, float]:
+        if isinstance(argument, dict):
+            return argument
+        pairs = (part.rpartition("=") for part in argument.split(",") if part.strip())
+        return {name.strip(): float(number) for name, _, number in pairs}
+
+    def flag_type(self) -> str:
+        return "comma separated NAME=NUMBER"
+
+
+def _given_method() -> dict[str, str]:
+    text = "\n".join(sys.argv)
+    found = re.findall(r"^--config\.method\.name[=\n](.*)$", text, re.MULTILINE)
+    return {"method": found[-1]} if found else {}
+
+
 def _parse(argv: list[str], arguments: str | None, known_only: bool) -> list[str]:
     try:
         rest = flags.FLAGS(argv, known_only=known_only)
@@ -83,7 +114,7 @@ def _parse(argv: list[str], arguments: str | None, known_only: bool) -> list[str
         sys.exit(_complain(error.args[0] if error.args else error))
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # leaves out the libraries' running commentary
-    if arguments and len(rest) == 1:
+    if arguments and not known_only and len(rest) == 1:
         sys.exit(_complain(f"no {arguments} given"))
     if not arguments and len(rest) > 1:
         sys.exit(_complain(f"unexpected argument {rest[1]!r}; flags are written --name=value"))

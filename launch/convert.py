@@ -1,15 +1,18 @@
-"""Alignment weights, official .pt <-> .safetensors.
+"""Official weights, .pt (AVH-Align) or .ckpt (AVH-Align/sup) <-> .safetensors.
 
 python -m launch.convert --input=AVH-Align.pt --output=avh_align.safetensors
+python -m launch.convert --input=AVH-Align-sup.ckpt --output=avh_sup.safetensors
 """
 
 from absl import flags
 
-from extract.official import convert_weights
+from extract.weights import convert_weights
 from launch import command
 
-INPUT = flags.DEFINE_string("input", None, "Weights to read: .pt or .safetensors.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Weights to write: the other of the two.", required=True)
+INPUT = flags.DEFINE_string("input", None, "Weights to read: .pt, .ckpt or .safetensors.", required=True)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Weights to write: .safetensors, or of .safetensors the others.", required=True
+)
 
 
 def main() -> None:

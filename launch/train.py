@@ -1,15 +1,16 @@
 """Shards -> weights.
 
 python -m launch.train --config.data.train=shards/train --config.data.val=shards/val --workdir=run
+python -m launch.train --config.method=avh_sup ...
 """
 
 from absl import flags
 
-from jax_avh.config import Config
+from jax_avh.config import make_config
 from jax_avh.training import join_processes, train
 from launch import command
 
-CONFIG = command.define_config(Config())
+CONFIG = command.define_config(make_config)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a stopped run goes on there.", required=True)
 PROFILE = flags.DEFINE_boolean("profile", False, "Trace some steps into WORKDIR/profile (jax.profiler).")
 DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "One of many processes; Cloud TPU and SLURM say the rest.")

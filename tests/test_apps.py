@@ -20,7 +20,6 @@ from extract.prepare import PrepareSettings, leading_silence, prepare_clip, read
 from extract.schema import ClipMeta, InputError
 from jax_avh.data import Corpus
 from jax_avh.evaluation import POOLINGS
-from jax_avh.methods import avh_align
 from jax_avh.models import load_weights
 from tests import rules
 from tests.media import ramp, read_frames, tone, write_media
@@ -38,8 +37,9 @@ def test_a_video_is_scored_and_a_bad_one_named(
     (tmp_path / "text.mp4").write_text("no film")
     write_media(tmp_path / "no face.mp4", ramp([0] * 30), sound=tone(1.2))
     videos = [str(real_clips["testMovie"]), str(tmp_path / "text.mp4"), str(tmp_path / "no face.mp4")]
-    status = detect(videos, str(tiny_checkpoint), str(narrow_weights), tmp_path / "v.json")
+    status = detect(videos, str(tiny_checkpoint), str(narrow_weights), tmp_path / "v.json", tmp_path / "pages")
     assert status == 2
+    assert [page.name for page in (tmp_path / "pages").iterdir()] == ["testMovie.html"]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert all(name in lines[0] for name in (*POOLINGS, "worst second"))
@@ -49,12 +49,18 @@ def test_a_video_is_scored_and_a_bad_one_named(
     verdicts = json.loads((tmp_path / "v.json").read_text())
     clip = prepare_clip(ClipMeta("testMovie.mp4"), real_clips["testMovie"].parent, PrepareSettings())
     features = encode_clips(tiny_encoder, [clip])[0]
-    frame = np.asarray(avh_align.frame_scores(load_weights(narrow_weights), *map(jnp.asarray, features[:2])))
+    frame = -np.asarray(load_weights(narrow_weights)(*map(jnp.asarray, features[:2])))
     for name, pool in POOLINGS.items():
         assert verdicts[0]["scores"][name] == pytest.approx(float(pool(frame)), abs=1e-4)
+    assert (verdicts[0]["method"], verdicts[0]["own_score"]) == ("avh_align", verdicts[0]["scores"]["logsumexp"])
     assert verdicts[0]["seconds"] == len(frame) / 25
     assert verdicts[0]["worst_second"] == list(worst_second(frame))
     assert [bool(verdict["error"]) for verdict in verdicts] == [False, True, True]
+
+
+def test_two_videos_of_one_name_cannot_have_pages(tmp_path, tiny_checkpoint, narrow_weights):
+    with pytest.raises(InputError, match="two of the videos have the same name"):
+        detect(["a/x.mp4", "b/x.avi"], str(tiny_checkpoint), str(narrow_weights), pages=tmp_path)
 
 
 @pytest.mark.parametrize("video", ["", "..", "/", "a\tb.mp4", "x" * 300 + ".mp4", "-.mp4"])
@@ -65,7 +71,7 @@ def test_names_that_are_no_video_are_told(video, tiny_checkpoint, narrow_weights
 
 def test_weights_that_do_not_fit_the_encoder(tmp_path, tiny_checkpoint):
     weights = rules.write_alignment_weights(tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match=r"width 1024, but .* gives 64"):
+    with pytest.raises(InputError, match=r"width 1024, but .* has 64"):
         detect(["x.mp4"], str(tiny_checkpoint), str(weights))
 
 
@@ -145,17 +151,19 @@ def test_the_demo_in_short(tmp_path, real_clips, tiny_checkpoint, monkeypatch, c
     monkeypatch.setattr("apps.demo.run.Corpus", lambda: Corpus(train=4, val=2, test=6, frames=(20, 30)))
     demo(tmp_path, str(tiny_checkpoint))
     output = capfd.readouterr().out
-    for said in ("4 clips: 4 in 1 shards", "obama_speech/spliced.mp4", "SIMULATED", "avh_align            mean"):
+    for said in ("4 clips: 4 in 1 shards", "obama_speech/spliced.mp4", "SIMULATED", "avh_align"):
         assert said in output
     assert "RANDOM" not in output
-    assert json.loads((tmp_path / "results" / "metrics.json").read_text())["avh_align"]["mean"]["fake"] == 3
+    results = json.loads((tmp_path / "results" / "metrics.json").read_text())["results"]
+    assert {result["fake"] for result in results if result["group"] == "all"} == {3}
+    assert (tmp_path / "results" / "report.html").is_file()
 
 
 @pytest.mark.slow
 def test_the_demo_runs_to_its_end(tmp_path, launch, real_clips):
     status, output = launch("demo", f"--output={tmp_path}")
     assert status == 0, output
-    for said in ("RANDOM AV-HuBERT weights", "SIMULATED", "jwpIntro/spliced.mp4", "avh_align            logsumexp"):
+    for said in ("RANDOM AV-HuBERT weights", "SIMULATED", "jwpIntro/spliced.mp4", "*logsumexp"):
         assert said in output
     with (tmp_path / "results" / "clips.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 40

@@ -12,7 +12,7 @@ from extract.official import import_features
 from extract.schema import ClipMeta, InputError
 from extract.shard_set import ShardSet
 from extract.shards import ClipFeatures, ShardWriter, StoredClip
-from jax_avh.data import Corpus, FrameBatches, frame_stream, open_source, prefetched, simulate_corpus
+from jax_avh.data import Batching, Corpus, FrameBatches, frame_stream, open_source, prefetched, simulate_corpus
 from jax_avh.data.simulate import KINDS, simulate_clip
 
 WIDTH = 4
@@ -33,6 +33,10 @@ def make_source(folder, lengths, per_shard=3, labels=None, name="c", **attribute
             stored.append(StoredClip(clip, ClipFeatures(frames, -frames)))
         shards.writer.write(shard, shards.clips_of(shard), stored)
     return open_source(folder)
+
+
+def make_batches(stream, size, tau=0, chunks=1, own=None):
+    return FrameBatches(stream, Batching(size).plan(stream), tau, chunks, own)
 
 
 lengths_st = st.lists(st.integers(1, 9), min_size=1, max_size=7)
@@ -58,7 +62,7 @@ def test_any_piece_of_the_stream_equals_the_clips_end_to_end(tmp_path_factory, l
 @hypothesis.given(lengths_st, st.integers(1, 20), st.integers(0, 4), st.integers(1, 3))
 def test_batches_hold_every_frame_once_in_order(tmp_path_factory, lengths, size, tau, chunks):
     stream = frame_stream(make_source(tmp_path_factory.mktemp("s"), lengths), (0, 0))
-    batches = list(FrameBatches(stream, size, tau, chunks))
+    batches = list(make_batches(stream, size, tau, chunks))
     assert len(batches) == -(-stream.frames // size)
     per_chunk = -(-size // chunks)
     for batch in batches:
@@ -81,7 +85,7 @@ def test_order_is_a_function_of_seed_and_epoch(tmp_path):
 
 
 def test_reading_ahead_changes_nothing(tmp_path):
-    batches = FrameBatches(frame_stream(make_source(tmp_path, [7, 9, 5])), 4, 2, 2)
+    batches = make_batches(frame_stream(make_source(tmp_path, [7, 9, 5])), 4, 2, 2)
     for first in (0, 3):
         for found, wanted in zip(prefetched(batches, first), list(batches)[first:], strict=True):
             for a, b in zip(found, wanted, strict=True):

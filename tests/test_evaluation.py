@@ -1,64 +1,20 @@
-"""Pooling, metrics, score files and tables."""
+"""Score files and tables."""
 
 import csv
 import json
 
 import h5py
-import hypothesis
 import numpy as np
 import pytest
-from hypothesis import strategies as st
-from scipy.special import logsumexp
+from sklearn.metrics import roc_auc_score
 
 from extract.schema import ClipMeta, InputError, list_shards, offsets, place
-from jax_avh.evaluation import POOLINGS, ScoreTable, detection_metrics, evaluate_scores, open_scores
+from jax_avh.evaluation import POOLINGS, ScoreTable, detection_metrics, evaluate, open_scores
 from jax_avh.evaluation.score import score_shards
 from jax_avh.evaluation.scores import write_scores
+from jax_avh.report.results import write_results
 from tests import rules
 from tests.test_data import make_source
-
-DEFINITIONS = {
-    "logsumexp": logsumexp,
-    "mean": np.mean,
-    "max": np.max,
-    "logmeanexp": lambda x: logsumexp(x) - np.log(len(x)),
-}
-
-
-@hypothesis.given(
-    st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(0, 99), st.sampled_from([1, 30, 900])
-)
-def test_packed_pooling_equals_each_clip_alone(lengths, seed, scale):
-    frame = (scale * np.random.default_rng(seed).standard_normal(sum(lengths))).astype(np.float32)
-    offset = offsets(lengths)
-    assert POOLINGS.keys() == DEFINITIONS.keys()
-    for name, pool in POOLINGS.items():
-        packed = pool(frame, offset)
-        assert packed.shape == (len(lengths),)
-        for n, value in enumerate(packed):
-            alone = frame[offset[n] : offset[n + 1]]
-            np.testing.assert_allclose(value, DEFINITIONS[name](alone.astype(np.float64)), rtol=1e-9, atol=1e-9)
-            np.testing.assert_allclose(value, pool(alone), rtol=1e-12)
-            assert np.ndim(pool(alone)) == 0
-
-
-@hypothesis.given(st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.integers(-5, 5)), min_size=1, max_size=30))
-def test_metrics_equal_their_definitions(rows):
-    label, score = (np.array(column) for column in zip(*rows, strict=True))
-    found = detection_metrics(label, score.astype(float))
-    real, fake = score[label == 0], score[label == 1]
-    assert (found["real"], found["fake"]) == (len(real), len(fake))
-    if not len(real) or not len(fake):
-        assert found["auc"] is found["ap"] is None
-        return
-    difference = fake[:, None] - real
-    assert found["auc"] == pytest.approx(((difference > 0) + 0.5 * (difference == 0)).mean())
-    steps, previous = 0.0, 0.0
-    for threshold in sorted(set(score[label >= 0]), reverse=True):
-        recall = (fake >= threshold).mean()
-        precision = (fake >= threshold).sum() / ((fake >= threshold).sum() + (real >= threshold).sum())
-        steps, previous = steps + (recall - previous) * precision, recall
-    assert found["ap"] == pytest.approx(steps)
 
 
 def make_table(method="avh_align", clips=("a.mp4", "b.mp4", "c.mp4"), labels=(0, 1, -1), **attributes):
@@ -67,50 +23,161 @@ def make_table(method="avh_align", clips=("a.mp4", "b.mp4", "c.mp4"), labels=(0,
     return ScoreTable(method, metas, offsets([1, 2, 3]), frame, np.zeros(3, np.float32), attributes)
 
 
+def results_of(folder, **wanted):
+    """The results in metrics.json that have these fields."""
+    results = json.loads((folder / "metrics.json").read_text())["results"]
+    return [result for result in results if all(result[name] == value for name, value in wanted.items())]
+
+
 def test_evaluation_writes_metrics_and_clips(tmp_path):
-    write_scores(make_table(), tmp_path / "a.h5")
-    text = evaluate_scores([tmp_path / "a.h5"], tmp_path / "out")
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics == {"avh_align": {name: {"auc": 1.0, "ap": 1.0, "real": 1, "fake": 1} for name in POOLINGS}}
+    write_scores(make_table(pooling="mean"), tmp_path / "a.h5")
+    text = write_results([tmp_path / "a.h5"], tmp_path / "out")
+    results = results_of(tmp_path / "out", method="avh_align", group="all", dataset="", trimmed=None)
+    assert {result["pooling"]: result["own"] for result in results} == {name: name == "mean" for name in POOLINGS}
+    for result in results:
+        assert (result["real"], result["fake"]) == (1, 1)
+        if not result["own"]:
+            assert (result["metrics"]["auc"], result["metrics"]["ap"], result["metrics"]["eer"]) == (1, 1, 0)
     with (tmp_path / "out" / "clips.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "label", *POOLINGS]
+    assert list(rows[0]) == ["path", "label", "dataset", "category", "split", "own", *POOLINGS]
     assert [(row["path"], row["label"]) for row in rows] == [("a.mp4", "0"), ("b.mp4", "1"), ("c.mp4", "-1")]
     assert [float(row["mean"]) for row in rows] == [0, 1.5, 4]
+    assert (tmp_path / "out" / "report.html").stat().st_size > 5000
     assert "1.0000" in text
     assert "RANDOM" not in text
+    assert "1 of 3 clips have no label" in text
 
 
 def test_several_score_files_stand_side_by_side(tmp_path):
     write_scores(make_table(), tmp_path / "a.h5")
     write_scores(make_table(clips=("b.mp4", "c.mp4", "d.mp4"), labels=(1, -1, 0)), tmp_path / "b.h5")
     write_scores(make_table(method="other"), tmp_path / "c.h5")
-    evaluate_scores([tmp_path / f"{name}.h5" for name in "abc"], tmp_path / "out")
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert list(metrics) == ["avh_align@a", "avh_align@b", "other"]
+    text = write_results([tmp_path / f"{name}.h5" for name in "abc"], tmp_path / "out")
+    assert [r["method"] for r in results_of(tmp_path / "out", own=True)] == ["avh_align@a", "avh_align@b", "other@c"]
     with (tmp_path / "out" / "clips.csv").open() as file:
         rows = {row["path"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
-    assert rows["a.mp4"]["avh_align@b/mean"] == ""
-    assert float(rows["b.mp4"]["avh_align@b/mean"]) == 0
+    assert rows["a.mp4"]["avh_align@b/-/mean"] == ""
+    assert float(rows["b.mp4"]["avh_align@b/-/mean"]) == 0
+    assert "avh_align@a and avh_align@b scored different clips: 2 in common, 1 and 1 of one alone" in text
+    comparisons = json.loads((tmp_path / "out" / "metrics.json").read_text())["comparisons"]
+    assert [(c["one"], c["other"], c["clips"]) for c in comparisons] == [
+        ("avh_align@a", "avh_align@b", 2),
+        ("avh_align@a", "other@c", 3),
+        ("avh_align@b", "other@c", 2),
+    ]
+
+
+def test_a_method_untrimmed_and_trimmed_keeps_its_name(tmp_path):
+    """Two runs of it are told apart by the names of their workdirs, in both states."""
+    files = []
+    for run in ("small", "large"):
+        for trimmed in (False, True):
+            weights = {"weights": f"runs/{run}/best.safetensors", "alignment_sha256": run}
+            files.append(tmp_path / f"{run}{trimmed}.h5")
+            write_scores(make_table(trimmed=trimmed, dataset="set", **weights), files[-1])
+    evaluation = evaluate(files[:2])
+    assert [(e.method, e.trimmed) for e in evaluation.entries] == [("avh_align", False), ("avh_align", True)]
+    assert not evaluation.metrics["comparisons"]
+    evaluation = evaluate(files)
+    assert [(e.dataset, e.method, e.trimmed) for e in evaluation.entries] == [
+        ("set", f"avh_align@{run}", trimmed) for run in ("small", "large") for trimmed in (False, True)
+    ]
+    assert len(evaluation.metrics["comparisons"]) == 2
+
+
+def test_numbers_of_groups_are_those_of_their_clips(tmp_path):
+    """Against the same metrics computed here on the clips of each category and split."""
+    rng, count = np.random.default_rng(0), 60
+    label, category = rng.integers(0, 2, count), rng.choice(["x", "y"], count)
+    split = rng.choice(["dev", "test"], count)
+    metas = tuple(ClipMeta(f"{n}.mp4", int(label[n]), category[n], split[n]) for n in range(count))
+    score = rng.standard_normal(count).astype(np.float32) + label
+    table = ScoreTable("m", metas, offsets([1] * count), None, score.astype(np.float32), {"threshold": 0.5})
+    write_scores(table, tmp_path / "a.h5")
+    results = evaluate([tmp_path / "a.h5"], resamples=50).metrics["results"]
+    found = {(r["group"], r["value"]): r for r in results}
+    chosen = {("all", ""): label >= 0}
+    chosen |= {("category", value): (label == 0) | (category == value) for value in "xy"}
+    chosen |= {("split", value): split == value for value in ("dev", "test")}
+    assert found.keys() == chosen.keys()
+    for key, of_group in chosen.items():
+        wanted = detection_metrics(label[of_group], score[of_group], 0.5)
+        assert found[key]["metrics"]["auc"] == wanted["auc"]
+        assert found[key]["metrics"]["accuracy"] == wanted["accuracy"]
+        assert (found[key]["threshold"], found[key]["threshold_rule"]) == (0.5, "the method's own")
+        low, high = found[key]["intervals"]["auc"]
+        assert 0 <= low <= wanted["auc"] <= high <= 1
+
+
+def test_a_threshold_may_be_given(tmp_path):
+    write_scores(make_table(), tmp_path / "a.h5")
+    (result,) = evaluate([tmp_path / "a.h5"], thresholds={"avh_align": 0.1}).metrics["results"][:1]
+    assert (result["threshold"], result["threshold_rule"], result["metrics"]["accuracy"]) == (0.1, "given", 0.5)
+    with pytest.raises(InputError, match="names 'x', but the methods are avh_align"):
+        evaluate([tmp_path / "a.h5"], thresholds={"x": 0.1})
+
+
+def test_coverage_counts_what_the_list_promised(tmp_path):
+    labels = {f"{n}.mp4": n % 2 for n in range(10)}
+    metas = tuple(ClipMeta(path, label) for path, label in list(labels.items())[:6])
+    score = np.array([clip.label for clip in metas], np.float32)
+    write_scores(ScoreTable("m", metas, offsets([1] * 6), None, score, {}), tmp_path / "a.h5")
+    listed = [ClipMeta(path, label) for path, label in labels.items() if path != "0.mp4"]
+    evaluation = evaluate([tmp_path / "a.h5"], listed, failed=["7.mp4", "1.mp4", "elsewhere.mp4"], resamples=10)
+    (coverage,) = evaluation.metrics["coverage"]
+    assert [coverage[name] for name in ("listed", "scored", "failed", "missing", "auc")] == [9, 5, 1, 3, 1.0]
+    known = [clip for clip in metas if clip.path != "0.mp4"]
+    scores = [float(clip.label) for clip in known] + [9, -9, 9, -9]  # 6 real, 7 fake, 8 real, 9 fake
+    wanted = roc_auc_score([clip.label for clip in known] + [0, 1, 0, 1], scores)
+    assert coverage["worst_case_auc"] == pytest.approx(wanted)
+    assert "1 of its clips are not in the list" in " ".join(evaluation.metrics["warnings"])
+    evaluation = evaluate([tmp_path / "a.h5"], [ClipMeta("other.mp4", 0)], resamples=10)
+    assert not evaluation.metrics["coverage"]
+    assert "none of its clips is in the list" in " ".join(evaluation.metrics["warnings"])
+
+
+def test_files_that_disagree_on_a_label_are_refused(tmp_path):
+    write_scores(make_table(), tmp_path / "a.h5")
+    write_scores(make_table("other", labels=(1, 1, -1)), tmp_path / "b.h5")
+    with pytest.raises(InputError, match=r"clip 'a\.mp4' has label 1 in other, but 0 in avh_align"):
+        evaluate([tmp_path / "a.h5", tmp_path / "b.h5"])
+    write_scores(make_table("other", labels=(1, 1, -1), dataset="another"), tmp_path / "b.h5")
+    assert len(evaluate([tmp_path / "a.h5", tmp_path / "b.h5"], resamples=5).entries) == 2
+
+
+def test_scores_that_are_not_finite_are_refused(tmp_path):
+    write_scores(make_table(), tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["clips/score"][1] = np.nan
+    with pytest.raises(InputError, match=r"a\.h5: its scores do not fit its clips, or are not finite"):
+        evaluate([tmp_path / "a.h5"])
 
 
 def test_the_same_file_twice_is_refused(tmp_path):
     write_scores(make_table(), tmp_path / "a.h5")
     with pytest.raises(InputError, match="rename one"):
-        evaluate_scores([tmp_path / "a.h5"] * 2, tmp_path / "out")
+        write_results([tmp_path / "a.h5"] * 2, tmp_path / "out")
 
 
-def test_an_absent_class_is_undefined(tmp_path):
-    write_scores(make_table(labels=(0, 0, 0)), tmp_path / "a.h5")
-    assert "undefined" in evaluate_scores([tmp_path / "a.h5"], tmp_path / "out")
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["avh_align"]["mean"] == {"auc": None, "ap": None, "real": 3, "fake": 0}
+@pytest.mark.parametrize("clips", [1, 3])
+def test_an_absent_class_is_undefined(tmp_path, clips):
+    table = make_table(labels=(0, 0, 0))
+    table = ScoreTable("m", table.clips[:clips], table.offset[: clips + 1], table.frame[: table.offset[clips]],
+                       table.clip[:clips], {})  # fmt: skip
+    write_scores(table, tmp_path / "a.h5")
+    text = write_results([tmp_path / "a.h5"], tmp_path / "out")
+    assert "undefined" in text
+    assert "no clip is labelled fake" in text
+    for result in results_of(tmp_path / "out"):
+        assert result["metrics"]["auc"] is result["metrics"]["ap"] is None
+        assert (result["real"], result["fake"]) == (clips, 0)
 
 
 def test_random_weights_are_said(tmp_path):
     write_scores(make_table(weights_sha256="random"), tmp_path / "a.h5")
-    assert "RANDOM AV-HuBERT weights" in evaluate_scores([tmp_path / "a.h5"], tmp_path / "out")
+    assert "RANDOM AV-HuBERT weights" in write_results([tmp_path / "a.h5"], tmp_path / "out")
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.95])
@@ -131,7 +198,7 @@ def test_a_feature_shard_is_no_score_file(tmp_path):
 def test_scoring_keeps_what_is_known_of_the_clips(tmp_path):
     weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=4)
     source = make_source(tmp_path / "s", [3, 8, 5], per_shard=2, labels=[0, 1, -1])
-    table = score_shards(weights, tmp_path / "s", tmp_path / "scores.h5")
+    table = score_shards(tmp_path / "s", tmp_path / "scores.h5", weights=weights)
     assert repr(table.clips) == repr(tuple(source.clips))
     assert table.offset.tolist() == [0, 3, 11, 16]
     np.testing.assert_allclose(table.clip, POOLINGS["logsumexp"](table.frame, table.offset), rtol=1e-6)
@@ -147,7 +214,7 @@ def test_features_with_nan_are_not_scored(tmp_path):
     with h5py.File(path, "r+") as file:
         file["visual"][4] = np.nan
     with pytest.raises(InputError, match=r"'c1\.mp4' hold NaN"):
-        score_shards(weights, tmp_path / "s", tmp_path / "scores.h5")
+        score_shards(tmp_path / "s", tmp_path / "scores.h5", weights=weights)
 
 
 def test_an_input_is_not_overwritten(tmp_path):
@@ -156,20 +223,24 @@ def test_an_input_is_not_overwritten(tmp_path):
     for output in (weights, shard):
         before = output.read_bytes()
         with pytest.raises(InputError, match="is an input"):
-            score_shards(weights, tmp_path / "s", output)
+            score_shards(tmp_path / "s", output, weights=weights)
         assert output.read_bytes() == before
     with pytest.raises(InputError, match="device"):
-        score_shards(weights, tmp_path / "s", "/dev/null")
+        score_shards(tmp_path / "s", "/dev/null", weights=weights)
 
 
-def test_scores_do_not_depend_on_the_batches(tmp_path, monkeypatch):
-    weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=4)
-    make_source(tmp_path / "s", [3, 8, 5])
-    frames = []
-    for size in (3, 8192):
-        monkeypatch.setattr("jax_avh.evaluation.score.BATCH_FRAMES", size)
-        frames.append(score_shards(weights, tmp_path / "s", tmp_path / "scores.h5").frame)
-    np.testing.assert_allclose(*frames, atol=1e-5)
+@pytest.mark.parametrize("method", ["avh_align", "speech_forensics", "factor"])
+def test_scores_do_not_depend_on_the_batches(tmp_path, method):
+    weights = {"weights": rules.write_alignment_weights(tmp_path / "w.safetensors", width=4)}
+    make_source(tmp_path / "s", [3, 8, 5, 40])
+    options = weights if method == "avh_align" else {}
+    tables = [
+        score_shards(tmp_path / "s", tmp_path / "scores.h5", method, batch_frames=size, **options)
+        for size in (3, 7, 8192)
+    ]
+    for table in tables[1:]:
+        np.testing.assert_allclose(table.frame, tables[0].frame, atol=1e-5)
+        np.testing.assert_allclose(table.clip, tables[0].clip, atol=1e-5)
 
 
 def test_shards_at_a_url_are_scored(tmp_path):
@@ -177,7 +248,9 @@ def test_shards_at_a_url_are_scored(tmp_path):
     make_source(tmp_path / "s", [3, 8, 5, 2])
     for shard in list_shards(tmp_path / "s"):
         place(f"memory://scored/{shard.name}").write_bytes(shard.read_bytes())
-    local, remote = (score_shards(weights, path, tmp_path / "s.h5") for path in (tmp_path / "s", "memory://scored"))
+    local, remote = (
+        score_shards(path, tmp_path / "s.h5", weights=weights) for path in (tmp_path / "s", "memory://scored")
+    )
     np.testing.assert_array_equal(local.frame, remote.frame)
 
 
@@ -185,7 +258,7 @@ def test_what_cannot_be_scored_is_told(tmp_path):
     weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=5)
     make_source(tmp_path / "s", [3])
     with pytest.raises(InputError, match=r"width 5, but those in .* have 4"):
-        score_shards(weights, tmp_path / "s", tmp_path / "scores.h5")
+        score_shards(tmp_path / "s", tmp_path / "scores.h5", weights=weights)
     with pytest.raises(InputError, match=r"holds no best\.safetensors"):
-        score_shards(tmp_path, tmp_path / "s", tmp_path / "scores.h5")
+        score_shards(tmp_path / "s", tmp_path / "scores.h5", weights=tmp_path)
     assert not (tmp_path / "scores.h5").exists()

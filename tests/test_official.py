@@ -1,24 +1,15 @@
-"""Official files: npz features into shards, alignment weights both ways."""
+"""Official npz features into shards."""
 
-import argparse
-import json
 import os
 import re
 
 import numpy as np
-import pytest
-import safetensors.numpy
-import torch
 
 from extract.clips import read_clip_list
-from extract.official import convert_weights, import_features
-from extract.schema import ClipMeta, InputError, list_shards, open_shard
+from extract.official import import_features
+from extract.schema import ClipMeta, list_shards, open_shard
 from extract.shards import read_failures
-from jax_avh.evaluation import POOLINGS
-from jax_avh.evaluation.score import score_shards
-from jax_avh.models import load_weights
 from tests import rules
-from tests.conftest import TESTDATA
 
 WIDTH = 8
 
@@ -110,66 +101,6 @@ def test_an_import_goes_on_and_keeps_its_shards(tmp_path):
     import_features(clips, tmp_path, tmp_path / "out", width=WIDTH, clips_per_shard=2)
     second = [(path, path.stat().st_mtime_ns) for path in list_shards(tmp_path / "out")]
     assert [a == b for a, b in zip(first, second, strict=True)] == [True, False, True]
-
-
-def test_official_weights_score_as_recorded_and_come_back_equal(shared, rule_shards, tmp_path):
-    official = shared("training/avh_align_official.pt")
-    convert_weights(official, tmp_path / "w.safetensors")
-    record = json.loads((TESTDATA / "training.json").read_text())["lr1e-3"]
-    table = score_shards(tmp_path / "w.safetensors", rule_shards["test"], tmp_path / "s.h5")
-    for clip, value in zip(table.clips, table.clip, strict=True):
-        assert value == pytest.approx({p: s for p, _, s in record["scores"]}[clip.path], abs=1e-3)
-    n = [clip.path for clip in table.clips].index("test/c03.mp4")
-    frame = table.frame[slice(*table.offset[n : n + 2])]
-    np.testing.assert_allclose(frame, record["frame_scores_test/c03.mp4"], rtol=0, atol=1e-3)
-    assert POOLINGS["logsumexp"](frame) == pytest.approx(table.clip[n], rel=1e-6)
-    convert_weights(tmp_path / "w.safetensors", tmp_path / "back.pt")
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        before = torch.load(official, weights_only=True)["state_dict"]
-    after = torch.load(tmp_path / "back.pt", weights_only=True)["state_dict"]
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_a_file_in_the_official_form_converts(tmp_path):
-    weights = {name: torch.from_numpy(array) for name, array in rules.alignment_weights().items()}
-    official = {"epoch": 3, "state_dict": weights, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-5}]}}
-    official |= {"scheduler": {}, "best_val_loss": 3.4, "args": argparse.Namespace(tau=15, name="x")}
-    torch.save(official, tmp_path / "w.pt")
-    convert_weights(tmp_path / "w.pt", tmp_path / "w.safetensors")
-    found = safetensors.numpy.load_file(tmp_path / "w.safetensors")
-    for name, array in rules.alignment_weights().items():
-        np.testing.assert_array_equal(found[name], array)
-    assert load_weights(tmp_path / "w.safetensors").width == 1024
-
-
-@pytest.mark.parametrize(
-    ("source", "target"), [("a.pt", "b.pt"), ("a.safetensors", "b.safetensors"), ("a.txt", "b.pt"), ("a.pt", "b.bin")]
-)
-def test_endings_that_mean_no_conversion(tmp_path, source, target):
-    with pytest.raises(InputError, match="one must end in"):
-        convert_weights(tmp_path / source, tmp_path / target)
-
-
-@pytest.mark.parametrize("content", [{"epoch": 1}, {"state_dict": {}}, {"state_dict": {"a": 3}}, [1]])
-def test_files_without_weights(tmp_path, content):
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="not an AVH-Align file"):
-        convert_weights(tmp_path / "w.pt", tmp_path / "w.safetensors")
-    assert not (tmp_path / "w.safetensors").exists()
-
-
-def test_an_attack_in_weights_is_refused(tmp_path):
-    torch.save({"state_dict": {}, "args": Attack(tmp_path / "proof")}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="refused"):
-        convert_weights(tmp_path / "w.pt", tmp_path / "w.safetensors")
-    assert not (tmp_path / "proof").exists()
-
-
-def test_damaged_safetensors(tmp_path):
-    (tmp_path / "w.safetensors").write_bytes(b"\x00" * 20)
-    with pytest.raises(InputError, match="not a readable"):
-        convert_weights(tmp_path / "w.safetensors", tmp_path / "w.pt")
 
 
 def test_an_official_list_is_read_as_it_is(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from extract.schema import InputError, list_shards, place
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig
-from jax_avh.data import FrameBatches, frame_stream, open_source
+from jax_avh.data import Batching, frame_stream, open_source
 from jax_avh.models import AlignmentNetwork
 from jax_avh.training import train
 from jax_avh.training.placement import Memory, Size, choose
@@ -22,7 +22,7 @@ from jax_avh.training.sharding import make_mesh, put_copies
 from jax_avh.training.state import Trainer, init_state
 from jax_avh.training.streamed import Streamed
 from tests.runs import losses
-from tests.test_data import lengths_st, make_source
+from tests.test_data import lengths_st, make_batches, make_source
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def test_batches_gathered_on_the_devices_are_those_of_the_stream(
 ):
     source = make_source(tmp_path_factory.mktemp("s"), lengths)
     seed = None if epoch is None else (0, epoch)
-    wanted = list(FrameBatches(frame_stream(source, seed), batch_frames, tau, mesh.size))
+    wanted = list(make_batches(frame_stream(source, seed), batch_frames, tau, mesh.size))
     found, before = [], 0
-    for done, segment in Resident(source, batch_frames, tau, mesh, segment_steps).segments(seed):
+    for done, segment in Resident(source, Batching(batch_frames), tau, mesh, segment_steps).segments(seed):
         assert segment.steps == done - before <= segment_steps
         batches = jax.jit(lambda s: [s.batch(jnp.int32(step)) for step in range(s.steps)])(segment)
         found, before = found + batches, done
@@ -51,7 +51,7 @@ def test_batches_gathered_on_the_devices_are_those_of_the_stream(
 @hypothesis.given(st.integers(1, 30), st.integers(1, 9), st.data())
 def test_segments_end_at_the_same_steps_wherever_they_start(tmp_path_factory, mesh, steps, segment_steps, data):
     """So that a run that goes on within an epoch compiles and computes what the unbroken one does."""
-    feed = Resident(make_source(tmp_path_factory.mktemp("s"), [steps * 2]), 2, 1, mesh, segment_steps)
+    feed = Resident(make_source(tmp_path_factory.mktemp("s"), [steps * 2]), Batching(2), 1, mesh, segment_steps)
     ends = [done for done, _ in feed.segments(None)]
     first = data.draw(st.sampled_from([0, *ends]))
     assert [done for done, _ in feed.segments(None, first)] == [end for end in ends if end > first]
@@ -62,8 +62,8 @@ def test_a_process_reads_its_own_chunks_alone(tmp_path_factory, lengths, size, t
     stream = frame_stream(make_source(tmp_path_factory.mktemp("s"), lengths), (0, 0))
     start = data.draw(st.integers(0, chunks - 1))
     own = range(start, data.draw(st.integers(start + 1, chunks)))
-    whole = FrameBatches(stream, size, tau, chunks)
-    for batch, part in zip(whole, FrameBatches(stream, size, tau, chunks, own), strict=True):
+    whole = make_batches(stream, size, tau, chunks)
+    for batch, part in zip(whole, make_batches(stream, size, tau, chunks, own), strict=True):
         for a, b in zip(batch, part, strict=True):
             np.testing.assert_array_equal(a[own.start : own.stop], b)
 
@@ -125,7 +125,7 @@ def test_the_compiled_steps_move_gradients_once_and_features_by_the_batch(tmp_pa
     frames, batch_frames, tau = 4000, 16, 15
     source = make_source(tmp_path, [frames])
     options = {"segment_steps": 5} if kind is Resident else {}
-    _, segment = next(kind(source, batch_frames, tau, mesh, **options).segments(None))
+    _, segment = next(kind(source, Batching(batch_frames), tau, mesh, **options).segments(None))
     network = AlignmentNetwork(source.width, rngs=nnx.Rngs(0))
     trainer, state = Trainer(nnx.graphdef(network), Config(), mesh), put_copies(mesh, init_state(network))
     leaves, tree = jax.tree.flatten((state, segment, np.float32(1)))

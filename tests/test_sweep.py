@@ -8,7 +8,7 @@ import pytest
 
 from apps.sweep import format_results, make_jobs, sweep
 from extract.schema import InputError
-from jax_avh.config import Config, with_settings
+from jax_avh.config import Config, make_config
 from tests.test_data import make_source
 
 
@@ -82,6 +82,6 @@ def test_a_grid_that_means_nothing_is_refused(flags, flag, reason):
 
 def test_settings_are_read_by_their_type():
     text = {"data.shuffle": "False", "seed": "3", "optimizer.learning_rate": "1e-4", "init": "x,y"}
-    config = with_settings(Config(), text)
+    config = make_config(text)
     assert (config.data.shuffle, config.seed, config.optimizer.learning_rate, config.init) == (False, 3, 1e-4, "x,y")
     assert Config().data.shuffle

@@ -77,7 +77,7 @@ def test_the_official_loss_curve_is_reproduced(official_run):
 
 def test_the_official_scores_are_reproduced(official_run, rule_shards, init, tmp_path):
     for weights, name in ((init, "initial_scores"), (official_run[1], "scores")):
-        table = score_shards(weights, rule_shards["test"], tmp_path / "scores.h5")
+        table = score_shards(rule_shards["test"], tmp_path / "scores.h5", weights=weights)
         wanted = {path: value for path, _, value in OFFICIAL["lr1e-5"][name]}
         assert {clip.path: clip.label for clip in table.clips} == {p: y for p, y, _ in OFFICIAL["lr1e-5"][name]}
         for clip, value in zip(table.clips, table.clip, strict=True):
@@ -428,7 +428,7 @@ def test_a_metrics_line_cut_off_by_a_kill_is_dropped(tmp_path):
 
 
 def test_scores_come_back_from_the_file(rule_shards, init, tmp_path):
-    table = score_shards(init, rule_shards["test"], tmp_path / "s.h5")
+    table = score_shards(rule_shards["test"], tmp_path / "s.h5", weights=init)
     again = open_scores(tmp_path / "s.h5")
     np.testing.assert_array_equal(again.frame, table.frame)
     np.testing.assert_array_equal(again.clip, table.clip)

@@ -17,6 +17,7 @@ from extract.schema.clip import (
     write_clip_table,
 )
 from extract.schema.files import InputError, check_output, local_file, place, reachable, whole_file
+from extract.schema.notes import pack_notes, unpack_notes
 from extract.schema.shard import (
     FORMAT,
     OPTIONAL,
@@ -62,12 +63,14 @@ __all__ = [
     "local_file",
     "offsets",
     "open_shard",
+    "pack_notes",
     "place",
     "reachable",
     "read_clip_table",
     "read_shard_table",
     "reading",
     "shard_name",
+    "unpack_notes",
     "whole_file",
     "write_clip_table",
 ]

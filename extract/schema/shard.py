@@ -60,6 +60,11 @@ class ShardTable:
     offset: Int64[np.ndarray, "borders"]  # clip n is rows offset[n]:offset[n+1]
     attributes: dict[str, object]
     features: dict[str, Extent]  # visual and audio, [F, D] float16 or float32; multimodal if stored
+    ragged: dict[str, tuple[Int64[np.ndarray, "borders"], Extent]]  # offset and values of waveform and crops, if stored
+
+    def extent(self, content: str) -> Extent:
+        """Where one of its arrays lies: features, or the values of all clips end to end."""
+        return self.features[content] if content in self.features else self.ragged[content][1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,16 +120,10 @@ def open_shard(path: str | os.PathLike) -> Shard:
     path = Path(path)
     with reading(path) as file:
         table = _read_table(file, path)
-        ragged = {
-            name: (file[name]["offset"][:].astype(np.int64, casting="safe"), _extent(file[name]["value"], file))
-            for name in RAGGED
-            if name in file
-        }
     # One map a file: h5py's global lock is then off the hot path, and a shard costs one descriptor.
     buffer = np.memmap(path, np.uint8, "r")
     features = {name: extent.within(buffer) for name, extent in table.features.items()}
-    ragged = {name: Ragged(offset, extent.within(buffer)) for name, (offset, extent) in ragged.items()}
-    _check_ragged(path, ragged, table.offset)
+    ragged = {name: Ragged(offset, extent.within(buffer)) for name, (offset, extent) in table.ragged.items()}
     return Shard(path, table.clips, table.offset, attributes=table.attributes, **features, **ragged)
 
 
@@ -195,7 +194,13 @@ def _read_table(file: h5py.File, path: AnyPath) -> ShardTable:
     if absent := {"visual", "audio"} - features.keys():
         raise KeyError(f"no /{absent.pop()}")
     _check_features(path, features, int(offset[-1]), attributes.get("width"))
-    return ShardTable(place(path), clips, offset, attributes, features)
+    ragged = {
+        name: (file[name]["offset"][:].astype(np.int64, casting="safe"), _extent(file[name]["value"], file))
+        for name in RAGGED
+        if name in file
+    }
+    _check_ragged(path, ragged, offset)
+    return ShardTable(place(path), clips, offset, attributes, features, ragged)
 
 
 def _check_features(path: AnyPath, features: dict[str, Extent], frames: int, width: object) -> None:
@@ -207,19 +212,20 @@ def _check_features(path: AnyPath, features: dict[str, Extent], frames: int, wid
             )
 
 
-def _check_ragged(path: Path, ragged: dict[str, Ragged], offset: Int64[np.ndarray, "borders"]) -> None:
-    for name, array in ragged.items():
-        if (array.value.dtype, array.value.shape[1:]) != RAGGED[name] or not _fits(array, len(offset) - 1):
+def _check_ragged(
+    path: AnyPath, ragged: dict[str, tuple[np.ndarray, Extent]], offset: Int64[np.ndarray, "borders"]
+) -> None:
+    for name, (own, extent) in ragged.items():
+        if (extent.dtype, extent.shape[1:]) != RAGGED[name] or not _fits(own, len(offset) - 1, extent.shape[0]):
             raise InputError(f"{path}: /{name} does not fit its clips; extract this shard again")
-    if "crops" in ragged and not np.array_equal(ragged["crops"].offset, offset):
+    if "crops" in ragged and not np.array_equal(ragged["crops"][0], offset):
         raise InputError(f"{path}: /crops holds another number of frames than the features; extract it again")
 
 
-def _fits(ragged: Ragged, clips: int) -> bool:
+def _fits(offset: Int64[np.ndarray, "borders"], clips: int, values: int) -> bool:
     """Whether offsets rise from 0 to the end of the values, clip by clip."""
-    offset = ragged.offset
     rises = len(offset) == clips + 1 and offset[0] == 0 and (np.diff(offset) >= 0).all()
-    return bool(rises and offset[-1] == len(ragged.value))
+    return bool(rises and offset[-1] == values)
 
 
 def _extent(dataset: h5py.Dataset, file: h5py.File) -> Extent:

@@ -1,16 +1,18 @@
 """Batches of the frame stream: of static shape, the same for any number of devices and processes.
 
-Batch i is the frames i*B .. (i+1)*B - 1 of the stream, borders of clips notwithstanding. It is handed out in C equal
-chunks, one a device, each with its own halo of tau audio frames on both sides, so that no device needs another's
-frames. A process reads only the chunks of its own devices. What a chunk has beyond the batch's last frame, or the
-stream's, has weight 0.
+Batch i is some consecutive frames of the stream: a fixed number, borders of clips notwithstanding, or as many whole
+clips as fit. It is handed out in C equal chunks, one a device, each with its own halo of tau audio frames on both
+sides, so that no device needs another's frames. A process reads only the chunks of its own devices. What a chunk has
+beyond the batch's last frame, or the stream's, has weight 0.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
 from jax_avh.data.stream import FrameStream
 from jax_avh.models.windows import FrameBatch
@@ -19,41 +21,81 @@ READ_THREADS = 2, 8  # of a local disk; of a bucket, where each read waits long
 PREFETCH = 2  # batches read ahead, for each thread
 
 
+class Plan(NamedTuple):
+    """Which frames of a stream make each batch."""
+
+    border: Int[np.ndarray, "borders"]  # batch i is frames border[i]:border[i+1]
+    items: Int[np.ndarray, " steps"]  # of each batch that its loss is summed over: frames, or clips
+    room: int  # frames that a batch has place for
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How a stream is cut into batches."""
+
+    frames: int  # of a batch; of whole clips, at most, unless a single one is longer
+    whole_clips: bool = False
+    clips: int = 0  # whole clips of a batch at most; 0 = as many as fit
+
+    def plan(self, stream: FrameStream) -> Plan:
+        """The batches of a stream."""
+        if not self.whole_clips:
+            border = np.minimum(np.arange(-(-stream.frames // self.frames) + 1) * self.frames, stream.frames)
+            return Plan(border, np.diff(border), self.frames)
+        first = [0]
+        while first[-1] < len(stream.order):
+            fit = int(np.searchsorted(stream.border, stream.border[first[-1]] + self.room(stream), side="right")) - 1
+            first.append(min(fit, first[-1] + self.clips) if self.clips else fit)
+        return Plan(stream.border[first], np.diff(first), self.room(stream))
+
+    def room(self, stream: FrameStream) -> int:
+        """Frames that a batch has place for, whatever the order of the stream's clips."""
+        if not self.whole_clips:
+            return self.frames
+        longest = np.sort(np.diff(stream.border))[::-1]
+        room = max(self.frames, int(longest[0]))
+        return min(room, int(longest[: self.clips].sum())) if self.clips else room
+
+
 @dataclasses.dataclass(frozen=True)
 class FrameBatches(Sequence):
     """The batches of one pass over a stream; each is a FrameBatch whose arrays have a leading axis of chunks."""
 
     stream: FrameStream
-    batch_frames: int  # B
+    plan: Plan
     tau: int  # halo
     chunks: int = 1  # C, of the whole batch
     own: range | None = None  # consecutive chunks that this process reads; None = all
 
     def __len__(self) -> int:
-        return -(-self.stream.frames // self.batch_frames)
+        return len(self.plan.items)
 
     @property
     def chunk_frames(self) -> int:
         """Visual frames of a chunk."""
-        return -(-self.batch_frames // self.chunks)
+        return -(-self.plan.room // self.chunks)
 
     def __getitem__(self, index: int) -> FrameBatch:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        own, size, begin = self.own or range(self.chunks), self.chunk_frames, index * self.batch_frames
+        own, size, (begin, end) = self._own, self.chunk_frames, map(int, self.plan.border[index : index + 2])
         start, stop = begin + own.start * size, begin + own.stop * size
         halo = start - self.tau, stop + self.tau
-        counted = np.arange(start, stop) < min(begin + self.batch_frames, self.stream.frames)
         return FrameBatch(
             visual=self._chunks(self.stream.features("visual", start, stop)),
             audio=self._chunks(self.stream.features("audio", *halo)),
             clip=self._chunks(self.stream.places(*halo)),
-            weight=self._chunks(counted.astype(np.float32)),
+            weight=self._chunks((np.arange(start, stop) < end).astype(np.float32)),
+            label=self._chunks(self.stream.labels(start, stop)),
         )
+
+    @property
+    def _own(self) -> range:
+        return self.own or range(self.chunks)
 
     def _chunks(self, rows: np.ndarray) -> np.ndarray:
         """Cuts consecutive rows into chunks; those longer than all chunks together overlap."""
-        starts = range(0, len(self.own or range(self.chunks)) * self.chunk_frames, self.chunk_frames)
+        starts = range(0, len(self._own) * self.chunk_frames, self.chunk_frames)
         length = len(rows) - starts[-1]
         return np.stack([rows[start : start + length] for start in starts])
 

@@ -1,9 +1,13 @@
-"""Simulated feature corpora, in the official npz layout: to try every program without anyone's data.
+"""Simulated clips: features and sound made by rule, to try every program without anyone's data.
 
-A clip's two modalities follow one slow latent path (speech), each seen through its own fixed random matrix, plus noise.
+A clip's two modalities follow one slow latent path (speech), each seen through its own fixed random matrix, plus noise;
+the matrices have a half in common, as encoders trained on both modalities bring them near each other.
 A fake breaks that bond: in a stretch of the clip the audio follows another path ("local"), or it runs late ("shifted"),
-or it belongs to another clip altogether ("swapped"). Fakes also bear the shortcut of the real data sets: their first
-audio frames are silence, the same vector in every clip.
+or it belongs to another clip altogether ("swapped").
+
+Fakes also bear the shortcut of the real data sets: their sound starts with a short digital silence, on average of
+27 ms, that of real clips with 1 ms. Its features are those of silence (one vector) and of speech, in the proportion of their
+lengths in each frame of 40 ms. Nothing else tells the classes apart, and nothing is said of any method's result.
 """
 
 import csv
@@ -13,29 +17,52 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int16
 
-from extract.schema import whole_file
+from extract.schema import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME, whole_file
 
 LATENT = 24  # dimensions of the path
+SHARED = 0.5  # correlation of the two modalities' matrices
 MEMORY = 0.8  # of the path, from one frame to the next
-SILENT_FRAMES = 2  # at the start of a fake: 80 ms
 SHIFT = 6  # frames that a shifted fake's audio runs late
 KINDS = ("local", "shifted", "swapped")
+SILENCE, SILENCE_SPREAD = 0.027, 0.003  # seconds before a fake's sound, mean and standard deviation
+SILENCE_OF_REAL = 0.001  # seconds, mean of an exponential distribution
+LOUDNESS = 0.05  # standard deviation of the sound; full scale = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Sizes of a simulated corpus."""
+    """What a simulated corpus is like."""
 
-    train: int = 40  # real clips
-    val: int = 10  # real clips
+    train: int = 40  # clips, all real unless `fakes`
+    val: int = 10
     test: int = 40  # half of them fake
+    fakes: bool = False  # half of the training and validation clips fake, too
+    kinds: tuple[str, ...] = KINDS
+    stretch: float = 1 / 3  # of a clip, in which the audio of a local fake follows another path
     frames: tuple[int, int] = (60, 140)  # shortest and longest clip
     width: int = 1024
     noise: float = 4.0  # standard deviation, against a signal of 1: hard enough that the poolings differ
-    silence: bool = True  # whether fakes start with the shortcut
+    silence: bool = True  # whether clips start with it
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatedClip:
+    """A clip as it would come out of the extraction, untrimmed."""
+
+    visual: Float[np.ndarray, "T D"]
+    audio: Float[np.ndarray, "T D"]
+    waveform: Int16[np.ndarray, " S"]  # noise at 16 kHz, 640 samples a frame
+    segments: tuple[tuple[float, float], ...]  # fake stretches, in seconds
+
+
+def clip_names(split: str, count: int, corpus: Corpus) -> list[tuple[str, str]]:
+    """(name, kind) of a split's clips: every other one a fake, of the kinds in turn."""
+    fakes = corpus.fakes or split == "test"
+    kinds = (corpus.kinds[index // 2 % len(corpus.kinds)] if fakes and index % 2 else "real" for index in range(count))
+    return [(f"{split}/c{index:03d}", kind) for index, kind in enumerate(kinds)]
 
 
 def simulate_corpus(root: str | os.PathLike, corpus: Corpus) -> None:
@@ -43,34 +70,56 @@ def simulate_corpus(root: str | os.PathLike, corpus: Corpus) -> None:
     for split, count in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test)):
         (Path(root) / split).mkdir(parents=True, exist_ok=True)
         rows = [("path", "label", "category", "identity")]
-        for index in range(count):
-            fake = split == "test" and index % 2
-            kind = KINDS[index // 2 % len(KINDS)] if fake else "real"
-            name = f"{split}/c{index:03d}"
-            visual, audio = simulate_clip(name, kind, corpus)
-            np.savez(Path(root) / f"{name}.npz", visual=visual, audio=audio)
-            rows.append((f"{name}.mp4", int(fake), kind, f"id{index:05d}"))
+        for index, (name, kind) in enumerate(clip_names(split, count, corpus)):
+            clip = simulate_clip(name, kind, corpus)
+            np.savez(Path(root) / f"{name}.npz", visual=clip.visual, audio=clip.audio)
+            rows.append((f"{name}.mp4", int(kind != "real"), kind, f"id{index:05d}"))
         with whole_file(Path(root) / f"{split}.csv") as temporary, temporary.open("w", newline="") as file:
             csv.writer(file).writerows(rows)
 
 
-def simulate_clip(name: str, kind: str, corpus: Corpus) -> tuple[Float[np.ndarray, "T D"], Float[np.ndarray, "T D"]]:
-    """Visual and audio features of one clip; the same for the same name, kind and corpus."""
+def simulate_clip(name: str, kind: str, corpus: Corpus) -> SimulatedClip:
+    """A clip; the same for the same name, kind and corpus."""
     rng = np.random.default_rng((corpus.seed, zlib.crc32(name.encode())))
     frames = int(rng.integers(*corpus.frames, endpoint=True))
     path = _path(frames + SHIFT, rng)
     seen, heard = path[SHIFT:], path[SHIFT:].copy()
+    start, stop = (0, frames) if kind in ("shifted", "swapped") else (frames // 4, 0)
     if kind == "local":
-        start, stop = frames // 4, frames // 4 + frames // 3
+        stop = start + max(round(corpus.stretch * frames), 1)
         heard[start:stop] = _path(stop - start, rng)
     elif kind == "shifted":
         heard = path[:-SHIFT]
     elif kind == "swapped":
         heard = _path(frames, rng)
     visual, audio = (_observed(latent, modality, corpus, rng) for modality, latent in enumerate((seen, heard)))
-    if corpus.silence and kind != "real":
-        audio[:SILENT_FRAMES] = np.random.default_rng((corpus.seed, 2)).standard_normal(corpus.width)
-    return visual, audio
+    silence = _silence(kind != "real", rng) if corpus.silence else 0.0
+    segments = () if kind == "real" else ((start / FRAME_RATE, stop / FRAME_RATE),)
+    return SimulatedClip(
+        visual=_standardised(visual),
+        audio=_standardised(_with_silence(audio, silence, corpus)),
+        waveform=_waveform(frames, silence, rng),
+        segments=segments,
+    )
+
+
+def _silence(fake: bool, rng: np.random.Generator) -> float:
+    """Seconds of a clip's leading silence, a whole number of samples."""
+    seconds = rng.normal(SILENCE, SILENCE_SPREAD) if fake else rng.exponential(SILENCE_OF_REAL)
+    return round(max(seconds, 0.0) * SAMPLE_RATE) / SAMPLE_RATE
+
+
+def _with_silence(audio: Float[np.ndarray, "T D"], seconds: float, corpus: Corpus) -> Float[np.ndarray, "T D"]:
+    """Features whose first frames are, in part, silence's."""
+    share = np.clip(seconds * FRAME_RATE - np.arange(len(audio)), 0, 1)[:, None]
+    silence = np.random.default_rng((corpus.seed, 2)).standard_normal(corpus.width) * audio.std()
+    return (1 - share) * audio + share * silence
+
+
+def _waveform(frames: int, silence: float, rng: np.random.Generator) -> Int16[np.ndarray, " S"]:
+    sound = rng.normal(0, LOUDNESS * 2**15, frames * SAMPLES_PER_FRAME).clip(-(2**15), 2**15 - 1)
+    sound[: round(silence * SAMPLE_RATE)] = 0
+    return sound.astype(np.int16)
 
 
 def _path(frames: int, rng: np.random.Generator) -> Float[np.ndarray, "T K"]:
@@ -85,12 +134,15 @@ def _path(frames: int, rng: np.random.Generator) -> Float[np.ndarray, "T K"]:
 def _observed(
     latent: Float[np.ndarray, "T K"], modality: int, corpus: Corpus, rng: np.random.Generator
 ) -> Float[np.ndarray, "T D"]:
-    """Features of a path: mixed by the modality's own matrix, noised, each frame of mean 0 and variance 1."""
-    fixed = np.random.default_rng((corpus.seed, modality))
-    mixing = fixed.standard_normal((LATENT, corpus.width)) / np.sqrt(LATENT)
-    features = latent @ mixing + corpus.noise * rng.standard_normal((len(latent), corpus.width))
-    return (_standardised(features)).astype(np.float32)
+    """A path mixed by the modality's own matrix, and noised."""
+    common, own = (
+        np.random.default_rng((corpus.seed, n)).standard_normal((LATENT, corpus.width)) for n in (3, modality)
+    )
+    mixing = (np.sqrt(SHARED) * common + np.sqrt(1 - SHARED) * own) / np.sqrt(LATENT)
+    return latent @ mixing + corpus.noise * rng.standard_normal((len(latent), corpus.width))
 
 
 def _standardised(features: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T D"]:
-    return (features - features.mean(axis=1, keepdims=True)) / features.std(axis=1, keepdims=True)
+    """Each frame of mean 0 and variance 1."""
+    features = (features - features.mean(axis=1, keepdims=True)) / features.std(axis=1, keepdims=True)
+    return features.astype(np.float32)

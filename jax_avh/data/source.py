@@ -4,15 +4,15 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int16
 
-from extract.schema import REAL, ClipMeta, InputError, ShardTable, list_shards, place, read_shard_table
+from extract.schema import FAKE, REAL, ClipMeta, InputError, ShardTable, list_shards, place, read_shard_table
 from extract.schema.files import AnyPath, Place
-from jax_avh.data.rows import rows_in_memory, rows_of_file
+from jax_avh.data.rows import Rows, rows_in_memory, rows_of_file
 
 SET_ATTRIBUTES = ("width", "weights_sha256", "trimmed")  # equal in all shards that belong together
 MODALITIES = ("visual", "audio")
@@ -25,7 +25,7 @@ class FeatureSource:
     path: Place
     shards: tuple[ShardTable, ...]
     members: tuple[tuple[int, int], ...]  # clip -> (shard, clip within the shard)
-    rows: Callable[[ShardTable, str, int, int], np.ndarray] = rows_of_file  # (shard, modality, first, last)
+    rows: Rows = rows_of_file
 
     @functools.cached_property
     def clips(self) -> list[ClipMeta]:
@@ -58,6 +58,11 @@ class FeatureSource:
         per_shard = [np.diff(shard.offset) for shard in self.shards]
         return np.array([per_shard[shard][clip] for shard, clip in self.members], dtype=np.int64)
 
+    @functools.cached_property
+    def labels(self) -> Int[np.ndarray, " N"]:
+        """0 real, 1 fake, -1 unknown, of each clip."""
+        return np.array([clip.label for clip in self.clips], dtype=np.int32)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the clips' features."""
@@ -69,16 +74,57 @@ class FeatureSource:
         start, stop = map(int, self.shards[shard].offset[index : index + 2])
         return self.rows(self.shards[shard], modality, start + first, stop if last is None else start + last)
 
+    def waveform(self, clip: int, first: int = 0, last: int | None = None) -> Int16[np.ndarray, " S"]:
+        """A clip's 16 kHz sound, full scale 32768: its samples first:last, or as many of them as there are.
+
+        By default all; only where `has("waveform")`.
+        """
+        shard, index = self.members[clip]
+        borders, _ = self.shards[shard].ragged["waveform"]
+        start, stop = map(int, borders[index : index + 2])
+        last = stop if last is None else min(start + last, stop)
+        return self.rows(self.shards[shard], "waveform", min(start + first, last), last)
+
+    def has(self, content: str) -> bool:
+        """Whether all shards hold an optional content: waveform, crops or multimodal."""
+        return self._first_without(content) is None
+
+    def check_has(self, content: str) -> None:
+        """Raises an InputError that names the first shard without an optional content, if there is one."""
+        if shard := self._first_without(content):
+            raise InputError(f"{shard.path}: its shards hold no {content}; extract them with --store={content}")
+
     def real(self) -> "FeatureSource":
         """The clips labelled real.
 
         Raises:
           InputError: there is none.
         """
-        members = [m for m, clip in zip(self.members, self.clips, strict=True) if clip.label == REAL]
+        return self._labelled(REAL)
+
+    def labelled(self) -> "FeatureSource":
+        """The clips labelled real or fake.
+
+        Raises:
+          InputError: there are none of either.
+        """
+        for label in (REAL, FAKE):
+            self._labelled(label)
+        return self._labelled(REAL, FAKE)
+
+    def sample(self, clips: int, seed: int) -> "FeatureSource":
+        """So many of the clips at most, drawn by the seed, in their own order."""
+        if clips >= len(self.members):
+            return self
+        drawn = np.sort(np.random.default_rng((seed, len(self.members))).permutation(len(self.members))[:clips])
+        return dataclasses.replace(self, members=tuple(self.members[clip] for clip in drawn))
+
+    def _labelled(self, *labels: int) -> "FeatureSource":
+        members = [member for member, label in zip(self.members, self.labels, strict=True) if label in labels]
         if not members:
+            kind = "real" if REAL in labels else "fake"
             raise InputError(
-                f"{self.path}: none of its {len(self.members)} clips is labelled real; training needs them"
+                f"{self.path}: none of its {len(self.members)} clips is labelled {kind}; training needs them"
             )
         return dataclasses.replace(self, members=tuple(members))
 
@@ -87,8 +133,8 @@ class FeatureSource:
         return dataclasses.replace(self, rows=rows_in_memory(self.shards))
 
     def fingerprint(self) -> str:
-        """Hash of which clips these are, how long, and what encoded them: equal for the same set at another place."""
-        known = [[clip.path, int(length)] for clip, length in zip(self.clips, self.lengths, strict=True)]
+        """Hash of the clips' names, labels and lengths, and of what encoded them: the same wherever the set lies."""
+        known = [[clip.path, clip.label, int(n)] for clip, n in zip(self.clips, self.lengths, strict=True)]
         made_by = [self.attributes.get(name) for name in SET_ATTRIBUTES]
         return hashlib.sha256(json.dumps([known, made_by, str(self.dtype)]).encode()).hexdigest()
 
@@ -100,6 +146,9 @@ class FeatureSource:
                 raise InputError(
                     f"{where}: the features of {self.clips[clip].path!r} hold NaN; extract this shard again"
                 )
+
+    def _first_without(self, content: str) -> ShardTable | None:
+        return next((shard for shard in self.shards if content not in {**shard.features, **shard.ragged}), None)
 
 
 def open_source(path: AnyPath) -> FeatureSource:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
-from extract.schema import offsets
+from extract.schema import UNKNOWN, offsets
 from jax_avh.data.source import FeatureSource
 from jax_avh.models.windows import PADDING
 
@@ -39,6 +39,11 @@ class FrameStream:
         for place, first, last in self._pieces(start, stop):
             places[first - start : last - start] = place
         return places
+
+    def labels(self, start: int, stop: int) -> Int[np.ndarray, " T"]:
+        """Label of the clip that each of the frames start:stop belongs to; UNKNOWN beyond the stream."""
+        places = self.places(start, stop)
+        return np.where(places == PADDING, UNKNOWN, self.source.labels[self.order[places]]).astype(np.int32)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """(place, first, last) of the clips that meet start:stop."""

@@ -1,94 +1,200 @@
-"""Score files -> metrics of every method and pooling, and a table of clips."""
+"""Score files side by side -> every number of `metrics.json`, and a sentence for all that could not be compared."""
 
-import csv
-import json
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float
 
-from extract.schema import InputError, caveat, whole_file
-from jax_avh.evaluation.metrics import detection_metrics
-from jax_avh.evaluation.pooling import POOLINGS
-from jax_avh.evaluation.scores import ScoreTable, open_scores
+from extract.schema import FAKE, REAL, ClipMeta, InputError, caveat
+from jax_avh.evaluation.bootstrap import bootstrap_intervals
+from jax_avh.evaluation.delong import delong_test
+from jax_avh.evaluation.localize import localisation
+from jax_avh.evaluation.metrics import METRICS, detection_metrics, worst_case
+from jax_avh.evaluation.pooling import pool_all
+from jax_avh.evaluation.results import Entry, Evaluation, as_named, named_entries
+from jax_avh.evaluation.scores import open_scores
 
-Metrics = dict[str, dict[str, dict[str, float | int | None]]]  # method -> pooling -> metric -> value
+RESAMPLES = 1000
+CONFIDENCE = 0.95
 
 
-def evaluate_scores(scores: Sequence[str | os.PathLike], output: str | os.PathLike) -> str:
-    """Evaluates score files side by side; writes `metrics.json` and `clips.csv`.
+def evaluate(
+    scores: Sequence[str | os.PathLike],
+    listed: Sequence[ClipMeta] = (),
+    failed: Sequence[str] = (),
+    thresholds: Mapping[str, float] | None = None,
+    resamples: int = RESAMPLES,
+    names: Sequence[str] | None = None,
+) -> Evaluation:
+    """Evaluates score files.
 
     Args:
-      scores: score files; two of one method are told apart by their files' names.
-      output: folder of the results.
-
-    Returns:
-      The metrics as a table to print.
+      scores: score files.
+      listed: clips that ought to be scored, for coverage.
+      failed: paths of those that could not be extracted.
+      thresholds: method -> clip score from which on a clip is called fake.
+      resamples: of the bootstrap.
+      names: of the score files' methods in the comparison; None = by their methods and weights.
 
     Raises:
-      InputError: a file is missing or damaged.
+      InputError: a file is missing or damaged, or two contradict each other.
     """
-    tables = _named([(Path(path), open_scores(path)) for path in scores])
-    labels = _labels(tables)
-    metrics = {name: _metrics(table) for name, table in tables.items()}
-    with whole_file(Path(output) / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-    with whole_file(Path(output) / "clips.csv") as temporary:
-        _write_clips(tables, labels, temporary)
-    caveats = [f"{name}: {text}" for name, table in tables.items() if (text := caveat(table.attributes))]
-    return "\n".join([format_metrics(metrics), *caveats])
+    tables = [(Path(path), open_scores(path)) for path in scores]
+    entries = named_entries(tables) if names is None else as_named(tables, names)
+    _check_labels(entries)
+    if unknown := (thresholds or {}).keys() - {entry.method for entry in entries}:
+        raise InputError(f"--threshold names {min(unknown)!r}, but the methods are {_names(entries)}")
+    rest = {"resamples": resamples, "confidence": CONFIDENCE, "warnings": list(_warnings(entries, listed))}
+    results = [result for entry in entries for result in _results(entry, thresholds or {}, resamples)]
+    found = [(entry, localisation(entry.table)) for entry in entries]
+    metrics = rest | {
+        "results": results,
+        "comparisons": [_comparison(one, other) for one, other in _pairs(entries)],
+        "coverage": [_coverage(entry, listed, set(failed)) for entry in entries if _shared(entry, listed)],
+        "localisation": [_key(entry) | values for entry, values in found if values],
+    }
+    return Evaluation(metrics, entries)
 
 
-def format_metrics(metrics: Metrics) -> str:
-    """A line a method and pooling; "undefined" where a class is absent."""
-    lines = [f"{'method':<20} {'pooling':<12} {'AUC':>9} {'AP':>9} {'real':>6} {'fake':>6}"]
-    for method, poolings in metrics.items():
-        for pooling, values in poolings.items():
-            auc, ap = ("undefined" if values[m] is None else f"{values[m]:.4f}" for m in ("auc", "ap"))
-            lines.append(f"{method:<20} {pooling:<12} {auc:>9} {ap:>9} {values['real']:>6} {values['fake']:>6}")
-    return "\n".join(lines)
+def _results(entry: Entry, thresholds: Mapping[str, float], resamples: int) -> Iterator[dict]:
+    """Numbers of the method's own clip score, by group; and of the other poolings of its frame scores."""
+    own = str(entry.table.attributes.get("pooling", "clip"))
+    given, method_own = thresholds.get(entry.method), entry.table.attributes.get("threshold")
+    threshold = given if given is not None else None if method_own is None else float(method_own)
+    rule = "equal error on these clips" if threshold is None else "the method's own" if given is None else "given"
+    for group, value, chosen in _groups(entry):
+        kind = {"pooling": own, "own": True, "group": group, "value": value, "threshold_rule": rule}
+        yield _key(entry) | kind | _numbers(entry, entry.score, chosen, threshold, resamples)
+    if entry.table.frame is None:
+        return
+    everything = np.ones(len(entry.clips), bool)
+    for pooling, score in pool_all(entry.table.frame, entry.table.offset).items():
+        kind = {"pooling": pooling, "own": False, "group": "all", "value": ""}
+        if pooling != own:
+            rule = {"threshold_rule": "equal error on these clips"}
+            yield _key(entry) | kind | rule | _numbers(entry, score, everything, None, resamples)
 
 
-def _named(tables: Sequence[tuple[Path, ScoreTable]]) -> dict[str, ScoreTable]:
-    """Score files by method, or by method@file where a method comes more than once."""
-    methods = [table.method for _, table in tables]
-    named = {}
-    for path, table in tables:
-        name = table.method if methods.count(table.method) == 1 else f"{table.method}@{path.stem}"
-        if name in named:
-            raise InputError(f"{path}: a second score file of that name and method; rename one")
-        named[name] = table
-    return named
+def _numbers(
+    entry: Entry,
+    score: Float[np.ndarray, " N"],
+    chosen: Bool[np.ndarray, " N"],
+    threshold: float | None,
+    resamples: int,
+) -> dict:
+    """Metrics of some of the clips, with intervals."""
+    label, score = entry.label[chosen], score[chosen]
+    values = detection_metrics(label, score, threshold)
+    intervals = bootstrap_intervals(label, score, threshold, resamples)
+    return {
+        "real": values["real"],
+        "fake": values["fake"],
+        "threshold": values["threshold"],
+        "metrics": {name: values[name] for name in METRICS},
+        "intervals": {name: interval and list(interval) for name, interval in intervals.items()},
+    }
 
 
-def _metrics(table: ScoreTable) -> dict[str, dict[str, float | int | None]]:
-    label = np.array([clip.label for clip in table.clips])
-    return {name: detection_metrics(label, pool(table.frame, table.offset)) for name, pool in POOLINGS.items()}
+def _groups(entry: Entry) -> Iterator[tuple[str, str, Bool[np.ndarray, " N"]]]:
+    """(group, its value, clips): all; the fakes of each category against all real clips; each split."""
+    label = entry.label
+    category, split = (np.array([getattr(clip, name) for clip in entry.clips]) for name in ("category", "split"))
+    yield "all", "", np.ones(len(label), bool)
+    categories, splits = np.unique(category[label == FAKE]), np.unique(split)
+    for value in categories.tolist() if len(categories) > 1 else ():
+        yield "category", value, (label == REAL) | ((label == FAKE) & (category == value))
+    for value in splits.tolist() if len(splits) > 1 else ():
+        yield "split", value, split == value
 
 
-def _labels(tables: dict[str, ScoreTable]) -> dict[str, int]:
-    """Label of every clip of any file; files that disagree are refused."""
-    labels: dict[str, int] = {}
-    for name, table in tables.items():
-        for clip in table.clips:
-            if labels.setdefault(clip.path, clip.label) != clip.label:
-                raise InputError(
-                    f"{name}: clip {clip.path!r} has label {clip.label}, in another file {labels[clip.path]}"
-                )
-    return labels
+def _pairs(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Entry]]:
+    """Methods that scored the same data set in the same state."""
+    for one, other in itertools.combinations(entries, 2):
+        if (one.dataset, one.trimmed) == (other.dataset, other.trimmed):
+            yield one, other
 
 
-def _write_clips(tables: dict[str, ScoreTable], labels: dict[str, int], path: Path) -> None:
-    """A row a clip of any file; an empty field where a method has not scored it."""
-    columns = {}
-    for name, table in tables.items():
-        paths = [clip.path for clip in table.clips]
-        for pooling, pool in POOLINGS.items():
-            title = pooling if len(tables) == 1 else f"{name}/{pooling}"
-            columns[title] = dict(zip(paths, pool(table.frame, table.offset).tolist(), strict=True))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", *columns])
-        for clip, label in labels.items():
-            writer.writerow([clip, label, *(column.get(clip, "") for column in columns.values())])
+def _comparison(one: Entry, other: Entry) -> dict:
+    """The difference of two methods' AUCs on the clips that both scored, and whether it may be chance."""
+    places = [{clip.path: n for n, clip in enumerate(entry.clips)} for entry in (one, other)]
+    common = [path for path in places[0] if path in places[1]]
+    mine, theirs = ([place[path] for path in common] for place in places)
+    label = one.label[mine] if common else np.zeros(0, np.int64)
+    test = delong_test(label, one.score[mine], other.score[theirs]) if common else None
+    key = {"dataset": one.dataset, "trimmed": one.trimmed, "one": one.method, "other": other.method}
+    return key | {
+        "clips": len(common),
+        "difference": test and float(test.difference),
+        "interval": test and [float(test.low), float(test.high)],
+        "p_value": test and float(test.p_value),
+    }
+
+
+def _coverage(entry: Entry, listed: Sequence[ClipMeta], failed: set[str]) -> dict:
+    """How many clips of the list were scored, and the AUC if every other one had got the worst score."""
+    place = {clip.path: n for n, clip in enumerate(entry.clips)}
+    scored = [place[clip.path] for clip in listed if clip.path in place]
+    absent = [clip for clip in listed if clip.path not in place]
+    lost = sum(clip.path in failed for clip in absent)
+    label, score = entry.label[scored], entry.score[scored]
+    worst = worst_case(label, score, np.array([clip.label for clip in absent], dtype=np.int64))
+    return _key(entry) | {
+        "listed": len(listed),
+        "scored": len(scored),
+        "failed": lost,
+        "missing": len(absent) - lost,
+        "auc": detection_metrics(label, score)["auc"],
+        "worst_case_auc": worst["auc"],
+        "worst_case_ap": worst["ap"],
+    }
+
+
+def _warnings(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> Iterator[str]:
+    """What the reader must know beside the numbers."""
+    for entry in entries:
+        name, label = entry.title, entry.label
+        if note := caveat(entry.table.attributes):
+            yield f"{name}: {note}."
+        if unknown := int((~np.isin(label, (REAL, FAKE))).sum()):
+            yield f"{name}: {unknown} of {len(label)} clips have no label and are left out of all metrics."
+        for kind, value in (("real", REAL), ("fake", FAKE)):
+            if not (label == value).any():
+                yield f"{name}: no clip is labelled {kind}, so what compares both is undefined."
+        if listed and not _shared(entry, listed):
+            yield f"{name}: none of its clips is in the list, so there is no coverage of it."
+        elif listed and (others := len(entry.clips) - _shared(entry, listed)):
+            yield f"{name}: {others} of its clips are not in the list; coverage leaves them out."
+    for one, other in _pairs(entries):
+        mine, theirs = ({clip.path for clip in entry.clips} for entry in (one, other))
+        if mine != theirs:
+            yield (
+                f"{one.title} and {other.title} scored different clips: {len(mine & theirs)} in common, "
+                f"{len(mine - theirs)} and {len(theirs - mine)} of one alone; each is evaluated on its own, "
+                "and they are compared on those in common."
+            )
+
+
+def _check_labels(entries: Sequence[Entry]) -> None:
+    """Refuses files that contradict each other."""
+    known: dict[tuple[str, str], tuple[int, str]] = {}
+    for entry in entries:
+        for clip in entry.clips:
+            label, title = known.setdefault((entry.dataset, clip.path), (clip.label, entry.title))
+            if label != clip.label:
+                raise InputError(f"clip {clip.path!r} has label {clip.label} in {entry.title}, but {label} in {title}")
+
+
+def _shared(entry: Entry, listed: Sequence[ClipMeta]) -> int:
+    paths = {clip.path for clip in entry.clips}
+    return sum(clip.path in paths for clip in listed)
+
+
+def _key(entry: Entry) -> dict:
+    return {"dataset": entry.dataset, "method": entry.method, "trimmed": entry.trimmed}
+
+
+def _names(entries: Sequence[Entry]) -> str:
+    return ", ".join(dict.fromkeys(entry.method for entry in entries))

@@ -30,7 +30,7 @@ class ScoreTable:
     method: str
     clips: tuple[ClipMeta, ...]
     offset: Int64[np.ndarray, "borders"]  # clip n is scores offset[n]:offset[n+1]
-    frame: Float[np.ndarray, " F"]  # float32
+    frame: Float[np.ndarray, " F"] | None  # float32; None = a method without frame scores
     clip: Float[np.ndarray, " N"]  # float32, the method's own clip score
     attributes: dict[str, object]  # weights, features, encoder, ...
 
@@ -41,7 +41,8 @@ def write_scores(table: ScoreTable, path: str | os.PathLike) -> None:
         fixed = {"format": FORMAT, "version": VERSION, "frame_rate": FRAME_RATE, "method": table.method}
         file.attrs.update(table.attributes | fixed)
         write_clip_table(file, table.clips, table.offset)
-        file["score"] = table.frame.astype(np.float32)
+        if table.frame is not None:
+            file["score"] = table.frame.astype(np.float32)
         file["clips/score"] = table.clip.astype(np.float32)
 
 
@@ -55,8 +56,9 @@ def open_scores(path: str | os.PathLike) -> ScoreTable:
     with reading(path) as file:
         check_format(file, path, FORMAT, VERSION)
         clips, offset = read_clip_table(file)
-        frame, clip = file["score"][:], file["clips/score"][:]
+        frame, clip = file["score"][:] if "score" in file else None, file["clips/score"][:]
         attributes = dict(file.attrs)
-    if frame.shape != (offset[-1],) or clip.shape != (len(clips),) or not np.isfinite(frame).all():
+    shapes = [(clip, (len(clips),))] + ([] if frame is None else [(frame, (offset[-1],))])
+    if not all(scores.shape == shape and np.isfinite(scores).all() for scores, shape in shapes):
         raise InputError(f"{path}: its scores do not fit its clips, or are not finite; score the features again")
     return ScoreTable(str(attributes.get("method")), clips, offset, frame, clip, attributes)

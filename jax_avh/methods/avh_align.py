@@ -6,13 +6,11 @@ Source: AVH-Align, section 4.
 from jaxtyping import Array, Float
 
 from jax_avh.config import ModelConfig
-from jax_avh.models import AlignmentNetwork, FrameBatch, window_scores, windowed_softmax_loss
-
-NAME = "avh_align"
-CLIP_POOLING = "logsumexp"  # of the frame scores: the method's own clip score
+from jax_avh.methods.interface import FrameMethod, PairScorer, Training
+from jax_avh.models import FrameBatch, FrameNetwork, window_scores, windowed_softmax_loss
 
 
-def frame_losses(network: AlignmentNetwork, batch: FrameBatch, config: ModelConfig) -> Float[Array, " T"]:
+def frame_losses(network: FrameNetwork, batch: FrameBatch, config: ModelConfig) -> Float[Array, " T"]:
     """Windowed softmax loss of every visual frame.
 
     Args:
@@ -26,8 +24,19 @@ def frame_losses(network: AlignmentNetwork, batch: FrameBatch, config: ModelConf
     return windowed_softmax_loss(*window_scores(network, batch, config.boundary))
 
 
-def frame_scores(
-    network: AlignmentNetwork, visual: Float[Array, "*T D"], audio: Float[Array, "*T D"]
-) -> Float[Array, "*T"]:
+def outputs(score: PairScorer, batch: FrameBatch) -> Float[Array, "T 1"]:
     """Fakeness of each frame: minus the score of its own pair."""
-    return -network(visual, audio)
+    return -score(batch.visual, batch.audio)[:, None]
+
+
+METHOD = FrameMethod(
+    "avh_align",
+    outputs,
+    pooling="logsumexp",
+    training=Training(
+        real_only=True,
+        whole_clips=False,
+        frame_values=frame_losses,
+        loss=lambda losses, clip, label, weight: (losses * weight.astype(losses.dtype)).sum(),
+    ),
+)

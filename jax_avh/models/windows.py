@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_avh.models.alignment import AlignmentNetwork
+from jax_avh.models.network import FrameNetwork
 
 # Of the hidden layers, the backward pass keeps the matrix products; what lies between them is cheaper to compute anew
 # than to store and to fetch.
@@ -31,15 +31,16 @@ class FrameBatch(NamedTuple):
     audio: Float[Array, "L D"]
     clip: Int[Array, " L"]  # clip number of each audio frame; visual frame t has that of audio frame t + tau
     weight: Float[Array, " T"]  # 1 = a frame that counts, 0 = padding
+    label: Int[Array, " T"]  # of the visual frame's clip
 
 
 def window_scores(
-    network: AlignmentNetwork, batch: FrameBatch, boundary: str = "zeros", form: str | None = None
+    network: FrameNetwork, batch: FrameBatch, boundary: str = "zeros", form: str | None = None
 ) -> tuple[Float[Array, "T W"], Bool[Array, "T W"]]:
     """Scores every pair of the window, each frame projected once.
 
     Args:
-      network: the alignment network.
+      network: of both modalities.
       batch: frames of the stream.
       boundary: audio frames outside the clip are "zeros": zero vectors that compete; or "mask": left out.
       form: "loop" over the offsets, one at a time, which stays in a CPU's cache; or one "block" of all, few large
@@ -50,8 +51,8 @@ def window_scores(
     """
     frames, window = batch.visual.shape[0], batch.audio.shape[0] - batch.visual.shape[0] + 1
     inside = same_clip(batch.clip, frames)
-    shares = network.project_visual(batch.visual), network.project_audio(batch.audio)
-    zeros = network.project_audio(jnp.zeros_like(batch.audio[:1]))  # a zero vector's share: biases alone
+    shares = network.share("visual", batch.visual), network.share("audio", batch.audio)
+    zeros = network.share("audio", jnp.zeros_like(batch.audio[:1]))  # a zero vector's share: biases alone
     mean_square = jnp.where(inside, mean_squares(*shares), jnp.mean(jnp.square(shares[0] + zeros), axis=1)[:, None])
     visual, audio, zeros = map(network.weigh, (*shares, zeros))
 

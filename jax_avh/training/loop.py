@@ -11,21 +11,22 @@ from flax import nnx
 
 from extract.schema import InputError, caveat
 from jax_avh.config import Config, check_config
-from jax_avh.data import open_source
+from jax_avh.data import frame_stream
+from jax_avh.data.batches import Plan
 from jax_avh.models import BEST_WEIGHTS, parameter_table, save_weights
 from jax_avh.training.checkpoint import Checkpoints
 from jax_avh.training.log import MetricsLog, Profiler
 from jax_avh.training.meter import Meter
 from jax_avh.training.placement import Feed, place_features
 from jax_avh.training.preemption import Preempted, Preemption
-from jax_avh.training.setup import check_fit, initial_network
+from jax_avh.training.setup import check_fit, initial_network, open_sources, origin
 from jax_avh.training.sharding import make_mesh, put_copies
 from jax_avh.training.state import Progress, Trainer, init_state
 from jax_avh.training.workdir import adopt, write_result
 
 
 def train(config: Config, workdir: str | Path, profile: bool = False) -> Progress:
-    """Trains an alignment network on the real clips of a folder of shards; goes on where a stopped run was.
+    """Trains a method's network on a folder of shards; goes on where a stopped run was.
 
     Args:
       config: the run's settings.
@@ -62,7 +63,7 @@ class Run:
     def __init__(self, config: Config, workdir: Path, preemption: Preemption, profile: bool = False):
         self.config, self.workdir, self.preemption = config, workdir, preemption
         self.lead = jax.process_index() == 0  # the process that prints and writes
-        train_source, val_source = (open_source(p).real() for p in (config.data.train, config.data.val))
+        train_source, val_source = open_sources(config)
         network, self.mesh = initial_network(config, train_source.width), make_mesh()
         check_fit(config, network.width, self.mesh.size, train_source, val_source)
         self.train_feed, self.val_feed, self.placement = place_features(config, self.mesh, train_source, val_source)
@@ -86,7 +87,7 @@ class Run:
             return
         started = time.perf_counter()
         train_loss = self._evaluate(self.train_feed, "epoch 0, train")
-        speed = self.train_feed.frames / (time.perf_counter() - started)
+        speed = self.train_feed.source.lengths.sum() / (time.perf_counter() - started)
         val_loss = self._evaluate(self.val_feed, "epoch 0, val")
         self.progress = dataclasses.replace(self.progress, epoch=0)
         self._report(train_loss, val_loss, speed)
@@ -100,7 +101,8 @@ class Run:
         self.progress = self.progress.after_epoch(val_loss, self.config)
         self._report(train_loss, val_loss, speed, rate)
         if val_loss < best and self.lead:
-            save_weights(nnx.merge(self.trainer.graph, self.state.params), self.workdir / BEST_WEIGHTS)
+            notes = origin(self.config, self.train_feed.source)
+            save_weights(nnx.merge(self.trainer.graph, self.state.params), self.workdir / BEST_WEIGHTS, notes)
         # Last: what a checkpoint says was done has been done, and what it does not say is done again.
         self._save(val_loss)
 
@@ -124,26 +126,26 @@ class Run:
         self.checkpoints.close()
 
     def _train_epoch(self) -> tuple[float, float]:
-        """Runs the steps that are left of an epoch; its mean frame loss, and frames per second."""
+        """Runs the steps that are left of an epoch; its mean loss, and frames per second."""
         feed, first, every = self.train_feed, self.progress.step, self.config.train.checkpoint_steps
         seed = (self.config.seed, self.progress.epoch) if self.config.data.shuffle else None
         rate, started = np.asarray(self.progress.learning_rate, self.dtype), time.perf_counter()
-        before = first
-        with self._meter(feed, f"epoch {self.progress.epoch + 1}", first) as meter:
+        plan, before = self._plan(feed, seed), first
+        with Meter(f"epoch {self.progress.epoch + 1}", plan, first, self.lead) as meter:
             for done, segment in feed.segments(seed, first):
                 self.state, losses = self.trainer.train(self.state, segment, rate)
                 meter.add(losses)
                 self.profiler.segment(losses)
                 due, stop = done // every > before // every, self.preemption.reached()
-                before = done
-                if stop or due or done == feed.steps:
+                before, last = done, done == len(plan.items)
+                if stop or due or last:
                     self._advance(done, meter.take())
                 if stop:
                     raise Preempted
-                if due and done < feed.steps:
+                if due and not last:
                     self._save()
-        frames = feed.frames - first * self.config.data.batch_frames
-        return self.progress.loss_sum / feed.frames, max(frames, 0) / (time.perf_counter() - started)
+        frames = int(plan.border[-1] - plan.border[first])
+        return self.progress.loss_sum / plan.items.sum(), frames / (time.perf_counter() - started)
 
     def _advance(self, step: int, loss_sum: float) -> None:
         """Counts steps as done, with the sum of their losses."""
@@ -155,20 +157,22 @@ class Run:
         self.progress = dataclasses.replace(self.progress, step=step, loss_sum=total)
 
     def _evaluate(self, feed: Feed, title: str) -> float:
-        """Mean frame loss of a source, in its own order."""
-        with self._meter(feed, title) as meter:
+        """Mean loss of a source, of its frames or its clips, in its own order."""
+        plan = self._plan(feed, None)
+        with Meter(title, plan, shown=self.lead) as meter:
             for _, segment in feed.segments(None):
                 meter.add(self.trainer.losses(self.state.params, segment))
                 if self.preemption.reached():
                     raise Preempted
-            mean = meter.take() / feed.frames
+            mean = meter.take() / plan.items.sum()
         if not math.isfinite(mean):
             feed.source.check_finite()
             raise InputError(f"the loss on {feed.source.path} is {mean}; the weights hold NaN or infinity")
         return mean
 
-    def _meter(self, feed: Feed, title: str, first: int = 0) -> Meter:
-        return Meter(title, feed.frames, self.config.data.batch_frames, first, shown=self.lead)
+    @staticmethod
+    def _plan(feed: Feed, seed: tuple[int, int] | None) -> Plan:
+        return feed.batching.plan(frame_stream(feed.source, seed))
 
     def _report(self, train_loss: float, val_loss: float, speed: float, rate: float | None = None) -> None:
         metrics = {
@@ -187,5 +191,6 @@ class Run:
             print(*lines, sep="\n", flush=True)
 
     def _save(self, val_loss: float | None = None) -> None:
-        number = self.progress.epoch * (self.train_feed.steps + 1) + self.progress.step
+        frames = int(self.train_feed.source.lengths.sum())  # an epoch has fewer steps, however it is cut
+        number = self.progress.epoch * (frames + 1) + self.progress.step
         self.checkpoints.save(number, self.state, self.progress, val_loss)

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import tqdm
 
+from jax_avh.data.batches import Plan
+
 AHEAD = 2  # segments handed to the devices before the losses of an earlier one are fetched
 
 
@@ -16,14 +18,13 @@ class Meter:
     The bar shows frames a second and the time left of the steps whose losses have come, and the latest loss.
     """
 
-    def __init__(self, title: str, frames: int, batch_frames: int, first: int = 0, shown: bool = True):
-        self._frames, self._batch_frames, self._done = frames, batch_frames, first
-        self._steps = -(-frames // batch_frames)
+    def __init__(self, title: str, plan: Plan, first: int = 0, shown: bool = True):
+        self._plan, self._done = plan, first
         self._pending, self._sums = collections.deque(), []
         self._bar = tqdm.tqdm(
             desc=title,
-            total=frames,
-            initial=first * batch_frames,
+            total=int(plan.border[-1]),
+            initial=int(plan.border[first]),
             unit=" frames",
             unit_scale=True,
             leave=False,
@@ -52,10 +53,7 @@ class Meter:
     def _fetch(self) -> None:
         losses = np.asarray(self._pending.popleft(), np.float64)
         self._sums += losses.tolist()
-        before, self._done = self._done * self._batch_frames, self._done + len(losses)
-        after = min(self._done * self._batch_frames, self._frames)
-        last = self._frames - (self._done - 1) * self._batch_frames
-        self._bar.set_postfix_str(
-            f"step {self._done}/{self._steps}, loss {losses[-1] / min(last, self._batch_frames):.4f}", refresh=False
-        )
-        self._bar.update(after - before)
+        before, self._done = self._done, self._done + len(losses)
+        latest = losses[-1] / self._plan.items[self._done - 1]
+        self._bar.set_postfix_str(f"step {self._done}/{len(self._plan.items)}, loss {latest:.4f}", refresh=False)
+        self._bar.update(int(self._plan.border[self._done] - self._plan.border[before]))

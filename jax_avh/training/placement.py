@@ -9,8 +9,10 @@ from jax.sharding import Mesh
 
 from extract.schema import InputError
 from jax_avh.config import Config
-from jax_avh.data import FeatureSource
+from jax_avh.data import Batching, FeatureSource
+from jax_avh.methods import METHODS
 from jax_avh.training.resident import Resident
+from jax_avh.training.state import halo
 from jax_avh.training.streamed import Streamed
 
 Feed = Streamed | Resident  # the steps of a source, wherever its features are
@@ -45,7 +47,9 @@ def place_features(config: Config, mesh: Mesh, train: FeatureSource, val: Featur
     """
     size = Size(train.nbytes + val.nbytes, train.local and val.local, len(train.shards) + len(val.shards))
     placement, reason = choose(config.data.placement, size, measure(mesh))
-    layout = config.data.batch_frames, config.model.tau, mesh
+    learns = METHODS[config.method.name].training
+    batching = Batching(config.data.batch_frames, learns.whole_clips, config.data.batch_clips)
+    layout = batching, halo(config), mesh
     if placement == "device":
         feeds = [Resident(source, *layout, config.train.checkpoint_steps) for source in (train, val)]
     else:

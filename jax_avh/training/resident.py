@@ -15,7 +15,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from extract.schema import offsets
-from jax_avh.data import FeatureSource, FrameStream, frame_stream
+from jax_avh.data import Batching, FeatureSource, FrameStream, frame_stream
+from jax_avh.data.batches import Plan
+from jax_avh.data.source import MODALITIES
 from jax_avh.models import FrameBatch
 from jax_avh.models.windows import PADDING
 from jax_avh.training.sharding import DATA_AXIS, by_device, on_own_part, put_copies
@@ -25,8 +27,8 @@ SEGMENT_STEPS = 100  # steps of one compiled loop: seconds at most between two l
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["visual", "audio", "row", "place", "first"],
-    meta_fields=["steps", "frames", "layout", "mesh"],
+    data_fields=["visual", "audio", "row", "place", "label", "border"],
+    meta_fields=["steps", "layout", "mesh"],
 )
 @dataclasses.dataclass(frozen=True)
 class ResidentSegment:
@@ -36,33 +38,34 @@ class ResidentSegment:
     audio: Float[Array, "F D"]
     row: Int[Array, " S"]  # of the features, for each frame of the stream and the padding around; -1 = none
     place: Int[Array, " S"]  # of its clip in the stream
-    first: Int[Array, ""]  # step
+    label: Int[Array, " S"]
+    border: Int[Array, " borders"]  # of its batches in the stream
     steps: int
-    frames: int  # of the stream
-    layout: tuple[int, int, int]  # frames of a batch, of a chunk, of the halo
+    layout: tuple[int, int]  # frames of a chunk, of the halo
     mesh: Mesh
 
     def batch(self, index: Int[Array, ""]) -> FrameBatch:
         """The batch of a step, a chunk for each device."""
-        batch_frames, size, tau = self.layout
+        size, tau = self.layout
 
-        def own_chunk(stream: tuple[Array, Array, Array], part: tuple[Array, Array]) -> FrameBatch:
-            row, place, start = stream
+        def own_chunk(stream: tuple[Array, ...], part: tuple[Array, Array]) -> FrameBatch:
+            row, place, label, start, end = stream
             rows, own = self._chunks(row, start), jax.lax.axis_index(DATA_AXIS)
             # One device has each row, all others zeros, so their sum is the row, bit for bit.
             found = jnp.concatenate([_own_rows(rows[:, tau : tau + size], part[0]), _own_rows(rows, part[1])], axis=1)
             features = jax.lax.psum_scatter(found, DATA_AXIS, tiled=True)
-            frame = start + own * size + jnp.arange(size)
-            counted = frame < jnp.minimum(start + batch_frames, self.frames)
-            clip = self._chunks(place, start)[own]
-            return FrameBatch(features[:, :size], features[:, size:], clip[None], counted.astype(jnp.float32)[None])
+            weight = (start + own * size + jnp.arange(size) < end).astype(jnp.float32)
+            clip, label = (self._chunks(values, start)[own] for values in (place, label))
+            return FrameBatch(
+                features[:, :size], features[:, size:], clip[None], weight[None], label[None, tau : tau + size]
+            )
 
-        stream = self.row, self.place, (self.first + index) * batch_frames
+        stream = self.row, self.place, self.label, self.border[index], self.border[index + 1]
         return on_own_part(self.mesh, own_chunk)(stream, (self.visual, self.audio))
 
     def _chunks(self, stream: Int[Array, " S"], start: Int[Array, ""]) -> Int[Array, "C L"]:
         """A batch's part of the stream in chunks, each with its halo."""
-        _, size, tau = self.layout
+        size, tau = self.layout
         part = jax.lax.dynamic_slice_in_dim(stream, start, self.mesh.size * size + 2 * tau)
         starts = range(0, self.mesh.size * size, size)
         return jnp.stack([part[begin : begin + size + 2 * tau] for begin in starts])
@@ -78,35 +81,34 @@ def _own_rows(row: Int[Array, "C T"], part: Float[Array, "F D"]) -> Float[Array,
 class Resident:
     """A source's steps, many at a time."""
 
-    def __init__(self, source: FeatureSource, batch_frames: int, tau: int, mesh: Mesh, segment_steps: int):
-        self.source, self.mesh, self.batch_frames, self.tau = source, mesh, batch_frames, tau
-        self.frames = int(source.lengths.sum())
-        assert self.frames < 2**31  # frames are numbered by int32
-        self.steps = -(-self.frames // batch_frames)
+    def __init__(self, source: FeatureSource, batching: Batching, tau: int, mesh: Mesh, segment_steps: int):
+        self.source, self.batching, self.mesh, self.tau = source, batching, mesh, tau
+        assert source.lengths.sum() < 2**31  # frames are numbered by int32
         self.segment_steps = min(segment_steps, SEGMENT_STEPS)
-        self.visual, self.audio = (_on_devices(frame_stream(source), name, mesh) for name in ("visual", "audio"))
+        self.visual, self.audio = (_on_devices(frame_stream(source), name, mesh) for name in MODALITIES)
 
     def segments(self, shuffle_seed: tuple[int, int] | None, first: int = 0) -> Iterator[tuple[int, ResidentSegment]]:
         """(steps done after it, segment) from step `first` of a pass on; ends at the same steps, wherever it starts."""
-        size = -(-self.batch_frames // self.mesh.size)
-        row, place = put_copies(self.mesh, self._index(frame_stream(self.source, shuffle_seed), size))
-        layout = (self.batch_frames, size, self.tau)
-        while first < self.steps:
-            done = min(first - first % self.segment_steps + self.segment_steps, self.steps)
-            start = put_copies(self.mesh, np.int32(first))
-            features = self.visual, self.audio, row, place
-            yield done, ResidentSegment(*features, start, done - first, self.frames, layout, self.mesh)
+        stream = frame_stream(self.source, shuffle_seed)
+        plan, steps = self.batching.plan(stream), self.segment_steps
+        layout = (-(-plan.room // self.mesh.size), self.tau)
+        arrays = self.visual, self.audio, *put_copies(self.mesh, self._index(stream, plan, layout[0]))
+        while first < len(plan.items):
+            done = min(first - first % steps + steps, len(plan.items))
+            if self.batching.whole_clips and done - first < steps:
+                done = first + 1  # the number of steps changes with the order: no new program for each
+            border = put_copies(self.mesh, plan.border[first : done + 1].astype(np.int32))
+            yield done, ResidentSegment(*arrays, border, done - first, layout, self.mesh)
             first = done
 
-    def _index(self, stream: FrameStream, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row and place of every frame of a stream, and of the padding that the first and the last batch reach."""
+    def _index(self, stream: FrameStream, plan: Plan, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row, place and label of every frame of a stream, and of the padding that the batches reach on both sides."""
         lengths = self.source.lengths[stream.order]
         begin = offsets(self.source.lengths)[stream.order]  # row of each clip's first frame
         row = np.arange(stream.frames) + np.repeat(begin - stream.border[:-1], lengths)
-        place = np.repeat(np.arange(len(lengths)), lengths)
-        end = (self.steps - 1) * self.batch_frames + self.mesh.size * size + self.tau
-        padding = self.tau, end - self.frames
-        return tuple(np.pad(x, padding, constant_values=PADDING).astype(np.int32) for x in (row, place))
+        reach = plan.border[-2] + self.mesh.size * size + self.tau - stream.frames
+        index = row, stream.places(0, stream.frames), stream.labels(0, stream.frames)
+        return tuple(np.pad(x, (self.tau, reach), constant_values=PADDING).astype(np.int32) for x in index)
 
 
 def _on_devices(stream: FrameStream, modality: str, mesh: Mesh) -> Float[Array, "F D"]:

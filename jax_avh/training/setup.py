@@ -5,12 +5,31 @@ from flax import nnx
 
 from extract.schema import InputError
 from jax_avh.config import Config
-from jax_avh.data import FeatureSource
+from jax_avh.data import FeatureSource, open_source
 from jax_avh.data.source import SET_ATTRIBUTES
-from jax_avh.models import AlignmentNetwork, load_weights
+from jax_avh.methods import METHODS
+from jax_avh.models import HEADS, FrameNetwork, load_weights
 
 
-def initial_network(config: Config, width: int) -> AlignmentNetwork:
+def open_sources(config: Config) -> tuple[FeatureSource, FeatureSource]:
+    """The clips to train on, and to validate on.
+
+    Raises:
+      InputError: there are none.
+    """
+    real_only = METHODS[config.method.name].training.real_only
+    train, val = (open_source(path) for path in (config.data.train, config.data.val))
+    train, val = (source.real() if real_only else source.labelled() for source in (train, val))
+    return (train.sample(config.data.train_clips, config.seed) if config.data.train_clips else train), val
+
+
+def origin(config: Config, source: FeatureSource) -> dict[str, str]:
+    """What trained weights say of themselves."""
+    known = {name: str(source.attributes[name]) for name in SET_ATTRIBUTES if name in source.attributes}
+    return {"method": config.method.name} | known
+
+
+def initial_network(config: Config, width: int) -> FrameNetwork:
     """The network before training: of a file, or drawn from the seed.
 
     Raises:
@@ -18,9 +37,18 @@ def initial_network(config: Config, width: int) -> AlignmentNetwork:
     """
     if config.train.precision == "float64" and not jax.config.jax_enable_x64:
         raise InputError("--config.train.precision=float64 needs JAX_ENABLE_X64=1 in the environment")
-    if config.init:
-        return load_weights(config.init, config.train.precision)
-    return AlignmentNetwork(width, rngs=nnx.Rngs(config.seed), precision=config.train.precision)
+    method, model = config.method, config.model
+    if not config.init:
+        kind = {"modality": method.modality, "normalised": model.normalise, "precision": config.train.precision}
+        return HEADS[method.head](width, rngs=nnx.Rngs(config.seed), **kind)
+    network = load_weights(config.init, config.train.precision)
+    wanted = method.head, method.modality, model.normalise
+    if (network.head, network.modality, network.normalised) != wanted:
+        raise InputError(
+            f"{config.init}: weights of another kind than asked for ({network.head} of {network.modality}"
+            f"{'' if network.normalised else ', not normalised'})"
+        )
+    return network
 
 
 def check_fit(config: Config, width: int, devices: int, train: FeatureSource, val: FeatureSource) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jax_avh.data import FeatureSource, FrameBatches, frame_stream, prefetched
+from jax_avh.data import Batching, FeatureSource, FrameBatches, frame_stream, prefetched
 from jax_avh.models import FrameBatch
 from jax_avh.training.sharding import own_devices, put_parts
 
@@ -27,14 +27,13 @@ class StreamedSegment(NamedTuple):
 class Streamed:
     """A source's steps, a batch at a time, read ahead in the background."""
 
-    def __init__(self, source: FeatureSource, batch_frames: int, tau: int, mesh: Mesh):
-        self.source, self.mesh = source, mesh
-        self.frames = int(source.lengths.sum())
-        self.steps = -(-self.frames // batch_frames)
-        self._layout = {"batch_frames": batch_frames, "tau": tau, "chunks": mesh.size, "own": own_devices(mesh)}
+    def __init__(self, source: FeatureSource, batching: Batching, tau: int, mesh: Mesh):
+        self.source, self.batching, self.mesh = source, batching, mesh
+        self._layout = {"tau": tau, "chunks": mesh.size, "own": own_devices(mesh)}
 
     def segments(self, shuffle_seed: tuple[int, int] | None, first: int = 0) -> Iterator[tuple[int, StreamedSegment]]:
         """(steps done after it, segment) from step `first` of a pass on."""
-        batches = FrameBatches(frame_stream(self.source, shuffle_seed), **self._layout)
+        stream = frame_stream(self.source, shuffle_seed)
+        batches = FrameBatches(stream, self.batching.plan(stream), **self._layout)
         for done, batch in enumerate(prefetched(batches, first), start=first + 1):
             yield done, StreamedSegment(put_parts(self.mesh, batch))

@@ -8,10 +8,9 @@ from pathlib import Path
 from jax.experimental import multihost_utils
 
 from extract.schema import InputError, whole_file
-from jax_avh.config import Config
+from jax_avh.config import RESULT, SETTINGS, Config
 from jax_avh.training.state import Progress
 
-SETTINGS, RESULT = "config.json", "result.json"
 RESUMABLE = {  # settings that a restarted run may change: how long it lasts, where its features lie and are kept
     "train": ("epochs", "checkpoint_steps"),
     "data": ("train", "val", "placement"),

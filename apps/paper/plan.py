@@ -1,0 +1,54 @@
+"""What the paper's tables need: which detectors, trained on what, scored on which sets."""
+
+import dataclasses
+from pathlib import Path
+
+from extract.schema import InputError
+from jax_avh.data import open_source
+
+DATASETS = {"fakeavceleb": "FakeAVCeleb", "av_deepfake1m": "AV-Deepfake1M"}  # folder -> name, in the tables' order
+STATES = ("untrimmed", "trimmed")
+MAIN = "av_deepfake1m"  # what AVH-Align is trained on
+SHARES = (0.1, 0.5)  # of the real training clips: the ablation of the training set's size
+UNTRAINED = ("leading_silence", "leading_amplitude", "speech_forensics", "factor", "clip_length")
+
+
+@dataclasses.dataclass(frozen=True)
+class Detector:
+    """A row of a table."""
+
+    name: str  # of its workdir and score files
+    method: str
+    trained_on: str = ""  # folder of a data set; "" = it does not learn
+    settings: tuple[tuple[str, str], ...] = ()  # fields of its training's configuration
+
+
+def detectors(root: Path) -> list[Detector]:
+    """All detectors that the sets below a root allow.
+
+    Raises:
+      InputError: there are no shards there.
+    """
+    there = [dataset for dataset in DATASETS if (root / dataset / STATES[0] / "train").is_dir()]
+    if not there:
+        layout = f"{'|'.join(DATASETS)}/{'|'.join(STATES)}/{{train,val,test}}"
+        raise InputError(f"{root}: no training shards; lay them out as {layout}")
+    planned = [Detector(method, method) for method in UNTRAINED]
+    planned += [Detector(f"avh_sup-{dataset}", "avh_sup", dataset) for dataset in there]
+    main = MAIN if MAIN in there else there[0]
+    planned += [
+        Detector("avh_sup-linear", "avh_sup", main, (("method.head", "linear"),)),
+        Detector("avh_align", "avh_align", main),
+        Detector("avh_align-linear", "avh_align", main, (("method.head", "linear"),)),
+        Detector("avh_align-not-normalised", "avh_align", main, (("model.normalise", "False"),)),
+    ]
+    real = len(open_source(root / main / STATES[0] / "train").real().members)
+    for share in SHARES:
+        clips = str(max(round(share * real), 1))
+        planned.append(Detector(f"avh_align-{share:.0%}", "avh_align", main, (("data.train_clips", clips),)))
+    return planned
+
+
+def test_sets(root: Path) -> list[tuple[str, str]]:
+    """(data set, state) of the test shards that there are."""
+    return [(dataset, state) for dataset in DATASETS for state in STATES if (root / dataset / state / "test").is_dir()]

@@ -1,0 +1,24 @@
+"""Notes in a file of weights: what they were trained as, kept in the metadata of `.safetensors` files."""
+
+import json
+from collections.abc import Mapping
+
+NOTES = "avh-align"  # key of the metadata
+
+
+def pack_notes(notes: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of a file with these notes."""
+    # One text, since safetensors writes several in any order, and equal weights shall be equal files.
+    return {NOTES: json.dumps(dict(notes))}
+
+
+def unpack_notes(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """Notes out of a file's metadata: `method`, `head`, `modality`, `normalised`, ...; empty if it has none.
+
+    Raises:
+      ValueError: they are no JSON object.
+    """
+    notes = json.loads((metadata or {}).get(NOTES, "{}"))
+    if not isinstance(notes, dict):
+        raise ValueError(f"its metadata `{NOTES}` is no JSON object")
+    return {name: str(text) for name, text in notes.items()}

@@ -1,0 +1,124 @@
+"""Scores -> the zip file that AV-Deepfake1M's evaluation server takes: clip scores and proposed segments."""
+
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, place, whole_file
+from jax_avh.evaluation.localize import confidence, table_proposals
+from jax_avh.evaluation.scores import ScoreTable
+
+SCORES, SEGMENTS = "prediction.txt", "prediction.json"  # names in the zip
+SEPARATOR = ";"  # between a file's name and its score
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip: the same scores give the same bytes
+
+
+def write_submission(table: ScoreTable, test_files: str | os.PathLike, output: str | os.PathLike) -> str:
+    """Writes a submission: `prediction.txt`, a line `file;score` a clip, and `prediction.json`, proposals by file.
+
+    A file of the list is the clip of the same path, else the only clip whose path ends with it after some folders:
+    `000001.mp4` is `test/000001.mp4`. Scores are the clips' own, mapped into (0, 1) in their order, because the
+    official program puts others through a sigmoid, which makes high ones equal. Times are those of the original file:
+    what was trimmed off its start is added (nothing where that is unknown).
+
+    Args:
+      table: scores of at least the clips of the list, with frame scores.
+      test_files: the released `test_files.txt`, a file name a line.
+      output: the .zip file to write.
+
+    Returns:
+      What was written, in a sentence.
+
+    Raises:
+      InputError: the method has no frame scores, the list is wrong, or a clip of it is missing or ambiguous.
+    """
+    if table.frame is None:
+        raise InputError(f"{table.method}: has no frame scores, but a submission wants segments; use a method that has")
+    if place(output).suffix != ".zip":
+        raise InputError(f"{output}: a submission is a zip file; name it .zip")
+    files = _read_list(Path(test_files))
+    row = _find_clips(files, [clip.path for clip in table.clips], Path(test_files))
+    segments = table_proposals(table)
+    clips = {file: table.clips[n] for file, n in zip(files, row, strict=True)}
+    scores = zip(files, confidence(table.clip[row]).tolist(), strict=True)
+    with whole_file(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        _write_lines(archive, SCORES, (f"{file}{SEPARATOR}{score!r}\n" for file, score in scores))
+        _write_lines(archive, SEGMENTS, _json_lines((file, _rows(segments, clip)) for file, clip in clips.items()))
+    count = sum(len(segments[clip.path]) for clip in clips.values())
+    others = len(table.clips) - len(clips)
+    told = f"{output}: {len(clips)} clips, {count} segments; {others} scored clips are not in {test_files}"
+    return f"{told}. {caveat(table.attributes)}".rstrip(" .")
+
+
+def _read_list(path: Path) -> list[str]:
+    """The file names of `test_files.txt`, each once."""
+    lines: dict[str, int] = {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; it comes with the data set") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is no text; use the test_files.txt of the data set") from None
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+        if not (file := line.strip()) or SEPARATOR in file:
+            raise InputError(f"{path}, line {number}: {file!r} is no file name; correct or remove the line")
+        if (first := lines.setdefault(file, number)) != number:
+            raise InputError(f"{path}, line {number}: {file!r} stands in line {first} too; list each file once")
+    return list(lines)
+
+
+def _find_clips(files: Sequence[str], paths: Sequence[str], source: Path) -> list[int]:
+    """The row in the table of every file of the list."""
+    rows: dict[str, list[int]] = {}
+    for n, path in enumerate(paths):
+        for name in _endings(path):
+            rows.setdefault(name, []).append(n)
+    found = [[n for n in rows.get(file, []) if paths[n] == file] or rows.get(file, []) for file in files]
+    if missing := [file for file, clips in zip(files, found, strict=True) if not clips]:
+        raise InputError(
+            f"{source}: {len(missing)} of its {len(files)} files have no score, the first is {missing[0]!r}; "
+            "score the whole test split"
+        )
+    chosen: dict[int, str] = {}
+    for file, clips in zip(files, found, strict=True):
+        if len(clips) > 1:
+            a, b = (paths[n] for n in clips[:2])
+            raise InputError(f"{source}: {file!r} may be the clip {a!r} or {b!r}; score the test split alone")
+        if (other := chosen.setdefault(clips[0], file)) != file:
+            raise InputError(f"{source}: {other!r} and {file!r} mean one clip, {paths[clips[0]]!r}; list it once")
+    return list(chosen)
+
+
+def _endings(path: str) -> list[str]:
+    """a/b/c.mp4, b/c.mp4, c.mp4."""
+    parts = PurePosixPath(path).parts
+    return ["/".join(parts[n:]) for n in range(len(parts))]
+
+
+def _rows(segments: dict[str, np.ndarray], clip: ClipMeta) -> list[list[float]]:
+    """(confidence, start, end) of a clip in the original's time, in as few digits as float32 needs."""
+    shift = max(clip.trimmed_frames, 0) / FRAME_RATE
+    rows = segments[clip.path] + np.array([0, shift, shift])
+    return [[float(str(value)) for value in row] for row in rows.astype(np.float32)]
+
+
+def _json_lines(entries: Iterable[tuple[str, list]]) -> Iterable[str]:
+    """A JSON object piece by piece, a line an entry: that of a million clips need not be in memory."""
+    start = "{\n"
+    for name, value in entries:
+        yield f"{start}{json.dumps(name)}: {json.dumps(value)}"
+        start = ",\n"
+    yield "\n}\n"
+
+
+def _write_lines(archive: zipfile.ZipFile, name: str, lines: Iterable[str]) -> None:
+    """A compressed file of the zip, with a time and rights that never change."""
+    info = zipfile.ZipInfo(name, EPOCH)
+    info.compress_type, info.external_attr, info.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
+    with archive.open(info, "w") as file:
+        for line in lines:
+            file.write(line.encode())

@@ -1,0 +1,30 @@
+"""AVH-Align/sup: the same features and network, trained on clips labelled real and fake. It learns shortcuts gladly.
+
+Source: AVH-Align, section 3 and table 5.
+"""
+
+from jaxtyping import Array, Float
+
+from jax_avh.config import ModelConfig
+from jax_avh.methods.interface import FrameMethod, PairScorer, Training
+from jax_avh.models import FrameBatch, FrameNetwork, clip_cross_entropy
+
+
+def frame_logits(network: FrameNetwork, batch: FrameBatch, config: ModelConfig) -> Float[Array, " T"]:
+    """Fakeness of every frame, padding included."""
+    del config
+    return network(batch.visual, batch.audio)
+
+
+def outputs(score: PairScorer, batch: FrameBatch) -> Float[Array, "T 1"]:
+    """Fakeness of each frame."""
+    return score(batch.visual, batch.audio)[:, None]
+
+
+METHOD = FrameMethod(
+    "avh_sup",
+    outputs,
+    pooling="logsumexp",
+    training=Training(real_only=False, whole_clips=True, frame_values=frame_logits, loss=clip_cross_entropy),
+    threshold=0.0,  # P(fake) = sigmoid(2 s) = 1/2
+)

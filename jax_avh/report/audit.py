@@ -1,0 +1,154 @@
+"""An audit on disk: `audit.json`, and its pictures as PNG files."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from extract.schema import InputError, check_output, place, whole_file
+from extract.schema.files import AnyPath
+from jax_avh.data import open_source
+from jax_avh.evaluation.audit import LONG, Found, audit
+from jax_avh.evaluation.verdict import verdict
+from jax_avh.methods.leading_silence import SILENCE, START
+
+COLOURS = {"real": "#0072B2", "fake": "#D55E00", "unknown": "#777777"}  # Okabe and Ito: told apart by the colour-blind
+DASHES = {"real": "-", "fake": "--", "unknown": ":"}  # and in print
+CURVE = "#000000"
+GUIDE = {"color": "#000000", "linestyle": "-.", "linewidth": 1}
+PANEL = (6.4, 4.4)  # inches
+DPI = 120
+FONT_SIZE = 13  # points
+
+
+def write_audit(features: Sequence[AnyPath], output: AnyPath) -> str:
+    """Audits folders of shards; writes `audit.json` and pictures.
+
+    Args:
+      features: folders of shards, or shards.
+      output: folder of the results.
+
+    Returns:
+      The verdict, a sentence a line.
+
+    Raises:
+      InputError: features are missing, damaged, or named twice.
+    """
+    folder = place(output)
+    check_output(folder / "audit.json")
+    names = source_names(features)
+    result = audit({name: open_source(path) for name, path in zip(names, features, strict=True)})
+    with whole_file(folder / "audit.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    for name, figure in draw_audit(result).items():
+        with whole_file(folder / name) as temporary:
+            figure.savefig(temporary, format="png", dpi=DPI)
+    return "\n".join(verdict(result))
+
+
+def source_names(paths: Sequence[AnyPath]) -> list[str]:
+    """A short name of each path, fit for a file: the last part in which they differ, more where that is not enough.
+
+    Raises:
+      InputError: a path is named twice.
+    """
+    parts = [_parts(path) for path in paths]
+    if twice := next((path for path, own in zip(paths, parts, strict=True) if parts.count(own) > 1), None):
+        raise InputError(f"{twice}: is named twice; name each set once")
+    while len(paths) > 1 and min(map(len, parts)) > 1 and len({own[-1] for own in parts}) == 1:
+        parts = [own[:-1] for own in parts]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(own[-count:]) for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError(f"{paths[0]}: its name cannot be told from those of the others; rename its folder")
+
+
+def draw_audit(result: Found) -> dict[str, Figure]:
+    """The pictures of an audit, by the names of their files."""
+    figures = {}
+    for name, found in result["sources"].items():
+        figures[f"{name}_length.png"] = _figure([_length], name, found)
+        if found["leading_silence_ms"]:
+            starts = [_silence, _amplitude] if found["amplitude"] else [_silence]
+            figures[f"{name}_start.png"] = _figure(starts, name, found)
+        if found["by_threshold"] and found["leading_silence_ms"]["auc"] is not None:
+            figures[f"{name}_auc.png"] = _figure([_by_threshold, _by_moment], name, found)
+    return figures
+
+
+def _figure(draw: Sequence[Callable[[Axes, Found], None]], name: str, found: Found) -> Figure:
+    figure = Figure((PANEL[0] * len(draw), PANEL[1]), layout="constrained")
+    figure.suptitle(name, fontsize=FONT_SIZE + 3, fontweight="bold")
+    for axes, panel in zip(figure.subplots(1, len(draw), squeeze=False)[0], draw, strict=True):
+        panel(axes, found)
+        axes.grid(alpha=0.25)
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            text.set_fontsize(FONT_SIZE)
+        axes.tick_params(labelsize=FONT_SIZE - 2)
+        axes.legend(fontsize=FONT_SIZE - 2)
+    return figure
+
+
+def _length(axes: Axes, found: Found) -> None:
+    _histogram(axes, found["length_s"])
+    axes.set(title="length", xlabel="length, s (last bar: and longer)", xlim=(0, None))
+
+
+def _silence(axes: Axes, found: Found) -> None:
+    before = "" if found["waveforms"] or not found["trimmed"] else " before trimming"
+    _histogram(axes, found["leading_silence_ms"])
+    axes.axvline(LONG, **GUIDE, label=f"{LONG:g} ms")
+    axes.set(title=f"leading silence{before}", xlabel="leading silence, ms (last bar: and longer)", xlim=(0, None))
+
+
+def _amplitude(axes: Axes, found: Found) -> None:
+    _histogram(axes, found["amplitude"], log=True)
+    axes.axvline(SILENCE, **GUIDE, label=f"silence: up to {SILENCE:g}")
+    axes.set(title=f"largest amplitude in the first {1000 * START:g} ms", xscale="log")
+    axes.set_xlabel("amplitude, of full scale (first bar: and quieter)")
+
+
+def _by_threshold(axes: Axes, found: Found) -> None:
+    _curve(axes, *found["by_threshold"].values())
+    axes.axvline(SILENCE, **GUIDE, label=f"{SILENCE:g}")
+    axes.set(title="leading silence as a score", xlabel="threshold of silence, of full scale")
+
+
+def _by_moment(axes: Axes, found: Found) -> None:
+    moments, aucs = found["by_moment"].values()
+    _curve(axes, moments, aucs)
+    axes.axvline(1000 * START, **GUIDE, label=f"{1000 * START:g} ms")
+    axes.set(title="minus the largest amplitude as a score", xlabel="length of the first moment, ms")
+    axes.set_xticks(moments, [f"{ms:g}" for ms in moments])
+    axes.minorticks_off()
+
+
+def _curve(axes: Axes, places: Sequence[float], aucs: Sequence[float]) -> None:
+    axes.plot(places, aucs, color=CURVE, marker="o", markersize=5, linewidth=2, label="AUC")
+    axes.axhline(0.5, color=CURVE, linestyle="--", linewidth=1, label="chance")
+    axes.set(xscale="log", ylabel="AUC", ylim=(-0.03, 1.03))
+
+
+def _histogram(axes: Axes, trait: Found, log: bool = False) -> None:
+    """Shares of each label's clips; the last bin, which holds the rest, is drawn as wide as the one before."""
+    starts = trait["bins"]
+    if log:
+        starts = [starts[1] ** 2 / starts[2], *starts[1:]]  # 0 is beyond the axis
+    edges = [*starts, starts[-1] ** 2 / starts[-2] if log else 2 * starts[-1] - starts[-2]]
+    for label, group in trait["label"].items():
+        shares = [100 * count / group["count"] for count in group["histogram"]]
+        look = {"color": COLOURS[label], "linestyle": DASHES[label], "linewidth": 2}
+        axes.stairs(shares, edges, label=f"{label} ({group['count']:,} clips)", **look)
+        if label != "unknown":
+            axes.stairs(shares, edges, color=COLOURS[label], alpha=0.25, fill=True)
+    axes.set(ylabel="% of the label's clips", ylim=(0, None))
+
+
+def _parts(path: AnyPath) -> list[str]:
+    """Names of a path's folders and of what it leads to."""
+    found = place(path)
+    whole = found.resolve() if isinstance(found, Path) else str(found)
+    return [part for part in str(whole).split("/") if part]

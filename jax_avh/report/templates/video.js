@@ -1,0 +1,30 @@
+// The timeline is a slider that stands for the video's position, and its thumb is the cursor.
+"use strict";
+const video = document.getElementById("video");
+const position = document.getElementById("position");
+const worst = document.getElementById("worst");
+const reading = document.getElementById("reading");
+const scores = position.dataset.scores.split(",");
+
+function show() {
+  position.value = video.currentTime;
+  const frame = Math.round(position.value / position.step); // the slider stands at frames
+  const text = `${Number(position.value).toFixed(2)} s: score ${scores[Math.min(frame, scores.length - 1)]}`;
+  position.setAttribute("aria-valuetext", text);
+  reading.value = text;
+}
+
+function follow() {
+  show();
+  if (!video.paused) requestAnimationFrame(follow);
+}
+
+position.addEventListener("input", () => { video.currentTime = Number(position.value); });
+video.addEventListener("play", follow);
+video.addEventListener("seeked", show);
+video.addEventListener("error", () => { document.getElementById("unplayable").hidden = false; });
+worst.addEventListener("click", () => {
+  video.currentTime = Number(worst.dataset.start);
+  video.play();
+});
+show();

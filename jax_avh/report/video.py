@@ -1,0 +1,104 @@
+"""The page of one video: it plays above its frame scores, and a cursor in them follows it."""
+
+import base64
+import dataclasses
+import mimetypes
+import os
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.ticker import MaxNLocator
+
+from extract.schema import FRAME_RATE, InputError
+from jax_avh.report.charts import envelope
+from jax_avh.report.page import format_number, write_page
+
+EMBEDDED_BYTES = 64 * 2**20  # larger videos stay beside the page
+WIDTH, HEIGHT = 1000, 100  # of the timeline's own coordinates
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoVerdict:
+    """What the page says in words."""
+
+    name: str  # of the video
+    worst_second: tuple[float, float]  # start and end of the second whose frames score highest
+    caveat: str = ""  # why the scores mean nothing, if so
+
+
+def write_video_page(
+    path: str | os.PathLike,
+    video: Path,
+    verdict: VideoVerdict,
+    frame: Float[np.ndarray, " T"],
+    poolings: dict[str, float],
+    segments: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Writes the page: one HTML file, with the video in it up to 64 MiB, else beside it.
+
+    Args:
+      path: the HTML file.
+      video: the media file.
+      verdict: what to say of it.
+      frame: its frame scores, 25 a second; higher = more fake.
+      poolings: its clip scores by the name of their pooling.
+      segments: stretches known to be fake, in seconds.
+
+    Raises:
+      InputError: there is no such video, or the page cannot be written.
+    """
+    if not video.is_file():
+        raise InputError(f"{video}: no such file; the page of a video shows the video itself")
+    embedded = video.stat().st_size <= EMBEDDED_BYTES
+    seconds = len(frame) / FRAME_RATE
+    levels = _ticks(float(frame.min()), float(frame.max()))
+    write_page(
+        path,
+        "video.html.jinja",
+        "video.js",
+        verdict=verdict,
+        source=_data(video) if embedded else _link(video, Path(path)),
+        linked="" if embedded else video.name,
+        worst="{:.2f}-{:.2f} s".format(*verdict.worst_second),
+        seconds=seconds,
+        frame_rate=FRAME_RATE,
+        step=1 / FRAME_RATE,
+        width=WIDTH,
+        height=HEIGHT,
+        levels=levels,
+        low=levels[0],
+        high=levels[-1],
+        ticks=[tick for tick in _ticks(0.0, seconds) if tick <= seconds],
+        curve=_curve(frame, levels),
+        scores=",".join(f"{score:.2f}" for score in frame.tolist()),
+        segments=segments,
+        poolings=poolings,
+        number=format_number,
+    )
+
+
+def _data(video: Path) -> str:
+    """The video as a data: URI."""
+    kind = mimetypes.guess_type(video.name)[0] or "video/mp4"
+    return f"data:{kind};base64,{base64.b64encode(video.read_bytes()).decode()}"
+
+
+def _link(video: Path, page: Path) -> str:
+    """The video's address, relative to the page."""
+    return urllib.parse.quote(Path(os.path.relpath(video.resolve(), page.resolve().parent)).as_posix())
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers that span an interval."""
+    return MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high).tolist()
+
+
+def _curve(frame: Float[np.ndarray, " T"], levels: Sequence[float]) -> str:
+    """The path of the frame scores in the timeline's coordinates."""
+    seconds, score = envelope(frame)
+    x = WIDTH * seconds / seconds[-1]
+    y = HEIGHT * (levels[-1] - score) / (levels[-1] - levels[0])
+    return "M" + "L".join(f"{a:.2f} {b:.2f}" for a, b in zip(x, y, strict=True))

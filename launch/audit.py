@@ -1,0 +1,21 @@
+"""Shards -> what their labels can be told from without looking: leading silence, length, shared speakers.
+
+python -m launch.audit --features=shards/train,shards/test --output=audit
+"""
+
+from absl import flags
+
+from jax_avh.report.audit import write_audit
+from launch import command
+
+FEATURES = flags.DEFINE_list("features", None, "Folders of feature shards, comma-separated.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Folder of audit.json and pictures.", required=True)
+
+
+def main() -> None:
+    """Parses flags, audits."""
+    print(write_audit(FEATURES.value, OUTPUT.value))
+
+
+if __name__ == "__main__":
+    command.run(main)

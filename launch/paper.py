@@ -1,0 +1,22 @@
+"""The paper's tables 1, 2, 4 and 5 from feature shards, ours beside the published numbers.
+
+python -m launch.paper --root=shards --output=paper
+python -m launch.paper --root=simulated --output=paper --flagfile=simulated/paper.flags
+"""
+
+from absl import flags
+
+from apps.paper.run import paper
+from launch import command
+
+ROOT = flags.DEFINE_string("root", None, "Folder: <data set>/<untrimmed, trimmed>/<train, val, test>.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs, scores, tables and report.", required=True)
+
+
+def main(settings: list[str]) -> None:
+    """Parses flags, runs."""
+    print(paper(ROOT.value, OUTPUT.value, settings))
+
+
+if __name__ == "__main__":
+    command.run(main, arguments="--NAME.FIELD=VALUE", known_only=True)

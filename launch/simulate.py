@@ -1,0 +1,22 @@
+"""A simulated corpus, as launch.paper wants one.
+
+python -m launch.simulate --output=simulated
+"""
+
+from absl import flags
+
+from apps.simulate import FLAG_FILE, simulate
+from launch import command
+
+OUTPUT = flags.DEFINE_string("output", None, "Folder of the corpus.", required=True)
+
+
+def main() -> None:
+    """Parses flags, simulates."""
+    simulate(OUTPUT.value)
+    root = OUTPUT.value
+    print(f"now: python -m launch.paper --root={root} --output=paper --flagfile={root}/{FLAG_FILE}")
+
+
+if __name__ == "__main__":
+    command.run(main)

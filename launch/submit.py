@@ -1,0 +1,23 @@
+"""Scores -> a submission to AV-Deepfake1M.
+
+python -m launch.submit --scores=scores.h5 --test_files=test_files.txt --output=submission.zip
+"""
+
+from absl import flags
+
+from jax_avh.evaluation.scores import open_scores
+from jax_avh.evaluation.submission import write_submission
+from launch import command
+
+SCORES = flags.DEFINE_string("scores", None, "Score file of the test split.", required=True)
+TEST_FILES = flags.DEFINE_string("test_files", None, "The released test_files.txt.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Submission to write (.zip).", required=True)
+
+
+def main() -> None:
+    """Parses flags, writes."""
+    print(write_submission(open_scores(SCORES.value), TEST_FILES.value, OUTPUT.value))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,279 @@
+"""Metrics, their intervals and their comparison, against scikit-learn, plain loops and all pairs of clips."""
+
+import hypothesis
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import strategies as st
+
+from jax_avh.evaluation import bootstrap
+from jax_avh.evaluation.bootstrap import bootstrap_intervals
+from jax_avh.evaluation.delong import delong_test
+from jax_avh.evaluation.metrics import (
+    METRICS,
+    detection_metrics,
+    precision_recall_points,
+    roc_points,
+    worst_case,
+)
+
+exactly = {"rel": 0, "abs": 1e-12}
+score_st = st.integers(-4, 4).map(float) | st.floats(-3, 3) | st.sampled_from([-np.inf, np.inf, -0.0])
+
+
+@st.composite
+def clips(draw, labels=(-1, 0, 1), both=True, finite=False):
+    """Labels and scores, half of them tied."""
+    scores = st.integers(-4, 4).map(float) | st.floats(-3, 3) if finite else score_st
+    rows = draw(st.lists(st.tuples(st.sampled_from(labels), scores), max_size=30))
+    rows += [(kind, draw(scores)) for kind in (0, 1) if both]
+    rows = draw(st.permutations(rows))
+    return np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows])
+
+
+def gaussian_clips(real, fake, seed=0, shift=1.0):
+    """Fakes score higher by `shift` standard deviations; ties here and there."""
+    label = np.repeat([0, 1], [real, fake])
+    score = np.random.default_rng(seed).standard_normal(real + fake) + shift * label
+    return label, score.round(2)
+
+
+def ranks(score):
+    """scikit-learn takes no infinite scores; all its curves know of them is their order."""
+    return np.unique(score, return_inverse=True)[1].astype(float)
+
+
+@hypothesis.given(clips())
+def test_areas_and_curves_are_those_of_scikit_learn(rows):
+    label, score = rows
+    found, known = detection_metrics(label, score), label >= 0
+    truth, rank = label[known], ranks(score[known])
+    assert (found["real"], found["fake"]) == ((truth == 0).sum(), (truth == 1).sum())
+    assert found["auc"] == pytest.approx(sklearn.metrics.roc_auc_score(truth, rank), **exactly)
+    assert found["ap"] == pytest.approx(sklearn.metrics.average_precision_score(truth, rank), **exactly)
+    rates = sklearn.metrics.roc_curve(truth, rank, drop_intermediate=False)[:2]
+    np.testing.assert_allclose(roc_points(label, score), rates, rtol=0, atol=1e-12)
+    precision, recall, _ = sklearn.metrics.precision_recall_curve(truth, rank)
+    np.testing.assert_allclose(precision_recall_points(label, score), (recall[::-1], precision[::-1]), atol=1e-12)
+
+
+@hypothesis.given(clips())
+def test_auc_counts_pairs(rows):
+    label, score = rows
+    fake, real = score[label == 1][:, None], score[label == 0]
+    assert detection_metrics(label, score)["auc"] == pytest.approx(
+        ((fake > real) + (fake == real) / 2).mean(), **exactly
+    )
+
+
+@hypothesis.given(clips(finite=True))
+def test_equal_error_is_where_the_interpolated_curve_crosses(rows):
+    label, score = rows
+    found, known = detection_metrics(label, score), label >= 0
+    fpr, tpr, threshold = sklearn.metrics.roc_curve(label[known], score[known], drop_intermediate=False)
+    gap = fpr + tpr - 1  # false positive rate less false negative rate
+    assert found["eer"] == pytest.approx(np.interp(0, gap, fpr), **exactly)
+    nearest = np.abs(gap[1:])
+    assert np.abs(gap[threshold == found["threshold"]]).item() == pytest.approx(nearest.min(), **exactly)
+    assert found["threshold"] == threshold[1:][nearest <= nearest.min() + 1e-9].max()
+
+
+@hypothesis.given(clips(), st.sampled_from([1, 5, 60]))
+def test_rates_at_few_false_positives_are_the_best_allowed(rows, copies):
+    label, score = (np.tile(column, copies) for column in rows)
+    fake, real = score[label == 1], score[label == 0]
+    found = detection_metrics(label, score)
+    for name, rate in (("tpr_at_fpr_1", 0.01), ("tpr_at_fpr_01", 0.001)):
+        allowed = [(fake >= t).mean() for t in score if (real >= t).sum() <= rate * len(real) + 1e-9]
+        assert found[name] == max(allowed, default=0.0)
+
+
+def test_as_many_false_positives_as_allowed_are_allowed():
+    for reals in range(100, 3100, 100):
+        label = np.repeat([0, 1], [reals, 1])
+        score = np.append(np.arange(reals), reals - reals // 100).astype(float)  # reals // 100 of them at or above
+        assert detection_metrics(label, score)["tpr_at_fpr_1"] == 1.0
+        score[-1] -= 1  # one more
+        assert detection_metrics(label, score)["tpr_at_fpr_1"] == 0.0
+
+
+@hypothesis.given(clips(both=False), st.sampled_from([-np.inf, -3.5, 0.0, 1.0, 2.5, np.inf]) | st.none())
+def test_decisions_are_those_of_scikit_learn(rows, threshold):
+    label, score = rows
+    found, known = detection_metrics(label, score, threshold), label >= 0
+    truth = label[known]
+    if not known.any() or (threshold is None and len(set(truth)) < 2):
+        assert found["accuracy"] is found["f1"] is found["threshold"] is None
+        return
+    assert threshold in (None, found["threshold"])
+    called = (score[known] >= found["threshold"]).astype(int)
+    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(truth, called), **exactly)
+    f1 = sklearn.metrics.f1_score(truth, called, zero_division=np.nan)
+    assert found["f1"] == (None if np.isnan(f1) else pytest.approx(f1, **exactly))
+
+
+@hypothesis.given(clips(labels=(-1, 1), both=False), st.booleans())
+def test_an_absent_class_leaves_the_curves_undefined(rows, real):
+    label, score = rows
+    label = np.where(label == 1, 0, label) if real else label
+    found = detection_metrics(label, score, 0.0)
+    assert all(found[name] is None for name in ("auc", "ap", "eer", "tpr_at_fpr_1", "tpr_at_fpr_01"))
+    assert detection_metrics(label, score)["threshold"] is None
+    known = bool((label >= 0).any())
+    assert (found["threshold"], found["accuracy"] is None) == ((0.0, False) if known else (None, True))
+
+
+def test_metrics_are_plain_numbers():
+    found = detection_metrics(np.array([0, 1, 1]), np.array([0, 1, 2], np.float32))
+    assert {name: type(value) for name, value in found.items()} == {
+        **dict.fromkeys([*METRICS, "threshold"], float),
+        **dict.fromkeys(["real", "fake"], int),
+    }
+
+
+def test_nan_is_no_score():
+    label, score = np.array([0, 0, 1, 1]), np.array([0, np.nan, 1, 2])
+    with pytest.raises(AssertionError, match="a score is NaN"):
+        detection_metrics(label, score)
+    with pytest.raises(AssertionError, match="a score is NaN"):
+        worst_case(label, score, label)
+    with pytest.raises(AssertionError, match="the threshold is NaN"):
+        detection_metrics(label, np.arange(4.0), float("nan"))
+    with pytest.raises(AssertionError, match="a score is NaN"):
+        delong_test(label, np.arange(4.0), score)
+    assert detection_metrics(np.array([0, -1, 1, 1]), score)["auc"] == 1.0
+
+
+@hypothesis.given(clips(), st.lists(st.sampled_from([-1, 0, 1]), max_size=8), st.data())
+def test_no_scores_of_missing_clips_are_worse_than_the_worst(rows, missing, data):
+    (label, score), missing = rows, np.array(missing, np.int64)
+    drawn = np.array(data.draw(st.lists(score_st, min_size=len(missing), max_size=len(missing))))
+    untied = np.argsort(np.argsort(score)) - len(score) // 2.0  # among the drawn scores
+    for name, known in (("auc", score), ("auc", untied), ("ap", untied)):
+        found = detection_metrics(np.append(label, missing), np.append(known, drawn))
+        assert worst_case(label, known, missing)[name] <= found[name] + 1e-12
+
+
+def test_the_worst_case_has_missing_fakes_lowest_and_missing_reals_highest():
+    label, score, missing = np.array([0, 1, 1, -1]), np.array([1.0, 1.0, np.inf, -9.0]), np.array([1, 0, -1, 1])
+    truth, rank = [0, 1, 1, 1, 0, 1], [1, 1, 2, 0, 3, -1]
+    assert worst_case(label, score, missing) == {
+        "auc": pytest.approx(sklearn.metrics.roc_auc_score(truth, rank), **exactly),
+        "ap": pytest.approx(sklearn.metrics.average_precision_score(truth, rank), **exactly),
+    }
+    assert worst_case(label, score, missing[:0])["auc"] == detection_metrics(label, score)["auc"]
+    assert worst_case(label[1:3], score[1:3], missing[:1]) == {"auc": None, "ap": None}
+
+
+def naive_intervals(label, score, threshold, resamples, seed):
+    """Every resample made, measured and left out by itself."""
+    label, score = label[label >= 0], score[label >= 0]
+    if threshold is None:
+        threshold = detection_metrics(label, score)["threshold"]
+    drawn = np.random.default_rng(seed).integers(len(label), size=(resamples, len(label)))
+    complete = [clips for clips in drawn if set(label[clips]) == set(label)]
+    found = [detection_metrics(label[clips], score[clips], threshold) for clips in complete]
+    columns = {name: [metrics[name] for metrics in found if metrics[name] is not None] for name in METRICS}
+    return {name: np.percentile(column, [2.5, 97.5]) if column else None for name, column in columns.items()}
+
+
+@pytest.mark.parametrize("draws", [1, 200, 1 << 18])
+@pytest.mark.parametrize(
+    ("real", "fake", "threshold"), [(20, 30, None), (2, 5, 0.5), (40, 1, None), (0, 9, 1.0), (9, 0, 1.5), (9, 0, 9.0)]
+)
+def test_intervals_equal_a_loop_over_resamples(monkeypatch, draws, real, fake, threshold):
+    monkeypatch.setattr(bootstrap, "DRAWS", draws)
+    label, score = gaussian_clips(real, fake)
+    order = np.random.default_rng(1).permutation(len(label) + 2)
+    label, score = np.append(label, [-1, -1])[order], np.append(score.round(1), [0.1, 5.0])[order]
+    found = bootstrap_intervals(label, score, threshold, resamples=60, seed=3)
+    wanted = naive_intervals(label, score, threshold, resamples=60, seed=3)
+    assert found.keys() == wanted.keys()
+    for name, interval in wanted.items():
+        assert found[name] == (None if interval is None else pytest.approx(tuple(interval), **exactly)), name
+
+
+def test_intervals_hold_their_estimates():
+    label, score = gaussian_clips(400, 600)
+    metrics, intervals = detection_metrics(label, score), bootstrap_intervals(label, score)
+    for name, (low, high) in intervals.items():
+        assert low < metrics[name] < high, name
+    width = np.diff(intervals["auc"]).item()
+    comparison = delong_test(label, score, np.zeros(1000))  # against a constant: the variance of one AUC
+    assert width == pytest.approx(comparison.high - comparison.low, rel=0.1)
+
+
+def test_the_same_seed_draws_the_same_clips_for_every_method():
+    label, score = gaussian_clips(30, 30)
+    first = bootstrap_intervals(label, score, resamples=50)
+    assert bootstrap_intervals(label, score, resamples=50) == first
+    assert bootstrap_intervals(label, score, resamples=50, seed=1) != first
+    # A method of other scores in the same order has the same curves in every resample, if it is given the same clips.
+    other = bootstrap_intervals(label, np.exp(score), resamples=50)
+    assert other == {name: pytest.approx(interval, **exactly) for name, interval in first.items()}
+    reverse = bootstrap_intervals(label, -score, resamples=50)["auc"]
+    assert reverse == pytest.approx((1 - first["auc"][1], 1 - first["auc"][0]), **exactly)
+
+
+def test_intervals_of_nothing_are_undefined():
+    for label in (np.zeros(0, np.int64), np.array([-1, -1]), np.array([1, 1])):
+        assert bootstrap_intervals(label, np.zeros(len(label))) == dict.fromkeys(METRICS)
+
+
+def quadratic_delong(label, one, other):
+    """Difference of AUCs and its variance by all pairs: equations 1-5 of DeLong et al. 1988."""
+    pairs = [
+        (s[label == 1][:, None] > s[label == 0]) + (s[label == 1][:, None] == s[label == 0]) / 2 for s in (one, other)
+    ]
+    fakes, reals = pairs[0].shape
+    of_fakes, of_reals = (np.cov([pair.mean(axis) for pair in pairs], ddof=1) for axis in (1, 0))
+    covariance = of_fakes / fakes + of_reals / reals
+    contrast = np.array([1, -1])
+    return contrast @ [pair.mean() for pair in pairs], contrast @ covariance @ contrast
+
+
+@hypothesis.given(clips(), clips(both=False), st.integers(0, 99))
+def test_delong_equals_all_pairs(rows, more, seed):
+    label, one = (np.concatenate(columns) for columns in zip(rows, more, strict=True))
+    other = np.random.default_rng(seed).permutation(one)
+    found = delong_test(label, one, other)
+    if min((label == 0).sum(), (label == 1).sum()) < 2:
+        assert found is None
+        return
+    difference, variance = quadratic_delong(label, one, other)
+    assert found.difference == pytest.approx(difference, rel=0, abs=1e-10)
+    aucs = [detection_metrics(label, score)["auc"] for score in (one, other)]
+    assert found.difference == pytest.approx(aucs[0] - aucs[1], **exactly)
+    assert ((found.high - found.low) / 2 / 1.959963984540054) ** 2 == pytest.approx(variance, rel=0, abs=1e-10)
+    assert found.high + found.low == pytest.approx(2 * found.difference, **exactly)
+    reverse = delong_test(label, other, one)
+    assert reverse == pytest.approx((-found.difference, -found.high, -found.low, found.p_value), **exactly)
+
+
+def test_delong_is_calibrated():
+    generator = np.random.default_rng(0)
+    label = np.repeat([0, 1], [60, 40])
+    found = []
+    for _ in range(1000):
+        shared = label + generator.standard_normal(100)
+        found.append(delong_test(label, *(shared + generator.standard_normal((2, 100)))))
+    p_value = np.array([test.p_value for test in found])
+    for level in (
+        0.05,
+        0.5,
+    ):  # methods equally good: as many p-values below as the level says, within 4 standard errors
+        assert abs((p_value < level).mean() - level) < 4 * np.sqrt(level * (1 - level) / 1000)
+    for test in found:
+        assert (test.p_value < 0.05) == (not test.low <= 0 <= test.high)
+
+
+def test_delong_without_variance_is_certain():
+    label, score = gaussian_clips(20, 20)
+    assert delong_test(label, score, score) == (0.0, 0.0, 0.0, 1.0)
+    assert delong_test(label, label * 1.0, -label * 1.0) == (1.0, 1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("label", [[], [0, 0, -1], [1, 1, 1], [0, 0, 1]])
+def test_delong_needs_two_clips_of_each_class(label):
+    score = np.zeros(len(label))
+    assert delong_test(np.array(label, np.int64), score, score) is None
