@@ -18,7 +18,7 @@ from jax_avh.data.simulate import Corpus, SimulatedClip, clip_names, simulate_cl
 
 CORPORA = {
     "av_deepfake1m": Corpus(240, 60, 240, fakes=True, kinds=("local",), stretch=0.25, width=256, noise=3.2),
-    "fakeavceleb": Corpus(160, 40, 160, fakes=True, kinds=("local",), stretch=0.5, width=256, noise=2.8),
+    "fakeavceleb": Corpus(200, 40, 160, fakes=True, kinds=("local",), stretch=0.5, width=256, noise=2.8),
 }
 # Training that suits so small a corpus, as flags of launch.paper.
 FLAGS = """\
@@ -27,8 +27,8 @@ FLAGS = """\
 --avh_align.train.epochs=6
 --avh_align.train.early_stop=2
 --avh_sup.optimizer.learning_rate=3e-4
---avh_sup.train.epochs=20
---avh_sup.train.early_stop=20
+--avh_sup.train.epochs=24
+--avh_sup.train.early_stop=24
 --avh_sup-linear.optimizer.learning_rate=1e-2
 --avh_sup-linear.train.epochs=30
 """
@@ -50,7 +50,7 @@ def simulate(root: str | os.PathLike) -> None:
         for split, count in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test)):
             clips = [_stored(name, kind, corpus) for name, kind in clip_names(f"{dataset}/{split}", count, corpus)]
             for state, trimmed in STATES.items():
-                _write(Path(root) / dataset / state / split, dataset, trimmed, [clip[trimmed] for clip in clips])
+                _write(Path(root) / dataset / state / split, trimmed, [clip[trimmed] for clip in clips])
     (Path(root) / FLAG_FILE).write_text(FLAGS)
 
 
@@ -72,10 +72,10 @@ def _from_frame(clip: SimulatedClip, meta: ClipMeta, start: int) -> StoredClip:
     return StoredClip(meta, features, clip.waveform[start * SAMPLES_PER_FRAME :])
 
 
-def _write(folder: Path, dataset: str, trimmed: bool, clips: list[StoredClip]) -> None:
+def _write(folder: Path, trimmed: bool, clips: list[StoredClip]) -> None:
     width = clips[0].features.visual.shape[1]
     attributes = {"encoder": "simulated", "weights_sha256": "simulated", "width": width, "trimmed": trimmed}
-    attributes |= {"settings": "{}", "dataset": dataset}
+    attributes |= {"settings": "{}"}
     writer = ShardWriter(folder, "float16", attributes, ("waveform",))
     for shard, start in enumerate(range(0, len(clips), CLIPS_PER_SHARD)):
         part = clips[start : start + CLIPS_PER_SHARD]

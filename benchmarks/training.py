@@ -65,7 +65,8 @@ def main() -> None:
                         batch_frames * FRAME_MULTIPLY_ADDS / rates[precision],
                         (batch_frames * (FRAME_BYTES + 2 * WIDTH * itemsize) + STEP_BYTES) / bandwidth,
                     )
-                    difference = np.abs(np.array(losses[:COMPARED]) - wanted).max() if batch_frames == 1024 else np.nan
+                    same = batch_frames == arguments.batch_frames[0]
+                    difference = np.abs(np.array(losses[:COMPARED]) - wanted).max() if same else np.nan
                     show(config, plain, difference, seconds, floors)
 
 

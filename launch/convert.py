@@ -9,10 +9,8 @@ from absl import flags
 from extract.weights import convert_weights
 from launch import command
 
-INPUT = flags.DEFINE_string("input", None, "Weights to read: .pt, .ckpt or .safetensors.", required=True)
-OUTPUT = flags.DEFINE_string(
-    "output", None, "Weights to write: .safetensors, or of .safetensors the others.", required=True
-)
+INPUT = flags.DEFINE_string("input", None, "To read: .pt, .ckpt or .safetensors.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "To write: .safetensors; from that, .pt or .ckpt.", required=True)
 
 
 def main() -> None:

@@ -16,10 +16,14 @@ WEIGHTS = flags.DEFINE_string("weights", None, "A .safetensors file, or the work
 FEATURES = flags.DEFINE_string("features", None, "Folder of feature shards.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Score file to write (.h5).", required=True)
 
+DATASET = flags.DEFINE_string("dataset", None, "Name of the data set in tables, if the shards do not tell it.")
+TRIMMED = flags.DEFINE_boolean("trimmed", None, "Whether leading silence was dropped, likewise.")
+
 
 def main() -> None:
     """Parses flags, scores."""
-    table = score_shards(FEATURES.value, OUTPUT.value, METHOD.value, WEIGHTS.value)
+    notes = {flag.name: flag.value for flag in (DATASET, TRIMMED) if flag.value is not None}
+    table = score_shards(FEATURES.value, OUTPUT.value, METHOD.value, WEIGHTS.value, notes)
     count = f"{OUTPUT.value}: {table.method}, {len(table.clips)} clips, {table.offset[-1]} frames"
     print(f"{count}. {caveat(table.attributes)}".rstrip(" ."))
 

@@ -66,7 +66,7 @@ def test_commands_load_their_own_side_alone(command, never):
     assert not loaded_by([f"launch.{command}"]) & set(never)
 
 
-PIPELINE = [f"extract.{name}" for name in ("encoder", "workers", "job", "pipeline", "cluster", "official")]
+PIPELINE = [f"extract.{name}" for name in ("encoder", "workers", "job", "pipeline", "cluster", "official", "weights")]
 OURS_ABOVE_SCHEMA = [
     f"extract.{name}" for name in ("prepare", "avhubert", "datasets", "shards", "shard_set")
 ] + PIPELINE

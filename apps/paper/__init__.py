@@ -1,1 +1,1 @@
-"""The paper's comparison in one command: every training, every score, every table, ours beside the published numbers."""
+"""The paper's comparison in one command: trainings, scores, and every table beside the published numbers."""

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from apps.paper.plan import MAIN, STATES, Detector, detectors, test_sets
+from apps.paper.plan import DATASETS, STATES, Detector, detectors, test_sets
 from apps.paper.tables import format_tables
 from extract.schema import InputError, check_output
 from jax_avh.config import RESULT, make_config
@@ -50,7 +50,8 @@ def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[st
                 skipped.append(f"{detector.name} on {dataset}, {state}: its shards hold no {missing}")
                 continue
             files.append(output / "scores" / f"{detector.name},{dataset},{state}.h5")
-            _score(detector, weights, features, files[-1])
+            notes = {"dataset": DATASETS[dataset], "trimmed": state == "trimmed"}
+            _score(detector, weights, features, files[-1], notes)
     evaluation = evaluate(files, names=[detector_name(file) for file in files])
     write_evaluation(evaluation, output)
     text = "\n".join([format_tables(evaluation.metrics["results"]), *skipped])
@@ -95,11 +96,11 @@ def _missing(detector: Detector, features: Path) -> str | None:
     return next((content for content in needs if not source.has(content)), None)
 
 
-def _score(detector: Detector, weights: Path | None, features: Path, file: Path) -> None:
+def _score(detector: Detector, weights: Path | None, features: Path, file: Path, notes: dict[str, object]) -> None:
     """Writes a score file, unless there is one of the same weights."""
     file.parent.mkdir(parents=True, exist_ok=True)
     digest = None if weights is None else hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
     if file.is_file() and open_scores(file).attributes.get("alignment_sha256") == digest:
         return
-    score_shards(features, file, detector.method, weights)
+    score_shards(features, file, detector.method, weights, notes)
     print(file, flush=True)

@@ -91,7 +91,7 @@ def _format(table: Table, found: dict) -> str:
 
 
 def _cell(detector: str, pooling: str | None, dataset: str, found: dict) -> str:
-    ours = [_auc(detector, pooling, dataset, state, found) for state in STATES]
+    ours = [_auc(detector, pooling, DATASETS[dataset], state, found) for state in STATES]
     if all(auc is None for auc in ours):
         return ""
     published = PUBLISHED.get((detector, dataset)) if pooling is None else None

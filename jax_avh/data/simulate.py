@@ -6,8 +6,8 @@ A fake breaks that bond: in a stretch of the clip the audio follows another path
 or it belongs to another clip altogether ("swapped").
 
 Fakes also bear the shortcut of the real data sets: their sound starts with a short digital silence, on average of
-27 ms, that of real clips with 1 ms. Its features are those of silence (one vector) and of speech, in the proportion of their
-lengths in each frame of 40 ms. Nothing else tells the classes apart, and nothing is said of any method's result.
+27 ms, that of real clips with 1 ms. Its features are those of silence (one vector) and of speech, in the proportion of
+their lengths in each frame of 40 ms. Nothing else tells the classes apart, and no method's result is built in.
 """
 
 import csv

@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ def score_shards(
     output: str | os.PathLike,
     method: str | None = None,
     weights: str | os.PathLike | None = None,
+    notes: Mapping[str, object] = MappingProxyType({}),
     batch_frames: int = BATCH_FRAMES,
 ) -> ScoreTable:
     """Scores every clip of a folder of shards, and every frame if the method scores frames.
@@ -40,6 +42,7 @@ def score_shards(
       output: the score file to write.
       method: a name of METHODS; None = what the weights were trained as.
       weights: for a method that learns: a .safetensors file, or the workdir of a training run (its best weights).
+      notes: what the shards do not say of themselves: `dataset`, a name, and `trimmed`, a bool.
       batch_frames: frames of one step.
 
     Returns:
@@ -57,8 +60,7 @@ def score_shards(
     inputs = [shard.path for shard in source.shards] + ([detector.path] if detector else [])
     if Path(output).resolve() in {file.resolve() for file in inputs}:
         raise InputError(f"{output}: is an input of this command; name another file to write")
-    attributes = {name: source.attributes[name] for name in COPIED if name in source.attributes}
-    attributes["features"] = str(features)
+    attributes = _known(source, notes) | {"features": str(features)}
     if isinstance(chosen, ClipMethod):
         frame, clip = None, _clip_scores(chosen, source)
     else:
@@ -126,6 +128,15 @@ def load_detector(weights: str | os.PathLike, method: str | None = None) -> Dete
     """
     path = weights_file(weights)
     return Detector(path, METHODS[choose_method(method, path)], load_weights(path), read_notes(path))
+
+
+def _known(source: FeatureSource, notes: Mapping[str, object]) -> dict[str, object]:
+    """What the shards and the notes say of the features."""
+    known = {name: source.attributes[name] for name in COPIED if name in source.attributes}
+    for name, value in notes.items():
+        if (found := known.get(name, "unknown")) not in ("unknown", value):
+            raise InputError(f"{source.path}: its {name} is {found}, not {value}")
+    return known | dict(notes)
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,110 @@
+"""Scoring and evaluating a test set, against the straightforward PyTorch way, in one run.
+
+python -m benchmarks.evaluation
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import jax
+import numpy as np
+import safetensors.torch
+import torch
+from flax import nnx
+
+from benchmarks.straightforward_training import Network, unit
+from extract.schema import FORMAT, FRAME_RATE, VERSION, ClipMeta, offsets, shard_name, write_clip_table
+from jax_avh.evaluation import open_scores
+from jax_avh.evaluation.bootstrap import bootstrap_intervals
+from jax_avh.evaluation.score import score_shards
+from jax_avh.models import AlignmentNetwork, save_weights
+from jax_avh.report.results import write_results
+
+WIDTH = 1024
+CLIPS_PER_SHARD = 500
+LONG = 50_000  # frames of which every clip is a part
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=10_000)
+    parser.add_argument("--frames", type=int, default=220, help="of each clip")
+    parser.add_argument("--straightforward_clips", type=int, default=500, help="that the other way scores")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        compare(Path(folder), arguments.clips, arguments.frames, arguments.straightforward_clips)
+
+
+def compare(folder: Path, clips: int, frames: int, few: int) -> None:
+    """Makes the corpus and measures on it."""
+    make_corpus(folder, clips, frames, few)
+    save_weights(AlignmentNetwork(WIDTH, rngs=nnx.Rngs(0)), folder / "w.safetensors")
+    started = time.perf_counter()
+    theirs = list(straightforward(folder))
+    seconds = time.perf_counter() - started
+    print(f"{clips} clips of {frames} frames, width {WIDTH}; {jax.devices()[0].device_kind}")
+    print("| | seconds | frames/s | ratio |\n|---|---|---|---|")
+    slow = few * frames / seconds
+    print(f"| straightforward scoring, {few} clips | {seconds:.1f} | {slow:.0f} | 1.0 |")
+    started = time.perf_counter()
+    table = score_shards(folder / "shards", folder / "s.h5", weights=folder / "w.safetensors")
+    scored = time.perf_counter() - started
+    speed = clips * frames / scored
+    print(f"| our scoring | {scored:.1f} | {speed:.0f} | {speed / slow:.1f} |")
+    started = time.perf_counter()
+    write_results([folder / "s.h5"], folder / "results")
+    evaluated = time.perf_counter() - started
+    print(f"| our evaluation, report included | {evaluated:.1f} | | |")
+    print(f"| both | {scored + evaluated:.1f} | {clips * frames / (scored + evaluated):.0f} | |")
+    again = open_scores(folder / "s.h5")
+    label = np.array([clip.label for clip in again.clips])
+    started = time.perf_counter()
+    bootstrap_intervals(label, again.clip)
+    print(f"| 1,000 resamples of the clips | {time.perf_counter() - started:.2f} | | |")
+    print(f"\nlargest difference of clip scores: {np.abs(np.array(theirs) - table.clip[:few]).max():.1e}")
+
+
+def make_corpus(folder: Path, clips: int, frames: int, few: int) -> None:
+    """float16 shards of all clips; npz files, float32, of the first few. A fake's audio is from elsewhere."""
+    rng = np.random.default_rng(0)
+    long = rng.standard_normal((2, LONG, WIDTH), np.float32).astype(np.float16)
+    (folder / "shards").mkdir()
+    (folder / "npz").mkdir()
+    for shard, first in enumerate(range(0, clips, CLIPS_PER_SHARD)):
+        numbers = range(first, min(first + CLIPS_PER_SHARD, clips))
+        starts = rng.integers(0, LONG - frames, (2, len(numbers)))
+        starts[1, ::2] = starts[0, ::2]
+        metas = [ClipMeta(f"c{n:05d}.mp4", n % 2) for n in numbers]
+        with h5py.File(folder / "shards" / shard_name(shard), "w") as file:
+            attributes = {"format": FORMAT, "version": VERSION, "frame_rate": FRAME_RATE, "width": WIDTH}
+            file.attrs.update(attributes | {"encoder": "rule", "weights_sha256": "unknown", "trimmed": False})
+            write_clip_table(file, metas, offsets([frames] * len(numbers)))
+            for source, name, begins in zip(long, ("visual", "audio"), starts, strict=True):
+                data = file.create_dataset(name, (len(numbers) * frames, WIDTH), np.float16)
+                for place, start in enumerate(begins):
+                    data[place * frames : (place + 1) * frames] = source[start : start + frames]
+        for n, (v, a) in zip(numbers, starts.T, strict=True):
+            if n < few:
+                clip = {"visual": long[0, v : v + frames], "audio": long[1, a : a + frames]}
+                np.savez(folder / "npz" / f"c{n:05d}.npz", **{k: x.astype(np.float32) for k, x in clip.items()})
+
+
+@torch.no_grad()
+def straightforward(folder: Path) -> Iterator[float]:
+    """One file and one clip at a time, all frames of it at once: clip scores."""
+    network = Network(WIDTH)
+    network.load_state_dict(safetensors.torch.load_file(folder / "w.safetensors"))
+    for file in sorted((folder / "npz").iterdir()):
+        with np.load(file, allow_pickle=False) as clip:
+            visual, audio = (torch.from_numpy(unit(clip[name])) for name in ("visual", "audio"))
+        scores = network.mlp(torch.cat([network.visual_proj(visual), network.audio_proj(audio)], dim=-1))
+        yield float(torch.logsumexp(-scores[:, 0], dim=0))
+
+
+if __name__ == "__main__":
+    main()
