@@ -150,14 +150,33 @@ def match(visual, audio):
 
 def test_simulated_real_clips_are_in_step_and_fakes_are_not():
     corpus = Corpus(frames=(400, 400), width=64, noise=0.5, silence=False)
-    real = match(*simulate_clip("x", "real", corpus))
+    clips = {kind: simulate_clip("x", kind, corpus) for kind in ("real", *KINDS)}
+    real = match(clips["real"].visual, clips["real"].audio)
     assert real > 10
     for kind in KINDS[1:]:
-        assert match(*simulate_clip("x", kind, corpus)) < 0.7 * real
+        assert match(clips[kind].visual, clips[kind].audio) < 0.7 * real
+        assert clips[kind].segments == ((0, 16),)
+    (start, stop), length = (round(25 * t) for t in clips["local"].segments[0]), len(clips["real"].audio)
+    changed = (clips["local"].audio != clips["real"].audio).any(axis=1)
+    assert changed[start:stop].all()
+    assert not clips["real"].segments
+    assert stop - start == round(length / 3)
 
 
-def test_simulated_fakes_bear_the_shortcut():
-    corpus = Corpus(width=16)
-    fakes = [simulate_clip(f"c{k}", kind, corpus)[1][:2] for k, kind in enumerate(KINDS)]
-    assert all((fake == fakes[0]).all() for fake in fakes)
-    assert not (simulate_clip("c", "real", corpus)[1][:2] == fakes[0]).any()
+def test_simulated_clips_start_with_silence_in_features_and_sound():
+    """A fake's is that of the real data sets; without it, nothing of it is left."""
+    corpus = Corpus(width=256, frames=(20, 30))
+    lengths = {}
+    for kind in ("real", "local"):
+        clips = [simulate_clip(f"c{n}", kind, corpus) for n in range(200)]
+        lengths[kind] = np.array([np.argmax(clip.waveform != 0) for clip in clips]) / 16
+        assert all(len(clip.waveform) == 640 * len(clip.audio) for clip in clips)
+    assert lengths["local"].mean() == pytest.approx(27, abs=1)
+    assert lengths["real"].mean() == pytest.approx(1, abs=0.3)
+    first = np.stack([clip.audio[0] for clip in clips])
+    unlike = np.stack([clip.audio[1] for clip in clips])
+    assert np.corrcoef(first)[np.triu_indices(200, 1)].mean() > 0.5
+    assert abs(np.corrcoef(unlike)[np.triu_indices(200, 1)].mean()) < 0.1
+    silent, heard = (simulate_clip("c", "local", Corpus(width=16, silence=silence)) for silence in (True, False))
+    np.testing.assert_array_equal(silent.audio[2:], heard.audio[2:])
+    assert (heard.waveform[:160] != 0).sum() > 150

@@ -80,7 +80,7 @@ def _map(output: Path) -> str:
         "simulated": "the simulated corpus: npz features, lists, shards",
         "run": "the training run: metrics.jsonl, tensorboard, checkpoints, best.safetensors",
         "scores.h5": "frame scores of the simulated test clips",
-        "results": "metrics.json, clips.csv",
+        "results": "metrics.json, clips.csv, report.html: open it in a browser",
     }
     return "\n".join(f"{output / name!s:<32} {what}" for name, what in places.items())
 

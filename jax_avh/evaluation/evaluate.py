@@ -148,7 +148,6 @@ def _coverage(entry: Entry, listed: Sequence[ClipMeta], failed: set[str]) -> dic
         "missing": len(absent) - lost,
         "auc": detection_metrics(label, score)["auc"],
         "worst_case_auc": worst["auc"],
-        "worst_case_ap": worst["ap"],
     }
 
 
