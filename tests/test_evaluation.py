@@ -4,8 +4,10 @@ import csv
 import json
 
 import h5py
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh
 from sklearn.metrics import roc_auc_score
 
 from extract.schema import ClipMeta, InputError, list_shards, offsets, place
@@ -13,6 +15,7 @@ from jax_avh.evaluation import POOLINGS, ScoreTable, detection_metrics, evaluate
 from jax_avh.evaluation.score import score_shards
 from jax_avh.evaluation.scores import write_scores
 from jax_avh.report.results import write_results
+from jax_avh.training.sharding import DATA_AXIS
 from tests import rules
 from tests.test_data import make_source
 
@@ -230,14 +233,20 @@ def test_an_input_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["avh_align", "speech_forensics", "factor"])
-def test_scores_do_not_depend_on_the_batches(tmp_path, method):
+def test_scores_depend_neither_on_the_batches_nor_on_the_devices(tmp_path, monkeypatch, method):
     weights = {"weights": rules.write_alignment_weights(tmp_path / "w.safetensors", width=4)}
+    rng = np.random.default_rng(0)
     make_source(tmp_path / "s", [3, 8, 5, 40])
+    with h5py.File(tmp_path / "s" / "features-00000.h5", "r+") as file:
+        file["visual"][:], file["audio"][:] = rng.standard_normal((2, *file["visual"].shape))
     options = weights if method == "avh_align" else {}
-    tables = [
-        score_shards(tmp_path / "s", tmp_path / "scores.h5", method, batch_frames=size, **options)
-        for size in (3, 7, 8192)
-    ]
+    tables = []
+    for devices in (1, 2):
+        mesh = Mesh(np.array(jax.devices()[:devices]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+        monkeypatch.setattr("jax_avh.evaluation.score.make_mesh", lambda mesh=mesh: mesh)
+        for size in (3, 7, 8192):
+            table = score_shards(tmp_path / "s", tmp_path / "scores.h5", method, batch_frames=size, **options)
+            tables.append(table)
     for table in tables[1:]:
         np.testing.assert_allclose(table.frame, tables[0].frame, atol=1e-5)
         np.testing.assert_allclose(table.clip, tables[0].clip, atol=1e-5)

@@ -95,6 +95,8 @@ class FrameBatches(Sequence):
 
     def _chunks(self, rows: np.ndarray) -> np.ndarray:
         """Cuts consecutive rows into chunks; those longer than all chunks together overlap."""
+        if len(self._own) == 1:
+            return rows[None]  # without copying them
         starts = range(0, len(self._own) * self.chunk_frames, self.chunk_frames)
         length = len(rows) - starts[-1]
         return np.stack([rows[start : start + length] for start in starts])

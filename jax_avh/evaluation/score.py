@@ -22,7 +22,8 @@ from jax_avh.methods import METHODS, ClipMethod, FrameMethod
 from jax_avh.models import FrameBatch, FrameNetwork, load_weights, read_notes, weights_file
 from jax_avh.training.sharding import make_mesh, on_own_part, put_copies, put_parts
 
-BATCH_FRAMES = 8192
+BATCH_FRAMES = {"cpu": 2048}  # backend -> frames of a step: what stays in its caches
+LARGE_BATCH_FRAMES = 16384  # of all other backends
 COPIED = ("encoder", "weights_sha256", "trimmed", "dataset")  # attributes of the shards
 DEFAULT = "avh_align"  # what weights that do not say are for: an official file's
 
@@ -33,7 +34,7 @@ def score_shards(
     method: str | None = None,
     weights: str | os.PathLike | None = None,
     notes: Mapping[str, object] = MappingProxyType({}),
-    batch_frames: int = BATCH_FRAMES,
+    batch_frames: int | None = None,
 ) -> ScoreTable:
     """Scores every clip of a folder of shards, and every frame if the method scores frames.
 
@@ -43,7 +44,7 @@ def score_shards(
       method: a name of METHODS; None = what the weights were trained as.
       weights: for a method that learns: a .safetensors file, or the workdir of a training run (its best weights).
       notes: what the shards do not say of themselves: `dataset`, a name, and `trimmed`, a bool.
-      batch_frames: frames of one step.
+      batch_frames: frames of one step; None = what suits the backend.
 
     Returns:
       What was written.
@@ -64,6 +65,7 @@ def score_shards(
     if isinstance(chosen, ClipMethod):
         frame, clip = None, _clip_scores(chosen, source)
     else:
+        batch_frames = batch_frames or BATCH_FRAMES.get(jax.default_backend(), LARGE_BATCH_FRAMES)
         frame = _frame_scores(chosen, detector and detector.network, source, batch_frames)
         clip = POOLINGS[chosen.pooling](frame, frame_stream(source).border)
         attributes |= {"pooling": chosen.pooling}
