@@ -32,21 +32,13 @@ class AlignmentNetwork(FrameNetwork):
 
     head = "mlp"
 
-    def __init__(
-        self,
-        width: int = 1024,
-        *,
-        rngs: nnx.Rngs,
-        modality: str = "both",
-        normalised: bool = True,
-        precision: str = "float32",
-    ):
-        super().__init__(width, modality, normalised, precision)
-        if modality == "both":
-            self.visual_proj = linear(width, PROJECTION_WIDTH, rngs, self.dtype)
-            self.audio_proj = linear(width, PROJECTION_WIDTH, rngs, self.dtype)
+    def build(self, rngs: nnx.Rngs) -> None:
+        """Draws the parameters."""
+        if self.modality == "both":
+            self.visual_proj = linear(self.width, PROJECTION_WIDTH, rngs, self.dtype)
+            self.audio_proj = linear(self.width, PROJECTION_WIDTH, rngs, self.dtype)
         else:
-            self.proj = linear(width, 2 * PROJECTION_WIDTH, rngs, self.dtype)
+            self.proj = linear(self.width, 2 * PROJECTION_WIDTH, rngs, self.dtype)
         layers, inputs = [], 2 * PROJECTION_WIDTH
         for hidden in HIDDEN_WIDTHS:
             layers += [linear(inputs, hidden, rngs, self.dtype), layer_norm(hidden, rngs, self.dtype), nnx.relu]

@@ -15,17 +15,9 @@ class LinearNetwork(FrameNetwork):
 
     head = "linear"
 
-    def __init__(
-        self,
-        width: int = 1024,
-        *,
-        rngs: nnx.Rngs,
-        modality: str = "both",
-        normalised: bool = True,
-        precision: str = "float32",
-    ):
-        super().__init__(width, modality, normalised, precision)
-        self.head_layer = linear(width * len(self.features), 1, rngs, self.dtype)
+    def build(self, rngs: nnx.Rngs) -> None:
+        """Draws the parameters."""
+        self.head_layer = linear(self.width * len(self.features), 1, rngs, self.dtype)
 
     def first(self, name: str) -> tuple[None, Float[Array, "D 1"], Float[Array, "1"]]:
         """See FrameNetwork; features are laid visual first."""

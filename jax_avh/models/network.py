@@ -30,11 +30,24 @@ class Folded(NamedTuple):
 class FrameNetwork(nnx.Module):
     """Scores frames by their visual features, their audio features, or both.
 
-    A head gives `first`, `weigh` and `score`.
+    A head gives `build`, `first`, `weigh` and `score`.
     """
 
-    def __init__(self, width: int, modality: str, normalised: bool, precision: str):
+    def __init__(
+        self,
+        width: int = 1024,
+        *,
+        rngs: nnx.Rngs,
+        modality: str = "both",
+        normalised: bool = True,
+        precision: str = "float32",
+    ):
         self.width, self.modality, self.normalised, self.precision = width, modality, normalised, precision
+        self.build(rngs)
+
+    def build(self, rngs: nnx.Rngs) -> None:
+        """Draws the parameters."""
+        raise NotImplementedError
 
     def first(self, name: str) -> tuple[nnx.Linear | None, Float[Array, "P H"], Float[Array, " H"]]:
         """Projection of a feature, if any, its part of the first layer's kernel, and that layer's bias."""
