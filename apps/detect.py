@@ -14,8 +14,8 @@ from extract.encoder import Encoder
 from extract.prepare import PrepareSettings, prepare_clip
 from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_output, whole_file
 from extract.workers import attempt
+from jax_avh.evaluation.detector import Detector, load_detector
 from jax_avh.evaluation.pooling import pool_all
-from jax_avh.evaluation.score import Detector, load_detector
 from jax_avh.report.video import VideoVerdict, write_video_page
 
 

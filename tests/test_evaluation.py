@@ -266,7 +266,7 @@ def test_shards_at_a_url_are_scored(tmp_path):
 def test_what_cannot_be_scored_is_told(tmp_path):
     weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=5)
     make_source(tmp_path / "s", [3])
-    with pytest.raises(InputError, match=r"width 5, but those in .* have 4"):
+    with pytest.raises(InputError, match=r"width 5, but those of .* have 4"):
         score_shards(tmp_path / "s", tmp_path / "scores.h5", weights=weights)
     with pytest.raises(InputError, match=r"holds no best\.safetensors"):
         score_shards(tmp_path / "s", tmp_path / "scores.h5", weights=tmp_path)
