@@ -44,8 +44,8 @@ def simulate(root: str | os.PathLike) -> None:
     Raises:
       InputError: ROOT holds something already.
     """
-    if Path(root).exists() and any(Path(root).iterdir()):
-        raise InputError(f"{root}: is not empty; name a new folder")
+    if Path(root).is_file() or (Path(root).exists() and any(Path(root).iterdir())):
+        raise InputError(f"--output={root}: is not an empty folder; name a new one")
     for dataset, corpus in CORPORA.items():
         for split, count in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test)):
             clips = [_stored(name, kind, corpus) for name, kind in clip_names(f"{dataset}/{split}", count, corpus)]
@@ -59,9 +59,8 @@ def _stored(name: str, kind: str, corpus: Corpus) -> tuple[StoredClip, StoredCli
     clip = simulate_clip(name, kind, corpus)
     sound = clip.waveform.astype(np.float32) / FULL_SCALE
     split = name.split("/")[1]
-    meta = ClipMeta(
-        f"{name}.mp4", int(kind != "real"), kind, split, Path(name).name, leading_silence(sound), 0, clip.segments
-    )
+    label, speaker = int(kind != "real"), name.replace("/", "-")
+    meta = ClipMeta(f"{name}.mp4", label, kind, split, speaker, leading_silence(sound), 0, clip.segments)
     return _from_frame(clip, meta, 0), _from_frame(clip, meta, frames_to_trim(sound))
 
 

@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 from hypothesis import strategies as st
+from jax.sharding import AxisType, Mesh
 from scipy.special import logsumexp
 
 from extract.schema import ClipMeta, InputError
@@ -23,7 +24,9 @@ from jax_avh.evaluation.scores import open_scores
 from jax_avh.methods import speech_forensics
 from jax_avh.models import HEADS, MODALITIES, clip_cross_entropy, load_weights, save_weights
 from jax_avh.training import train
-from jax_avh.training.sharding import make_mesh, put_copies
+from jax_avh.training.preemption import Preemption
+from jax_avh.training.resident import Resident
+from jax_avh.training.sharding import DATA_AXIS, make_mesh, put_copies
 from jax_avh.training.state import Trainer, init_state
 from jax_avh.training.streamed import Streamed
 from tests import rules
@@ -130,29 +133,74 @@ def test_batches_of_whole_clips_hold_each_clip_once(tmp_path_factory, lengths, f
     assert plan.room == Batching(frames, True, clips).plan(frame_stream(source, (1, 1))).room
 
 
-@pytest.mark.parametrize("placement", ["stream", "device"])
-def test_the_supervised_run_trains_stops_and_goes_on(tmp_path, placement):
-    """By the command's function, in both forms of the feed; the losses are those of one device, whole clips a batch."""
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def separable(tmp_path_factory):
+    """Shards of clips whose fakes show it in their audio, and a run's configuration."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("separable")
     for split in ("train", "val"):
         clips = []
         for n in range(14):
             visual, audio = rng.standard_normal((2, int(rng.integers(1, 30)), 8)).astype(np.float32)
             clips.append((f"{split}{n}.mp4", n % 2, visual, audio + 3 * (n % 2)))
-        write_shard(tmp_path / split, clips)
-    config = make_config({"method": "avh_sup", "data.train": f"{tmp_path}/train", "data.val": f"{tmp_path}/val"})
-    config.data.batch_frames, config.train.epochs, config.data.placement = 40, 6, placement
-    train(config, tmp_path / "whole")
-    stopped = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=3))
-    train(stopped, tmp_path / "resumed")
-    train(config, tmp_path / "resumed")
-    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
-    (_, before), *_, (_, after) = losses(tmp_path / "whole")
+        write_shard(folder / split, clips)
+    config = make_config({"method": "avh_sup", "data.train": f"{folder}/train", "data.val": f"{folder}/val"})
+    config.data.batch_frames, config.train.epochs, config.train.checkpoint_steps = 40, 4, 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def unbroken(separable, tmp_path_factory):
+    """The losses of a streamed run on one device that nothing stops."""
+    workdir = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jax_avh.training.loop.make_mesh", lambda: mesh_of(1))
+        train(separable, workdir)
+    return losses(workdir), workdir
+
+
+def mesh_of(devices):
+    return Mesh(np.array(jax.devices()[:devices]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+@pytest.mark.parametrize(("placement", "stop"), [("stream", 16), ("device", 9)])
+def test_a_supervised_run_is_the_same_on_two_devices_stopped_within_an_epoch(
+    separable, unbroken, tmp_path, monkeypatch, placement, stop
+):
+    config = dataclasses.replace(separable, data=dataclasses.replace(separable.data, placement=placement))
+    with monkeypatch.context() as patch:
+        looks = itertools.count(1)
+        patch.setattr(Preemption, "reached", lambda self: next(looks) == stop)
+        progress = train(config, tmp_path)
+    assert progress.epoch >= 0
+    assert progress.step > 0
+    train(config, tmp_path)
+    np.testing.assert_allclose(losses(tmp_path), unbroken[0], rtol=0, atol=1e-4)
+
+
+def test_a_supervised_run_learns_what_its_labels_show(separable, unbroken, tmp_path):
+    (_, before), *_, (_, after) = unbroken[0]
     assert after < before / 2
-    table = score_shards(tmp_path / "val", tmp_path / "s.h5", weights=tmp_path / "whole")
+    table = score_shards(separable.data.val, tmp_path / "s.h5", weights=unbroken[1])
     label = np.array([clip.label for clip in table.clips])
     assert table.method == "avh_sup"
     assert table.clip[label == 1].min() > table.clip[label == 0].max()
+
+
+def test_epochs_of_packed_clips_on_the_devices_share_their_programs(separable):
+    """Each order of the clips makes other batches; none may need another program."""
+    source, mesh = open_source(separable.data.train).labelled(), make_mesh()
+    feed = Resident(source, Batching(40, True), 0, mesh, segment_steps=3)
+    network = HEADS["mlp"](source.width, rngs=nnx.Rngs(0))
+    trainer, state = Trainer(nnx.graphdef(network), separable, mesh), put_copies(mesh, init_state(network))
+    steps = set()
+    before = Trainer.train._cache_size()
+    for epoch in range(5):
+        segments = list(feed.segments((0, epoch)))
+        steps.add(segments[-1][0])
+        for _, segment in segments:
+            state, _ = trainer.train(state, segment, np.float32(1e-3))
+    assert len(steps) > 1
+    assert Trainer.train._cache_size() <= before + 2  # of three steps, and of one
 
 
 # --- methods that need no training -----------------------------------------------------------------------------------
@@ -198,19 +246,21 @@ def test_scores_without_training_equal_the_official_programs(similarity_cases, t
     np.testing.assert_allclose(table.clip, wanted, rtol=0, atol=1e-5)
 
 
-def test_speech_forensics_hears_the_first_50_seconds(monkeypatch):
-    """As if the clip were cut there: by the definition, one clip and offset at a time."""
-    monkeypatch.setattr(speech_forensics, "COUNTED", 30)
-    rng, tau, lengths = np.random.default_rng(0), speech_forensics.TAU, [50, 30, 8, 31]
-    cosines = rng.standard_normal((sum(lengths), 2 * tau + 1)).astype(np.float32)
-    border = np.cumsum([0, *lengths])
-    frame = speech_forensics.frame_scores(cosines, border)
-    for start, stop in itertools.pairwise(border):
-        clip = cosines[start:stop][:30].copy()
-        for t, j in np.ndindex(*clip.shape):
-            if t + j - tau >= 30:
-                clip[t, j] = 0
-        np.testing.assert_allclose(frame[start:stop].mean(), -clip.mean(axis=0).max(), atol=1e-6)
+@pytest.mark.parametrize("batch_frames", [7, 64, 8192])
+def test_speech_forensics_hears_the_first_50_seconds(tmp_path, batch_frames):
+    """As if each clip were cut there: by the definition, clip by clip, whatever the batches."""
+    rng, tau = np.random.default_rng(0), speech_forensics.TAU
+    lengths = [1300, 5, 1250, 1251, 17] if batch_frames > 7 else [5, 17, 3]
+    clips = [(f"{n}.mp4", 0, *rng.standard_normal((2, n, 8)).astype(np.float32)) for n in lengths]
+    folder = write_shard(tmp_path / "s", clips)
+    table = score_shards(folder, tmp_path / "s.h5", "speech_forensics", batch_frames=batch_frames)
+    for n, (_, _, *features) in enumerate(clips):
+        visual, audio = (x[:1250] / np.linalg.norm(x[:1250], axis=1, keepdims=True) for x in features)
+        padded = np.pad(audio, ((tau, tau), (0, 0)))
+        means = [(visual * padded[offset : offset + len(visual)]).sum(axis=1).mean() for offset in range(2 * tau + 1)]
+        np.testing.assert_allclose(table.clip[n], -max(means), atol=1e-5)
+        frame = table.frame[slice(*table.offset[n : n + 2])]
+        np.testing.assert_allclose(frame.mean(), table.clip[n], atol=1e-5)
 
 
 def test_length_and_silence_are_scores_of_clips(tmp_path):
@@ -276,6 +326,9 @@ def test_initial_weights_of_another_kind_are_refused(tmp_path):
     save_weights(HEADS["linear"](4, rngs=nnx.Rngs(0)), tmp_path / "w.safetensors")
     settings = {"method": "avh_sup", "data.train": f"{tmp_path}/s", "data.val": f"{tmp_path}/s"}
     with pytest.raises(InputError, match="weights of another kind than asked for"):
+        train(make_config(settings | {"init": f"{tmp_path}/w.safetensors"}), tmp_path / "run")
+    save_weights(HEADS["mlp"](4, rngs=nnx.Rngs(0)), tmp_path / "w.safetensors", {"method": "avh_align"})
+    with pytest.raises(InputError, match="trained as avh_align; they do not start avh_sup"):
         train(make_config(settings | {"init": f"{tmp_path}/w.safetensors"}), tmp_path / "run")
     make_source(tmp_path / "real", [5, 5])
     with pytest.raises(InputError, match="none of its 2 clips is labelled fake"):

@@ -1,18 +1,20 @@
 """The paper's run on a small simulated corpus: its layout, its tables, going on, and what is told when it cannot."""
 
 import json
+import shutil
 
+import h5py
 import numpy as np
 import pytest
 
 from apps import simulate as simulation
-from apps.paper.plan import DATASETS, detectors
+from apps.paper.plan import DATASETS, Detector, detectors
 from apps.paper.run import paper
 from apps.paper.tables import PUBLISHED, TABLES, format_tables
 from apps.simulate import simulate
 from extract.schema import InputError, list_shards, open_shard
 from jax_avh.data import Corpus
-from jax_avh.evaluation import open_scores
+from jax_avh.evaluation import POOLINGS, open_scores
 from jax_avh.methods.leading_silence import leading_silence
 
 SMALL = Corpus(8, 4, 12, fakes=True, kinds=("local",), frames=(20, 30), width=16)
@@ -55,7 +57,7 @@ def test_a_corpus_is_the_same_each_time_and_not_written_over(corpus, tmp_path, m
         for name in ("visual", "audio"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
         np.testing.assert_array_equal(one.waveform.value, two.waveform.value)
-    with pytest.raises(InputError, match="is not empty"):
+    with pytest.raises(InputError, match="is not an empty folder"):
         simulate(tmp_path)
 
 
@@ -78,7 +80,7 @@ def test_the_run_trains_scores_prints_and_goes_on(corpus, tmp_path, capsys):
     assert all(table.title in text for table in TABLES)
     assert (tmp_path / "tables.txt").read_text().strip() == text.strip()
     assert json.loads((tmp_path / "runs" / "avh_sup-linear" / "result.json").read_text())["epochs"] == 2
-    lost, kept = files["factor,av_deepfake1m,trimmed.h5"], files["avh_align,av_deepfake1m,trimmed.h5"]
+    lost, kept = files["factor,av_deepfake1m,trimmed.h5"], files["avh_align-mlp,av_deepfake1m,trimmed.h5"]
     before = kept.stat().st_mtime_ns
     lost.unlink()
     capsys.readouterr()
@@ -98,24 +100,87 @@ def test_every_published_number_has_its_row():
     assert all(0 < auc <= 100 for numbers in PUBLISHED.values() for auc in numbers)
 
 
-def test_a_table_prints_what_there_is():
-    def result(method, trimmed, auc):
-        return {"method": method, "pooling": "mean", "own": True, "dataset": "FakeAVCeleb", "trimmed": trimmed,
-                "group": "all", "metrics": {"auc": auc}}  # fmt: skip
+def result(method, dataset, trimmed, pooling, own, auc):
+    kind = {"method": method, "dataset": dataset, "trimmed": trimmed, "pooling": pooling, "own": own, "group": "all"}
+    return kind | {"metrics": {"auc": auc}}
 
-    text = format_tables([result("avh_align", False, 0.5), result("factor", True, None)])
-    assert "AVH-Align" in text
+
+def test_every_cell_is_of_its_own_row_set_state_and_pooling():
+    """Each of all results has an AUC of its own; other groups' must not be taken."""
+    rows = [(title, detector, pooling) for table in TABLES for title, detector, pooling in table.rows]
+    names = sorted({detector for _, detector, _ in rows})
+    keys = [
+        (name, DATASETS[dataset], trimmed, pooling, pooling == "max")
+        for name in names for dataset in DATASETS for trimmed in (True, False) for pooling in POOLINGS
+    ]  # fmt: skip
+    aucs = {key: (n + 1) / 1000 for n, key in enumerate(keys)}
+    assert len(aucs) < 1000
+    results = [result(*key, auc) for key, auc in aucs.items()]
+    results += [r | {"group": "category", "metrics": {"auc": 0.9999}} for r in results]
+    lines = iter(format_tables(results).splitlines())
+    for title, detector, pooling in rows:
+        line = next(line for line in lines if line.startswith(title + " "))
+        for dataset in DATASETS.values():
+            own = pooling is None or pooling == "max"
+            whole, cut = (100 * aucs[detector, dataset, state, pooling or "max", own] for state in (False, True))
+            assert f"{whole:.1f} -> {cut:.1f}" in line
+
+
+def test_a_table_prints_what_there_is():
+    results = [result("avh_align-mlp", "FakeAVCeleb", False, "mean", True, 0.5)]
+    text = format_tables([*results, result("factor", "FakeAVCeleb", True, "mean", True, None)])
     assert "50.0 -> - (94.6 -> 94.6)" in text
     assert "FACTOR" not in text
     assert "linear" not in text
 
 
+def test_scores_of_other_clips_are_not_taken_for_these(tmp_path, monkeypatch, corpus):
+    """A test set that was changed is scored again, by what does not learn too."""
+    plan = [Detector("factor", "factor")]
+    monkeypatch.setattr("apps.paper.run.detectors", lambda root: plan)
+    root = tmp_path / "root"
+    shutil.copytree(corpus, root)
+    paper(root, tmp_path / "out")
+    (file,) = (tmp_path / "out" / "scores").glob("*,trimmed.h5")
+    shutil.rmtree(root / "av_deepfake1m" / "trimmed" / "test")
+    shutil.copytree(corpus / "av_deepfake1m" / "trimmed" / "val", root / "av_deepfake1m" / "trimmed" / "test")
+    paper(root, tmp_path / "out")
+    assert len(open_scores(file).clips) == SMALL.val
+
+
+def test_what_shards_lack_is_told_and_the_rest_done(tmp_path, monkeypatch, corpus):
+    monkeypatch.setattr(
+        "apps.paper.run.detectors", lambda root: [Detector(m, m) for m in ("factor", "leading_silence")]
+    )
+    root = tmp_path / "root"
+    shutil.copytree(corpus, root)
+    with h5py.File(root / "av_deepfake1m" / "trimmed" / "test" / "features-00000.h5", "r+") as file:
+        del file["waveform"]
+    text = paper(root, tmp_path / "out")
+    assert "leading_silence on av_deepfake1m, trimmed: its shards hold no waveform" in text
+    assert "100.0 -> - (98.2 -> 50.6)" in text
+
+
+def test_without_the_set_it_is_trained_on_avh_align_has_no_row(tmp_path, corpus):
+    (tmp_path / "fakeavceleb").symlink_to(corpus / "av_deepfake1m")
+    assert [d.name for d in detectors(tmp_path) if d.trained_on] == ["avh_sup-fakeavceleb"]
+
+
 @pytest.mark.parametrize(
-    ("flag", "reason"), [("--config.sed=1", "no such setting"), ("--other.seed=1", "give --NAME.FIELD"), ("x", "give")]
+    ("flag", "reason"),
+    [
+        ("--config.sed=1", "no such setting"),
+        ("--avh_align-50%.seed=-1", "seed=-1: must"),
+        ("--other.seed=1", "give --NAME"),
+        ("x", "give"),
+        ("--avh_sup.method.head=mlp", "cannot be set"),
+        ("--config.data.val=x", "cannot be set"),
+    ],
 )
 def test_settings_that_mean_nothing(corpus, tmp_path, flag, reason):
     with pytest.raises(InputError, match=reason):
         paper(corpus, tmp_path / "out", [flag])
+    assert not (tmp_path / "out" / "scores").exists()  # told before any work
 
 
 def test_a_root_without_shards(tmp_path):

@@ -7,7 +7,8 @@ from extract.schema import InputError
 from jax_avh.data import open_source
 
 DATASETS = {"fakeavceleb": "FakeAVCeleb", "av_deepfake1m": "AV-Deepfake1M"}  # folder -> name, in the tables' order
-STATES = ("untrimmed", "trimmed")
+STATES = {"untrimmed": False, "trimmed": True}
+TRAINED_IN = "untrimmed"
 MAIN = "av_deepfake1m"  # what AVH-Align is trained on
 SHARES = (0.1, 0.5)  # of the real training clips: the ablation of the training set's size
 UNTRAINED = ("leading_silence", "leading_amplitude", "speech_forensics", "factor", "clip_length")
@@ -20,33 +21,35 @@ class Detector:
     name: str  # of its workdir and score files
     method: str
     trained_on: str = ""  # folder of a data set; "" = it does not learn
-    settings: tuple[tuple[str, str], ...] = ()  # fields of its training's configuration
+    settings: dict[str, str] = dataclasses.field(default_factory=dict)  # fields of its training's configuration
 
 
 def detectors(root: Path) -> list[Detector]:
-    """All detectors that the sets below a root allow.
+    """All detectors that the training sets below a root allow.
 
     Raises:
-      InputError: there are no shards there.
+      InputError: there are none.
     """
-    there = [dataset for dataset in DATASETS if (root / dataset / STATES[0] / "train").is_dir()]
+    there = [dataset for dataset in DATASETS if (root / dataset / TRAINED_IN / "train").is_dir()]
     if not there:
         layout = f"{'|'.join(DATASETS)}/{'|'.join(STATES)}/{{train,val,test}}"
         raise InputError(f"{root}: no training shards; lay them out as {layout}")
     planned = [Detector(method, method) for method in UNTRAINED]
     planned += [Detector(f"avh_sup-{dataset}", "avh_sup", dataset) for dataset in there]
-    main = MAIN if MAIN in there else there[0]
-    planned += [
-        Detector("avh_sup-linear", "avh_sup", main, (("method.head", "linear"),)),
-        Detector("avh_align", "avh_align", main),
-        Detector("avh_align-linear", "avh_align", main, (("method.head", "linear"),)),
-        Detector("avh_align-not-normalised", "avh_align", main, (("model.normalise", "False"),)),
+    return planned + (_on_main(root) if MAIN in there else [])
+
+
+def _on_main(root: Path) -> list[Detector]:
+    """AVH-Align and the ablations, all on one set."""
+    planned = [
+        Detector("avh_sup-linear", "avh_sup", MAIN, {"method.head": "linear"}),
+        Detector("avh_align-mlp", "avh_align", MAIN),
+        Detector("avh_align-linear", "avh_align", MAIN, {"method.head": "linear"}),
+        Detector("avh_align-not-normalised", "avh_align", MAIN, {"model.normalise": "False"}),
     ]
-    real = len(open_source(root / main / STATES[0] / "train").real().members)
-    for share in SHARES:
-        clips = str(max(round(share * real), 1))
-        planned.append(Detector(f"avh_align-{share:.0%}", "avh_align", main, (("data.train_clips", clips),)))
-    return planned
+    real = len(open_source(root / MAIN / TRAINED_IN / "train").real().members)
+    sizes = {share: {"data.train_clips": str(max(round(share * real), 1))} for share in SHARES}
+    return planned + [Detector(f"avh_align-{share:.0%}", "avh_align", MAIN, size) for share, size in sizes.items()]
 
 
 def test_sets(root: Path) -> list[tuple[str, str]]:

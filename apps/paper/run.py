@@ -1,24 +1,23 @@
 """Runs the plan: trains what is not trained, scores what is not scored, evaluates all, prints the tables."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from apps.paper.plan import DATASETS, STATES, Detector, detectors, test_sets
+from apps.paper.plan import DATASETS, STATES, TRAINED_IN, Detector, detectors, test_sets
 from apps.paper.tables import format_tables
-from extract.schema import InputError, check_output
-from jax_avh.config import RESULT, make_config
-from jax_avh.data import open_source
+from extract.schema import InputError, check_output, whole_file
+from jax_avh.config import RESULT, Config, check_config, make_config
+from jax_avh.data import FeatureSource, open_source
 from jax_avh.evaluation import evaluate, open_scores
+from jax_avh.evaluation.detector import load_detector
 from jax_avh.evaluation.score import score_shards
 from jax_avh.methods import METHODS, ClipMethod
-from jax_avh.models import weights_file
 from jax_avh.report.results import write_evaluation
 from jax_avh.training import train
 
-EVERY = "config"  # of settings: for all trainings; otherwise of a method's, or of a detector's alone
-Settings = dict[str, dict[str, str]]  # whose -> field -> value
+EVERY = "config"  # of settings: for all trainings; otherwise a method's, or a detector's own
+TABLES = "tables.txt"
 
 
 def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[str] = ()) -> str:
@@ -27,61 +26,70 @@ def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[st
     Args:
       root: folder of the shards: <data set>/<untrimmed, trimmed>/<train, val, test>.
       output: gets `runs/`, `scores/`, `metrics.json`, `clips.csv`, `report.html`, `tables.txt`.
-      flags: `--config.FIELD=VALUE` for all trainings; with a method's or a detector's name for `config`, for theirs.
+      flags: `--config.FIELD=VALUE` for all trainings; `--METHOD.FIELD=VALUE` for those of a method;
+        `--NAME.FIELD=VALUE` for the one of that name in `runs/`. The more special one counts.
 
     Returns:
       The tables.
 
     Raises:
-      InputError: there are no shards, or a training or scoring fails.
+      InputError: there are no shards, a setting is refused, or a training or scoring fails.
     """
     root, output = Path(root), Path(output)
-    check_output(output / "tables.txt")
+    if output.is_file():
+        raise InputError(f"{output}: is a file; name a folder for the results")
+    check_output(output / TABLES)
     sets, planned = test_sets(root), detectors(root)
-    settings = _settings(flags, planned)
     if not sets:
         raise InputError(f"{root}: no test shards; lay them out as <data set>/<untrimmed, trimmed>/test")
-    files, skipped = [], []
+    configs = _configs(root, planned, flags)
+    scored, skipped = [], []
     for detector in planned:
-        weights = _trained(detector, root, output / "runs" / detector.name, settings)
+        wanting = [(*where, lacks) for where in sets if (lacks := _lacks(detector, _test(root, *where)))]
+        skipped += [
+            f"{detector.name} on {dataset}, {state}: its shards hold no {what}" for dataset, state, what in wanting
+        ]
+        weights = _trained(detector, configs.get(detector.name), output / "runs" / detector.name)
         for dataset, state in sets:
-            features = root / dataset / state / "test"
-            if missing := _missing(detector, features):
-                skipped.append(f"{detector.name} on {dataset}, {state}: its shards hold no {missing}")
-                continue
-            files.append(output / "scores" / f"{detector.name},{dataset},{state}.h5")
-            notes = {"dataset": DATASETS[dataset], "trimmed": state == "trimmed"}
-            _score(detector, weights, features, files[-1], notes)
-    evaluation = evaluate(files, names=[detector_name(file) for file in files])
+            if (dataset, state) not in {where[:2] for where in wanting}:
+                file = output / "scores" / f"{detector.name},{dataset},{state}.h5"
+                _score(detector, weights, _test(root, dataset, state), file, dataset, state)
+                scored.append((detector.name, file))
+    names, files = zip(*scored, strict=True)
+    evaluation = evaluate(files, names=names)
     write_evaluation(evaluation, output)
     text = "\n".join([format_tables(evaluation.metrics["results"]), *skipped])
-    (output / "tables.txt").write_text(text + "\n")
+    with whole_file(output / TABLES) as temporary:
+        temporary.write_text(text + "\n")
     return text
 
 
-def detector_name(file: Path) -> str:
-    """Of a score file."""
-    return file.name.partition(",")[0]
-
-
-def _settings(flags: Sequence[str], planned: Sequence[Detector]) -> Settings:
-    settings = {name: {} for detector in planned for name in (EVERY, detector.method, detector.name)}
+def _configs(root: Path, planned: Sequence[Detector], flags: Sequence[str]) -> dict[str, Config]:
+    """Configuration of every training, checked before the first one starts."""
+    given = {name: {} for detector in planned for name in (EVERY, detector.method, detector.name)}
     for flag in flags:
         setting, equals, value = flag.removeprefix("--").partition("=")
         owner, _, field = setting.partition(".")
-        if owner not in settings or not equals:
+        if owner not in given or not equals:
             raise InputError(f"{flag}: give --NAME.FIELD=VALUE, NAME being {EVERY}, a method or one of runs/")
-        settings[owner][field] = value
-    return settings
+        if field.startswith("method") or field in ("data.train", "data.val"):
+            raise InputError(f"{flag}: is what the tables are about; it cannot be set")
+        given[owner][field] = value
+    configs = {}
+    for detector in planned:
+        if detector.trained_on:
+            folder = root / detector.trained_on / TRAINED_IN
+            fixed = {"method": detector.method, "data.train": str(folder / "train"), "data.val": str(folder / "val")}
+            chosen = given[EVERY] | given[detector.method] | given[detector.name] | detector.settings
+            configs[detector.name] = make_config(chosen | fixed)
+            check_config(configs[detector.name])
+    return configs
 
 
-def _trained(detector: Detector, root: Path, workdir: Path, settings: Settings) -> Path | None:
+def _trained(detector: Detector, config: Config | None, workdir: Path) -> Path | None:
     """The workdir of a detector's training, which is run unless it has ended; None if it does not learn."""
-    if not detector.trained_on:
+    if config is None:
         return None
-    data = {f"data.{split}": str(root / detector.trained_on / STATES[0] / split) for split in ("train", "val")}
-    given = settings[EVERY] | settings[detector.method] | settings[detector.name]
-    config = make_config({"method": detector.method} | given | data | dict(detector.settings))
     print(f"\n=== {detector.name}, trained on {detector.trained_on}", flush=True)
     train(config, workdir)
     if not (workdir / RESULT).is_file():
@@ -89,18 +97,25 @@ def _trained(detector: Detector, root: Path, workdir: Path, settings: Settings) 
     return workdir
 
 
-def _missing(detector: Detector, features: Path) -> str | None:
+def _test(root: Path, dataset: str, state: str) -> FeatureSource:
+    return open_source(root / dataset / state / "test")
+
+
+def _lacks(detector: Detector, source: FeatureSource) -> str | None:
     """An optional content of the shards that a detector needs and that is not there."""
-    method, source = METHODS[detector.method], open_source(features)
+    method = METHODS[detector.method]
     needs = method.needs if isinstance(method, ClipMethod) else ()
     return next((content for content in needs if not source.has(content)), None)
 
 
-def _score(detector: Detector, weights: Path | None, features: Path, file: Path, notes: dict[str, object]) -> None:
-    """Writes a score file, unless there is one of the same weights."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    digest = None if weights is None else hashlib.sha256(weights_file(weights).read_bytes()).hexdigest()
-    if file.is_file() and open_scores(file).attributes.get("alignment_sha256") == digest:
+def _score(
+    detector: Detector, weights: Path | None, source: FeatureSource, file: Path, dataset: str, state: str
+) -> None:
+    """Writes a score file, unless there is one of the same clips and weights."""
+    wanted = {"fingerprint": source.fingerprint()} | (load_detector(weights).attributes if weights else {})
+    if file.is_file() and wanted.items() <= open_scores(file).attributes.items():
         return
-    score_shards(features, file, detector.method, weights, notes)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    notes = {"dataset": DATASETS[dataset], "trimmed": STATES[state]}
+    score_shards(source.path, file, detector.method, weights, notes)
     print(file, flush=True)

@@ -16,7 +16,7 @@ from extract.schema.clip import (
     read_clip_table,
     write_clip_table,
 )
-from extract.schema.files import InputError, check_output, local_file, place, reachable, whole_file
+from extract.schema.files import InputError, check_output, local_file, place, reachable, refuse_inputs, whole_file
 from extract.schema.notes import pack_notes, unpack_notes
 from extract.schema.shard import (
     FORMAT,
@@ -69,6 +69,7 @@ __all__ = [
     "read_clip_table",
     "read_shard_table",
     "reading",
+    "refuse_inputs",
     "shard_name",
     "unpack_notes",
     "whole_file",

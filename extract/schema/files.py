@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from upath import UPath
@@ -63,6 +63,18 @@ def check_output(path: AnyPath) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
+def refuse_inputs(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> None:
+    """Refuses to write over what a command reads, however its path is spelt; URLs are compared as text.
+
+    Raises:
+      InputError: naming the first output that is an input.
+    """
+    read = {_spelling(path) for path in inputs}
+    for path in outputs:
+        if _spelling(path) in read:
+            raise InputError(f"{path}: is an input of this command; name another file to write")
+
+
 @contextlib.contextmanager
 def whole_file(path: AnyPath) -> Iterator[Path]:
     """Yields a temporary local path; the file written there gets the name `path` only when the block ends well.
@@ -105,3 +117,8 @@ def local_file(path: AnyPath) -> Iterator[Path]:
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
         yield copy
+
+
+def _spelling(path: AnyPath) -> str:
+    """The one spelling of a local path, links followed; a URL as it is."""
+    return os.path.realpath(path) if isinstance(place(path), Path) else str(path)

@@ -42,11 +42,12 @@ class Batching:
         if not self.whole_clips:
             border = np.minimum(np.arange(-(-stream.frames // self.frames) + 1) * self.frames, stream.frames)
             return Plan(border, np.diff(border), self.frames)
-        first = [0]
+        first, room = [0], self.room(stream)
+        fit = np.searchsorted(stream.border, stream.border + room, side="right") - 1  # the clip after a full batch
         while first[-1] < len(stream.order):
-            fit = int(np.searchsorted(stream.border, stream.border[first[-1]] + self.room(stream), side="right")) - 1
-            first.append(min(fit, first[-1] + self.clips) if self.clips else fit)
-        return Plan(stream.border[first], np.diff(first), self.room(stream))
+            end = int(fit[first[-1]])
+            first.append(min(end, first[-1] + self.clips) if self.clips else end)
+        return Plan(stream.border[first], np.diff(first), room)
 
     def room(self, stream: FrameStream) -> int:
         """Frames that a batch has place for, whatever the order of the stream's clips."""

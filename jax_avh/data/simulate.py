@@ -73,7 +73,7 @@ def simulate_corpus(root: str | os.PathLike, corpus: Corpus) -> None:
         for index, (name, kind) in enumerate(clip_names(split, count, corpus)):
             clip = simulate_clip(name, kind, corpus)
             np.savez(Path(root) / f"{name}.npz", visual=clip.visual, audio=clip.audio)
-            rows.append((f"{name}.mp4", int(kind != "real"), kind, f"id{index:05d}"))
+            rows.append((f"{name}.mp4", int(kind != "real"), kind, f"{split}-{index:03d}"))
         with whole_file(Path(root) / f"{split}.csv") as temporary, temporary.open("w", newline="") as file:
             csv.writer(file).writerows(rows)
 

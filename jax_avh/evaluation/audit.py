@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from extract.schema import FAKE, FRAME_RATE, REAL, UNKNOWN
 from jax_avh.data import FeatureSource
+from jax_avh.evaluation.bootstrap import bootstrap_intervals
 from jax_avh.evaluation.metrics import detection_metrics
 from jax_avh.evaluation.overlap import overlap
 from jax_avh.methods.leading_silence import SILENCE, START, leading_amplitudes, leading_silences
@@ -76,6 +77,12 @@ class _Groups:
         known = np.isfinite(score)
         return detection_metrics(self.label[known], score[known])["auc"]
 
+    def interval(self, score: Float[np.ndarray, " N"]) -> list[float] | None:
+        """Of that AUC, 95 %."""
+        known = np.isfinite(score)
+        bounds = bootstrap_intervals(self.label[known], score[known])["auc"]
+        return bounds and list(bounds)
+
     def trait(
         self, value: Float[np.ndarray, " N"], bins: Float[np.ndarray, " B"], limit: float, sign: int = 1
     ) -> Found:
@@ -84,7 +91,8 @@ class _Groups:
         NaN = unknown; `limit`: the share above it is counted.
         """
         known = np.isfinite(value)
-        found = {"auc": self.auc(sign * value), "known": int(known.sum()), "limit": limit, "bins": bins.tolist()}
+        found = {"auc": self.auc(sign * value), "interval": self.interval(sign * value), "known": int(known.sum())}
+        found |= {"limit": limit, "bins": bins.tolist()}
         for kind, masks in self.masks.items():
             inside = {name: value[mask & known] for name, mask in masks.items()}
             found[kind] = {name: _distribution(part, bins, limit) for name, part in inside.items() if len(part)}

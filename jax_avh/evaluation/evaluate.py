@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from extract.schema import FAKE, REAL, ClipMeta, InputError, caveat
+from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta, InputError, caveat
 from jax_avh.evaluation.bootstrap import bootstrap_intervals
 from jax_avh.evaluation.delong import delong_test
 from jax_avh.evaluation.localize import localisation
@@ -44,7 +44,7 @@ def evaluate(
     """
     tables = [(Path(path), open_scores(path)) for path in scores]
     entries = named_entries(tables) if names is None else as_named(tables, names)
-    _check_labels(entries)
+    _check_labels(entries, listed)
     if unknown := (thresholds or {}).keys() - {entry.method for entry in entries}:
         raise InputError(f"--threshold names {min(unknown)!r}, but the methods are {_names(entries)}")
     rest = {"resamples": resamples, "confidence": CONFIDENCE, "warnings": list(_warnings(entries, listed))}
@@ -140,14 +140,18 @@ def _coverage(entry: Entry, listed: Sequence[ClipMeta], failed: set[str]) -> dic
     absent = [clip for clip in listed if clip.path not in place]
     lost = sum(clip.path in failed for clip in absent)
     label, score = entry.label[scored], entry.score[scored]
+    found = detection_metrics(label, score)
     worst = worst_case(label, score, np.array([clip.label for clip in absent], dtype=np.int64))
+    bound = all(clip.label != UNKNOWN for clip in absent)  # what a clip of unknown label may do, nobody knows
     return _key(entry) | {
         "listed": len(listed),
         "scored": len(scored),
         "failed": lost,
         "missing": len(absent) - lost,
-        "auc": detection_metrics(label, score)["auc"],
-        "worst_case_auc": worst["auc"],
+        "auc": found["auc"],
+        "ap": found["ap"],
+        "worst_case_auc": worst["auc"] if bound else None,
+        "worst_case_ap": worst["ap"] if bound else None,
     }
 
 
@@ -166,6 +170,9 @@ def _warnings(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> Iterator[
             yield f"{name}: none of its clips is in the list, so there is no coverage of it."
         elif listed and (others := len(entry.clips) - _shared(entry, listed)):
             yield f"{name}: {others} of its clips are not in the list; coverage leaves them out."
+        paths = {clip.path for clip in entry.clips}
+        if lost := sum(clip.label == UNKNOWN and clip.path not in paths for clip in listed):
+            yield f"{name}: {lost} clips of the list have neither score nor label, so the worst case is undefined."
     for one, other in _pairs(entries):
         mine, theirs = ({clip.path for clip in entry.clips} for entry in (one, other))
         if mine != theirs:
@@ -176,14 +183,17 @@ def _warnings(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> Iterator[
             )
 
 
-def _check_labels(entries: Sequence[Entry]) -> None:
-    """Refuses files that contradict each other."""
+def _check_labels(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> None:
+    """Refuses files that contradict each other, or the list."""
     known: dict[tuple[str, str], tuple[int, str]] = {}
+    in_list = {clip.path: clip.label for clip in listed}
     for entry in entries:
         for clip in entry.clips:
             label, title = known.setdefault((entry.dataset, clip.path), (clip.label, entry.title))
             if label != clip.label:
                 raise InputError(f"clip {clip.path!r} has label {clip.label} in {entry.title}, but {label} in {title}")
+            if UNKNOWN not in (label, other := in_list.get(clip.path, UNKNOWN)) and label != other:
+                raise InputError(f"clip {clip.path!r} has label {label} in {title}, but {other} in the clip list")
 
 
 def _shared(entry: Entry, listed: Sequence[ClipMeta]) -> int:

@@ -11,7 +11,7 @@ import tqdm
 from flax import nnx
 from jaxtyping import Float, Int64
 
-from extract.schema import InputError, check_output
+from extract.schema import SHARD_PATTERN, InputError, check_output, refuse_inputs
 from jax_avh.data import Batching, FeatureSource, FrameBatches, frame_stream, open_source, prefetched
 from jax_avh.evaluation.detector import Detector, choose_method, load_detector
 from jax_avh.evaluation.pooling import POOLINGS
@@ -55,7 +55,8 @@ def score_shards(
     if detector:
         detector.check_fits(source.width, source.attributes, source.path)
     _check_free(output, source, detector)
-    attributes = _known(source, notes) | {"features": str(features)} | (detector.attributes if detector else {})
+    attributes = _known(source, notes) | {"features": str(features), "fingerprint": source.fingerprint()}
+    attributes |= detector.attributes if detector else {}
     border = frame_stream(source).border
     if isinstance(chosen, ClipMethod):
         frame, clip = None, _clip_scores(chosen, source)
@@ -71,11 +72,11 @@ def score_shards(
 
 
 def _check_free(output: str | os.PathLike, source: FeatureSource, detector: Detector | None) -> None:
-    """Refuses an output that cannot be written, or that is an input."""
+    """Refuses an output that cannot be written, that is an input, or that would pass for a shard."""
     check_output(output)
-    inputs = [shard.path for shard in source.shards] + ([detector.path] if detector else [])
-    if Path(output).resolve() in {file.resolve() for file in inputs}:
-        raise InputError(f"{output}: is an input of this command; name another file to write")
+    refuse_inputs([output], [*(shard.path for shard in source.shards), *([detector.path] if detector else [])])
+    if Path(output).match(SHARD_PATTERN):
+        raise InputError(f"{output}: is named like a shard ({SHARD_PATTERN}); name the scores otherwise")
 
 
 def _known(source: FeatureSource, notes: Mapping[str, object]) -> dict[str, object]:

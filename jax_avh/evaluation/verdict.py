@@ -8,7 +8,9 @@ from jax_avh.evaluation.audit import LABELS, Found
 from jax_avh.evaluation.overlap import overlap_in_words
 from jax_avh.methods.leading_silence import START
 
-CAN, PARTLY = 0.9, 0.6  # AUC from which on labels "can", "can partly" be told; an AUC below 0.5 counts as its mirror
+# AUC from which on labels "can", "can partly" be told; an AUC below 0.5 counts as its mirror. Where its 95 % interval
+# reaches down to 0.5, nothing is said to be told: on few clips, chance looks like a shortcut.
+CAN, PARTLY = 0.9, 0.6
 
 
 def verdict(result: Found) -> list[str]:
@@ -29,11 +31,11 @@ def _in_words(found: Found) -> Iterator[str]:
         yield _told(f"leading silence{before}", silence, "ms")
     if amplitude:
         yield from _more_telling(
-            "leading silence", silence["auc"], found["by_threshold"], "at threshold {}, the most telling of {}"
+            "leading silence", silence, found["by_threshold"], "at threshold {}, the most telling of {}"
         )
         yield _told(f"the largest amplitude in the first {1000 * START:g} ms", amplitude, "")
         yield from _more_telling(
-            "the largest amplitude", amplitude["auc"], found["by_moment"], "in the first {} ms, the most telling of {}"
+            "the largest amplitude", amplitude, found["by_moment"], "in the first {} ms, the most telling of {}"
         )
     yield _told("length", found["length_s"], "s")
 
@@ -43,19 +45,24 @@ def _told(what: str, trait: Found, unit: str) -> str:
     auc = trait["auc"]
     if auc is None:
         return f"whether labels can be told from {what} is not defined: that takes real clips and fakes"
+    low, high = trait["interval"] or (0.5, 0.5)
+    known = f"{_auc(auc)}, 95 % {low:.2f}-{high:.2f}"
+    if _power(auc) != "cannot" and low <= 0.5 <= high:
+        return f"too few clips to say whether labels can be told from {what} ({known})"
     if _power(auc) == "cannot":
-        return f"labels cannot be told from {what} ({_auc(auc)})"
+        return f"labels cannot be told from {what} ({known})"
     fake, real = (f"{_digits(trait['label'][name]['quartiles'][1])} {unit}".rstrip() for name in ("fake", "real"))
-    return f"labels {_power(auc)} be told from {what} alone: {_auc(auc)} (fakes: median {fake}, real clips: {real})"
+    return f"labels {_power(auc)} be told from {what} alone: {known} (fakes: median {fake}, real clips: {real})"
 
 
-def _more_telling(what: str, auc: float | None, sweep: Found, where: str) -> Iterator[str]:
-    """A sentence if labels can be told better somewhere else in a sweep."""
-    if auc is None:
+def _more_telling(what: str, trait: Found, sweep: Found, where: str) -> Iterator[str]:
+    """A sentence if labels can be told better somewhere else in a sweep, by more than the interval is wide."""
+    if trait["auc"] is None or trait["interval"] is None:
         return
     places, aucs = (np.array(column) for column in sweep.values())
     best = int(np.abs(aucs - 0.5).argmax())
-    if _power(aucs[best]) != _power(auc):
+    width = trait["interval"][1] - trait["interval"][0]
+    if _power(aucs[best]) != _power(trait["auc"]) and abs(aucs[best] - 0.5) > width:
         place = where.format(_digits(places[best]), len(places))
         yield f"labels {_power(aucs[best])} be told from {what} {place}: {_auc(aucs[best])}"
 

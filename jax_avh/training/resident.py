@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int
 
 from extract.schema import offsets
 from jax_avh.data import Batching, FeatureSource, FrameStream, frame_stream
-from jax_avh.data.batches import Plan
 from jax_avh.data.source import MODALITIES
 from jax_avh.models import FrameBatch
 from jax_avh.models.windows import PADDING
@@ -92,7 +91,7 @@ class Resident:
         stream = frame_stream(self.source, shuffle_seed)
         plan, steps = self.batching.plan(stream), self.segment_steps
         layout = (-(-plan.room // self.mesh.size), self.tau)
-        arrays = self.visual, self.audio, *put_copies(self.mesh, self._index(stream, plan, layout[0]))
+        arrays = self.visual, self.audio, *put_copies(self.mesh, self._index(stream, layout[0]))
         while first < len(plan.items):
             done = min(first - first % steps + steps, len(plan.items))
             if self.batching.whole_clips and done - first < steps:
@@ -101,12 +100,15 @@ class Resident:
             yield done, ResidentSegment(*arrays, border, done - first, layout, self.mesh)
             first = done
 
-    def _index(self, stream: FrameStream, plan: Plan, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Row, place and label of every frame of a stream, and of the padding that the batches reach on both sides."""
+    def _index(self, stream: FrameStream, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row, place and label of every frame of a stream, and of the padding that a batch may reach on both sides.
+
+        As long for every order of the clips: another length would be another program.
+        """
         lengths = self.source.lengths[stream.order]
         begin = offsets(self.source.lengths)[stream.order]  # row of each clip's first frame
         row = np.arange(stream.frames) + np.repeat(begin - stream.border[:-1], lengths)
-        reach = plan.border[-2] + self.mesh.size * size + self.tau - stream.frames
+        reach = self.mesh.size * size + self.tau
         index = row, stream.places(0, stream.frames), stream.labels(0, stream.frames)
         return tuple(np.pad(x, (self.tau, reach), constant_values=PADDING).astype(np.int32) for x in index)
 

@@ -8,7 +8,7 @@ from jax_avh.config import Config
 from jax_avh.data import FeatureSource, open_source
 from jax_avh.data.source import SET_ATTRIBUTES
 from jax_avh.methods import METHODS
-from jax_avh.models import HEADS, FrameNetwork, load_weights
+from jax_avh.models import HEADS, FrameNetwork, load_weights, read_notes
 
 
 def open_sources(config: Config) -> tuple[FeatureSource, FeatureSource]:
@@ -41,7 +41,9 @@ def initial_network(config: Config, width: int) -> FrameNetwork:
     if not config.init:
         kind = {"modality": method.modality, "normalised": model.normalise, "precision": config.train.precision}
         return HEADS[method.head](width, rngs=nnx.Rngs(config.seed), **kind)
-    network = load_weights(config.init, config.train.precision)
+    network, trained = load_weights(config.init, config.train.precision), read_notes(config.init).get("method")
+    if trained not in (None, method.name):
+        raise InputError(f"{config.init}: weights trained as {trained}; they do not start {method.name}")
     wanted = method.head, method.modality, model.normalise
     if (network.head, network.modality, network.normalised) != wanted:
         raise InputError(
