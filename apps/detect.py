@@ -3,20 +3,21 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from apps.playable import playable
 from extract.clips import Failure
 from extract.encoder import Encoder
 from extract.prepare import PrepareSettings, prepare_clip
-from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_output, whole_file
+from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_output, refuse_inputs, whole_file
 from extract.workers import attempt
 from jax_avh.evaluation.detector import Detector, load_detector
 from jax_avh.evaluation.pooling import pool_all
-from jax_avh.report.video import VideoVerdict, write_video_page
+from jax_avh.report.video import EMBEDDED_BYTES, VideoVerdict, write_video_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,27 +62,28 @@ def detect(
       Exit status: 0, or 2 if a video could not be scored.
 
     Raises:
-      InputError: the weights are missing, damaged, or do not fit each other; or two videos would have one page.
+      InputError: the weights are missing, damaged, or do not fit each other; two videos would have one page; or an
+        output cannot be written, or is an input.
     """
-    if output is not None:
-        check_output(output)
-    names = [Path(video).stem for video in videos]
-    if pages is not None and len(set(names)) < len(names):
+    written = {} if pages is None else {Path(video).stem: Path(pages) / f"{Path(video).stem}.html" for video in videos}
+    if pages is not None and len(written) < len(videos):
         raise InputError("two of the videos have the same name, and so would their pages; give them one by one")
     detector = load_detector(weights)
+    _check_free([*written.values(), *([] if output is None else [output])], [*videos, avhubert, detector.path])
     encoder = Encoder(avhubert)
     detector.check_fits(encoder.width, encoder.attributes, avhubert)
     verdicts = []
-    for video in videos:
-        verdict, frame = _verdict(video, encoder, detector)
-        verdicts.append(verdict)
-        print(verdict.line(), flush=True)
-        if pages is not None and not verdict.error:
-            shown = VideoVerdict(Path(video).name, verdict.worst_second, verdict.caveat)
-            write_video_page(Path(pages) / f"{Path(video).stem}.html", Path(video), shown, frame, verdict.scores)
-    if output is not None:
-        with whole_file(output) as temporary:
-            temporary.write_text(json.dumps([dataclasses.asdict(v) for v in verdicts], indent=2) + "\n")
+    try:
+        for video in videos:
+            verdict, frame = _verdict(video, encoder, detector)
+            verdicts.append(verdict)
+            print(verdict.line(), flush=True)
+            if pages is not None and not verdict.error:
+                _write_page(written[Path(video).stem], Path(video), verdict, frame)
+    finally:  # what was found is kept, even if a page could not be written
+        if output is not None:
+            with whole_file(output) as temporary:
+                temporary.write_text(json.dumps([dataclasses.asdict(v) for v in verdicts], indent=2) + "\n")
     return 2 if any(verdict.error for verdict in verdicts) else 0
 
 
@@ -91,6 +93,21 @@ def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
     sums = np.convolve(frame, np.ones(window), mode="valid")
     start = int(sums.argmax())
     return start / FRAME_RATE, (start + window) / FRAME_RATE
+
+
+def _check_free(outputs: Sequence[str | os.PathLike], inputs: Iterable[str | os.PathLike]) -> None:
+    """Refuses outputs that are inputs, or cannot be written."""
+    refuse_inputs(outputs, inputs)
+    for path in outputs:
+        check_output(path)
+
+
+def _write_page(path: Path, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
+    """Writes the video's page, with a copy of it where browsers do not play it."""
+    shown = VideoVerdict(video.name, verdict.worst_second, verdict.caveat)
+    with playable(video) as copy:
+        lasting = copy if copy.stat().st_size <= EMBEDDED_BYTES else video  # what is not embedded must stay
+        write_video_page(path, lasting, shown, frame, verdict.scores)
 
 
 def _verdict(video: str, encoder: Encoder, detector: Detector) -> tuple[Verdict, Float[np.ndarray, " T"]]:

@@ -138,6 +138,8 @@ def read_failures(path: Place) -> list[Failure]:
     try:
         failures = [Failure(**json.loads(line)) for line in place(path).read_text(encoding="utf-8").splitlines()]
         return [Failure(*map(str, dataclasses.astuple(failure))) for failure in failures]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; where its shard exists, remove that to extract both again") from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path}: not a failure log ({error}); remove it and its shard to extract both again"

@@ -158,6 +158,9 @@ def load_restricted(path: str | os.PathLike) -> object:
 def _load_zip(file: io.IOBase) -> object:
     """The object in `<name>/data.pkl`; its storages are the members `<name>/data/<key>`."""
     with zipfile.ZipFile(file) as archive:
+        room = os.fstat(file.fileno()).st_size
+        if sum(member.file_size for member in archive.infolist()) > room or any(map(_packed, archive.infolist())):
+            raise pickle.UnpicklingError("its members are compressed or lie in one another, as PyTorch never puts them")
         (main,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
         read: dict[str, torch.Tensor] = {}
 
@@ -168,6 +171,10 @@ def _load_zip(file: io.IOBase) -> object:
             return read[key]
 
         return _Unpickler(io.BytesIO(archive.read(main)), storage).load()
+
+
+def _packed(member: zipfile.ZipInfo) -> bool:
+    return member.compress_type != zipfile.ZIP_STORED
 
 
 def _load_legacy(file: io.IOBase) -> object:

@@ -8,7 +8,7 @@ from absl import flags
 from jax_avh.report.audit import write_audit
 from launch import command
 
-FEATURES = flags.DEFINE_list("features", None, "Folders of feature shards, comma-separated.", required=True)
+FEATURES = command.define_paths("features", "Folders of feature shards, comma-separated.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of audit.json and pictures.", required=True)
 
 

@@ -1,5 +1,6 @@
 """What every command shares: flags parsed, the user's mistakes told in one sentence with exit status 2."""
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -42,11 +43,12 @@ def define_config(make: Callable[[dict[str, str]], object]) -> flags.FlagHolder:
     Args:
       make: makes the default configuration of some settings.
     """
-    sys.argv = [METHOD.sub(r"--config.method.name\1", argument) for argument in sys.argv]
     try:
+        given = flags.FLAGS.read_flags_from_files(sys.argv[1:])  # config flags look at the command line alone
+        sys.argv[1:] = [METHOD.sub(r"--config.method.name\1", argument) for argument in given]
         return config_flags.DEFINE_config_dataclass("config", make(_given_method()))
     except FLAG_ERRORS as error:  # it looks at the command line at once
-        sys.exit(_complain(f"--config flags: {error.args[0] if error.args else error}"))
+        sys.exit(_complain(f"--config flags: {_reason(error)}"))
 
 
 def define_switch(name: str, values: Iterable[str], text: str) -> flags.FlagHolder:
@@ -64,6 +66,11 @@ def define_choices(name: str, values: Sequence[str], text: str) -> flags.FlagHol
 def define_numbers(name: str, text: str) -> flags.FlagHolder:
     """Defines a flag that takes NAME=NUMBER,...; its value is a dictionary."""
     return flags.DEFINE_flag(flags.Flag(_Numbers(), flags.ArgumentSerializer(), name, {}, text))
+
+
+def define_paths(name: str, text: str) -> flags.FlagHolder:
+    """Defines a flag that must be given, and takes one path or several, separated by commas."""
+    return flags.DEFINE_flag(flags.Flag(_Paths(), flags.ListSerializer(","), name, None, text), required=True)
 
 
 def require(flag: flags.FlagHolder) -> None:
@@ -94,11 +101,24 @@ class _Numbers(flags.ArgumentParser):
     def parse(self, argument: str | dict) -> dict[str, float]:
         if isinstance(argument, dict):
             return argument
-        pairs = (part.rpartition("=") for part in argument.split(",") if part.strip())
-        return {name.strip(): float(number) for name, _, number in pairs}
+        numbers: dict[str, float] = {}
+        for part in filter(str.strip, argument.split(",")):
+            name, _, number = map(str.strip, part.rpartition("="))
+            if name in numbers or not math.isfinite(float(number)):
+                raise ValueError(f"{part.strip()!r} is no finite number, or the second of its name")
+            numbers[name] = float(number)
+        return numbers
 
     def flag_type(self) -> str:
         return "comma separated NAME=NUMBER"
+
+
+class _Paths(flags.ListParser):
+    def parse(self, argument: str | list) -> list[str]:
+        paths = super().parse(argument)
+        if not paths or "" in paths:
+            raise ValueError("names no path, or an empty one")
+        return paths
 
 
 def _given_method() -> dict[str, str]:
@@ -111,7 +131,7 @@ def _parse(argv: list[str], arguments: str | None, known_only: bool) -> list[str
     try:
         rest = flags.FLAGS(argv, known_only=known_only)
     except FLAG_ERRORS as error:
-        sys.exit(_complain(error.args[0] if error.args else error))
+        sys.exit(_complain(_reason(error)))
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # leaves out the libraries' running commentary
     if arguments and not known_only and len(rest) == 1:
@@ -119,6 +139,10 @@ def _parse(argv: list[str], arguments: str | None, known_only: bool) -> list[str
     if not arguments and len(rest) > 1:
         sys.exit(_complain(f"unexpected argument {rest[1]!r}; flags are written --name=value"))
     return rest
+
+
+def _reason(error: Exception) -> str:
+    return str(error.args[0] if isinstance(error, KeyError) else error).removeprefix("ERROR:: ")
 
 
 def _complain(message: object) -> int:

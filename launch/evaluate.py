@@ -11,7 +11,7 @@ from extract.shards import read_failures
 from jax_avh.report.results import write_results
 from launch import command
 
-SCORES = flags.DEFINE_list("scores", None, "Score files, comma-separated.", required=True)
+SCORES = command.define_paths("scores", "Score files, comma-separated.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of metrics.json, clips.csv and report.html.", required=True)
 CLIPS = flags.DEFINE_string("clips", None, "Clip list: which clips ought to be scored, for the coverage.")
 FAILURES = flags.DEFINE_string("failures", None, "failures.jsonl of the extraction, to tell failed from missing.")
@@ -20,9 +20,12 @@ THRESHOLD = command.define_numbers("threshold", "METHOD=SCORE,...: from which cl
 
 def main() -> None:
     """Parses flags, evaluates."""
+    if FAILURES.value:
+        command.require(CLIPS)
     listed = read_clip_list(CLIPS.value) if CLIPS.value else []
     failed = [failure.path for failure in read_failures(place(FAILURES.value))] if FAILURES.value else []
-    print(write_results(SCORES.value, OUTPUT.value, listed, failed, THRESHOLD.value))
+    lists = [flag.value for flag in (CLIPS, FAILURES) if flag.value]
+    print(write_results(SCORES.value, OUTPUT.value, listed, failed, THRESHOLD.value, inputs=lists))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from apps.demo import demo, material
 from apps.demo.fakes import make_clips
 from apps.demo.material import CLIPS, fetch_clips
-from apps.detect import detect, worst_second
+from apps.detect import Verdict, detect, worst_second
 from extract.avhubert import AVHubert, AVHubertConfig, encode_clips, random_avhubert
 from extract.clips import read_clip_list
 from extract.prepare import PrepareSettings, leading_silence, prepare_clip, read_audio
@@ -61,6 +61,36 @@ def test_a_video_is_scored_and_a_bad_one_named(
 def test_two_videos_of_one_name_cannot_have_pages(tmp_path, tiny_checkpoint, narrow_weights):
     with pytest.raises(InputError, match="two of the videos have the same name"):
         detect(["a/x.mp4", "b/x.avi"], str(tiny_checkpoint), str(narrow_weights), pages=tmp_path)
+
+
+def test_verdicts_spare_their_inputs(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
+    """Before the encoder is loaded."""
+    monkeypatch.setattr("apps.detect.Encoder", lambda _: pytest.fail("loaded"))
+    (tmp_path / "x.html").write_text("a film, by its author")
+    (tmp_path / "file").write_text("x")
+    video = str(tmp_path / "x.html")
+    for written in (
+        {"output": video},
+        {"pages": tmp_path},
+        {"output": narrow_weights},
+        {"output": tiny_checkpoint},
+    ):
+        with pytest.raises(InputError, match="is an input of this command"):
+            detect([video], str(tiny_checkpoint), str(narrow_weights), **written)
+    with pytest.raises(InputError, match="cannot be written"):
+        detect([video], str(tiny_checkpoint), str(narrow_weights), pages=tmp_path / "file" / "pages")
+
+
+def test_verdicts_are_kept_if_a_page_fails(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left")
+
+    found = Verdict("x.mp4", 1.0, {"mean": 0.5}), np.zeros(25, np.float32)
+    monkeypatch.setattr("apps.detect._verdict", lambda *_: found)
+    monkeypatch.setattr("apps.detect._write_page", fail)
+    with pytest.raises(OSError, match="no space left"):
+        detect(["x.mp4"], str(tiny_checkpoint), str(narrow_weights), tmp_path / "v.json", tmp_path / "pages")
+    assert json.loads((tmp_path / "v.json").read_text())[0]["scores"] == {"mean": 0.5}
 
 
 @pytest.mark.parametrize("video", ["", "..", "/", "a\tb.mp4", "x" * 300 + ".mp4", "-.mp4"])

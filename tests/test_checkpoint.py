@@ -159,6 +159,22 @@ def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
         load_restricted(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("form", ["compressed", "overlapping"])
+def test_an_archive_that_holds_more_than_its_size_is_refused(tmp_path, form):
+    """A few bytes of it may else fill the memory."""
+    torch.save({"a": torch.zeros(9)}, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    method = {"compressed": zipfile.ZIP_DEFLATED, "overlapping": zipfile.ZIP_STORED}[form]
+    with zipfile.ZipFile(tmp_path / "y.pt", "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+        if form == "overlapping":
+            archive.filelist[0].file_size = archive.filelist[0].compress_size = 2**20
+    with pytest.raises(InputError, match=r"y\.pt: refused to load: its members are compressed or"):
+        load_restricted(tmp_path / "y.pt")
+
+
 @pytest.mark.parametrize(
     ("change", "value"),
     [

@@ -18,6 +18,17 @@ MISTAKES = {
     "a missing flag": (["evaluate", "--scores=a.h5"], "--output"),
     "an unknown flag": (["evaluate", "--scores=a.h5", "--output=o", "--outptu=x"], "outptu"),
     "a stray argument": (["evaluate", "--scores=a.h5", "--output=o", "x"], "unexpected argument 'x'"),
+    "an empty list of score files": (["evaluate", "--scores=", "--output=o"], "--scores"),
+    "an empty score file's name": (["evaluate", "--scores=a.h5,", "--output=o"], "--scores"),
+    "a list among the results": (
+        ["evaluate", "--scores=a.h5", "--clips=r/clips.csv", "--output=r"],
+        "r/clips.csv: is an input",
+    ),
+    "failures without a list": (["evaluate", "--scores=a.h5", "--output=o", "--failures=f.jsonl"], "--clips is needed"),
+    "no failures": (
+        ["evaluate", "--scores=a.h5", "--output=o", "--clips=c.csv", "--failures=none.jsonl"],
+        "none.jsonl: no such file",
+    ),
     "no score file": (["evaluate", "--scores=none.h5", "--output=o"], "none.h5: no such file"),
     "no clip list": (["import_npz", "--clips=none.csv", "--features=.", "--output=o"], "none.csv: no such file"),
     "a list without paths": (["import_npz", "--clips=bad.csv", "--features=.", "--output=o"], "bad.csv: no column"),
@@ -46,13 +57,22 @@ MISTAKES = {
     "no training features": (["train", "--config.data.val=x", "--workdir=w"], "--config.data.train"),
     "no shards": (["train", "--config.data.train=.", "--config.data.val=.", "--workdir=w"], "no feature shards"),
     "no weights to score with": (["score", "--weights=none", "--features=.", "--output=s.h5"], "none: no such file"),
-    "a method of no training": (["train", "--config.method=factor", "--workdir=w"], "must be avh_align or avh_sup"),
+    "a method of no training": (
+        ["train", "--config.method=factor", "--config.data.train=.", "--config.data.val=.", "--workdir=w"],
+        "must be avh_align or avh_sup",
+    ),
     "no weights": (["score", "--method=avh_sup", "--features=.", "--output=s.h5"], "avh_sup needs --weights"),
+    "a method of no training in a file of flags": (["train", "--flagfile=f.flags"], "must be avh_align or avh_sup"),
+    "no file of flags": (["train", "--flagfile=none.flags"], "config flags: Unable to open flagfile"),
     "a threshold of no number": (["evaluate", "--scores=a.h5", "--output=o", "--threshold=x=y"], "--threshold"),
+    "a threshold that is infinite": (["evaluate", "--scores=a.h5", "--output=o", "--threshold=x=inf"], "'x=inf'"),
+    "a threshold that is none": (["evaluate", "--scores=a.h5", "--output=o", "--threshold=x=nan"], "'x=nan'"),
+    "two thresholds of a name": (["evaluate", "--scores=a.h5", "--output=o", "--threshold=x=1,x=2"], "'x=2'"),
     "no score file to submit": (
         ["submit", "--scores=none.h5", "--test_files=c.csv", "--output=s.zip"],
         "none.h5: no such file",
     ),
+    "no folder to audit": (["audit", "--features=", "--output=o"], "--features"),
     "no shards to audit": (["audit", "--features=none", "--output=o"], "no feature shards"),
     "no corpus": (["paper", "--root=none", "--output=o"], "no training shards"),
     "no video": (["detect", "--avhubert=random", "--weights=w"], "no VIDEO given"),
@@ -65,6 +85,11 @@ def test_a_mistake_is_told_in_one_sentence(tmp_path, monkeypatch, launch, mistak
     (tmp_path / "bad.csv").write_text("file\na.mp4\n")
     (tmp_path / "c.csv").write_text("path\na.mp4\n")
     (tmp_path / "twins.csv").write_text("path\na.mp4\na.avi\n")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "clips.csv").write_text("path\na.mp4\n")
+    (tmp_path / "f.flags").write_text(
+        "--config.method=factor\n--config.data.train=.\n--config.data.val=.\n--workdir=w\n"
+    )
     arguments, told = MISTAKES[mistake]
     before = set(tmp_path.rglob("*"))
     status, output = launch(*arguments)

@@ -277,7 +277,7 @@ def test_damaged_safetensors(tmp_path):
         convert_weights(tmp_path / "w.safetensors", tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", "3"])
+@pytest.mark.parametrize("text", ["[1]", "{", "3", "[" * 10**5])
 def test_notes_that_are_none_are_told_by_both_sides(tmp_path, text):
     content = safetensors.torch.save(rule_weights("linear", "both"), {"avh-align": text})
     (tmp_path / "w.safetensors").write_bytes(content)

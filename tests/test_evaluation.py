@@ -154,8 +154,56 @@ def test_scores_that_are_not_finite_are_refused(tmp_path):
     write_scores(make_table(), tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         file["clips/score"][1] = np.nan
-    with pytest.raises(InputError, match=r"a\.h5: its scores do not fit its clips, or are not finite"):
+    with pytest.raises(InputError, match=r"a\.h5: .*/clips/score does not fit its clips, or is not finite"):
         evaluate([tmp_path / "a.h5"])
+
+
+def replaced(name, value):
+    def change(file):
+        del file[name]
+        file[name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (replaced("clips/score", ["a", "b", "c"]), "cast"),
+        (replaced("score", np.zeros(6, np.float64)), "cast"),
+        (replaced("score", np.zeros((6, 1), np.float32)), "/score does not fit"),
+        (lambda f: f.attrs.pop("method"), "method"),
+        (lambda f: f.attrs.update(method="a\x1b[2J"), "its attribute method holds control"),
+        (lambda f: f.attrs.update(dataset="a\nb"), "its attribute dataset holds control"),
+        (lambda f: f.attrs.update(weights="a\x07.pt"), "its attribute weights holds control"),
+        (lambda f: f.attrs.update(weights_sha256=["random", "0"]), "size 1"),
+        (lambda f: f.attrs.update(pooling="median"), "its pooling 'median' is none of logsumexp"),
+        (lambda f: f.attrs.update(threshold=np.nan), "its threshold nan is no finite number"),
+        (lambda f: f.attrs.update(threshold="high"), "its threshold 'high' is no finite number"),
+        (replaced("clips/category", h5py.ExternalLink("other.h5", "x")), "a link into another file"),
+    ],
+)
+def test_a_score_file_that_contradicts_itself_is_refused(tmp_path, change, reason):
+    write_scores(make_table(), tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        change(file)
+    with pytest.raises(InputError, match=rf"a\.h5: .*{reason}"):
+        open_scores(tmp_path / "a.h5")
+
+
+def test_results_spare_what_they_are_made_of(tmp_path, monkeypatch):
+    """Before anything is computed: inputs of the results' names, and places that cannot be written."""
+    monkeypatch.setattr("jax_avh.report.results.evaluate", lambda *_: pytest.fail("computed"))
+    write_scores(make_table(), tmp_path / "metrics.json")
+    with pytest.raises(InputError, match=r"metrics\.json: is an input"):
+        write_results([tmp_path / "metrics.json"], tmp_path)
+    with pytest.raises(InputError, match=r"clips\.csv: is an input"):
+        write_results([tmp_path / "a.h5"], tmp_path, inputs=[tmp_path / "clips.csv"])
+    with pytest.raises(InputError, match="cannot be written"):
+        write_results([tmp_path / "a.h5"], tmp_path / "metrics.json")
+    (tmp_path / "out" / "report.html").mkdir(parents=True)
+    with pytest.raises(InputError, match="is a folder"):
+        write_results([tmp_path / "a.h5"], tmp_path / "out")
 
 
 def test_the_same_file_twice_is_refused(tmp_path):

@@ -27,12 +27,14 @@ THRESHOLDS = st.lists(st.integers(-4, 4), min_size=1, max_size=4).map(lambda x: 
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@hypothesis.given(st.lists(st.tuples(st.integers(0, 1200), st.integers(0, 300)), max_size=3), st.integers(1, 300))
-def test_frame_labels_in_whole_hundredths(dtype, segments, frames):
-    """Frames that binary fractions of a second would miss: 25 * 1.16 < 29."""
+@pytest.mark.parametrize("unit", [100, 10000])
+@hypothesis.given(st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 6000)), max_size=3), st.integers(1, 1500))
+@hypothesis.example([(2799, 400)], 20)
+def test_frame_labels_in_whole_parts_of_a_second(dtype, unit, segments, frames):
+    """Frames that binary fractions of a second would miss: 25 * 1.16 < 29; and none beyond: 25 * 0.2799 < 7."""
     ends = [(start, start + length) for start, length in segments]
-    clip = ClipMeta("a", 1, segments=tuple((float(dtype(s / 100)), float(dtype(e / 100))) for s, e in ends))
-    expected = [any(25 * s // 100 <= k <= 25 * e // 100 for s, e in ends) for k in range(frames)]
+    clip = ClipMeta("a", 1, segments=tuple((float(dtype(s / unit)), float(dtype(e / unit))) for s, e in ends))
+    expected = [any(25 * s // unit <= k <= 25 * e // unit for s, e in ends) for k in range(frames)]
     assert frame_labels(clip, frames).tolist() == expected
 
 

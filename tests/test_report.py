@@ -1,6 +1,9 @@
 """The report of an evaluation and the page of a video, in a real browser."""
 
+import dataclasses
 import itertools
+import json
+import os
 import re
 
 import hypothesis
@@ -13,10 +16,11 @@ from extract.schema import FRAME_RATE, ClipMeta, InputError, offsets
 from jax_avh.evaluation.metrics import detection_metrics, precision_recall_points, roc_points
 from jax_avh.evaluation.pooling import POOLINGS
 from jax_avh.evaluation.results import Entry, Evaluation
-from jax_avh.evaluation.scores import ScoreTable
+from jax_avh.evaluation.scores import ScoreTable, write_scores
 from jax_avh.report import charts, video
 from jax_avh.report.comparison import write_report
 from jax_avh.report.page import format_number, value_at
+from jax_avh.report.results import write_results
 from jax_avh.report.video import VideoVerdict, write_video_page
 from tests.browser import DESKTOP, PHONE, opened, running_browser
 from tests.media import ramp, tone, write_media
@@ -24,6 +28,7 @@ from tests.media import ramp, tone, write_media
 METHODS = ("avh_align", "silence", "speechforensics")
 CATEGORIES = ("RealVideo-FakeAudio", "FakeVideo-RealAudio", "FakeVideo-FakeAudio")
 LISTS = ("results", "comparisons", "coverage", "localisation")  # of metrics.json
+OWN = "mean"  # the pooling of made scores
 NASTY = "<script>alert(1)</script> \"'&.mp4"
 
 
@@ -62,7 +67,7 @@ def made_entry(clips: tuple[ClipMeta, ...], method: str, trimmed: bool | None, d
             rng.uniform(0, 2, len(clips)), lengths
         )
         frame = (noise + strength * fake).astype(np.float32)
-        clip = POOLINGS["mean"](frame, offset)
+        clip = POOLINGS[OWN](frame, offset)
     return Entry(dataset, method, trimmed, ScoreTable(method, clips, offset, frame, clip.astype(np.float32), {}))
 
 
@@ -77,14 +82,17 @@ def made_metrics(entries: tuple[Entry, ...]) -> dict[str, object]:
     found = {"resamples": 1000, "confidence": 0.95, "warnings": [], **{name: [] for name in LISTS}}
     for entry in entries:
         place = {"dataset": entry.dataset, "method": entry.method, "trimmed": entry.trimmed}
-        for pooling in ("own", *(POOLINGS if entry.table.frame is not None else ())):
-            score = entry.score if pooling == "own" else POOLINGS[pooling](entry.table.frame, entry.table.offset)
-            for group, value, chosen in _groups(entry, pooling):
-                fixed = {"pooling": pooling, "own": pooling == "own", "group": group, "value": value}
+        poolings = ("clip",) if entry.table.frame is None else (OWN, *(name for name in POOLINGS if name != OWN))
+        for pooling in poolings:
+            own = pooling in (OWN, "clip")
+            score = entry.score if own else POOLINGS[pooling](entry.table.frame, entry.table.offset)
+            for group, value, chosen in _groups(entry, own):
+                fixed = {"pooling": pooling, "own": own, "group": group, "value": value}
                 found["results"].append(place | fixed | _result(entry.label[chosen], score[chosen]))
-        auc = found["results"][-1]["metrics"]["auc"]
         counts = {"listed": len(entry.clips) + 3, "scored": len(entry.clips), "failed": 2, "missing": 1}
-        found["coverage"].append(place | counts | {"auc": auc, "worst_case_auc": auc and 0.98 * auc})
+        covered = {name: found["results"][-1]["metrics"][name] for name in ("auc", "ap")}
+        worst = {f"worst_case_{name}": value and 0.98 * value for name, value in covered.items()}
+        found["coverage"].append(place | counts | covered | worst)
         if entry.table.frame is not None:
             ap, ar = {"0.5": 0.31, "0.75": 0.0721, "0.95": 0.0}, {"50": 0.5512, "10": 0.4}
             frames = {"frame_auc": 0.7312, "frame_ap": 0.41, "clip_auc": None}
@@ -97,10 +105,10 @@ def made_metrics(entries: tuple[Entry, ...]) -> dict[str, object]:
     return found
 
 
-def _groups(entry: Entry, pooling: str):
+def _groups(entry: Entry, own: bool):
     yield "all", "", np.ones(len(entry.clips), bool)
     real = entry.label == 0
-    if pooling == "own":
+    if own:
         for category in sorted({clip.category for clip in entry.clips if clip.label == 1}):
             yield "category", category, real | [clip.category == category for clip in entry.clips]
         for split in sorted({clip.split for clip in entry.clips}):
@@ -190,6 +198,27 @@ def test_every_number_of_the_report_is_that_of_metrics_json(browser, report):
     with opened(browser, path) as page:
         check_numbers(page, evaluation.metrics)
         assert evaluation.metrics["warnings"][0] in page.locator(".alarm").inner_text()
+
+
+def test_every_number_of_real_results_is_printed(browser, tmp_path):
+    """Scores of two methods in two states; a list with clips that failed and clips that nobody has seen."""
+    clips = made_clips(40, np.random.default_rng(1))
+    files = []
+    for method, trimmed in itertools.product(METHODS[:2], (False, True)):
+        table = made_entry(clips[:36], method, trimmed).table
+        attributes = {"dataset": "FakeAVCeleb", "trimmed": trimmed} | ({} if table.frame is None else {"pooling": OWN})
+        files.append(tmp_path / f"{method}{trimmed}.h5")
+        write_scores(dataclasses.replace(table, attributes=attributes), files[-1])
+    write_results(files, tmp_path / "out", clips, [clip.path for clip in clips[37:]], {"silence": 0.02}, resamples=20)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {row["group"] for row in metrics["results"]} == {"all", "category", "split"}
+    assert [len(metrics[name]) for name in LISTS[1:]] == [2, 4, 2]
+    with opened(browser, tmp_path / "out" / "report.html") as page:
+        check_numbers(page, metrics)
+        check_look(page, DESKTOP[0])
+        text = page.locator("main").inner_text()
+        for part in ("its own score", f"{OWN} (its own)", "worst-case AP"):
+            assert part in text
 
 
 def test_the_report_fits_the_window_and_its_colours_the_scheme(browser, report):
@@ -363,7 +392,9 @@ def test_a_large_video_stays_beside_its_page(browser, clip, tmp_path, monkeypatc
     with opened(browser, tmp_path / "sub" / "v.html", beside=clip) as page:
         assert state_of(page)[0] == 0
         assert page.evaluate("video.duration") == pytest.approx(2, abs=0.1)
-        assert "move both together" in page.locator("main").inner_text()
+        text = page.locator("main").inner_text()
+        assert "move both together" in text
+        assert f"read from {os.path.relpath(clip, tmp_path / 'sub')}," in text
 
 
 def test_what_is_no_video_is_told(browser, tmp_path):

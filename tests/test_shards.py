@@ -17,11 +17,13 @@ from extract.clips import Failure
 from extract.schema import (
     ClipMeta,
     InputError,
+    check_output,
     list_shards,
     local_file,
     open_shard,
     place,
     read_shard_table,
+    refuse_inputs,
     whole_file,
 )
 from extract.shard_set import ShardSet, merge
@@ -54,7 +56,7 @@ def write_one(folder, lengths=(3, 5), **options):
     return shards.writer.path(0)
 
 
-text = st.characters(exclude_categories=["C"])
+text = st.characters(exclude_categories=["C", "Z"], include_characters=" ")  # what a clip list may hold
 metas = st.fixed_dictionaries(
     {
         "path": st.text(text, min_size=1, max_size=9),
@@ -95,6 +97,14 @@ def test_unknown_silence_stays_unknown(tmp_path):
     clip = open_shard(write_one(tmp_path)).clips[0]
     assert math.isnan(clip.leading_silence)
     assert clip.trimmed_frames == -1
+
+
+def test_a_segment_may_end_beyond_all_float32_numbers(tmp_path):
+    clip = ClipMeta("a", segments=((1.0, 1e300),))
+    shards = shard_set(tmp_path, [clip])
+    write(shards, StoredClip(clip, features(2)))
+    (segment,) = open_shard(shards.writer.path(0)).clips[0].segments
+    assert segment == (1.0, float(np.finfo(np.float32).max))
 
 
 def stored_with_all(lengths) -> list[StoredClip]:
@@ -178,6 +188,14 @@ def replaced(name, value):
     return change
 
 
+def with_segment(start, end):
+    def change(file):
+        replaced("segments/offset", [0, 1, 1])(file)
+        replaced("segments/value", np.array([[start, end]], np.float32))(file)
+
+    return change
+
+
 def compressed(name):
     def change(file):
         values = file[name][:]
@@ -212,7 +230,11 @@ def compressed(name):
         (replaced("segments/offset", [0, 0, 1]), "does not fit"),
         (replaced("visual", np.zeros((8, WIDTH), np.int32)), "int32"),
         (replaced("visual", np.zeros(8, np.float32)), "promise"),
-        (compressed("audio"), "in chunks, compressed"),
+        (compressed("audio"), "in chunks, or compressed"),
+        (replaced("clips/split", ["test", "a\x1b[2J"]), "control characters"),
+        (replaced("clips/path", ["a\u2028", "b"]), "control characters"),
+        *((with_segment(*ends), "not 0 <= start <= end") for ends in ((2, 1), (-1, 1), (0, np.inf), (np.nan, 1))),
+        (lambda f: f.attrs.update(encoder=["a", "b"]), "not a whole HDF5"),
     ],
 )
 def test_a_shard_that_contradicts_itself_is_refused(tmp_path, change, reason):
@@ -221,6 +243,44 @@ def test_a_shard_that_contradicts_itself_is_refused(tmp_path, change, reason):
     with pytest.raises(InputError, match=reason) as error:
         open_shard(path)
     assert str(path) in str(error.value)
+
+
+def external_link(file, secret):
+    del file["clips/category"]
+    file["clips/category"] = h5py.ExternalLink(str(secret), "category")
+
+
+def hidden_link(file, secret):
+    file["other/group/link"] = h5py.ExternalLink(str(secret), "category")
+
+
+def external_storage(file, secret):
+    del file["audio"]
+    file.create_dataset("audio", (8, WIDTH), np.float32, external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+
+
+def virtual_dataset(file, secret):
+    layout = h5py.VirtualLayout((8, WIDTH), np.float32)
+    layout[:] = h5py.VirtualSource(str(secret), "audio", (8, WIDTH))
+    del file["audio"]
+    file.create_virtual_dataset("audio", layout)
+
+
+@pytest.mark.parametrize("draw_on", [external_link, hidden_link, external_storage, virtual_dataset])
+def test_a_file_that_draws_on_others_is_refused(tmp_path, draw_on):
+    """It could bring any file of the machine into tables; score files are opened by the same function."""
+    path, secret = write_one(tmp_path), tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["audio"], file["category"] = np.zeros((8, WIDTH), np.float32), ["secret", "secret"]
+    rewrite(path, lambda file: draw_on(file, secret))
+    with pytest.raises(InputError, match=r"features-00000\.h5: .*(into another file|in other files)"):
+        read_shard_table(path)
+
+
+def test_links_inside_a_file_are_its_own(tmp_path):
+    path = write_one(tmp_path)
+    rewrite(path, replaced("clips/identity", h5py.SoftLink("/clips/split")))
+    assert [clip.identity for clip in open_shard(path).clips] == ["", ""]
 
 
 def test_missing_shards_are_told(tmp_path):
@@ -241,6 +301,25 @@ def test_a_file_appears_only_when_whole(tmp_path):
         temporary.write_text("new")
         assert (tmp_path / "x").read_text() == "old"
     assert (tmp_path / "x").read_text() == "new"
+
+
+def test_an_output_is_checked_without_a_trace(tmp_path):
+    (tmp_path / "file").write_text("x")
+    check_output(tmp_path / "new" / "deep" / "x")
+    for path, reason in {"file/x": "no folder that takes files", ".": "is a folder or a device"}.items():
+        with pytest.raises(InputError, match=reason):
+            check_output(tmp_path / path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_output_is_no_input_however_it_is_spelt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "a.csv")
+    inputs = ["a.csv", tmp_path / "b.csv", "s3://bucket/c.csv"]
+    for path in (tmp_path / "a.csv", "x/../b.csv", "link", "s3://bucket/c.csv"):
+        with pytest.raises(InputError, match="is an input of this command; name another"):
+            refuse_inputs(["d.csv", path], inputs)
+    refuse_inputs(["d.csv", "x/a.csv", "s3://bucket/d.csv"], inputs)
 
 
 def test_whole_files_and_shards_at_a_url(tmp_path):
@@ -339,7 +418,7 @@ def test_a_shard_without_its_failure_log_is_refused(tmp_path):
     shards.missing()
     write(shards, StoredClip(ClipMeta("a"), features(2)))
     (tmp_path / "features-00000.failures.jsonl").unlink()
-    with pytest.raises(InputError, match="not a failure log"):
+    with pytest.raises(InputError, match=r"failures\.jsonl: no such file"):
         shards.missing()
 
 

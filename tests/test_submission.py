@@ -75,6 +75,12 @@ def test_a_submission_is_the_same_bytes_again(submit, monkeypatch):
     assert submit(make_table(), "b.mp4\n")[1].read_bytes() == first
 
 
+def test_a_submission_may_be_larger_than_a_plain_zip_holds(submit, monkeypatch):
+    expected = read(submit(make_table(), "b.mp4\n")[1])
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)  # bytes
+    assert read(submit(make_table(), "b.mp4\n")[1]) == expected
+
+
 def test_random_weights_are_said(submit):
     assert "RANDOM" in submit(make_table(weights_sha256="random"), "b.mp4\n")[0]
 

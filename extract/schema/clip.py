@@ -41,16 +41,17 @@ def write_clip_table(file: h5py.File, clips: Sequence[ClipMeta], offset: Int64[n
         group.create_dataset(name, data=column, dtype=h5py.string_dtype())
     for name, dtype in NUMBER_COLUMNS.items():
         group[name] = np.array([getattr(clip, name) for clip in clips], dtype=dtype)
-    segments = [segment for clip in clips for segment in clip.segments]
+    segments = np.array([segment for clip in clips for segment in clip.segments], dtype=np.float64).reshape(-1, 2)
     file["segments/offset"] = offsets([len(clip.segments) for clip in clips])
-    file["segments/value"] = np.array(segments, dtype=np.float32).reshape(-1, 2)
+    file["segments/value"] = np.minimum(segments, np.finfo(np.float32).max).astype(np.float32)
 
 
 def read_clip_table(file: h5py.File) -> tuple[tuple[ClipMeta, ...], Int64[np.ndarray, "borders"]]:
     """Reads /clips and /segments: the clips and their offset [N+1].
 
     Raises:
-      ValueError: a column has another length than the others, or an offset does not rise.
+      ValueError: a column has another length than the others, an offset does not rise, a text is not printable, or a
+        segment is not 0 <= start <= end.
     """
     group, segments = file["clips"], file["segments"]
     columns = {name: group[name].asstr()[:] for name in TEXT_COLUMNS}
@@ -77,12 +78,14 @@ def _check_clip_table(columns: dict, offset: np.ndarray, segment_offset: np.ndar
         raise ValueError("the columns of /clips have different lengths")
     if len(set(columns["path"])) != count:
         raise ValueError("/clips/path names a clip twice")
-    if any("\0" in text for name in TEXT_COLUMNS for text in columns[name]):
-        raise ValueError("a text of /clips holds a zero byte")
+    if not all(text.isprintable() for name in TEXT_COLUMNS for text in columns[name]):
+        raise ValueError("a text of /clips holds control characters")
     if offset[0] != 0 or (np.diff(offset) < 1).any():
         raise ValueError("/clips/offset does not rise from 0")
     if segment_offset[0] != 0 or (np.diff(segment_offset) < 0).any() or segment_offset[-1] != len(value):
         raise ValueError("/segments/offset does not fit /segments/value")
+    if not ((value[:, 0] >= 0) & (value[:, 0] <= value[:, 1]) & (value[:, 1] < np.inf)).all():
+        raise ValueError("/segments/value holds a segment that is not 0 <= start <= end")
 
 
 def offsets(lengths: Sequence[int] | Int64[np.ndarray, " N"]) -> Int64[np.ndarray, "borders"]:

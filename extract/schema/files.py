@@ -49,18 +49,18 @@ def reachable(path: AnyPath) -> Place:
 
 
 def check_output(path: AnyPath) -> None:
-    """Makes the folder of an output file; refuses, before any work is done, a place where no file can be.
+    """Refuses, before any work is done and without a trace, a place where no file can be.
 
     Raises:
-      InputError: the path is a folder or a device, or its folder cannot be made.
+      InputError: the path is a folder or a device, or its folder cannot be made or written to.
     """
     path = place(path)
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is a folder or a device; name a file to write")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    if isinstance(path, Path):
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise InputError(f"{path}: cannot be written: {there} is no folder that takes files; name another")
 
 
 def refuse_inputs(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> None:
@@ -83,6 +83,10 @@ def whole_file(path: AnyPath) -> Iterator[Path]:
     """
     path = place(path)
     check_output(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / path.name

@@ -16,9 +16,10 @@ def unpack_notes(metadata: Mapping[str, str] | None) -> dict[str, str]:
     """Notes out of a file's metadata: `method`, `head`, `modality`, `normalised`, ...; empty if it has none.
 
     Raises:
-      ValueError: they are no JSON object.
+      ValueError: they are no JSON object, or one nested too deep.
     """
-    notes = json.loads((metadata or {}).get(NOTES, "{}"))
-    if not isinstance(notes, dict):
-        raise ValueError(f"its metadata `{NOTES}` is no JSON object")
-    return {name: str(text) for name, text in notes.items()}
+    try:
+        notes = json.loads((metadata or {}).get(NOTES, "{}"))
+        return {name: str(text) for name, text in notes.items()}
+    except (ValueError, AttributeError, RecursionError):
+        raise ValueError(f"its metadata `{NOTES}` is no JSON object") from None

@@ -161,12 +161,17 @@ def caveat(attributes: dict[str, object]) -> str:
 
 @contextlib.contextmanager
 def reading(path: AnyPath) -> Iterator[h5py.File]:
-    """Opens an HDF5 file, local or at a URL; whatever is missing or damaged in it becomes an InputError."""
+    """Opens an HDF5 file, local or at a URL; whatever is missing or damaged in it becomes an InputError.
+
+    A file that draws on others is refused: it could bring any file of this machine into what is made of it.
+    """
     path = place(path)
     try:
         with contextlib.ExitStack() as stack:
             source = path if isinstance(path, Path) else stack.enter_context(path.open("rb"))
-            yield stack.enter_context(h5py.File(source, "r"))
+            file = stack.enter_context(h5py.File(source, "r"))
+            _check_inside(file)
+            yield file
     except InputError:
         raise
     except FileNotFoundError:
@@ -186,16 +191,38 @@ def check_format(file: h5py.File, path: object, name: str, version: int) -> None
         raise InputError(f"{path}: {rate} frames a second, but this program reads {FRAME_RATE}")
 
 
+def read_attributes(file: h5py.File) -> dict[str, object]:
+    """A file's attributes as Python's own numbers and texts.
+
+    Raises:
+      ValueError: one is an array.
+    """
+    return {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
+
+
+def _check_inside(file: h5py.File) -> None:
+    """Raises a ValueError if a link leads into another file, or a dataset is stored in others."""
+    names: list[str] = []
+    file.visit_links(names.append)
+    for name in names:
+        link = file.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink | h5py.SoftLink):
+            raise ValueError(f"/{name} is a link into another file")
+        item = file[name] if isinstance(link, h5py.HardLink) else None
+        if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
+            raise ValueError(f"/{name} is stored in other files")
+
+
 def _read_table(file: h5py.File, path: AnyPath) -> ShardTable:
     check_format(file, path, FORMAT, VERSION)
     clips, offset = read_clip_table(file)
-    attributes = {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
-    features = {name: _extent(file[name], file) for name in FEATURES if name in file}
+    attributes = read_attributes(file)
+    features = {name: _extent(file[name]) for name in FEATURES if name in file}
     if absent := {"visual", "audio"} - features.keys():
         raise KeyError(f"no /{absent.pop()}")
     _check_features(path, features, int(offset[-1]), attributes.get("width"))
     ragged = {
-        name: (file[name]["offset"][:].astype(np.int64, casting="safe"), _extent(file[name]["value"], file))
+        name: (file[name]["offset"][:].astype(np.int64, casting="safe"), _extent(file[name]["value"]))
         for name in RAGGED
         if name in file
     }
@@ -228,15 +255,13 @@ def _fits(offset: Int64[np.ndarray, "borders"], clips: int, values: int) -> bool
     return bool(rises and offset[-1] == values)
 
 
-def _extent(dataset: h5py.Dataset, file: h5py.File) -> Extent:
-    """Where a dataset of a file lies in it.
+def _extent(dataset: h5py.Dataset) -> Extent:
+    """Where a dataset lies in its file.
 
     Raises:
-      ValueError: it lies in another file, or not in one piece.
+      ValueError: it does not lie in one piece.
     """
-    if dataset.file.filename != file.filename:
-        raise ValueError(f"{dataset.name} is a link into another file")
     start = dataset.id.get_offset()
     if start is None and dataset.size:
-        raise ValueError(f"{dataset.name} is stored in chunks, compressed, or outside the file")
+        raise ValueError(f"{dataset.name} is stored in chunks, or compressed")
     return Extent(start or 0, dataset.dtype, dataset.shape)

@@ -1,6 +1,7 @@
 """The frame-score format: one HDF5 file that holds all that pooling, metrics and reports need."""
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 
@@ -11,16 +12,18 @@ from jaxtyping import Float, Int64
 from extract.schema import (
     FRAME_RATE,
     ClipMeta,
-    InputError,
     check_format,
+    read_attributes,
     read_clip_table,
     reading,
     whole_file,
     write_clip_table,
 )
+from jax_avh.evaluation.pooling import POOLINGS
 
 FORMAT = "avh-scores"
 VERSION = 1
+NAMES = ("method", "dataset", "weights")  # attributes that tables and pages show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +59,27 @@ def open_scores(path: str | os.PathLike) -> ScoreTable:
     with reading(path) as file:
         check_format(file, path, FORMAT, VERSION)
         clips, offset = read_clip_table(file)
-        frame, clip = file["score"][:] if "score" in file else None, file["clips/score"][:]
-        attributes = dict(file.attrs)
-    shapes = [(clip, (len(clips),))] + ([] if frame is None else [(frame, (offset[-1],))])
-    if not all(scores.shape == shape and np.isfinite(scores).all() for scores, shape in shapes):
-        raise InputError(f"{path}: its scores do not fit its clips, or are not finite; score the features again")
-    return ScoreTable(str(attributes.get("method")), clips, offset, frame, clip, attributes)
+        clip = _read_column(file["clips/score"], len(clips))
+        frame = _read_column(file["score"], int(offset[-1])) if "score" in file else None
+        attributes = read_attributes(file)
+        _check_attributes(attributes)
+        return ScoreTable(str(attributes["method"]), clips, offset, frame, clip, attributes)
+
+
+def _read_column(dataset: h5py.Dataset, count: int) -> Float[np.ndarray, " count"]:
+    """Scores out of a file, float32; raises a ValueError or TypeError if they are none."""
+    scores = dataset[:].astype(np.float32, casting="safe")
+    if scores.shape != (count,) or not np.isfinite(scores).all():
+        raise ValueError(f"{dataset.name} does not fit its clips, or is not finite; score the features again")
+    return scores
+
+
+def _check_attributes(attributes: dict[str, object]) -> None:
+    """Raises a ValueError if an attribute is not what evaluation takes it for."""
+    if wrong := [name for name in NAMES if not str(attributes.get(name, "")).isprintable()]:
+        raise ValueError(f"its attribute {wrong[0]} holds control characters")
+    if (pooling := attributes.get("pooling")) not in (None, *POOLINGS):
+        raise ValueError(f"its pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+    threshold = attributes.get("threshold", 0.0)
+    if not isinstance(threshold, int | float) or not math.isfinite(threshold):
+        raise ValueError(f"its threshold {threshold!r} is no finite number")

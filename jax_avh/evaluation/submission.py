@@ -119,6 +119,6 @@ def _write_lines(archive: zipfile.ZipFile, name: str, lines: Iterable[str]) -> N
     """A compressed file of the zip, with a time and rights that never change."""
     info = zipfile.ZipInfo(name, EPOCH)
     info.compress_type, info.external_attr, info.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
-    with archive.open(info, "w") as file:
+    with archive.open(info, "w", force_zip64=True) as file:  # its size is not known beforehand, and may pass 2 GiB
         for line in lines:
             file.write(line.encode())

@@ -6,12 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from extract.schema import ClipMeta, InputError, whole_file
+from extract.schema import ClipMeta, check_output, refuse_inputs, whole_file
+from extract.schema.files import AnyPath
 from jax_avh.evaluation.evaluate import RESAMPLES, evaluate
 from jax_avh.evaluation.pooling import pool_all
 from jax_avh.evaluation.results import Entry, Evaluation
 from jax_avh.report.comparison import write_report
 
+FILES = ("metrics.json", "clips.csv", "report.html")
 COLUMNS = ("path", "label", "dataset", "category", "split")
 STATES = {True: "trimmed", False: "untrimmed", None: "-"}
 METRICS = {"auc": "AUC", "ap": "AP", "eer": "EER"}  # that the text shows
@@ -24,6 +26,7 @@ def write_results(
     failed: Sequence[str] = (),
     thresholds: Mapping[str, float] | None = None,
     resamples: int = RESAMPLES,
+    inputs: Sequence[AnyPath] = (),
 ) -> str:
     """Evaluates score files and writes a folder of results.
 
@@ -34,15 +37,18 @@ def write_results(
       failed: paths of those that could not be extracted.
       thresholds: method -> clip score from which on a clip is called fake.
       resamples: of the bootstrap.
+      inputs: files beside the score files that the results must not take the place of.
 
     Returns:
       The main numbers as a table to print, and what must be known beside them.
 
     Raises:
-      InputError: a score file is missing or damaged, or two contradict each other.
+      InputError: a score file is missing or damaged, two contradict each other, or the results cannot be written.
     """
-    if Path(output).is_file():
-        raise InputError(f"{output}: is a file; name a folder for the results")
+    files = [Path(output) / name for name in FILES]
+    refuse_inputs(files, [*scores, *inputs])
+    for path in files:
+        check_output(path)
     evaluation = evaluate(scores, listed, failed, thresholds, resamples)
     write_evaluation(evaluation, output)
     return format_results(evaluation)
@@ -50,11 +56,12 @@ def write_results(
 
 def write_evaluation(evaluation: Evaluation, output: str | os.PathLike) -> None:
     """Writes an evaluation's files into a folder."""
-    with whole_file(Path(output) / "metrics.json") as temporary:
+    metrics, clips, report = (Path(output) / name for name in FILES)
+    with whole_file(metrics) as temporary:
         temporary.write_text(json.dumps(evaluation.metrics, indent=1, allow_nan=False) + "\n")
-    with whole_file(Path(output) / "clips.csv") as temporary:
+    with whole_file(clips) as temporary:
         _write_clips(evaluation.entries, temporary)
-    write_report(evaluation, Path(output) / "report.html")
+    write_report(evaluation, report)
 
 
 def format_results(evaluation: Evaluation) -> str:

@@ -54,14 +54,15 @@ def write_video_page(
         raise InputError(f"{video}: no such file; the page of a video shows the video itself")
     embedded = video.stat().st_size <= EMBEDDED_BYTES
     seconds = len(frame) / FRAME_RATE
+    beside = Path(os.path.relpath(video.resolve(), Path(path).resolve().parent)).as_posix()
     levels = _ticks(float(frame.min()), float(frame.max()))
     write_page(
         path,
         "video.html.jinja",
         "video.js",
         verdict=verdict,
-        source=_data(video) if embedded else _link(video, Path(path)),
-        linked="" if embedded else video.name,
+        source=_data(video) if embedded else urllib.parse.quote(beside),
+        linked="" if embedded else beside,
         worst="{:.2f}-{:.2f} s".format(*verdict.worst_second),
         seconds=seconds,
         frame_rate=FRAME_RATE,
@@ -84,11 +85,6 @@ def _data(video: Path) -> str:
     """The video as a data: URI."""
     kind = mimetypes.guess_type(video.name)[0] or "video/mp4"
     return f"data:{kind};base64,{base64.b64encode(video.read_bytes()).decode()}"
-
-
-def _link(video: Path, page: Path) -> str:
-    """The video's address, relative to the page."""
-    return urllib.parse.quote(Path(os.path.relpath(video.resolve(), page.resolve().parent)).as_posix())
 
 
 def _ticks(low: float, high: float) -> list[float]:
