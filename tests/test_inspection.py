@@ -86,7 +86,7 @@ DAMAGES = {
     "another dtype": (1, replaced("audio", np.zeros((11, 8), np.float16)), OTHERWISE),
     "a clip twice": (1, replaced("clips/path", ["c3.mp4", "c0.mp4"]), "holds 'c0.mp4', .*-00000.h5 too", neither(1, 4)),
     "a clip renamed": (1, replaced("clips/path", ["x", "c4.mp4"]), neither(1, 3), "not in the clip list, .* 'x'$"),
-    "a failure log missing": ("features-00000.failures.jsonl", None, "not a failure log", neither(0, 1)),
+    "a failure log missing": ("features-00000.failures.jsonl", None, "no such file", neither(0, 1)),
     "a failure log damaged": ("features-00001.failures.jsonl", lambda _: b"{", "not a failure log", neither(1, 5)),
     "a failure of another list": (
         "features-00000.failures.jsonl",
