@@ -194,23 +194,21 @@ def test_a_run_killed_twenty_times_goes_on(tmp_path, rule_shards, init, devices,
 
 
 def test_sigterm_saves_and_ends_well(tmp_path, rule_shards, init):
-    """Stopped within an epoch, between its checkpoints; goes on bit-equal."""
-    settings = {"data.batch_frames": 64, "train.epochs": 3, "init": init}
+    """Stopped wherever it is just then, between its checkpoints; goes on bit-equal."""
+    settings = {"data.batch_frames": 64, "init": init}
     settings |= {"data.train": rule_shards["train"], "data.val": rule_shards["val"]}
-    finish(start_training(tmp_path / "unbroken", **settings), tmp_path / "unbroken")
-    (process,) = start_training(tmp_path / "run", **settings)
+    (process,) = start_training(tmp_path / "run", **settings, **{"train.epochs": 500})
     while not (tmp_path / "run" / "checkpoints" / "0").exists() and process.poll() is None:
         time.sleep(0.01)
-    time.sleep(2.5)
+    time.sleep(1)
     process.send_signal(signal.SIGTERM)
     finish([process], tmp_path / "run")
-    assert "stopped by SIGTERM, saved after epoch" in (tmp_path / "run.0.log").read_text()
+    stopped = re.search(r"stopped by SIGTERM, saved after epoch (\d+)", (tmp_path / "run.0.log").read_text())
     assert not (tmp_path / "run" / "result.json").exists()
-    finish(start_training(tmp_path / "run", **settings), tmp_path / "run")
+    settings["train.epochs"] = int(stopped[1]) + 1
+    for name in ("run", "unbroken"):
+        finish(start_training(tmp_path / name, **settings), tmp_path / name)
     assert curve(tmp_path / "run") == curve(tmp_path / "unbroken")
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    best = min(curve(tmp_path / "run")[1:], key=lambda line: line["val_loss"])
-    assert result == {"epochs": 3, "best_epoch": best["epoch"], "best_val_loss": best["val_loss"]}
 
 
 def test_one_device_gives_the_curve_of_two(rule_shards, init, tmp_path, monkeypatch, official_run):
