@@ -18,7 +18,7 @@ from jax_avh.evaluation.pooling import POOLINGS
 from jax_avh.evaluation.scores import ScoreTable, write_scores
 from jax_avh.methods import METHODS, ClipMethod, FrameMethod
 from jax_avh.models import FrameNetwork
-from jax_avh.training.sharding import make_mesh, on_own_part, put_copies, put_parts
+from jax_avh.training.sharding import make_mesh, on_own_part, put_copies
 
 BATCH_FRAMES = {"cpu": 2048}  # backend -> frames of a step: what stays in its caches
 LARGE_BATCH_FRAMES = 16384  # of all other backends
@@ -106,21 +106,26 @@ def _frame_scores(
         graph, params = nnx.split(network)
         fixed = put_copies(mesh, (params, jax.jit(lambda params: nnx.merge(graph, params).fold())(params)))
 
-    def outputs(fixed, chunks):
+    def outputs(fixed, chunk):
         params, folded = fixed
         merged = nnx.merge(graph, params) if graph is not None else None
         scorer = merged and (lambda visual, audio: merged.score_folded(folded, visual, audio))
-        return method.outputs(scorer, jax.tree.map(lambda array: array[0], chunks))
+        return method.outputs(scorer, chunk)
 
     compiled = jax.jit(on_own_part(mesh, outputs))
     bar = tqdm.tqdm(prefetched(batches), desc="score", total=len(batches), leave=False)
-    found = (np.asarray(compiled(fixed, put_parts(mesh, batch)))[batch.weight.reshape(-1) > 0] for batch in bar)
+    # Chunks end to end: each device takes its own as it is; out of an axis of chunks it would have to be copied.
+    found = (np.asarray(compiled(fixed, jax.tree.map(_end_to_end, batch)))[batch.weight.ravel() > 0] for batch in bar)
     pieces = [method.frame_scores(*clips) for clips in _whole_clips(found, stream.border)]
     frame = np.concatenate(pieces)
     if not np.isfinite(frame).all():
         source.check_finite()
         raise InputError("the scores are not finite: the weights hold numbers that are too large")
     return frame
+
+
+def _end_to_end(chunks: np.ndarray) -> np.ndarray:
+    return chunks.reshape(-1, *chunks.shape[2:])
 
 
 def _whole_clips(
