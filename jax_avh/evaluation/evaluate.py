@@ -13,7 +13,6 @@ from jax_avh.evaluation.bootstrap import bootstrap_intervals
 from jax_avh.evaluation.delong import delong_test
 from jax_avh.evaluation.localize import localisation
 from jax_avh.evaluation.metrics import METRICS, detection_metrics, worst_case
-from jax_avh.evaluation.pooling import pool_all
 from jax_avh.evaluation.results import Entry, Evaluation, as_named, named_entries
 from jax_avh.evaluation.scores import open_scores
 
@@ -68,10 +67,8 @@ def _results(entry: Entry, thresholds: Mapping[str, float], resamples: int) -> I
     for group, value, chosen in _groups(entry):
         kind = {"pooling": own, "own": True, "group": group, "value": value, "threshold_rule": rule}
         yield _key(entry) | kind | _numbers(entry, entry.score, chosen, threshold, resamples)
-    if entry.table.frame is None:
-        return
     everything = np.ones(len(entry.clips), bool)
-    for pooling, score in pool_all(entry.table.frame, entry.table.offset).items():
+    for pooling, score in entry.pooled.items():
         kind = {"pooling": pooling, "own": False, "group": "all", "value": ""}
         if pooling != own:
             rule = {"threshold_rule": "equal error on these clips"}
@@ -88,7 +85,7 @@ def _numbers(
     """Metrics of some of the clips, with intervals."""
     label, score = entry.label[chosen], score[chosen]
     values = detection_metrics(label, score, threshold)
-    intervals = bootstrap_intervals(label, score, threshold, resamples)
+    intervals = bootstrap_intervals(label, score, values["threshold"], resamples)
     return {
         "real": values["real"],
         "fake": values["fake"],

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from extract.schema import ClipMeta, InputError
+from jax_avh.evaluation.pooling import pool_all
 from jax_avh.evaluation.scores import ScoreTable
 
 
@@ -33,7 +35,12 @@ class Entry:
         """The scored clips."""
         return self.table.clips
 
-    @property
+    @functools.cached_property
+    def pooled(self) -> dict[str, Float[np.ndarray, " N"]]:
+        """Clip scores by every pooling of the frame scores; none without frame scores."""
+        return {} if self.table.frame is None else pool_all(self.table.frame, self.table.offset)
+
+    @functools.cached_property
     def label(self) -> Int64[np.ndarray, " N"]:
         """0 real, 1 fake, -1 unknown."""
         return np.array([clip.label for clip in self.clips], dtype=np.int64)

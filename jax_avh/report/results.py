@@ -9,7 +9,6 @@ from pathlib import Path
 from extract.schema import ClipMeta, check_output, refuse_inputs, whole_file
 from extract.schema.files import AnyPath
 from jax_avh.evaluation.evaluate import RESAMPLES, evaluate
-from jax_avh.evaluation.pooling import pool_all
 from jax_avh.evaluation.results import Entry, Evaluation
 from jax_avh.report.comparison import write_report
 
@@ -101,8 +100,7 @@ def _write_clips(entries: Sequence[Entry], path: Path) -> None:
     columns: dict[str, dict[tuple[str, str], float]] = {}
     for entry in entries:
         keys = [(entry.dataset, clip.path) for clip in entry.clips]
-        scores = {"own": entry.score.astype(float)}
-        scores |= {} if entry.table.frame is None else pool_all(entry.table.frame, entry.table.offset)
+        scores = {"own": entry.score.astype(float)} | entry.pooled
         for pooling, values in scores.items():
             name = pooling if len(entries) == 1 else f"{entry.method}/{STATES[entry.trimmed]}/{pooling}"
             columns.setdefault(name, {}).update(zip(keys, values.tolist(), strict=True))
