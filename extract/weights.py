@@ -1,51 +1,21 @@
-"""Official alignment weights (AVH-Align's `.pt`, the supervised method's Lightning `.ckpt`) <-> `.safetensors`."""
+"""Official weights (`.pt`, `.ckpt` and `.pth` files) <-> `.safetensors`."""
 
 import io
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
 
+from extract.released import COUNTER, OFFICIAL, Network, counters, misfits
 from extract.schema import InputError, pack_notes, unpack_notes, whole_file
 from extract.unpickle import load_restricted, plain
 
-
-class Kind(NamedTuple):
-    """Which network weights are of, by the official programs' names."""
-
-    head: str
-    modality: str
-
-
-# Official module name -> shape of its `weight`, whose first size is that of its `bias`. The official programs take the
-# features of AV-HuBERT large alone, 1024 wide.
-MLP = {"mlp.0": (512, 1024), "mlp.1": (512,), "mlp.3": (256, 512), "mlp.4": (256,)}
-MLP |= {"mlp.6": (128, 256), "mlp.7": (128,), "mlp.9": (1, 128)}
-NETWORKS = {
-    Kind("mlp", "both"): {"visual_proj": (512, 1024), "audio_proj": (512, 1024)} | MLP,
-    Kind("mlp", "audio"): {"proj": (1024, 1024)} | MLP,
-    Kind("mlp", "video"): {"proj": (1024, 1024)} | MLP,
-    Kind("linear", "both"): {"head": (1, 2048)},
-    Kind("linear", "audio"): {"head": (1, 1024)},
-    Kind("linear", "video"): {"head": (1, 1024)},
-}
-
-
-class Official(NamedTuple):
-    """What the official files of an ending hold."""
-
-    method: str
-    kinds: tuple[Kind, ...]
-
-
-OFFICIAL = {
-    ".pt": Official("avh_align", (Kind("mlp", "both"),)),
-    ".ckpt": Official("avh_sup", tuple(NETWORKS)),
-}
 OURS = ".safetensors"
+BARE = ".pth"  # ending of the files that hold a state dict itself, as PyTorch's modules give it
+PARALLEL = "module."  # begins every name in a state dict of torch.nn.DataParallel
+PURPOSES = ".pt is for avh_align, .ckpt for avh_sup, .pth for rawnet2 and mds"
 MOST_DETAILS = 8  # of what does not fit
 # What Lightning looks for in a .ckpt, here of no training at all: it refuses a file that names no version, and breaks
 # off a test at a file with an empty `loops`, not at one without.
@@ -53,14 +23,16 @@ LIGHTNING = {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "2.5.0"}
 LIGHTNING |= {"callbacks": {}, "optimizer_states": [], "lr_schedulers": []}
 
 Weights = dict[str, torch.Tensor]
-Told = tuple[str | None, str | None]  # head and modality as a file says; None = it does not
+Told = dict[str, str]  # what a file says of its network: some of its notes
 
 
 def convert_weights(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Converts weights between an official file and `.safetensors`, by the files' endings.
 
     Names and layout stay the official ones; numbers are float32. Notes in the `.safetensors` say what they are of. A
-    `.pt` that this writes holds `state_dict` alone; a `.ckpt` also tells the network's kind, and nothing of a training.
+    `.pt` that this writes holds `state_dict` alone; a `.ckpt` also tells the network's kind, and nothing of a training;
+    a `.pth` is the state dict itself. What batch norms count besides their statistics is left out of a `.safetensors`,
+    and zero in a `.pth`.
 
     Raises:
       InputError: there is no such conversion; the source is missing, damaged or refused, contradicts itself, does not
@@ -72,7 +44,9 @@ def convert_weights(source: str | os.PathLike, target: str | os.PathLike) -> Non
     elif source.suffix == OURS and target.suffix in OFFICIAL:
         _write(target, _to_official(source, target.suffix))
     else:
-        raise InputError(f"cannot convert {source} to {target}: one must end in .pt or .ckpt, the other in {OURS}")
+        raise InputError(
+            f"cannot convert {source} to {target}: one must end in .pt, .ckpt or .pth, the other in {OURS}"
+        )
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -82,32 +56,29 @@ def _write(path: Path, content: bytes) -> None:
 
 def _from_official(path: Path) -> bytes:
     """An official file's content as `.safetensors`."""
-    checkpoint, official = load_restricted(path), OFFICIAL[path.suffix]
-    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or not weights:
-        raise InputError(f"{path}: not an AVH-Align file: it holds no `state_dict`")
-    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
-        raise InputError(f"{path}: not an AVH-Align file: its `state_dict` holds more than named tensors")
-    kind = _kind(path, weights, _settings(checkpoint), official)
-    return safetensors.torch.save(
-        _float32(weights), pack_notes({"method": official.method, **kind._asdict(), "normalised": "true"})
-    )
+    checkpoint = load_restricted(path)
+    weights = _state_dict(path, checkpoint)
+    if path.suffix == BARE:
+        weights = _own_names(weights)
+    network = _network(path, weights, _settings(checkpoint), path.suffix)
+    return safetensors.torch.save(_float32(weights), pack_notes(network.notes))
 
 
 def _to_official(path: Path, ending: str) -> bytes:
     """The content of a `.safetensors` as an official file."""
     weights, notes = _read_safetensors(path)
-    method, official = notes.get("method", "avh_align"), OFFICIAL[ending]  # an official file's weights may say nothing
-    if method != official.method:
-        raise InputError(
-            f"{path}: holds weights of {method}, but {ending} files do not: .pt is for avh_align, .ckpt for avh_sup"
-        )
+    told = {"method": "avh_align"} | notes  # an official file's weights may say nothing
+    if told["method"] not in OFFICIAL[ending].methods:
+        raise InputError(f"{path}: holds weights of {told['method']}, but {ending} files do not: {PURPOSES}")
     if notes.get("normalised", "true") != "true":
         raise InputError(f"{path}: was trained without normalisation, but the official programs always normalise")
-    kind = _kind(path, weights, (notes.get("head"), notes.get("modality")), official)
-    content = {"state_dict": _float32(weights)}
+    network, content = _network(path, weights, told, ending), _float32(weights)
+    if ending == BARE:
+        content |= {name: torch.zeros((), dtype=torch.int64) for name in counters(network)}
+    else:
+        content = {"state_dict": content}
     if ending == ".ckpt":
-        model = {"model_type": kind.head, "input_type": kind.modality}
+        model = {"model_type": network.notes["head"], "input_type": network.notes["modality"]}
         content |= {"hyper_parameters": {"config": {"model_hparams": model}}} | LIGHTNING
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -123,41 +94,66 @@ def _read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
         raise InputError(f"{path}: not a readable {OURS} file ({error})") from error
 
 
+def _state_dict(path: Path, checkpoint: object) -> Weights:
+    """The named tensors that an official file holds."""
+    title = OFFICIAL[path.suffix].title
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if path.suffix == BARE and _named_tensors(checkpoint):
+        weights = checkpoint
+    if not isinstance(weights, dict) or not weights:
+        raise InputError(f"{path}: not {title} file: it holds no `state_dict`")
+    if not _named_tensors(weights):
+        raise InputError(f"{path}: not {title} file: its `state_dict` holds more than named tensors")
+    return weights
+
+
+def _named_tensors(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(item, torch.Tensor) for name, item in value.items()
+    )
+
+
+def _own_names(weights: Weights) -> Weights:
+    """Names as the network itself has them, without what batch norms count."""
+    prefix = PARALLEL if all(name.startswith(PARALLEL) for name in weights) else ""
+    named = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return {name: value for name, value in named.items() if not name.endswith(f".{COUNTER}")}
+
+
 def _settings(checkpoint: dict) -> Told:
-    """What Lightning's hyper-parameters tell of the network; a `.pt` has none."""
+    """What Lightning's hyper-parameters tell of the network; other files have none."""
     found = plain(checkpoint.get("hyper_parameters"))
     for name in ("config", "model_hparams"):
         found = found.get(name) if isinstance(found, dict) else None
     found = found if isinstance(found, dict) else {}
-    head, modality = (found.get(name) for name in ("model_type", "input_type"))
-    return None if head is None else str(head), None if modality is None else str(modality)
+    told = {"head": found.get("model_type"), "modality": found.get("input_type")}
+    return {name: str(value) for name, value in told.items() if value is not None}
 
 
-def _kind(path: Path, weights: Weights, told: Told, official: Official) -> Kind:
-    """The one kind of network that has these parameters and is what the file says."""
-    allowed = [kind for kind in official.kinds if all(t in (None, own) for t, own in zip(told, kind, strict=True))]
+def _network(path: Path, weights: Weights, told: Told, ending: str) -> Network:
+    """The one network of an ending's that has these parameters and is what the file says."""
+    official = OFFICIAL[ending]
+    allowed = [network for network in official.networks if _agrees(network, told)]
     if not allowed:
-        network = ", ".join(filter(None, told))
-        raise InputError(f"{path}: says that its network is {network}, which is no official one of {official.method}")
-    wrong = {kind: _misfits(weights, kind) for kind in allowed}
-    fitting = [kind for kind in allowed if not wrong[kind]]
+        said = ", ".join(told[name] for name in ("head", "modality") if name in told)
+        names = " and ".join(official.methods)
+        raise InputError(f"{path}: says that its network is {said}, which is no official one of {names}")
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    wrong = [(misfits(found, network), network) for network in allowed]
+    fitting = [network for details, network in wrong if not details]
     if not fitting:
-        kind = min(allowed, key=lambda kind: len(wrong[kind]))
-        details = ", ".join(wrong[kind][:MOST_DETAILS])
-        raise InputError(f"{path}: parameters that do not fit the official {kind.head} of {kind.modality}: {details}")
+        details, nearest = min(wrong, key=lambda pair: len(pair[0]))
+        hint = "" if len({network.method for network in allowed}) == 1 else f"; {PURPOSES}"
+        details = ", ".join(details[:MOST_DETAILS])
+        raise InputError(f"{path}: parameters that do not fit the official {nearest.name}: {details}{hint}")
     if len(fitting) > 1:
         raise InputError(f"{path}: does not say whether it is for audio or video; use a .ckpt with hyper_parameters")
     return fitting[0]
 
 
-def _misfits(weights: Weights, kind: Kind) -> list[str]:
-    """Parameters that are missing, too many, or of another shape than the kind's."""
-    layers = NETWORKS[kind]
-    wanted = {f"{name}.weight": shape for name, shape in layers.items()}
-    wanted |= {f"{name}.bias": shape[:1] for name, shape in layers.items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    return [f"{name} {found.get(name, 'missing')} for {wanted.get(name, 'nothing')}" for name in wrong]
+def _agrees(network: Network, told: Told) -> bool:
+    """Whether a network may be what a file says; the size of its images the shapes tell better."""
+    return all(told.get(name, own) == own for name, own in network.notes.items() if name != "image")
 
 
 def _float32(weights: Weights) -> Weights:

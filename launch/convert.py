@@ -1,7 +1,8 @@
-"""Official weights, .pt (AVH-Align) or .ckpt (AVH-Align/sup) <-> .safetensors.
+"""Official weights, .pt (AVH-Align), .ckpt (AVH-Align/sup) or .pth (RawNet2, MDS) <-> .safetensors.
 
 python -m launch.convert --input=AVH-Align.pt --output=avh_align.safetensors
 python -m launch.convert --input=AVH-Align-sup.ckpt --output=avh_sup.safetensors
+python -m launch.convert --input=rawnet2.pth --output=rawnet2.safetensors
 """
 
 from absl import flags
@@ -9,8 +10,8 @@ from absl import flags
 from extract.weights import convert_weights
 from launch import command
 
-INPUT = flags.DEFINE_string("input", None, "To read: .pt, .ckpt or .safetensors.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "To write: .safetensors; from that, .pt or .ckpt.", required=True)
+INPUT = flags.DEFINE_string("input", None, "To read: .pt, .ckpt, .pth or .safetensors.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "To write: .safetensors; from that, .pt, .ckpt or .pth.", required=True)
 
 
 def main() -> None:

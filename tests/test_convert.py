@@ -12,9 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from extract.released import OFFICIAL
 from extract.schema import InputError, pack_notes, unpack_notes
 from extract.unpickle import StandIn, load_restricted
-from extract.weights import NETWORKS, convert_weights
+from extract.weights import convert_weights
 from jax_avh.evaluation import POOLINGS
 from jax_avh.evaluation.score import choose_method, score_shards
 from jax_avh.models import load_weights, read_notes
@@ -22,7 +23,7 @@ from tests import rules
 from tests.conftest import TESTDATA
 from tests.test_official import Attack
 
-KINDS = [tuple(kind) for kind in NETWORKS]
+KINDS = [(network.notes["head"], network.notes["modality"]) for network in OFFICIAL[".ckpt"].networks]
 SUPERVISED = {"method": "avh_sup", "head": "mlp", "modality": "both", "normalised": "true"}
 
 
