@@ -21,11 +21,12 @@ from extract.clips import read_clip_list
 from extract.official import import_features
 from jax_avh.config import Config, DataConfig, TrainConfig
 from jax_avh.data import open_source
+from jax_avh.devices.sharding import make_mesh, put_copies
 from jax_avh.models import AlignmentNetwork, save_weights
 from jax_avh.training.placement import place_features
 from jax_avh.training.setup import initial_network
-from jax_avh.training.sharding import make_mesh, put_copies
-from jax_avh.training.state import Trainer, init_state
+from jax_avh.training.state import init_state
+from jax_avh.training.trainer import FrameTrainer
 
 WIDTH, CLIP_FRAMES, WINDOW = 1024, 228, 31
 COMPARED = 20  # first steps whose losses must agree
@@ -82,11 +83,11 @@ def measure(config: Config) -> tuple[list[float], float]:
     """Losses of every step, and the seconds of one, the first ones (which compile) left out."""
     mesh = make_mesh()
     source = open_source(config.data.train)
-    network = initial_network(config, source.width)
+    graph, state = init_state(initial_network(config, source))
     feed, *_ = place_features(config, mesh, source, source)
-    state, trainer = put_copies(mesh, init_state(network)), Trainer(nnx.graphdef(network), config, mesh)
+    state, trainer = put_copies(mesh, state), FrameTrainer.of(config, graph, mesh)
     losses, ends = [], []
-    for _, segment in feed.segments(None):
+    for _, segment in feed.one_pass(None).segments():
         state, part = trainer.train(state, segment, np.float32(RATE))
         losses += (np.asarray(part) / config.data.batch_frames).tolist()
         ends.append((len(losses), time.perf_counter()))

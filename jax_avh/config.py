@@ -9,13 +9,39 @@ SETTINGS, RESULT = "config.json", "result.json"  # in the workdir of a run
 BOUNDARIES = ("zeros", "mask")
 PLACEMENTS = ("auto", "stream", "host", "device")
 PRECISIONS = ("float32", "bfloat16", "float64")
+SCHEDULES = ("plateau", "cosine")
 HEADS = ("mlp", "linear")
 MODALITIES = ("both", "audio", "video")
-METHODS = ("avh_align", "avh_sup")  # that learn
+LEAST_SAMPLES = 3211  # of a cut that leave rawnet2 a step after all poolings
+METHODS = ("avh_align", "avh_sup", "rawnet2", "mds", "avad")  # that learn
+IMAGE_STEP = 32  # of the sizes of images that mds takes
 
 # Settings of the paper, where a method's are other than the defaults below, which are AVH-Align's.
 OF_METHOD = {
     "avh_sup": {"optimizer.learning_rate": "1e-3", "optimizer.plateau_factor": "1", "train.epochs": "100"},
+    "rawnet2": {
+        "data.batch_examples": "32",
+        "optimizer.learning_rate": "1e-4",
+        "optimizer.plateau_factor": "1",
+        "optimizer.weight_decay": "1e-4",
+        "train.epochs": "100",
+    },
+    "mds": {
+        "data.batch_examples": "8",
+        "optimizer.learning_rate": "1e-3",
+        "optimizer.plateau_factor": "1",
+        "optimizer.weight_decay": "1e-5",
+        "train.epochs": "100",
+    },
+    # The paper gives neither epochs nor the length of the warm-up.
+    "avad": {
+        "data.batch_examples": "16",
+        "optimizer.learning_rate": "1e-3",
+        "optimizer.schedule": "cosine",
+        "optimizer.warmup_epochs": "5",
+        "optimizer.weight_decay": "1e-6",
+        "train.epochs": "100",
+    },
 }
 
 
@@ -23,9 +49,15 @@ OF_METHOD = {
 class MethodConfig:
     """What is trained: --config.method=avh_sup is short for --config.method.name=avh_sup."""
 
-    name: str = "avh_align"  # "avh_align": on real clips alone; "avh_sup": supervised, on clips of both labels
+    # On real clips alone: "avh_align", "avad"; on clips of both labels: "avh_sup", "rawnet2" (the sound), "mds" (mouth
+    # crops and the sound).
+    name: str = "avh_align"
     head: str = "mlp"  # "mlp", or "linear" for the ablation of the paper's table 5
     modality: str = "both"  # of avh_sup also "audio" or "video" alone
+    samples: int = 64600  # of rawnet2: of a cut, at 16 kHz; a clip's first ones
+    image: int = 96  # of mds: height and width of its images, 96 or 224 officially; crops are resized to it
+    sync_weights: str = ""  # of avad: a trained avh_align (.safetensors, or its workdir), whose window scores it reads
+    windows: int = 50  # of avad: frames of a sequence; the official score is of a clip's first 50
 
 
 @dataclasses.dataclass
@@ -37,6 +69,8 @@ class DataConfig:
     train_clips: int = 0  # of the training set that are used, drawn by the seed; 0 = all
     batch_frames: int = 1024  # visual frames of one step, over all devices; avh_sup fills them with whole clips
     batch_clips: int = 0  # of avh_sup: clips of one step at most, 1 = the official way; 0 = as many as fit
+    # Examples of one step, over all devices: rawnet2's cuts of 4 s, mds' chunks of 1 s, avad's sequences.
+    batch_examples: int = 16
     shuffle: bool = True  # new order of the clips every epoch, from the seed; False = the shards' order
     # Where features are kept: "stream" = nowhere, read ahead from the shards; "host" = in host memory (local shards are
     # memory-mapped); "device" = in the devices' memory, each holding a part; "auto" = by their size.
@@ -54,9 +88,14 @@ class ModelConfig:
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    """Adam, and the plateau rule on the validation loss."""
+    """Adam, and the learning rate's schedule."""
 
     learning_rate: float = 1e-5
+    weight_decay: float = 0.0  # of every parameter, added to its gradient
+    # "plateau": cut when the validation loss rests; "cosine": from epoch to epoch, up to the learning rate in
+    # `warmup_epochs`, then down to 0 in those that are left of train.epochs.
+    schedule: str = "plateau"
+    warmup_epochs: int = 0
     plateau_factor: float = 0.1  # the learning rate is multiplied by this ...
     plateau_patience: int = 5  # ... on the epoch after so many without a relative improvement of 1e-4
 
@@ -124,6 +163,7 @@ def check_config(config: Config) -> None:
             raise InputError(f"--config.data.{name} is missing: a folder of feature shards")
     at_least_one = {
         "data.batch_frames": config.data.batch_frames,
+        "data.batch_examples": config.data.batch_examples,
         "model.tau": config.model.tau,
         "train.checkpoint_steps": config.train.checkpoint_steps,
         "train.early_stop": config.train.early_stop,
@@ -133,8 +173,11 @@ def check_config(config: Config) -> None:
             raise InputError(f"--config.{name}={value}: must be at least 1")
     if min(config.data.train_clips, config.data.batch_clips) < 0:
         raise InputError("--config.data.train_clips and --config.data.batch_clips must not be negative")
-    if config.train.epochs < 0 or config.optimizer.plateau_patience < 0:
-        raise InputError("--config.train.epochs and --config.optimizer.plateau_patience must not be negative")
+    if min(config.train.epochs, config.optimizer.plateau_patience, config.optimizer.warmup_epochs) < 0:
+        raise InputError(
+            "--config.train.epochs, --config.optimizer.plateau_patience and --config.optimizer.warmup_epochs must not "
+            "be negative"
+        )
     if not 0 < config.optimizer.learning_rate < float("inf"):
         raise InputError(f"--config.optimizer.learning_rate={config.optimizer.learning_rate}: must be positive")
     if not 0 < config.optimizer.plateau_factor <= 1:
@@ -144,11 +187,22 @@ def check_config(config: Config) -> None:
         "method.head": (config.method.head, HEADS),
         "method.modality": (config.method.modality, MODALITIES if config.method.name == "avh_sup" else ("both",)),
         "data.placement": (config.data.placement, PLACEMENTS),
+        "optimizer.schedule": (config.optimizer.schedule, SCHEDULES),
         "model.boundary": (config.model.boundary, BOUNDARIES),
         "train.precision": (config.train.precision, PRECISIONS),
     }
     for name, (value, allowed) in one_of.items():
         if value not in allowed:
             raise InputError(f"--config.{name}={value}: must be {' or '.join(allowed)}")
+    if not 0 <= config.optimizer.weight_decay < float("inf"):
+        raise InputError(f"--config.optimizer.weight_decay={config.optimizer.weight_decay}: must not be negative")
+    if config.method.image < IMAGE_STEP or config.method.image % IMAGE_STEP:
+        raise InputError(f"--config.method.image={config.method.image}: must be a multiple of {IMAGE_STEP}")
+    if config.method.samples < LEAST_SAMPLES:
+        raise InputError(f"--config.method.samples={config.method.samples}: must be at least {LEAST_SAMPLES}")
+    if config.method.windows < 2:
+        raise InputError(f"--config.method.windows={config.method.windows}: must be at least 2")
+    if config.method.name == "avad" and not config.method.sync_weights:
+        raise InputError("--config.method.sync_weights is missing: a trained avh_align, .safetensors or its workdir")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--config.seed={config.seed}: must be at least 0 and below 2**32")

@@ -35,6 +35,13 @@ TESTDATA = Path(__file__).parent / "testdata"  # official outputs on rule-made w
 SHARED = Path(__file__).parents[2] / "shared" / "fixtures"  # larger ones, where they are at hand
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Frees a module's compiled programs: a process may hold 65,530 pieces of memory, of which each takes many."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared():
     """A function: the path of a large fixture; skips where it is absent."""

@@ -41,7 +41,7 @@ def finish(started: list[subprocess.Popen], workdir: Path) -> None:
 def curve(workdir: Path) -> list[dict]:
     """The metrics, less what depends on the machine's speed."""
     lines = read_metrics(workdir / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name != "frames_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if not name.endswith("_per_second")} for line in lines]
 
 
 def losses(workdir: Path) -> list[tuple[float, float]]:

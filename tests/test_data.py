@@ -1,19 +1,15 @@
 """Frame stream and batches: nothing lost, nothing twice, the same for any number of devices."""
 
-import csv
-
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from extract.clips import Failure, read_clip_list
-from extract.official import import_features
+from extract.clips import Failure
 from extract.schema import ClipMeta, InputError
 from extract.shard_set import ShardSet
 from extract.shards import ClipFeatures, ShardWriter, StoredClip
-from jax_avh.data import Batching, Corpus, FrameBatches, frame_stream, open_source, prefetched, simulate_corpus
-from jax_avh.data.simulate import KINDS, simulate_clip
+from jax_avh.data import Batching, FrameBatches, frame_stream, open_source, prefetched
 
 WIDTH = 4
 
@@ -120,63 +116,3 @@ def test_a_set_without_clips_is_told(tmp_path):
     writer.write(0, [ClipMeta("a")], [Failure("a", "x", "y")])
     with pytest.raises(InputError, match="hold no clip"):
         open_source(tmp_path / "e")
-
-
-def test_simulated_corpus_is_reproducible_and_importable(tmp_path):
-    corpus = Corpus(train=3, val=1, test=6, frames=(20, 30), width=16)
-    for name in ("a", "b"):
-        simulate_corpus(tmp_path / name, corpus)
-    for file in sorted((tmp_path / "a").rglob("*.npz")):
-        twin = np.load(tmp_path / "b" / file.relative_to(tmp_path / "a"))
-        for key, array in np.load(file).items():
-            np.testing.assert_array_equal(array, twin[key])
-    clips = read_clip_list(tmp_path / "a" / "test.csv")
-    summary = import_features(clips, tmp_path / "a", tmp_path / "shards", width=16)
-    assert summary["stored"] == 6
-    assert [clip.label for clip in clips] == [0, 1] * 3
-    with (tmp_path / "a" / "train.csv").open() as file:
-        assert all(row["label"] == "0" for row in csv.DictReader(file))
-
-
-def match(visual, audio):
-    """Mean over frames of how much more a clip's own audio frame fits than one 10 frames away, by linear regression."""
-    half = len(visual) // 2
-    mixing = np.linalg.lstsq(visual[:half], audio[:half], rcond=1e-2)[0]
-    guess = visual[half:] @ mixing
-    own = (guess * audio[half:]).sum(axis=1)
-    other = (guess * np.roll(audio[half:], 10, axis=0)).sum(axis=1)
-    return float((own - other).mean())
-
-
-def test_simulated_real_clips_are_in_step_and_fakes_are_not():
-    corpus = Corpus(frames=(400, 400), width=64, noise=0.5, silence=False)
-    clips = {kind: simulate_clip("x", kind, corpus) for kind in ("real", *KINDS)}
-    real = match(clips["real"].visual, clips["real"].audio)
-    assert real > 10
-    for kind in KINDS[1:]:
-        assert match(clips[kind].visual, clips[kind].audio) < 0.7 * real
-        assert clips[kind].segments == ((0, 16),)
-    (start, stop), length = (round(25 * t) for t in clips["local"].segments[0]), len(clips["real"].audio)
-    changed = (clips["local"].audio != clips["real"].audio).any(axis=1)
-    assert changed[start:stop].all()
-    assert not clips["real"].segments
-    assert stop - start == round(length / 3)
-
-
-def test_simulated_clips_start_with_silence_in_features_and_sound():
-    """A fake's is that of the real data sets; without it, nothing of it is left."""
-    corpus = Corpus(width=256, frames=(20, 30))
-    lengths = {}
-    for kind in ("real", "local"):
-        clips = [simulate_clip(f"c{n}", kind, corpus) for n in range(200)]
-        lengths[kind] = np.array([np.argmax(clip.waveform != 0) for clip in clips]) / 16
-        assert all(len(clip.waveform) == 640 * len(clip.audio) for clip in clips)
-    assert lengths["local"].mean() == pytest.approx(27, abs=1)
-    assert lengths["real"].mean() == pytest.approx(1, abs=0.3)
-    first = np.stack([clip.audio[0] for clip in clips])
-    unlike = np.stack([clip.audio[1] for clip in clips])
-    assert np.corrcoef(first)[np.triu_indices(200, 1)].mean() > 0.5
-    assert abs(np.corrcoef(unlike)[np.triu_indices(200, 1)].mean()) < 0.1
-    silent, heard = (simulate_clip("c", "local", Corpus(width=16, silence=silence)) for silence in (True, False))
-    np.testing.assert_array_equal(silent.audio[2:], heard.audio[2:])
-    assert (heard.waveform[:160] != 0).sum() > 150

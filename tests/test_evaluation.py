@@ -11,11 +11,11 @@ from jax.sharding import AxisType, Mesh
 from sklearn.metrics import roc_auc_score
 
 from extract.schema import ClipMeta, InputError, list_shards, offsets, place
+from jax_avh.devices.sharding import DATA_AXIS
 from jax_avh.evaluation import POOLINGS, ScoreTable, detection_metrics, evaluate, open_scores
 from jax_avh.evaluation.score import score_shards
 from jax_avh.evaluation.scores import write_scores
 from jax_avh.report.results import write_results
-from jax_avh.training.sharding import DATA_AXIS
 from tests import rules
 from tests.test_data import make_source
 
@@ -291,7 +291,7 @@ def test_scores_depend_neither_on_the_batches_nor_on_the_devices(tmp_path, monke
     tables = []
     for devices in (1, 2):
         mesh = Mesh(np.array(jax.devices()[:devices]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
-        monkeypatch.setattr("jax_avh.evaluation.score.make_mesh", lambda mesh=mesh: mesh)
+        monkeypatch.setattr("jax_avh.devices.passes.make_mesh", lambda mesh=mesh: mesh)
         for size in (3, 7, 8192):
             table = score_shards(tmp_path / "s", tmp_path / "scores.h5", method, batch_frames=size, **options)
             tables.append(table)

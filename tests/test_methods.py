@@ -19,16 +19,17 @@ from extract.schema import ClipMeta, InputError
 from extract.shards import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.config import Config, check_config, make_config
 from jax_avh.data import Batching, frame_stream, open_source
+from jax_avh.devices.sharding import DATA_AXIS, make_mesh, put_copies
 from jax_avh.evaluation.score import score_shards
 from jax_avh.evaluation.scores import open_scores
 from jax_avh.methods import speech_forensics
 from jax_avh.models import HEADS, MODALITIES, clip_cross_entropy, load_weights, save_weights
 from jax_avh.training import train
+from jax_avh.training.placement import stream_frames
 from jax_avh.training.preemption import Preemption
 from jax_avh.training.resident import Resident
-from jax_avh.training.sharding import DATA_AXIS, make_mesh, put_copies
-from jax_avh.training.state import Trainer, init_state
-from jax_avh.training.streamed import Streamed
+from jax_avh.training.state import init_state
+from jax_avh.training.trainer import FrameTrainer
 from tests import rules
 from tests.runs import losses
 from tests.test_data import lengths_st, make_source
@@ -76,9 +77,10 @@ def test_one_clip_a_step_is_the_official_training(supervised, supervised_shards,
     assert before.method == "avh_sup"
     np.testing.assert_allclose(before.clip, record["initial_scores"], rtol=0, atol=1e-4)
     config, mesh = make_config({"method": "avh_sup", "method.modality": modality}), make_mesh()
-    trainer, state = Trainer(nnx.graphdef(network), config, mesh), put_copies(mesh, init_state(network))
+    graph, state = init_state(network)
+    trainer, state = FrameTrainer.of(config, graph, mesh), put_copies(mesh, state)
     step_losses = []
-    for _, segment in Streamed(open_source(twice), Batching(9, True, 1), 0, mesh).segments(None):
+    for _, segment in stream_frames(open_source(twice), Batching(9, True, 1), 0, mesh).one_pass(None).segments():
         state, loss = trainer.train(state, segment, np.float32(config.optimizer.learning_rate))
         step_losses += loss.tolist()
     np.testing.assert_allclose(step_losses, record["step_losses"], rtol=0, atol=1e-4)
@@ -191,16 +193,17 @@ def test_epochs_of_packed_clips_on_the_devices_share_their_programs(separable):
     source, mesh = open_source(separable.data.train).labelled(), make_mesh()
     feed = Resident(source, Batching(40, True), 0, mesh, segment_steps=3)
     network = HEADS["mlp"](source.width, rngs=nnx.Rngs(0))
-    trainer, state = Trainer(nnx.graphdef(network), separable, mesh), put_copies(mesh, init_state(network))
+    graph, state = init_state(network)
+    trainer, state = FrameTrainer.of(separable, graph, mesh), put_copies(mesh, state)
     steps = set()
-    before = Trainer.train._cache_size()
+    before = FrameTrainer.train._cache_size()
     for epoch in range(5):
-        segments = list(feed.segments((0, epoch)))
+        segments = list(feed.one_pass((0, epoch)).segments())
         steps.add(segments[-1][0])
         for _, segment in segments:
             state, _ = trainer.train(state, segment, np.float32(1e-3))
     assert len(steps) > 1
-    assert Trainer.train._cache_size() <= before + 2  # of three steps, and of one
+    assert FrameTrainer.train._cache_size() <= before + 2  # of three steps, and of one
 
 
 # --- methods that need no training -----------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from extract.schema import InputError, list_shards, place
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig
 from jax_avh.data import Batching, frame_stream, open_source
+from jax_avh.devices.sharding import make_mesh, put_copies
 from jax_avh.models import AlignmentNetwork
 from jax_avh.training import train
-from jax_avh.training.placement import Memory, Size, choose
+from jax_avh.training.placement import Memory, Size, choose, stream_frames
 from jax_avh.training.resident import Resident
-from jax_avh.training.sharding import make_mesh, put_copies
-from jax_avh.training.state import Trainer, init_state
-from jax_avh.training.streamed import Streamed
+from jax_avh.training.state import init_state
+from jax_avh.training.trainer import FrameTrainer
 from tests.runs import losses
 from tests.test_data import lengths_st, make_batches, make_source
 
@@ -39,7 +39,7 @@ def test_batches_gathered_on_the_devices_are_those_of_the_stream(
     seed = None if epoch is None else (0, epoch)
     wanted = list(make_batches(frame_stream(source, seed), batch_frames, tau, mesh.size))
     found, before = [], 0
-    for done, segment in Resident(source, Batching(batch_frames), tau, mesh, segment_steps).segments(seed):
+    for done, segment in Resident(source, Batching(batch_frames), tau, mesh, segment_steps).one_pass(seed).segments():
         assert segment.steps == done - before <= segment_steps
         batches = jax.jit(lambda s: [s.batch(jnp.int32(step)) for step in range(s.steps)])(segment)
         found, before = found + batches, done
@@ -52,9 +52,9 @@ def test_batches_gathered_on_the_devices_are_those_of_the_stream(
 def test_segments_end_at_the_same_steps_wherever_they_start(tmp_path_factory, mesh, steps, segment_steps, data):
     """So that a run that goes on within an epoch compiles and computes what the unbroken one does."""
     feed = Resident(make_source(tmp_path_factory.mktemp("s"), [steps * 2]), Batching(2), 1, mesh, segment_steps)
-    ends = [done for done, _ in feed.segments(None)]
+    ends = [done for done, _ in feed.one_pass(None).segments()]
     first = data.draw(st.sampled_from([0, *ends]))
-    assert [done for done, _ in feed.segments(None, first)] == [end for end in ends if end > first]
+    assert [done for done, _ in feed.one_pass(None).segments(first)] == [end for end in ends if end > first]
 
 
 @hypothesis.given(lengths_st, st.integers(1, 20), st.integers(0, 4), st.integers(1, 4), st.data())
@@ -119,15 +119,16 @@ def test_shards_at_a_url_give_the_same_losses(shards, streamed_losses, tmp_path,
 COLLECTIVES = re.compile(r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 
 
-@pytest.mark.parametrize("kind", [Streamed, Resident])
+@pytest.mark.parametrize("kind", [stream_frames, Resident])
 def test_the_compiled_steps_move_gradients_once_and_features_by_the_batch(tmp_path, mesh, kind):
     """Not all features, and no gradient for each offset of the window: both were seen."""
     frames, batch_frames, tau = 4000, 16, 15
     source = make_source(tmp_path, [frames])
     options = {"segment_steps": 5} if kind is Resident else {}
-    _, segment = next(kind(source, Batching(batch_frames), tau, mesh, **options).segments(None))
+    _, segment = next(kind(source, Batching(batch_frames), tau, mesh, **options).one_pass(None).segments())
     network = AlignmentNetwork(source.width, rngs=nnx.Rngs(0))
-    trainer, state = Trainer(nnx.graphdef(network), Config(), mesh), put_copies(mesh, init_state(network))
+    graph, state = init_state(network)
+    trainer, state = FrameTrainer.of(Config(), graph, mesh), put_copies(mesh, state)
     leaves, tree = jax.tree.flatten((state, segment, np.float32(1)))
     program = jax.jit(lambda *leaves: trainer.train(*tree.unflatten(leaves))).lower(*leaves).compile().as_text()
     moved = {}

@@ -5,9 +5,8 @@ import python_speech_features
 from jaxtyping import Float
 
 from extract.clips import ClipError
-from extract.schema import SAMPLE_RATE, SAMPLES_PER_FRAME
+from extract.schema import SAMPLE_RATE, SAMPLES_PER_FRAME, SILENCE
 
-SILENCE = 0.0005  # |x| up to this is silence; AVH-Align's threshold
 STACK = 4  # filterbank rows (100 Hz) in one audio frame (25 Hz)
 LAYER_NORM_EPSILON = 1e-5
 

@@ -14,14 +14,13 @@ from extract.prepare.landmarks import Finder, Frame, GivenPoints, every_frame
 from extract.prepare.media import check_length, iterate_video, read_audio, to_grey
 from extract.prepare.mouth import CROP, Mouths, find_mouths
 from extract.prepare.tracking import tracked
-from extract.schema import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME, ClipMeta
+from extract.schema import FRAME_RATE, FULL_SCALE, SAMPLE_RATE, SAMPLES_PER_FRAME, ClipMeta
 from extract.stopwatch import Stopwatch
 
 INPUTS = ("media", "roi")
 FINDERS = {"dlib": every_frame, "dlib-tracked": tracked}  # where landmarks come from; else files
 MIN_FRAMES = 2  # of a usable clip
 MAX_FRAMES = 15_000  # 10 minutes: the encoder sees a clip in one piece, if memory allows
-FULL_SCALE = 32768  # of int16 waveforms
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,17 +8,19 @@ beyond the batch's last frame, or the stream's, has weight 0.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
+from jax_avh.data.source import FeatureSource
 from jax_avh.data.stream import FrameStream
 from jax_avh.models.windows import FrameBatch
 
 READ_THREADS = 2, 8  # of a local disk; of a bucket, where each read waits long
 PREFETCH = 2  # batches read ahead, for each thread
+Batch = TypeVar("Batch")
 
 
 class Plan(NamedTuple):
@@ -72,6 +74,11 @@ class FrameBatches(Sequence):
         return len(self.plan.items)
 
     @property
+    def source(self) -> FeatureSource:
+        """Whose frames they are."""
+        return self.stream.source
+
+    @property
     def chunk_frames(self) -> int:
         """Visual frames of a chunk."""
         return -(-self.plan.room // self.chunks)
@@ -103,8 +110,8 @@ class FrameBatches(Sequence):
         return np.stack([rows[start : start + length] for start in starts])
 
 
-def prefetched(batches: FrameBatches, first: int = 0) -> Iterator[FrameBatch]:
-    """Batches from `first` on, read ahead in the background."""
-    threads = READ_THREADS[not batches.stream.source.local]
+def prefetched(batches: Sequence[Batch], first: int = 0) -> Iterator[Batch]:
+    """Batches of a pass from `first` on, read ahead in the background."""
+    threads = READ_THREADS[not batches.source.local]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH * threads)
     yield from grain.MapDataset.source(batches)[first:].to_iter_dataset(options)

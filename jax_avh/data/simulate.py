@@ -1,13 +1,18 @@
-"""Simulated clips: features and sound made by rule, to try every program without anyone's data.
+"""Simulated clips: features, sound and mouth crops made by rule, to try every program without anyone's data.
 
 A clip's two modalities follow one slow latent path (speech), each seen through its own fixed random matrix, plus noise;
 the matrices have a half in common, as encoders trained on both modalities bring them near each other.
 A fake breaks that bond: in a stretch of the clip the audio follows another path ("local"), or it runs late ("shifted"),
 or it belongs to another clip altogether ("swapped").
 
-Fakes also bear the shortcut of the real data sets: their sound starts with a short digital silence, on average of
-27 ms, that of real clips with 1 ms. Its features are those of silence (one vector) and of speech, in the proportion of
-their lengths in each frame of 40 ms. Nothing else tells the classes apart, and no method's result is built in.
+One coordinate of the path opens the mouth in the crops, as it is seen, and makes the sound loud, as it is heard
+(jax_avh/data/simulate_media.py). Heard by itself, a fake's loudness is like a real clip's, without a jump where a
+stretch starts or ends.
+
+Fakes also bear the shortcut of the real data sets: their sound starts with a short digital silence, by default of
+27 ms on average, that of real clips with 1 ms. Its features are those of silence (one vector) and of speech, in the
+proportion of their lengths in each frame of 40 ms. Nothing else tells the classes apart, save jumps in a local fake's
+audio features at its stretch's ends, deep in their noise; and no method's result is built in.
 """
 
 import csv
@@ -17,18 +22,18 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int16
+from jaxtyping import Float, Int16, UInt8
 
-from extract.schema import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME, whole_file
+from extract.schema import FRAME_RATE, SAMPLE_RATE, whole_file
+from jax_avh.data.simulate_media import draw_crops, draw_sound, opening
 
 LATENT = 24  # dimensions of the path
 SHARED = 0.5  # correlation of the two modalities' matrices
 MEMORY = 0.8  # of the path, from one frame to the next
 SHIFT = 6  # frames that a shifted fake's audio runs late
 KINDS = ("local", "shifted", "swapped")
-SILENCE, SILENCE_SPREAD = 0.027, 0.003  # seconds before a fake's sound, mean and standard deviation
+SILENCE_SPREAD = 0.003  # seconds, standard deviation of the silence before a fake's sound
 SILENCE_OF_REAL = 0.001  # seconds, mean of an exponential distribution
-LOUDNESS = 0.05  # standard deviation of the sound; full scale = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Corpus:
     frames: tuple[int, int] = (60, 140)  # shortest and longest clip
     width: int = 1024
     noise: float = 4.0  # standard deviation, against a signal of 1: hard enough that the poolings differ
-    silence: bool = True  # whether clips start with it
+    silence: float = 0.027  # seconds before a fake's sound, on average; 0 = no clip starts with silence
     seed: int = 0
 
 
@@ -54,7 +59,8 @@ class SimulatedClip:
 
     visual: Float[np.ndarray, "T D"]
     audio: Float[np.ndarray, "T D"]
-    waveform: Int16[np.ndarray, " S"]  # noise at 16 kHz, 640 samples a frame
+    waveform: Int16[np.ndarray, " S"]  # at 16 kHz, 640 samples a frame
+    crops: UInt8[np.ndarray, "T 96 96"]  # grey
     segments: tuple[tuple[float, float], ...]  # fake stretches, in seconds
 
 
@@ -80,7 +86,8 @@ def simulate_corpus(root: str | os.PathLike, corpus: Corpus) -> None:
 
 def simulate_clip(name: str, kind: str, corpus: Corpus) -> SimulatedClip:
     """A clip; the same for the same name, kind and corpus."""
-    rng = np.random.default_rng((corpus.seed, zlib.crc32(name.encode())))
+    key = (corpus.seed, zlib.crc32(name.encode()))
+    rng, media_rng = np.random.default_rng(key), np.random.default_rng((*key, 1))
     frames = int(rng.integers(*corpus.frames, endpoint=True))
     path = _path(frames + SHIFT, rng)
     seen, heard = path[SHIFT:], path[SHIFT:].copy()
@@ -93,19 +100,20 @@ def simulate_clip(name: str, kind: str, corpus: Corpus) -> SimulatedClip:
     elif kind == "swapped":
         heard = _path(frames, rng)
     visual, audio = (_observed(latent, modality, corpus, rng) for modality, latent in enumerate((seen, heard)))
-    silence = _silence(kind != "real", rng) if corpus.silence else 0.0
+    silence = _silence(kind != "real", corpus, rng) if corpus.silence else 0.0
     segments = () if kind == "real" else ((start / FRAME_RATE, stop / FRAME_RATE),)
     return SimulatedClip(
         visual=_standardised(visual),
         audio=_standardised(_with_silence(audio, silence, corpus)),
-        waveform=_waveform(frames, silence, rng),
+        waveform=draw_sound(opening(_without_jumps(heard, seen, start, stop)), silence, media_rng),
+        crops=draw_crops(opening(seen), media_rng),
         segments=segments,
     )
 
 
-def _silence(fake: bool, rng: np.random.Generator) -> float:
+def _silence(fake: bool, corpus: Corpus, rng: np.random.Generator) -> float:
     """Seconds of a clip's leading silence, a whole number of samples."""
-    seconds = rng.normal(SILENCE, SILENCE_SPREAD) if fake else rng.exponential(SILENCE_OF_REAL)
+    seconds = rng.normal(corpus.silence, SILENCE_SPREAD) if fake else rng.exponential(SILENCE_OF_REAL)
     return round(max(seconds, 0.0) * SAMPLE_RATE) / SAMPLE_RATE
 
 
@@ -116,19 +124,37 @@ def _with_silence(audio: Float[np.ndarray, "T D"], seconds: float, corpus: Corpu
     return (1 - share) * audio + share * silence
 
 
-def _waveform(frames: int, silence: float, rng: np.random.Generator) -> Int16[np.ndarray, " S"]:
-    sound = rng.normal(0, LOUDNESS * 2**15, frames * SAMPLES_PER_FRAME).clip(-(2**15), 2**15 - 1)
-    sound[: round(silence * SAMPLE_RATE)] = 0
-    return sound.astype(np.int16)
-
-
 def _path(frames: int, rng: np.random.Generator) -> Float[np.ndarray, "T K"]:
     """A stationary first-order autoregressive path of variance 1."""
-    steps = rng.standard_normal((frames, LATENT))
+    return _walk(rng.standard_normal((frames, LATENT)))
+
+
+def _walk(steps: Float[np.ndarray, "T K"]) -> Float[np.ndarray, "T K"]:
+    """The path of such steps."""
     path = steps.copy()
-    for t in range(1, frames):
+    for t in range(1, len(steps)):
         path[t] = MEMORY * path[t - 1] + np.sqrt(1 - MEMORY**2) * steps[t]
     return path
+
+
+def _steps(path: Float[np.ndarray, "T K"]) -> Float[np.ndarray, "T K"]:
+    """The steps of a path."""
+    steps = path.copy()
+    steps[1:] = (path[1:] - MEMORY * path[:-1]) / np.sqrt(1 - MEMORY**2)
+    return steps
+
+
+def _without_jumps(
+    heard: Float[np.ndarray, "T K"], seen: Float[np.ndarray, "T K"], start: int, stop: int
+) -> Float[np.ndarray, "T K"]:
+    """A path of the heard one's steps in the stretch start:stop and the seen one's elsewhere.
+
+    All of them independent of each other, so that it is distributed like any path. It glides into the heard path and,
+    after the stretch, back into the seen one.
+    """
+    steps = _steps(seen)
+    steps[start:stop] = _steps(heard[start:stop])
+    return _walk(steps)
 
 
 def _observed(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, Int16
+from jaxtyping import Float, Int, Int16, UInt8
 
 from extract.schema import FAKE, REAL, ClipMeta, InputError, ShardTable, list_shards, place, read_shard_table
 from extract.schema.files import AnyPath, Place
@@ -26,6 +26,7 @@ class FeatureSource:
     shards: tuple[ShardTable, ...]
     members: tuple[tuple[int, int], ...]  # clip -> (shard, clip within the shard)
     rows: Rows = rows_of_file
+    longest: int | None = None  # frames of a clip at most: the first ones; None = all
 
     @functools.cached_property
     def clips(self) -> list[ClipMeta]:
@@ -55,7 +56,7 @@ class FeatureSource:
     @functools.cached_property
     def lengths(self) -> Int[np.ndarray, " N"]:
         """Frames of each clip."""
-        per_shard = [np.diff(shard.offset) for shard in self.shards]
+        per_shard = [np.minimum(np.diff(shard.offset), self.longest or np.inf) for shard in self.shards]
         return np.array([per_shard[shard][clip] for shard, clip in self.members], dtype=np.int64)
 
     @functools.cached_property
@@ -71,8 +72,15 @@ class FeatureSource:
     def features(self, modality: str, clip: int, first: int = 0, last: int | None = None) -> Float[np.ndarray, "T D"]:
         """A clip's `visual` or `audio` features: its frames first:last, by default all."""
         shard, index = self.members[clip]
-        start, stop = map(int, self.shards[shard].offset[index : index + 2])
-        return self.rows(self.shards[shard], modality, start + first, stop if last is None else start + last)
+        start = int(self.shards[shard].offset[index])
+        last = int(self.lengths[clip]) if last is None else last
+        return self.rows(self.shards[shard], modality, start + first, start + last)
+
+    def crops(self, clip: int, first: int, last: int) -> UInt8[np.ndarray, "T 96 96"]:
+        """Grey mouth crops of a clip's frames first:last; only where `has("crops")`."""
+        shard, index = self.members[clip]
+        start = int(self.shards[shard].offset[index])
+        return self.rows(self.shards[shard], "crops", start + first, start + last)
 
     def waveform(self, clip: int, first: int = 0, last: int | None = None) -> Int16[np.ndarray, " S"]:
         """A clip's 16 kHz sound, full scale 32768: its samples first:last, or as many of them as there are.
@@ -118,6 +126,10 @@ class FeatureSource:
             return self
         drawn = np.sort(np.random.default_rng((seed, len(self.members))).permutation(len(self.members))[:clips])
         return dataclasses.replace(self, members=tuple(self.members[clip] for clip in drawn))
+
+    def heads(self, frames: int) -> "FeatureSource":
+        """The same clips, of each the first frames at most."""
+        return dataclasses.replace(self, longest=frames)
 
     def _labelled(self, *labels: int) -> "FeatureSource":
         members = [member for member, label in zip(self.members, self.labels, strict=True) if label in labels]

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 
 from extract.schema import InputError
-from jax_avh.methods import METHODS, FrameMethod
-from jax_avh.models import FrameBatch, FrameNetwork, load_weights, read_notes, weights_file
+from jax_avh.methods import METHODS, ExampleMethod, FrameMethod
+from jax_avh.models import FrameBatch, check_features, read_notes, weights_file
 
 DEFAULT = "avh_align"  # what weights that do not say are for: an official file's
 
@@ -27,12 +28,11 @@ def choose_method(method: str | None, weights: Path | None) -> str:
     name = method or trained or (DEFAULT if weights else None)
     if name not in METHODS:
         raise InputError(f"--method={name}: is none of {', '.join(METHODS)}" if name else "--weights is needed")
-    learns = isinstance(METHODS[name], FrameMethod) and METHODS[name].training is not None
-    if learns and not weights:
+    if METHODS[name].learns and not weights:
         raise InputError(f"--method={name} needs --weights: a .safetensors file, or the workdir of a training run")
-    if weights and not learns:
+    if weights and not METHODS[name].learns:
         raise InputError(f"--method={name} takes no --weights; it does not learn")
-    if trained not in (None, name):
+    if trained not in (None, name, getattr(METHODS[name], "trained_as", None)):
         raise InputError(f"{weights}: was trained as {trained}, not as {name}")
     return name
 
@@ -42,8 +42,8 @@ class Detector:
     """A trained method: its network, and what its weights say of themselves."""
 
     path: Path
-    method: FrameMethod
-    network: FrameNetwork
+    method: FrameMethod | ExampleMethod
+    network: nnx.Module
     notes: dict[str, str]
 
     @property
@@ -53,16 +53,18 @@ class Detector:
 
     def check_fits(self, width: int, attributes: Mapping[str, object], what: object) -> None:
         """Raises an InputError if features of a width and encoder are not those that it was trained on."""
-        if width != self.network.width:
-            raise InputError(
-                f"{self.path}: takes features of width {self.network.width}, but those of {what} have {width}"
-            )
-        made_of, found = (str(known.get("weights_sha256", "unknown")) for known in (self.notes, attributes))
-        if "unknown" not in (made_of, found) and made_of != found:
-            raise InputError(f"{self.path}: was trained on features of another encoder than those of {what}")
+        if not self.method.features:
+            return
+        check_features(self.path, self.network.width, self.notes, {**attributes, "width": width}, what)
 
     def frame_scores(self, visual: Float[np.ndarray, "T D"], audio: Float[np.ndarray, "T D"]) -> np.ndarray:
-        """Frame scores [T], float32, of one clip's features."""
+        """Frame scores [T], float32, of one clip's features.
+
+        Raises:
+          InputError: the method reads more than features.
+        """
+        if not isinstance(self.method, FrameMethod):
+            raise InputError(f"{self.path}: {self.method.name} scores clips of shards (launch.score), not a lone video")
         none = jnp.zeros(len(visual), jnp.int32)
         batch = FrameBatch(jnp.asarray(visual), jnp.asarray(audio), none, none.astype(jnp.float32), none)
         return np.asarray(self.method.outputs(self.network, batch))[:, 0]
@@ -75,4 +77,5 @@ def load_detector(weights: str | os.PathLike, method: str | None = None) -> Dete
       InputError: they are missing or damaged, or of another method.
     """
     path = weights_file(weights)
-    return Detector(path, METHODS[choose_method(method, path)], load_weights(path), read_notes(path))
+    chosen = METHODS[choose_method(method, path)]
+    return Detector(path, chosen, chosen.load(path), read_notes(path))

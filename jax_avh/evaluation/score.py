@@ -1,7 +1,8 @@
 """Feature shards -> frame scores and clip scores, by any method."""
 
+import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -9,20 +10,21 @@ import jax
 import numpy as np
 import tqdm
 from flax import nnx
-from jaxtyping import Float, Int64
+from jaxtyping import Array, Float
 
-from extract.schema import SHARD_PATTERN, InputError, check_output, refuse_inputs
-from jax_avh.data import Batching, FeatureSource, FrameBatches, frame_stream, open_source, prefetched
+from extract.schema import SHARD_PATTERN, InputError, check_output, offsets, refuse_inputs
+from jax_avh.data import FeatureSource, open_source
+from jax_avh.devices.passes import example_outputs, frame_outputs
 from jax_avh.evaluation.detector import Detector, choose_method, load_detector
 from jax_avh.evaluation.pooling import POOLINGS
 from jax_avh.evaluation.scores import ScoreTable, write_scores
-from jax_avh.methods import METHODS, ClipMethod, FrameMethod
-from jax_avh.models import FrameNetwork
-from jax_avh.training.sharding import make_mesh, on_own_part, put_copies
+from jax_avh.methods import METHODS, ClipMethod, ExampleMethod, FrameMethod
+from jax_avh.models import FrameBatch, FrameNetwork
 
-BATCH_FRAMES = {"cpu": 2048}  # backend -> frames of a step: what stays in its caches
-LARGE_BATCH_FRAMES = 16384  # of all other backends
+CLIPS_AT_ONCE = 4096  # whose examples are held at once
 COPIED = ("encoder", "weights_sha256", "trimmed", "dataset")  # attributes of the shards
+
+Scores = tuple[Float[np.ndarray, " F"] | None, Float[np.ndarray, " N"]]
 
 
 def score_shards(
@@ -57,16 +59,14 @@ def score_shards(
     _check_free(output, source, detector)
     attributes = _known(source, notes) | {"features": str(features), "fingerprint": source.fingerprint()}
     attributes |= detector.attributes if detector else {}
-    border = frame_stream(source).border
-    if isinstance(chosen, ClipMethod):
-        frame, clip = None, _clip_scores(chosen, source)
-    else:
-        batch_frames = batch_frames or BATCH_FRAMES.get(jax.default_backend(), LARGE_BATCH_FRAMES)
-        frame = _frame_scores(chosen, detector and detector.network, source, batch_frames)
-        clip = POOLINGS[chosen.pooling](frame, border)
+    for content in chosen.needs:
+        source.check_has(content)
+    frame, clip = _scores(chosen, detector and detector.network, source, batch_frames)
+    if isinstance(chosen, FrameMethod):
         attributes |= {"pooling": chosen.pooling}
         attributes |= {} if chosen.threshold is None else {"threshold": chosen.threshold}
-    table = ScoreTable(chosen.name, tuple(source.clips), border, frame, clip.astype(np.float32), attributes)
+    clips = tuple(source.clips), offsets(source.lengths)
+    table = ScoreTable(chosen.name, *clips, frame, clip.astype(np.float32), attributes)
     write_scores(table, output)
     return table
 
@@ -88,57 +88,61 @@ def _known(source: FeatureSource, notes: Mapping[str, object]) -> dict[str, obje
     return known | dict(notes)
 
 
+def _scores(
+    method: ClipMethod | ExampleMethod | FrameMethod,
+    network: nnx.Module | None,
+    source: FeatureSource,
+    batch_frames: int | None,
+) -> Scores:
+    """Frame scores, if the method has them, and its own clip scores."""
+    if isinstance(method, ClipMethod):
+        frame, clip = None, _clip_scores(method, source)
+    elif isinstance(method, ExampleMethod):
+        frame, clip = _example_scores(method, network, source)
+    else:
+        frame = _frame_scores(method, network, source, batch_frames)
+        clip = POOLINGS[method.pooling](frame, offsets(source.lengths))
+    if not all(np.isfinite(scores).all() for scores in (frame, clip) if scores is not None):
+        source.check_finite()
+        raise InputError("the scores are not finite: the weights hold numbers that are too large")
+    return frame, clip
+
+
 def _clip_scores(method: ClipMethod, source: FeatureSource) -> Float[np.ndarray, " N"]:
-    for content in method.needs:
-        source.check_has(content)
     clips = tqdm.tqdm(range(len(source.clips)), desc="score", unit=" clips", leave=False)
     return np.array([method.score(source, clip) for clip in clips])
 
 
+def _example_scores(method: ExampleMethod, network: nnx.Module, source: FeatureSource) -> Scores:
+    """Some thousands of clips at a time, so that any number of them will do."""
+    scored = []
+    for first in range(0, len(source.members), CLIPS_AT_ONCE):
+        part = dataclasses.replace(source, members=source.members[first : first + CLIPS_AT_ONCE])
+        examples = method.examples(part, network)
+        outputs = example_outputs(examples, method.outputs, method.prepare, network, method.batch_size)
+        border = np.searchsorted(examples.clip, np.arange(len(part.members) + 1))
+        scored += [
+            method.clip_score(outputs[start:stop], int(frames))
+            for start, stop, frames in zip(border[:-1], border[1:], part.lengths, strict=True)
+        ]
+    clip, frame = zip(*scored, strict=True)
+    return None if frame[0] is None else np.concatenate(frame).astype(np.float32), np.array(clip)
+
+
 def _frame_scores(
-    method: FrameMethod, network: FrameNetwork | None, source: FeatureSource, batch_frames: int
+    method: FrameMethod, network: FrameNetwork | None, source: FeatureSource, batch_frames: int | None
 ) -> Float[np.ndarray, " F"]:
-    stream, mesh = frame_stream(source), make_mesh()
-    batches = FrameBatches(stream, Batching(batch_frames).plan(stream), method.tau, mesh.size)
     # The same for every batch: the network's parameters, its linear maps folded into one.
     graph, fixed = None, ((), ())
     if network is not None:
         graph, params = nnx.split(network)
-        fixed = put_copies(mesh, (params, jax.jit(lambda params: nnx.merge(graph, params).fold())(params)))
+        fixed = params, jax.jit(lambda params: nnx.merge(graph, params).fold())(params)
 
-    def outputs(fixed, chunk):
+    def outputs(fixed: tuple, frames: FrameBatch) -> Float[Array, "T K"]:
         params, folded = fixed
         merged = nnx.merge(graph, params) if graph is not None else None
         scorer = merged and (lambda visual, audio: merged.score_folded(folded, visual, audio))
-        return method.outputs(scorer, chunk)
+        return method.outputs(scorer, frames)
 
-    compiled = jax.jit(on_own_part(mesh, outputs))
-    bar = tqdm.tqdm(prefetched(batches), desc="score", total=len(batches), leave=False)
-    # Chunks end to end: each device takes its own as it is; out of an axis of chunks it would have to be copied.
-    found = (np.asarray(compiled(fixed, jax.tree.map(_end_to_end, batch)))[batch.weight.ravel() > 0] for batch in bar)
-    pieces = [method.frame_scores(*clips) for clips in _whole_clips(found, stream.border)]
-    frame = np.concatenate(pieces)
-    if not np.isfinite(frame).all():
-        source.check_finite()
-        raise InputError("the scores are not finite: the weights hold numbers that are too large")
-    return frame
-
-
-def _end_to_end(chunks: np.ndarray) -> np.ndarray:
-    return chunks.reshape(-1, *chunks.shape[2:])
-
-
-def _whole_clips(
-    outputs: Iterable[Float[np.ndarray, "T K"]], border: Int64[np.ndarray, "borders"]
-) -> Iterator[tuple[Float[np.ndarray, "T K"], Int64[np.ndarray, "clips"]]]:
-    """Outputs of the clips that are complete, and their borders; holds back what the next batch goes on with."""
-    waiting, clip, start = [], 0, 0
-    for rows in outputs:
-        waiting.append(rows)
-        stop = start + sum(map(len, waiting))
-        done = int(np.searchsorted(border, stop, side="right")) - 1
-        if done > clip:
-            whole = np.concatenate(waiting)
-            cut = int(border[done]) - start
-            yield whole[:cut], border[clip : done + 1] - border[clip]
-            waiting, clip, start = [whole[cut:]], done, int(border[done])
+    found = frame_outputs(source, outputs, fixed, method.tau, batch_frames)
+    return np.concatenate([method.frame_scores(*clips) for clips in found])

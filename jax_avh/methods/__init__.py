@@ -1,13 +1,21 @@
-"""Detectors, a module each, under the names of flags and score files."""
+"""Detectors, a module or a package each, under the names of flags and score files."""
 
 from jax_avh.methods import avh_align, avh_sup, clip_length, factor, leading_silence, speech_forensics
-from jax_avh.methods.interface import ClipMethod, FrameMethod, Training
+from jax_avh.methods.avad.method import METHOD as AVAD
+from jax_avh.methods.avad.method import SLIDING as AVAD_SLIDING
+from jax_avh.methods.interface import ClipMethod, ExampleMethod, FrameMethod, Training
+from jax_avh.methods.mds.method import METHOD as MDS
+from jax_avh.methods.rawnet2.method import METHOD as RAWNET2
 
-METHODS: dict[str, ClipMethod | FrameMethod] = {
+METHODS: dict[str, ClipMethod | ExampleMethod | FrameMethod] = {
     method.name: method
     for method in (
         avh_align.METHOD,
         avh_sup.METHOD,
+        RAWNET2,
+        MDS,
+        AVAD,
+        AVAD_SLIDING,
         speech_forensics.METHOD,
         factor.METHOD,
         leading_silence.DURATION,
@@ -16,4 +24,4 @@ METHODS: dict[str, ClipMethod | FrameMethod] = {
     )
 }
 
-__all__ = ["METHODS", "ClipMethod", "FrameMethod", "Training"]
+__all__ = ["METHODS", "ClipMethod", "ExampleMethod", "FrameMethod", "Training"]

@@ -5,23 +5,22 @@ Source: AVH-Align, section 4.
 
 from jaxtyping import Array, Float
 
-from jax_avh.config import ModelConfig
 from jax_avh.methods.interface import FrameMethod, PairScorer, Training
 from jax_avh.models import FrameBatch, FrameNetwork, window_scores, windowed_softmax_loss
 
 
-def frame_losses(network: FrameNetwork, batch: FrameBatch, config: ModelConfig) -> Float[Array, " T"]:
+def frame_losses(network: FrameNetwork, batch: FrameBatch, boundary: str) -> Float[Array, " T"]:
     """Windowed softmax loss of every visual frame.
 
     Args:
       network: the alignment network.
       batch: frames of the stream.
-      config: the window's boundary.
+      boundary: of the window: see window_scores.
 
     Returns:
       Losses, padding included: weigh them.
     """
-    return windowed_softmax_loss(*window_scores(network, batch, config.boundary))
+    return windowed_softmax_loss(*window_scores(network, batch, boundary))
 
 
 def outputs(score: PairScorer, batch: FrameBatch) -> Float[Array, "T 1"]:

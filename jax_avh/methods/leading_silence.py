@@ -6,13 +6,11 @@ Source: AVH-Align, section 3: fakes of several data sets start with some 30 ms o
 import numpy as np
 from jaxtyping import Float, Int16, Int32
 
-from extract.schema import SAMPLE_RATE
+from extract.schema import FULL_SCALE, SAMPLE_RATE, SILENCE
 from jax_avh.data.source import FeatureSource
 from jax_avh.methods.interface import ClipMethod
 
-SILENCE = 0.0005  # |x| up to this is silence; AVH-Align's threshold
 START = 0.030  # seconds whose largest |x| tells most
-FULL_SCALE = 32768  # of int16 waveforms: |x| = 1
 
 
 def leading_silence(waveform: Int16[np.ndarray, " S"], threshold: float = SILENCE) -> float:

@@ -7,6 +7,7 @@ from jax_avh.models.network import MODALITIES, FrameNetwork
 from jax_avh.models.weights import (
     BEST_WEIGHTS,
     HEADS,
+    check_features,
     load_weights,
     parameter_table,
     read_notes,
@@ -23,6 +24,7 @@ __all__ = [
     "FrameBatch",
     "FrameNetwork",
     "LinearNetwork",
+    "check_features",
     "clip_cross_entropy",
     "load_weights",
     "parameter_table",

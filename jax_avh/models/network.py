@@ -45,6 +45,11 @@ class FrameNetwork(nnx.Module):
         self.width, self.modality, self.normalised, self.precision = width, modality, normalised, precision
         self.build(rngs)
 
+    @property
+    def kind(self) -> dict[str, str]:
+        """What its weights say of it."""
+        return {"head": self.head, "modality": self.modality, "normalised": str(self.normalised).lower()}
+
     def build(self, rngs: nnx.Rngs) -> None:
         """Draws the parameters."""
         raise NotImplementedError

@@ -2,9 +2,10 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,54 +19,79 @@ from jax_avh.models.linear import LinearNetwork
 from jax_avh.models.network import MODALITIES, FrameNetwork
 
 BEST_WEIGHTS = "best.safetensors"  # in the workdir of a training run
+MOST_DETAILS = 8  # of what does not fit
 HEADS = {network.head: network for network in (AlignmentNetwork, LinearNetwork)}
 
-# Official module name -> attribute path of the network's layer; a network has some of them.
-LAYERS = {
-    "visual_proj": ("visual_proj",),
-    "audio_proj": ("audio_proj",),
-    "proj": ("proj",),
-    **{f"mlp.{index}": ("mlp", "layers", index) for index in (0, 1, 3, 4, 6, 7, 9)},
-    "head": ("head_layer",),
-}
-# Official parameter name -> the layer's own, by the kind of layer. Matrices are transposed (vectors are their own
-# transposes, so `.T` and a reversed shape serve both).
-PARAMETERS = {
-    nnx.Linear: {"weight": "kernel", "bias": "bias"},
-    nnx.LayerNorm: {"weight": "scale", "bias": "bias"},
-}
+# Part of the path to an array -> its official name, where that is another; a Sequential's layers count by their index.
+RENAMED = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var", "head_layer": "head"}
+SEQUENCE = "layers"
+
+# (file, its arrays, what it says of itself, precision) -> a network of that kind, its arrays still to be set
+Make = Callable[[Path, Mapping[str, np.ndarray], Mapping[str, str], str], nnx.Module]
 
 
-def save_weights(
-    network: FrameNetwork, path: str | os.PathLike, notes: Mapping[str, str] = MappingProxyType({})
-) -> None:
-    """Writes a network's parameters, float32, and in the file's metadata its kind and notes on its origin."""
-    arrays = {name: np.asarray(v[...], np.float32).T for name, v in _parameters(network).items()}
+class Named(NamedTuple):
+    """An array of a network, in PyTorch's layout: a kernel [*sizes, in, out] is [out, in, *sizes] there."""
+
+    variable: nnx.Variable
+    kernel: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the official array."""
+        return self.official(np.broadcast_to(0, self.variable.shape)).shape
+
+    def official(self, array: np.ndarray) -> np.ndarray:
+        """Our layout -> the official one."""
+        return np.moveaxis(array, (-1, -2), (0, 1)) if self.kernel else array
+
+    def ours(self, array: np.ndarray) -> np.ndarray:
+        """The official layout -> ours."""
+        return np.moveaxis(array, (0, 1), (-1, -2)) if self.kernel else array
+
+
+def save_weights(network: nnx.Module, path: str | os.PathLike, notes: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Writes a network's arrays, float32, and in the file's metadata its kind and notes on its origin."""
+    arrays = {name: v.official(np.asarray(v.variable[...], np.float32)) for name, v in named_arrays(network).items()}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    kind = {"head": network.head, "modality": network.modality, "normalised": str(network.normalised).lower()}
     with whole_file(path) as temporary:
-        temporary.write_bytes(safetensors.numpy.save(arrays, metadata=pack_notes({**notes, **kind})))
+        temporary.write_bytes(safetensors.numpy.save(arrays, metadata=pack_notes({**notes, **network.kind})))
 
 
-def load_weights(path: str | os.PathLike, precision: str = "float32") -> FrameNetwork:
-    """Makes a network of a file's parameters; its kind and feature width are the file's.
+def load_weights(path: str | os.PathLike, precision: str = "float32", make: Make | None = None) -> nnx.Module:
+    """Makes a network of a file's arrays.
+
+    Args:
+      path: of the file.
+      precision: of layers.DTYPES.
+      make: the network of a file that is not of frames; None = a FrameNetwork, its kind and feature width the file's.
 
     Raises:
-      InputError: the file is missing or damaged, or its parameters do not fit; all that do not are listed at once.
+      InputError: the file is missing or damaged, or its arrays do not fit; all that do not are listed at once.
     """
     arrays, notes = _read(Path(path)), read_notes(path)
-    network = _empty_network(Path(path), arrays, notes, precision)
-    parameters = _parameters(network)
-    wanted = {name: parameter.shape[::-1] for name, parameter in parameters.items()}
-    found = {name: array.shape for name, array in arrays.items()}
+    network = (make or frame_network)(Path(path), arrays, notes, precision)
+    named = named_arrays(network)
+    wanted, found = ({name: v.shape for name, v in these.items()} for these in (named, arrays))
     if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        wrong = wrong[:MOST_DETAILS]
         details = ", ".join(f"{n} {found.get(n, 'missing')} for {wanted.get(n, 'nothing')}" for n in wrong)
         raise InputError(f"{path}: parameters that do not fit the network: {details}")
     if spoilt := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise InputError(f"{path}: {spoilt[0]} holds NaN or infinity")
-    for name, parameter in parameters.items():
-        parameter.set_value(jnp.asarray(arrays[name].T, network.dtype))
+    for name, (variable, _) in named.items():
+        variable.set_value(jnp.asarray(named[name].ours(arrays[name]), variable.dtype))
     return network
+
+
+def named_arrays(network: nnx.Module) -> dict[str, Named]:
+    """A network's arrays by their official names, which its tree of modules mirrors."""
+    found = {}
+    for path, node in nnx.iter_graph(network):
+        if isinstance(node, nnx.Variable):
+            parts = (RENAMED.get(part, str(part)) for part in path if part != SEQUENCE)
+            found[".".join(parts)] = Named(node, path[-1] == "kernel")
+    return found
 
 
 def read_notes(path: str | os.PathLike) -> dict[str, str]:
@@ -78,11 +104,35 @@ def read_notes(path: str | os.PathLike) -> dict[str, str]:
         return unpack_notes(file.metadata())
 
 
-def parameter_table(network: FrameNetwork) -> str:
+def check_features(
+    path: Path, width: int, notes: Mapping[str, str], attributes: Mapping[str, object], what: object
+) -> None:
+    """Refuses features that weights were not trained on.
+
+    Args:
+      path: the file of weights.
+      width: of the features that their network takes.
+      notes: what they say of themselves.
+      attributes: of the features: width, weights_sha256.
+      what: has these features.
+
+    Raises:
+      InputError: another width, or another encoder.
+    """
+    if width != attributes["width"]:
+        raise InputError(f"{path}: takes features of width {width}, but those of {what} have {attributes['width']}")
+    made_of, found = (str(known.get("weights_sha256", "unknown")) for known in (notes, attributes))
+    if "unknown" not in (made_of, found) and made_of != found:
+        raise InputError(f"{path}: was trained on features of another encoder than those of {what}")
+
+
+def parameter_table(network: nnx.Module) -> str:
     """Names, shapes and numbers of a network's parameters, a line each, and their sum."""
-    rows = [(name, list(p.shape[::-1]), p.size) for name, p in _parameters(network).items()]
-    lines = [f"{name:20s} {shape!s:14s} {size:>10,}" for name, shape, size in rows]
-    return "\n".join([*lines, f"{'parameters':20s} {'':14s} {sum(size for *_, size in rows):>10,}"])
+    named = {name: v for name, v in named_arrays(network).items() if isinstance(v.variable, nnx.Param)}
+    rows = [(name, list(v.shape), v.variable.size) for name, v in named.items()]
+    wide, long = max(20, *(len(name) for name in named)), max(14, *(len(str(shape)) for _, shape, _ in rows))
+    lines = [f"{name:{wide}s} {shape!s:{long}s} {size:>10,}" for name, shape, size in rows]
+    return "\n".join([*lines, f"{'parameters':{wide}s} {'':{long}s} {sum(size for *_, size in rows):>10,}"])
 
 
 def weights_file(weights: str | os.PathLike) -> Path:
@@ -99,10 +149,14 @@ def weights_file(weights: str | os.PathLike) -> Path:
     return path / BEST_WEIGHTS
 
 
-def _empty_network(
+def frame_network(
     path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str], precision: str
 ) -> FrameNetwork:
-    """A network of the kind that a file's parameters are of, its own parameters still to be set."""
+    """A network on frames of the kind that a file's parameters are of, its own parameters still to be set.
+
+    Raises:
+      InputError: the file does not tell its kind.
+    """
     head = "linear" if "head.weight" in arrays else "mlp"
     modality = notes.get("modality", "" if "proj.weight" in arrays else "both")
     if modality not in MODALITIES:
@@ -130,17 +184,3 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, safetensors.SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a readable .safetensors file ({error})") from error
-
-
-def _parameters(network: FrameNetwork) -> dict[str, nnx.Param]:
-    """The network's parameters by their official names."""
-    parameters = {}
-    for module, path in LAYERS.items():
-        if not hasattr(network, path[0]):
-            continue
-        layer = network
-        for step in path:
-            layer = layer[step] if isinstance(step, int) else getattr(layer, step)
-        for official, own in PARAMETERS[type(layer)].items():
-            parameters[f"{module}.{official}"] = getattr(layer, own)
-    return parameters

@@ -7,12 +7,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from extract.schema import InputError, check_output, place, whole_file
+from extract.schema import SILENCE, InputError, check_output, place, whole_file
 from extract.schema.files import AnyPath
 from jax_avh.data import open_source
 from jax_avh.evaluation.audit import LONG, Found, audit
 from jax_avh.evaluation.verdict import verdict
-from jax_avh.methods.leading_silence import SILENCE, START
+from jax_avh.methods.leading_silence import START
 
 COLOURS = {"real": "#0072B2", "fake": "#D55E00", "unknown": "#777777"}  # Okabe and Ito: told apart by the colour-blind
 DASHES = {"real": "-", "fake": "--", "unknown": ":"}  # and in print

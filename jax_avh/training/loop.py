@@ -11,17 +11,17 @@ from flax import nnx
 
 from extract.schema import InputError, caveat
 from jax_avh.config import Config, check_config
-from jax_avh.data import frame_stream
-from jax_avh.data.batches import Plan
+from jax_avh.devices.sharding import make_mesh, put_copies
+from jax_avh.methods import METHODS, ExampleMethod
 from jax_avh.models import BEST_WEIGHTS, parameter_table, save_weights
 from jax_avh.training.checkpoint import Checkpoints
 from jax_avh.training.log import MetricsLog, Profiler
 from jax_avh.training.meter import Meter
-from jax_avh.training.placement import Feed, place_features
+from jax_avh.training.placement import Feed, place_examples, place_features
 from jax_avh.training.preemption import Preempted, Preemption
 from jax_avh.training.setup import check_fit, initial_network, open_sources, origin
-from jax_avh.training.sharding import make_mesh, put_copies
-from jax_avh.training.state import Progress, Trainer, init_state
+from jax_avh.training.state import Progress, init_state
+from jax_avh.training.trainer import ExampleTrainer, FrameTrainer
 from jax_avh.training.workdir import adopt, write_result
 
 
@@ -64,13 +64,19 @@ class Run:
         self.config, self.workdir, self.preemption = config, workdir, preemption
         self.lead = jax.process_index() == 0  # the process that prints and writes
         train_source, val_source = open_sources(config)
-        network, self.mesh = initial_network(config, train_source.width), make_mesh()
-        check_fit(config, network.width, self.mesh.size, train_source, val_source)
-        self.train_feed, self.val_feed, self.placement = place_features(config, self.mesh, train_source, val_source)
+        network, self.mesh = initial_network(config, train_source), make_mesh()
+        check_fit(config, network, self.mesh.size, train_source, val_source)
+        sources, method = (train_source, val_source), METHODS[config.method.name]
+        if isinstance(method, ExampleMethod):
+            feeds, trainer, self.unit = place_examples(config, self.mesh, network, *sources), ExampleTrainer, "examples"
+        else:
+            feeds, trainer, self.unit = place_features(config, self.mesh, *sources), FrameTrainer, "frames"
+        self.train_feed, self.val_feed, self.placement = feeds
         adopt(workdir, config, {"train": train_source.fingerprint(), "val": val_source.fingerprint()}, self.lead)
-        self.trainer, self.dtype = Trainer(nnx.graphdef(network), config, self.mesh), network.dtype
-        self.state = put_copies(self.mesh, init_state(network))
-        self.progress = Progress(epoch=-1, step=0, loss_sum=0.0, learning_rate=config.optimizer.learning_rate)
+        graph, state = init_state(network, method.trained)
+        self.trainer, self.dtype = trainer.of(config, graph, self.mesh), network.dtype
+        self.state = put_copies(self.mesh, state)
+        self.progress = Progress.before(config)
         self.checkpoints = Checkpoints(workdir / "checkpoints")
         self.state, self.progress = self.checkpoints.restore(self.state, self.progress)
         self.log = MetricsLog(workdir, self.progress.epoch) if self.lead else None
@@ -79,15 +85,14 @@ class Run:
     def start(self) -> None:
         """Says what there is; measures the losses before training (epoch 0), unless a restored run has done so."""
         devices = f"{self.mesh.size} {jax.devices()[0].platform} devices of {jax.process_count()} processes"
-        network = nnx.merge(self.trainer.graph, self.state.params)
-        self._say(parameter_table(network), f"{devices}, {self.config.train.precision}", self.placement)
+        self._say(parameter_table(self._network()), f"{devices}, {self.config.train.precision}", self.placement)
         if note := caveat(self.train_feed.source.attributes):
             self._say(note)
         if self.progress.epoch >= 0:
             return
         started = time.perf_counter()
         train_loss = self._evaluate(self.train_feed, "epoch 0, train")
-        speed = self.train_feed.source.lengths.sum() / (time.perf_counter() - started)
+        speed = self.train_feed.one_pass(None).plan.border[-1] / (time.perf_counter() - started)
         val_loss = self._evaluate(self.val_feed, "epoch 0, val")
         self.progress = dataclasses.replace(self.progress, epoch=0)
         self._report(train_loss, val_loss, speed)
@@ -102,7 +107,7 @@ class Run:
         self._report(train_loss, val_loss, speed, rate)
         if val_loss < best and self.lead:
             notes = origin(self.config, self.train_feed.source)
-            save_weights(nnx.merge(self.trainer.graph, self.state.params), self.workdir / BEST_WEIGHTS, notes)
+            save_weights(self._network(), self.workdir / BEST_WEIGHTS, notes)
         # Last: what a checkpoint says was done has been done, and what it does not say is done again.
         self._save(val_loss)
 
@@ -126,13 +131,14 @@ class Run:
         self.checkpoints.close()
 
     def _train_epoch(self) -> tuple[float, float]:
-        """Runs the steps that are left of an epoch; its mean loss, and frames per second."""
-        feed, first, every = self.train_feed, self.progress.step, self.config.train.checkpoint_steps
+        """Runs the steps that are left of an epoch; its mean loss, and frames or examples per second."""
+        first, every = self.progress.step, self.config.train.checkpoint_steps
         seed = (self.config.seed, self.progress.epoch) if self.config.data.shuffle else None
         rate, started = np.asarray(self.progress.learning_rate, self.dtype), time.perf_counter()
-        plan, before = self._plan(feed, seed), first
-        with Meter(f"epoch {self.progress.epoch + 1}", plan, first, self.lead) as meter:
-            for done, segment in feed.segments(seed, first):
+        steps, before = self.train_feed.one_pass(seed), first
+        plan = steps.plan
+        with Meter(f"epoch {self.progress.epoch + 1}", plan, self.unit, first, self.lead) as meter:
+            for done, segment in steps.segments(first):
                 self.state, losses = self.trainer.train(self.state, segment, rate)
                 meter.add(losses)
                 self.profiler.segment(losses)
@@ -144,8 +150,8 @@ class Run:
                     raise Preempted
                 if due and not last:
                     self._save()
-        frames = int(plan.border[-1] - plan.border[first])
-        return self.progress.loss_sum / plan.items.sum(), frames / (time.perf_counter() - started)
+        count = int(plan.border[-1] - plan.border[first])
+        return self.progress.loss_sum / plan.items.sum(), count / (time.perf_counter() - started)
 
     def _advance(self, step: int, loss_sum: float) -> None:
         """Counts steps as done, with the sum of their losses."""
@@ -158,21 +164,20 @@ class Run:
 
     def _evaluate(self, feed: Feed, title: str) -> float:
         """Mean loss of a source, of its frames or its clips, in its own order."""
-        plan = self._plan(feed, None)
-        with Meter(title, plan, shown=self.lead) as meter:
-            for _, segment in feed.segments(None):
-                meter.add(self.trainer.losses(self.state.params, segment))
+        steps = feed.one_pass(None)
+        with Meter(title, steps.plan, self.unit, shown=self.lead) as meter:
+            for _, segment in steps.segments():
+                meter.add(self.trainer.losses(self.state, segment))
                 if self.preemption.reached():
                     raise Preempted
-            mean = meter.take() / plan.items.sum()
+            mean = meter.take() / steps.plan.items.sum()
         if not math.isfinite(mean):
             feed.source.check_finite()
             raise InputError(f"the loss on {feed.source.path} is {mean}; the weights hold NaN or infinity")
         return mean
 
-    @staticmethod
-    def _plan(feed: Feed, seed: tuple[int, int] | None) -> Plan:
-        return feed.batching.plan(frame_stream(feed.source, seed))
+    def _network(self) -> nnx.Module:
+        return nnx.merge(self.trainer.graph, self.state.params, self.state.fixed)
 
     def _report(self, train_loss: float, val_loss: float, speed: float, rate: float | None = None) -> None:
         metrics = {
@@ -180,7 +185,7 @@ class Run:
             "train_loss": train_loss,
             "val_loss": val_loss,
             "learning_rate": self.progress.learning_rate if rate is None else rate,
-            "frames_per_second": round(speed, 1),
+            f"{self.unit}_per_second": round(speed, 1),
         }
         if self.log:
             self.log.write(metrics)

@@ -15,17 +15,17 @@ AHEAD = 2  # segments handed to the devices before the losses of an earlier one 
 class Meter:
     """Sums losses of a pass. They are fetched a little late, so that neither the devices nor the host wait for long.
 
-    The bar shows frames a second and the time left of the steps whose losses have come, and the latest loss.
+    The bar shows the speed and the time left of the steps whose losses have come, and the latest loss.
     """
 
-    def __init__(self, title: str, plan: Plan, first: int = 0, shown: bool = True):
+    def __init__(self, title: str, plan: Plan, unit: str, first: int = 0, shown: bool = True):
         self._plan, self._done = plan, first
         self._pending, self._sums = collections.deque(), []
         self._bar = tqdm.tqdm(
             desc=title,
             total=int(plan.border[-1]),
             initial=int(plan.border[first]),
-            unit=" frames",
+            unit=f" {unit}",
             unit_scale=True,
             leave=False,
             disable=not shown,

@@ -5,17 +5,19 @@ import resource
 from typing import NamedTuple
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 
 from extract.schema import InputError
 from jax_avh.config import Config
-from jax_avh.data import Batching, FeatureSource
+from jax_avh.data import Batching, FeatureSource, FrameBatches, frame_stream
+from jax_avh.data.examples import ExampleBatches, Examples, shuffled
+from jax_avh.devices.sharding import own_devices
 from jax_avh.methods import METHODS
 from jax_avh.training.resident import Resident
-from jax_avh.training.state import halo
 from jax_avh.training.streamed import Streamed
 
-Feed = Streamed | Resident  # the steps of a source, wherever its features are
+Feed = Streamed | Resident  # passes over a source, wherever its features are
 SHARE = 0.6  # of a memory that features may take: the rest is for the computation
 GIGABYTE = 1e9
 
@@ -47,15 +49,71 @@ def place_features(config: Config, mesh: Mesh, train: FeatureSource, val: Featur
     """
     size = Size(train.nbytes + val.nbytes, train.local and val.local, len(train.shards) + len(val.shards))
     placement, reason = choose(config.data.placement, size, measure(mesh))
-    learns = METHODS[config.method.name].training
-    batching = Batching(config.data.batch_frames, learns.whole_clips, config.data.batch_clips)
-    layout = batching, halo(config), mesh
+    layout = batching(config), halo(config), mesh
     if placement == "device":
         feeds = [Resident(source, *layout, config.train.checkpoint_steps) for source in (train, val)]
     else:
         held = (source.in_memory() if placement == "host" else source for source in (train, val))
-        feeds = [Streamed(source, *layout) for source in held]
+        feeds = [stream_frames(source, *layout) for source in held]
     return *feeds, f"features: {placement} ({reason})"
+
+
+def place_examples(
+    config: Config, mesh: Mesh, network: nnx.Module, train: FeatureSource, val: FeatureSource
+) -> tuple[Feed, Feed, str]:
+    """Cuts the clips into examples, which are read when their turn is.
+
+    Returns:
+      The steps of both sources (of the first, full batches alone), and what there is of them in words.
+
+    Raises:
+      InputError: settings that do not fit the examples.
+    """
+    method = METHODS[config.method.name]
+    if config.data.placement == "device":
+        raise InputError(f"--config.data.placement=device: {method.name} reads its examples ahead; use auto")
+    held = (source.in_memory() if source.local else source for source in (train, val))
+    train_examples, val_examples = (method.examples(source, network) for source in held)
+    if len(train_examples.clip) < config.data.batch_examples:
+        raise InputError(
+            f"{train.path}: gives {len(train_examples.clip)} examples, fewer than one batch; lower "
+            f"--config.data.batch_examples={config.data.batch_examples}"
+        )
+    feeds = [
+        stream_examples(examples, config.data.batch_examples, mesh, full_only=examples is train_examples)
+        for examples in (train_examples, val_examples)
+    ]
+    return *feeds, f"examples: {len(train_examples.clip)} to train on, {len(val_examples.clip)} to validate on"
+
+
+def batching(config: Config) -> Batching:
+    """How frames make batches."""
+    learns = METHODS[config.method.name].training
+    return Batching(config.data.batch_frames, learns.whole_clips, config.data.batch_clips)
+
+
+def halo(config: Config) -> int:
+    """Audio frames on each side of a visual frame that training needs."""
+    return 0 if METHODS[config.method.name].training.whole_clips else config.model.tau
+
+
+def stream_frames(source: FeatureSource, batching: Batching, tau: int, mesh: Mesh) -> Streamed:
+    """Passes over a source's frames."""
+
+    def batches(seed: tuple[int, int] | None) -> FrameBatches:
+        stream = frame_stream(source, seed)
+        return FrameBatches(stream, batching.plan(stream), tau, mesh.size, own_devices(mesh))
+
+    return Streamed(source, batches, mesh)
+
+
+def stream_examples(examples: Examples, size: int, mesh: Mesh, full_only: bool = False) -> Streamed:
+    """Passes over examples, so many in a batch."""
+
+    def batches(seed: tuple[int, int] | None) -> ExampleBatches:
+        return ExampleBatches(examples, shuffled(examples, seed), size, full_only, mesh.size, own_devices(mesh))
+
+    return Streamed(examples.source, batches, mesh)
 
 
 def choose(placement: str, size: Size, memory: Memory) -> tuple[str, str]:

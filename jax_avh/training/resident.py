@@ -7,6 +7,7 @@ batch's size. (A slice of the sharded features would bring all of them to every 
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from extract.schema import offsets
 from jax_avh.data import Batching, FeatureSource, FrameStream, frame_stream
+from jax_avh.data.batches import Plan
 from jax_avh.data.source import MODALITIES
+from jax_avh.devices.sharding import DATA_AXIS, by_device, on_own_part, put_copies
 from jax_avh.models import FrameBatch
 from jax_avh.models.windows import PADDING
-from jax_avh.training.sharding import DATA_AXIS, by_device, on_own_part, put_copies
 
 SEGMENT_STEPS = 100  # steps of one compiled loop: seconds at most between two looks at the losses
 
@@ -78,7 +80,7 @@ def _own_rows(row: Int[Array, "C T"], part: Float[Array, "F D"]) -> Float[Array,
 
 
 class Resident:
-    """A source's steps, many at a time."""
+    """Passes over a source, many steps at a time."""
 
     def __init__(self, source: FeatureSource, batching: Batching, tau: int, mesh: Mesh, segment_steps: int):
         self.source, self.batching, self.mesh, self.tau = source, batching, mesh, tau
@@ -86,31 +88,43 @@ class Resident:
         self.segment_steps = min(segment_steps, SEGMENT_STEPS)
         self.visual, self.audio = (_on_devices(frame_stream(source), name, mesh) for name in MODALITIES)
 
-    def segments(self, shuffle_seed: tuple[int, int] | None, first: int = 0) -> Iterator[tuple[int, ResidentSegment]]:
-        """(steps done after it, segment) from step `first` of a pass on; ends at the same steps, wherever it starts."""
+    def one_pass(self, shuffle_seed: tuple[int, int] | None) -> "ResidentPass":
+        """A pass, in the order of (seed, epoch); None = the source's own."""
         stream = frame_stream(self.source, shuffle_seed)
-        plan, steps = self.batching.plan(stream), self.segment_steps
-        layout = (-(-plan.room // self.mesh.size), self.tau)
-        arrays = self.visual, self.audio, *put_copies(self.mesh, self._index(stream, layout[0]))
-        while first < len(plan.items):
-            done = min(first - first % steps + steps, len(plan.items))
-            if self.batching.whole_clips and done - first < steps:
+        return ResidentPass(self, stream, self.batching.plan(stream))
+
+
+class ResidentPass(NamedTuple):
+    """A pass over a source's features."""
+
+    feed: Resident
+    stream: FrameStream
+    plan: Plan
+
+    def segments(self, first: int = 0) -> Iterator[tuple[int, ResidentSegment]]:
+        """(steps done after it, segment) from step `first` on; ends at the same steps, wherever it starts."""
+        feed, mesh, steps = self.feed, self.feed.mesh, self.feed.segment_steps
+        layout = (-(-self.plan.room // mesh.size), feed.tau)
+        arrays = feed.visual, feed.audio, *put_copies(mesh, self._index(layout[0]))
+        while first < len(self.plan.items):
+            done = min(first - first % steps + steps, len(self.plan.items))
+            if feed.batching.whole_clips and done - first < steps:
                 done = first + 1  # the number of steps changes with the order: no new program for each
-            border = put_copies(self.mesh, plan.border[first : done + 1].astype(np.int32))
-            yield done, ResidentSegment(*arrays, border, done - first, layout, self.mesh)
+            border = put_copies(mesh, self.plan.border[first : done + 1].astype(np.int32))
+            yield done, ResidentSegment(*arrays, border, done - first, layout, mesh)
             first = done
 
-    def _index(self, stream: FrameStream, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _index(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Row, place and label of every frame of a stream, and of the padding that a batch may reach on both sides.
 
         As long for every order of the clips: another length would be another program.
         """
-        lengths = self.source.lengths[stream.order]
-        begin = offsets(self.source.lengths)[stream.order]  # row of each clip's first frame
-        row = np.arange(stream.frames) + np.repeat(begin - stream.border[:-1], lengths)
-        reach = self.mesh.size * size + self.tau
+        stream, lengths, tau = self.stream, self.feed.source.lengths, self.feed.tau
+        begin = offsets(lengths)[stream.order]  # row of each clip's first frame
+        row = np.arange(stream.frames) + np.repeat(begin - stream.border[:-1], lengths[stream.order])
+        reach = self.feed.mesh.size * size + tau
         index = row, stream.places(0, stream.frames), stream.labels(0, stream.frames)
-        return tuple(np.pad(x, (self.tau, reach), constant_values=PADDING).astype(np.int32) for x in index)
+        return tuple(np.pad(x, (tau, reach), constant_values=PADDING).astype(np.int32) for x in index)
 
 
 def _on_devices(stream: FrameStream, modality: str, mesh: Mesh) -> Float[Array, "F D"]:

@@ -1,5 +1,8 @@
 """What a run starts from, and what must fit before it does."""
 
+import itertools
+from pathlib import Path
+
 import jax
 from flax import nnx
 
@@ -7,8 +10,8 @@ from extract.schema import InputError
 from jax_avh.config import Config
 from jax_avh.data import FeatureSource, open_source
 from jax_avh.data.source import SET_ATTRIBUTES
-from jax_avh.methods import METHODS
-from jax_avh.models import HEADS, FrameNetwork, load_weights, read_notes
+from jax_avh.methods import METHODS, ExampleMethod
+from jax_avh.models import read_notes
 
 
 def open_sources(config: Config) -> tuple[FeatureSource, FeatureSource]:
@@ -17,9 +20,11 @@ def open_sources(config: Config) -> tuple[FeatureSource, FeatureSource]:
     Raises:
       InputError: there are none.
     """
-    real_only = METHODS[config.method.name].training.real_only
+    method = METHODS[config.method.name]
     train, val = (open_source(path) for path in (config.data.train, config.data.val))
-    train, val = (source.real() if real_only else source.labelled() for source in (train, val))
+    for source, content in itertools.product((train, val), method.needs):
+        source.check_has(content)
+    train, val = (source.real() if method.real_only else source.labelled() for source in (train, val))
     return (train.sample(config.data.train_clips, config.seed) if config.data.train_clips else train), val
 
 
@@ -29,7 +34,7 @@ def origin(config: Config, source: FeatureSource) -> dict[str, str]:
     return {"method": config.method.name} | known
 
 
-def initial_network(config: Config, width: int) -> FrameNetwork:
+def initial_network(config: Config, source: FeatureSource) -> nnx.Module:
     """The network before training: of a file, or drawn from the seed.
 
     Raises:
@@ -37,23 +42,21 @@ def initial_network(config: Config, width: int) -> FrameNetwork:
     """
     if config.train.precision == "float64" and not jax.config.jax_enable_x64:
         raise InputError("--config.train.precision=float64 needs JAX_ENABLE_X64=1 in the environment")
-    method, model = config.method, config.model
+    method = METHODS[config.method.name]
+    network = method.build(config, source)
     if not config.init:
-        kind = {"modality": method.modality, "normalised": model.normalise, "precision": config.train.precision}
-        return HEADS[method.head](width, rngs=nnx.Rngs(config.seed), **kind)
-    network, trained = load_weights(config.init, config.train.precision), read_notes(config.init).get("method")
+        return network
+    trained = read_notes(config.init).get("method")
     if trained not in (None, method.name):
         raise InputError(f"{config.init}: weights trained as {trained}; they do not start {method.name}")
-    wanted = method.head, method.modality, model.normalise
-    if (network.head, network.modality, network.normalised) != wanted:
-        raise InputError(
-            f"{config.init}: weights of another kind than asked for ({network.head} of {network.modality}"
-            f"{'' if network.normalised else ', not normalised'})"
-        )
-    return network
+    given = method.load(Path(config.init), config.train.precision)
+    if given.kind != network.kind:
+        kind = ", ".join(f"{name} {value}" for name, value in given.kind.items())
+        raise InputError(f"{config.init}: weights of another kind than asked for ({kind})")
+    return given
 
 
-def check_fit(config: Config, width: int, devices: int, train: FeatureSource, val: FeatureSource) -> None:
+def check_fit(config: Config, network: nnx.Module, devices: int, train: FeatureSource, val: FeatureSource) -> None:
     """Refuses features that fit neither each other nor the network, and batches that fit not the devices.
 
     Raises:
@@ -62,9 +65,14 @@ def check_fit(config: Config, width: int, devices: int, train: FeatureSource, va
     if any(train.attributes.get(name) != val.attributes.get(name) for name in SET_ATTRIBUTES):
         raise InputError(f"{val.path}: from another encoder or trimming than {train.path}")
     for source in (train, val):
-        if source.width != width:
-            raise InputError(f"{source.path}: features of width {source.width}, but the network takes {width}")
-    if config.data.batch_frames < devices:
+        if network.width not in (None, source.width):
+            raise InputError(f"{source.path}: features of width {source.width}, but the network takes {network.width}")
+    if isinstance(METHODS[config.method.name], ExampleMethod):
+        if config.data.batch_examples % devices:
+            raise InputError(
+                f"--config.data.batch_examples={config.data.batch_examples}: is no multiple of the {devices} devices"
+            )
+    elif config.data.batch_frames < devices:
         raise InputError(
             f"--config.data.batch_frames={config.data.batch_frames}: fewer than the {devices} devices, each of which "
             "needs a frame"

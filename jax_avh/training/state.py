@@ -1,21 +1,15 @@
 """What a training run carries from step to step, and the rules that end it or cut its learning rate."""
 
 import dataclasses
-import functools
 import math
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
 
 from jax_avh.config import Config
-from jax_avh.methods import METHODS, Training
-from jax_avh.models import FrameBatch
-from jax_avh.training.sharding import DATA_AXIS, on_own_part
 
 PLATEAU_THRESHOLD = 1e-4  # relative improvement that counts for the plateau rule; PyTorch's default
 SMALLEST_CUT = 1e-8  # of the learning rate; PyTorch leaves out smaller ones
@@ -23,32 +17,18 @@ DECAYS = 0.9, 0.999  # of Adam's two moments
 EPSILON = 1e-8  # Adam's
 
 
-@runtime_checkable
-class Segment(Protocol):
-    """Consecutive steps that run in one compiled loop."""
-
-    steps: int
-
-    def batch(self, index: jax.Array) -> FrameBatch:
-        """The batch of a step, counted from the segment's first, a chunk for each device."""
-
-
-def halo(config: Config) -> int:
-    """Audio frames on each side of a visual frame that training needs."""
-    return 0 if METHODS[config.method.name].training.whole_clips else config.model.tau
-
-
 class TrainState(NamedTuple):
     """Arrays on the devices."""
 
-    params: nnx.State
+    params: nnx.State  # what is trained
+    fixed: nnx.State  # the network's other arrays: running statistics, frozen parts
     adam: optax.ScaleByAdamState
 
 
-def init_state(network: nnx.Module) -> TrainState:
-    """The state before the first step."""
-    params = nnx.state(network)
-    return TrainState(params, optax.scale_by_adam().init(params))
+def init_state(network: nnx.Module, trained: nnx.filterlib.Filter = nnx.Param) -> tuple[nnx.GraphDef, TrainState]:
+    """What a network is apart from its arrays, and the state before the first step."""
+    graph, params, fixed = nnx.split(network, trained, ...)
+    return graph, TrainState(params, fixed, optax.scale_by_adam().init(params))
 
 
 def adam_direction(gradient: nnx.State, adam: optax.ScaleByAdamState) -> tuple[nnx.State, optax.ScaleByAdamState]:
@@ -69,65 +49,6 @@ def adam_direction(gradient: nnx.State, adam: optax.ScaleByAdamState) -> tuple[n
         return mean / (jnp.sqrt(square) + EPSILON)
 
     return jax.tree.map(direction, *moments), optax.ScaleByAdamState(count, *moments)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)  # compiled once for each
-class Trainer:
-    """What the compiled steps of a run have in common."""
-
-    graph: nnx.GraphDef
-    config: Config
-    mesh: Mesh
-
-    @property
-    def training(self) -> Training:
-        """How the run's method learns."""
-        return METHODS[self.config.method.name].training
-
-    def loss(self, params: nnx.State, batch: FrameBatch) -> Float[Array, ""]:
-        """Sum of a batch's losses, in nats. Not the mean: a short last batch shall weigh as its items do."""
-
-        def own_values(params: nnx.State, chunks: FrameBatch) -> Float[Array, " T"]:
-            # Each device works on its own copy, so that gradients are summed over the devices once, at the very end.
-            params = jax.tree.map(lambda p: jax.lax.pcast(p, DATA_AXIS, to="varying"), params)
-            chunk = jax.tree.map(lambda array: array[0], chunks)  # a device has one
-            return self.training.frame_values(nnx.merge(self.graph, params), chunk, self.config.model)
-
-        values = on_own_part(self.mesh, own_values)(params, batch)
-        frames = batch.visual.shape[1]
-        clip = batch.clip[:, self.tau : self.tau + frames]
-        return self.training.loss(values, *(array.reshape(-1) for array in (clip, batch.label, batch.weight)))
-
-    @property
-    def tau(self) -> int:
-        """Audio frames on each side of a batch's chunks."""
-        return halo(self.config)
-
-    def step(
-        self, state: TrainState, batch: FrameBatch, learning_rate: Float[Array, ""]
-    ) -> tuple[TrainState, Float[Array, ""]]:
-        """One Adam step; returns the new state and the batch's loss before it."""
-        loss, gradient = jax.value_and_grad(self.loss)(state.params, batch)
-        direction, adam = adam_direction(gradient, state.adam)
-        params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
-        return TrainState(params, adam), loss
-
-    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def train(
-        self, state: TrainState, segment: Segment, learning_rate: Float[Array, ""]
-    ) -> tuple[TrainState, Float[Array, " steps"]]:
-        """The steps of a segment, in one compiled loop; returns the new state and each batch's loss before its step."""
-
-        def step(state: TrainState, index: Int[Array, ""]) -> tuple[TrainState, Float[Array, ""]]:
-            return self.step(state, segment.batch(index), learning_rate)
-
-        return jax.lax.scan(step, state, jnp.arange(segment.steps, dtype=jnp.int32))
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def losses(self, params: nnx.State, segment: Segment) -> Float[Array, " steps"]:
-        """Each batch's loss, without training."""
-        indices = jnp.arange(segment.steps, dtype=jnp.int32)
-        return jax.lax.map(lambda index: self.loss(params, segment.batch(index)), indices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +73,9 @@ class Progress:
         better, improved = loss < self.best_loss, loss < self.plateau_best * (1 - PLATEAU_THRESHOLD)
         plateau_epochs = 0 if improved else self.plateau_epochs + 1
         rate = self.learning_rate
-        if plateau_epochs > config.optimizer.plateau_patience:
+        if config.optimizer.schedule == "cosine":
+            rate = cosine_rate(config, self.epoch + 1)
+        elif plateau_epochs > config.optimizer.plateau_patience:
             plateau_epochs = 0
             cut = rate * config.optimizer.plateau_factor
             rate = cut if rate - cut > SMALLEST_CUT else rate
@@ -167,6 +90,22 @@ class Progress:
             plateau_epochs=plateau_epochs,
         )
 
+    @staticmethod
+    def before(config: Config) -> "Progress":
+        """The standing before anything has been measured."""
+        cosine = config.optimizer.schedule == "cosine"
+        rate = cosine_rate(config, 0) if cosine else config.optimizer.learning_rate
+        return Progress(epoch=-1, step=0, loss_sum=0.0, learning_rate=rate)
+
     def finished(self, config: Config) -> bool:
         """Whether no epoch follows."""
         return self.epoch >= config.train.epochs or self.stale_epochs >= config.train.early_stop
+
+
+def cosine_rate(config: Config, epoch: int) -> float:
+    """Learning rate of an epoch, counted from 0: a linear warm-up, then half a cosine, 0 after the last."""
+    warmup, rate = config.optimizer.warmup_epochs, config.optimizer.learning_rate
+    if epoch < warmup:
+        return rate * (epoch + 1) / warmup
+    done = (epoch - warmup) / max(config.train.epochs - warmup, 1)
+    return rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2

@@ -1,0 +1,1 @@
+"""AVAD: learns how far sound runs from picture in real videos, and finds videos where it runs otherwise."""

@@ -1,0 +1,1 @@
+"""MDS: a supervised detector of how far a second's sound and picture lie apart."""

@@ -1,0 +1,26 @@
+"""Small networks in place of the methods' own: the same layers, fewer channels."""
+
+import dataclasses
+
+import pytest
+from flax import nnx
+
+from jax_avh.methods import METHODS
+from jax_avh.methods.mds.network import MDS
+from jax_avh.methods.rawnet2.network import RawNet2
+
+NETWORKS = {
+    "rawnet2": lambda seed, precision: RawNet2(nnx.Rngs(seed), precision, widths=(4, 4), hidden=8),
+    "mds": lambda seed, precision: MDS(nnx.Rngs(seed), 32, precision, hidden=8),
+}
+
+
+def use_small_networks(patch: pytest.MonkeyPatch) -> None:
+    """Until the patch is undone."""
+    for name, network in NETWORKS.items():
+        method = dataclasses.replace(
+            METHODS[name],
+            build=lambda config, source, network=network: network(config.seed, config.train.precision),
+            rebuild=lambda notes, precision, network=network: network(0, precision),
+        )
+        patch.setitem(METHODS, name, method)
