@@ -10,6 +10,7 @@ DATASETS = {"fakeavceleb": "FakeAVCeleb", "av_deepfake1m": "AV-Deepfake1M"}  # f
 STATES = {"untrimmed": False, "trimmed": True}
 TRAINED_IN = "untrimmed"
 MAIN = "av_deepfake1m"  # what AVH-Align is trained on
+SUPERVISED = {"avh_sup": False, "rawnet2": True, "mds": True}  # method -> whether it is tested within its set alone
 SHARES = (0.1, 0.5)  # of the real training clips: the ablation of the training set's size
 UNTRAINED = ("leading_silence", "leading_amplitude", "speech_forensics", "factor", "clip_length")
 
@@ -22,6 +23,8 @@ class Detector:
     method: str
     trained_on: str = ""  # folder of a data set; "" = it does not learn
     settings: dict[str, str] = dataclasses.field(default_factory=dict)  # fields of its training's configuration
+    sync: str = ""  # detector whose weights it reads, which stands before it in the plan
+    within: bool = False  # whether it is tested on the data set it was trained on alone, as was published
 
 
 def detectors(root: Path) -> list[Detector]:
@@ -35,7 +38,11 @@ def detectors(root: Path) -> list[Detector]:
         layout = f"{'|'.join(DATASETS)}/{'|'.join(STATES)}/{{train,val,test}}"
         raise InputError(f"{root}: no training shards; lay them out as {layout}")
     planned = [Detector(method, method) for method in UNTRAINED]
-    planned += [Detector(f"avh_sup-{dataset}", "avh_sup", dataset) for dataset in there]
+    planned += [
+        Detector(f"{method}-{dataset}", method, dataset, within=within)
+        for method, within in SUPERVISED.items()
+        for dataset in there
+    ]
     return planned + (_on_main(root) if MAIN in there else [])
 
 
@@ -45,6 +52,7 @@ def _on_main(root: Path) -> list[Detector]:
         Detector("avh_sup-linear", "avh_sup", MAIN, {"method.head": "linear"}),
         Detector("avh_align-mlp", "avh_align", MAIN),
         Detector("avh_align-linear", "avh_align", MAIN, {"method.head": "linear"}),
+        Detector("avad", "avad", MAIN, sync="avh_align-mlp"),
         Detector("avh_align-not-normalised", "avh_align", MAIN, {"model.normalise": "False"}),
     ]
     real = len(open_source(root / MAIN / TRAINED_IN / "train").real().members)

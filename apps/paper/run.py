@@ -12,12 +12,13 @@ from jax_avh.data import FeatureSource, open_source
 from jax_avh.evaluation import evaluate, open_scores
 from jax_avh.evaluation.detector import load_detector
 from jax_avh.evaluation.score import score_shards
-from jax_avh.methods import METHODS, ClipMethod
+from jax_avh.methods import METHODS
 from jax_avh.report.results import write_evaluation
 from jax_avh.training import train
 
 EVERY = "config"  # of settings: for all trainings; otherwise a method's, or a detector's own
-TABLES = "tables.txt"
+SIZES = ("method.image", "method.samples")  # of what a network takes: a small corpus may want less
+TABLES, RUNS = "tables.txt", "runs"  # in the output's folder
 
 
 def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[str] = ()) -> str:
@@ -42,19 +43,24 @@ def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[st
     sets, planned = test_sets(root), detectors(root)
     if not sets:
         raise InputError(f"{root}: no test shards; lay them out as <data set>/<untrimmed, trimmed>/test")
-    configs = _configs(root, planned, flags)
+    configs = _configs(root, output, planned, flags)
     scored, skipped = [], []
     for detector in planned:
-        wanting = [(*where, lacks) for where in sets if (lacks := _lacks(detector, _test(root, *where)))]
-        skipped += [
-            f"{detector.name} on {dataset}, {state}: its shards hold no {what}" for dataset, state, what in wanting
-        ]
-        weights = _trained(detector, configs.get(detector.name), output / "runs" / detector.name)
+        config = configs.get(detector.name)
+        if config and (lacks := _lacks(detector, open_source(config.data.train), open_source(config.data.val))):
+            skipped.append(f"{detector.name}: the shards to train on hold no {lacks}")
+            continue
+        weights = _trained(detector, config, output / RUNS / detector.name)
         for dataset, state in sets:
-            if (dataset, state) not in {where[:2] for where in wanting}:
-                file = output / "scores" / f"{detector.name},{dataset},{state}.h5"
-                _score(detector, weights, _test(root, dataset, state), file, dataset, state)
-                scored.append((detector.name, file))
+            if detector.within and dataset != detector.trained_on:
+                continue
+            source = open_source(root / dataset / state / "test")
+            if lacks := _lacks(detector, source):
+                skipped.append(f"{detector.name} on {dataset}, {state}: its shards hold no {lacks}")
+                continue
+            file = output / "scores" / f"{detector.name},{dataset},{state}.h5"
+            _score(detector, weights, source, file, dataset, state)
+            scored.append((detector.name, file))
     names, files = zip(*scored, strict=True)
     evaluation = evaluate(files, names=names)
     write_evaluation(evaluation, output)
@@ -64,7 +70,7 @@ def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[st
     return text
 
 
-def _configs(root: Path, planned: Sequence[Detector], flags: Sequence[str]) -> dict[str, Config]:
+def _configs(root: Path, output: Path, planned: Sequence[Detector], flags: Sequence[str]) -> dict[str, Config]:
     """Configuration of every training, checked before the first one starts."""
     given = {name: {} for detector in planned for name in (EVERY, detector.method, detector.name)}
     for flag in flags:
@@ -72,7 +78,7 @@ def _configs(root: Path, planned: Sequence[Detector], flags: Sequence[str]) -> d
         owner, _, field = setting.partition(".")
         if owner not in given or not equals:
             raise InputError(f"{flag}: give --NAME.FIELD=VALUE, NAME being {EVERY}, a method or one of runs/")
-        if field.startswith("method") or field in ("data.train", "data.val"):
+        if field in ("data.train", "data.val") or (field.startswith("method") and field not in SIZES):
             raise InputError(f"{flag}: is what the tables are about; it cannot be set")
         given[owner][field] = value
     configs = {}
@@ -80,6 +86,7 @@ def _configs(root: Path, planned: Sequence[Detector], flags: Sequence[str]) -> d
         if detector.trained_on:
             folder = root / detector.trained_on / TRAINED_IN
             fixed = {"method": detector.method, "data.train": str(folder / "train"), "data.val": str(folder / "val")}
+            fixed |= {"method.sync_weights": str(output / RUNS / detector.sync)} if detector.sync else {}
             chosen = given[EVERY] | given[detector.method] | given[detector.name] | detector.settings
             configs[detector.name] = make_config(chosen | fixed)
             check_config(configs[detector.name])
@@ -97,15 +104,10 @@ def _trained(detector: Detector, config: Config | None, workdir: Path) -> Path |
     return workdir
 
 
-def _test(root: Path, dataset: str, state: str) -> FeatureSource:
-    return open_source(root / dataset / state / "test")
-
-
-def _lacks(detector: Detector, source: FeatureSource) -> str | None:
+def _lacks(detector: Detector, *sources: FeatureSource) -> str | None:
     """An optional content of the shards that a detector needs and that is not there."""
-    method = METHODS[detector.method]
-    needs = method.needs if isinstance(method, ClipMethod) else ()
-    return next((content for content in needs if not source.has(content)), None)
+    needs = METHODS[detector.method].needs
+    return next((content for content in needs if not all(source.has(content) for source in sources)), None)
 
 
 def _score(
