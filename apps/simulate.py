@@ -25,8 +25,8 @@ CORPORA = {
     "av_deepfake1m": Corpus(240, 60, 160, True, ("local",), stretch=0.25, width=256, noise=3.2, silence=SILENCE),
     "fakeavceleb": Corpus(200, 40, 120, True, ("local",), stretch=0.5, width=256, noise=2.8, silence=SILENCE),
 }
-# Training that suits so small a corpus and little time, as flags of launch.paper. MDS has 80 million parameters: what it
-# gets here is enough to see it run, not to learn.
+# Training that suits so small a corpus and little time, as flags of launch.paper. MDS has 80 million parameters: what
+# it gets here is enough to see it run, not to learn.
 FLAGS = """\
 --config.data.batch_frames=256
 --avh_align.optimizer.learning_rate=1e-3
