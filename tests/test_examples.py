@@ -8,6 +8,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh
 
@@ -20,6 +21,7 @@ from jax_avh.data.examples import ExampleBatches, Examples, shuffled
 from jax_avh.devices.sharding import DATA_AXIS
 from jax_avh.evaluation.score import score_shards
 from jax_avh.methods import METHODS
+from jax_avh.models import AlignmentNetwork, save_weights
 from jax_avh.training import train
 from jax_avh.training.preemption import Preemption
 from tests.runs import curve, finish, losses, start_training
@@ -163,6 +165,22 @@ def test_half_precision_trains(corpus, runs, tmp_path, method):
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found[:, 0], exact[:, 0], rtol=0.1)  # validation looks at few clips
     assert not np.array_equal(found, exact)
+
+
+def test_other_sync_weights_at_the_same_place_are_another_run(corpus, tmp_path):
+    config = run_config(
+        corpus, "avad", {"train.epochs": "0", "method.sync_weights": str(tmp_path / "sync.safetensors")}
+    )
+    write_alignment(tmp_path / "sync.safetensors", seed=0)
+    train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    write_alignment(tmp_path / "sync.safetensors", seed=1)
+    with pytest.raises(InputError, match="other settings or features"):
+        train(config, tmp_path / "run")
+
+
+def write_alignment(path, seed):
+    save_weights(AlignmentNetwork(8, rngs=nnx.Rngs(seed)), path, {"method": "avh_align"})
 
 
 def test_sliding_scores_every_frame_and_short_clips_alike(corpus, runs, tmp_path):

@@ -19,7 +19,7 @@ from jax_avh.training.log import MetricsLog, Profiler
 from jax_avh.training.meter import Meter
 from jax_avh.training.placement import Feed, place_examples, place_features
 from jax_avh.training.preemption import Preempted, Preemption
-from jax_avh.training.setup import check_fit, initial_network, open_sources, origin
+from jax_avh.training.setup import check_fit, frozen, initial_network, open_sources, origin
 from jax_avh.training.state import Progress, init_state
 from jax_avh.training.trainer import ExampleTrainer, FrameTrainer
 from jax_avh.training.workdir import adopt, write_result
@@ -72,7 +72,8 @@ class Run:
         else:
             feeds, trainer, self.unit = place_features(config, self.mesh, *sources), FrameTrainer, "frames"
         self.train_feed, self.val_feed, self.placement = feeds
-        adopt(workdir, config, {"train": train_source.fingerprint(), "val": val_source.fingerprint()}, self.lead)
+        known = {"train": train_source.fingerprint(), "val": val_source.fingerprint()}
+        adopt(workdir, config, known | frozen(network, method.trained), self.lead)
         graph, state = init_state(network, method.trained)
         self.trainer, self.dtype = trainer.of(config, graph, self.mesh), network.dtype
         self.state = put_copies(self.mesh, state)

@@ -1,9 +1,11 @@
 """What a run starts from, and what must fit before it does."""
 
+import hashlib
 import itertools
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 
 from extract.schema import InputError
@@ -54,6 +56,13 @@ def initial_network(config: Config, source: FeatureSource) -> nnx.Module:
         kind = ", ".join(f"{name} {value}" for name, value in given.kind.items())
         raise InputError(f"{config.init}: weights of another kind than asked for ({kind})")
     return given
+
+
+def frozen(network: nnx.Module, trained: nnx.filterlib.Filter) -> dict[str, str]:
+    """Hash of the network's parameters that are not trained; nothing if all are."""
+    arrays = jax.tree.leaves(nnx.state(network, nnx.All(nnx.Param, nnx.Not(trained))))
+    digest = hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in arrays))
+    return {"frozen": digest.hexdigest()} if arrays else {}
 
 
 def check_fit(config: Config, network: nnx.Module, devices: int, train: FeatureSource, val: FeatureSource) -> None:

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from extract.schema import FRAME_RATE, SAMPLE_RATE
-from jax_avh.config import Config
+from jax_avh.config import IMAGE_STEP, Config
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource
 from jax_avh.methods.interface import ExampleMethod
@@ -51,7 +51,10 @@ def build(config: Config, source: FeatureSource) -> MDS:
 
 def rebuild(notes: Mapping[str, str], precision: str) -> MDS:
     """The network that weights say they are of."""
-    return MDS(nnx.Rngs(0), int(notes["image"]), precision)
+    image = int(notes["image"])
+    if image < IMAGE_STEP or image % IMAGE_STEP:
+        raise ValueError(f"images of {image} pixels")
+    return MDS(nnx.Rngs(0), image, precision)
 
 
 def prepare(inputs: Inputs) -> Inputs:
