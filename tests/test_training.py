@@ -1,6 +1,7 @@
 """Training: the official curve, exact resume, the same numbers on any number of devices, rules of rate and end."""
 
 import dataclasses
+import functools
 import json
 import random
 import re
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+import tqdm
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -22,7 +24,7 @@ from extract.schema import InputError
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig, check_config
 from jax_avh.evaluation import open_scores
 from jax_avh.evaluation.score import score_shards
-from jax_avh.training import Progress, train
+from jax_avh.training import Progress, meter, train
 from jax_avh.training.checkpoint import Checkpoints
 from jax_avh.training.log import read_metrics
 from jax_avh.training.loop import Run
@@ -433,7 +435,8 @@ def test_scores_come_back_from_the_file(rule_shards, init, tmp_path):
     assert repr(again.clips) == repr(table.clips)
 
 
-def test_a_run_says_what_it_trains_and_on_what(tmp_path, capfd):
+def test_a_run_says_what_it_trains_and_on_what(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(meter.tqdm, "tqdm", functools.partial(tqdm.tqdm, mininterval=0))  # an epoch takes no time here
     train(small_config(tmp_path), tmp_path / "run")
     said, bar = capfd.readouterr()
     assert "mlp.0.weight         [512, 1024]       524,288" in said
