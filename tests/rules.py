@@ -5,13 +5,16 @@ import csv
 import zlib
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 import torch
+from flax import nnx
 
 from extract.avhubert import AVHubert, AVHubertConfig
 from extract.clips import read_clip_list
 from extract.official import import_features
+from jax_avh.models.weights import named_arrays
 
 HIDDEN = (512, 256, 128)
 TINY_SETTINGS = {
@@ -34,12 +37,19 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.zeros(shape)
     if name.endswith("weight_g"):
         return 1 + 0.2 * np.tanh(x)
-    if name.endswith(".bias"):
+    if "bias" in name.rpartition(".")[2]:
         return 0.1 * x
     if name.endswith(".weight") and len(shape) == 1:
         prelu = "relu" in name or name.endswith("frontend3D.2.weight")
         return 0.25 + 0.1 * np.tanh(x) if prelu else 1 + 0.2 * np.tanh(x)
     return x / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else x
+
+
+def fill_network(network: nnx.Module) -> nnx.Module:
+    """A network of ours, its arrays rule-made by their official names."""
+    for name, array in named_arrays(network).items():
+        array.variable.set_value(jnp.asarray(array.ours(fill(name, array.shape)), array.variable.dtype))
+    return network
 
 
 def encoder_weights(network: torch.nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

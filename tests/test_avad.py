@@ -15,28 +15,15 @@ from jax_avh.methods.avad.losses import kl_divergence, soft_cross_entropy, valid
 from jax_avh.methods.avad.network import Decoder
 from jax_avh.methods.avad.sliding import assemble, clip_score, cut, sequence_starts
 from jax_avh.models.layers import normalise
+from jax_avh.models.weights import named_arrays
 from tests import rules
 
 WINDOWS = 50
 LENGTHS = {"prob": 50, "raw": 50, "raw_n30": 30}  # recorded case -> windows of its clips
 
 
-def official_parameters(network):
-    """By official names: shape there, the parameter, and whether it lies transposed here."""
-    found = {}
-    for path, parameter in nnx.to_flat_state(nnx.state(network)):
-        kernel = path[-1] == "kernel"
-        name = ".".join(map(str, (*path[:-1], "weight" if kernel else path[-1])))
-        found[name] = parameter.shape[::-1] if kernel else parameter.shape, parameter, kernel
-    return found
-
-
 def rule_decoder(precision="float32"):
-    network = Decoder(nnx.Rngs(0), precision=precision)
-    for name, (shape, parameter, kernel) in official_parameters(network).items():
-        values = rules.fill(name, shape)
-        parameter.set_value(jnp.asarray(values.T if kernel else values, parameter.dtype))
-    return network
+    return rules.fill_network(nnx.eval_shape(lambda: Decoder(nnx.Rngs(0), precision=precision)))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +61,7 @@ def test_parameters_are_the_official_ones(shared, official, network):
     lines = shared("methods/avad_keys.txt").read_text().splitlines()
     wanted = {name: tuple(map(int, shape.strip("(),").split(","))) for name, shape in (s.split(" ", 1) for s in lines)}
     used = {name: shape for name, shape in wanted.items() if "compress_fn" not in name}
-    assert {name: shape for name, (shape, *_) in official_parameters(network).items()} == used
+    assert {name: array.shape for name, array in named_arrays(network).items()} == used
     assert_near(network.pos_embedding[0, :2, :8], official["pos_first8"], 0)
 
 
@@ -200,7 +187,7 @@ def test_training_moves_every_parameter(official, network):
 
 def test_first_weights_are_drawn_as_the_official_ones():
     network = Decoder(nnx.Rngs(0))
-    values = {name: np.asarray(parameter[...]) for name, (_, parameter, _) in official_parameters(network).items()}
+    values = {name: np.asarray(array.variable[...]) for name, array in named_arrays(network).items()}
     expected = dict.fromkeys(values, ("uniform", 1 / 16))
     expected |= {"lin1.weight": ("normal", (2 / 31) ** 0.5), "pos_embedding": ("normal", 1.0)}
     expected |= {"lin2.weight": ("uniform", (6 / 287) ** 0.5)}

@@ -43,11 +43,7 @@ class Case(NamedTuple):
 
 
 def rule_filled(image):
-    """A network of rule-made weights."""
-    network = nnx.eval_shape(lambda: MDS(nnx.Rngs(0), image))
-    for name, array in named_arrays(network).items():
-        array.variable.set_value(jnp.asarray(array.ours(rules.fill(name, array.shape)), jnp.float32))
-    return network
+    return rules.fill_network(nnx.eval_shape(lambda: MDS(nnx.Rngs(0), image)))
 
 
 @pytest.fixture(scope="module", params=["mds_img96", pytest.param("mds", marks=pytest.mark.slow)])

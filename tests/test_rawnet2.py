@@ -2,7 +2,6 @@
 
 import functools
 import re
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +23,12 @@ from tests import rules
 SMALL = {"widths": (20, 20, 32), "hidden": 16}
 
 
-def fill(name, shape):
-    gru_bias = name.startswith("gru.bias")  # the one kind of name that rules.fill does not know
-    rule = rules.fill if not gru_bias else lambda name, shape: 0.1 * draw(zlib.crc32(name.encode()), shape)
-    return rule(name, shape)
-
-
 def draw(seed, shape):
     return np.random.RandomState(seed).standard_normal(shape)
 
 
 def rule_network(precision="float32"):
-    network = nnx.eval_shape(lambda: RawNet2(nnx.Rngs(0), precision))
-    for name, (variable, _) in (named := named_arrays(network)).items():
-        variable.set_value(jnp.asarray(named[name].ours(fill(name, named[name].shape)), variable.dtype))
-    return network
+    return rules.fill_network(nnx.eval_shape(lambda: RawNet2(nnx.Rngs(0), precision)))
 
 
 def assert_near(found, wanted, tolerance=1e-5, **names):
@@ -176,7 +166,9 @@ def test_training_normalises_and_remembers_as_the_official(official, noise):
     for key, name in kept.items():
         assert_near(named[name].variable[...], official[key], 1e-6, err_msg=name)
     arrays = {name: array.official(np.asarray(array.variable[...])) for name, array in named.items()}
-    moved = {name for name, array in arrays.items() if np.any(array != fill(name, array.shape).astype(np.float32))}
+    moved = {
+        name for name, array in arrays.items() if np.any(array != rules.fill(name, array.shape).astype(np.float32))
+    }
     assert moved == {name for name in named if "running" in name}
 
 

@@ -45,16 +45,17 @@ def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[st
         raise InputError(f"{root}: no test shards; lay them out as <data set>/<untrimmed, trimmed>/test")
     configs = _configs(root, output, planned, flags)
     scored, skipped = [], []
+    sources = {where: open_source(root.joinpath(*where, "test")) for where in sets}
     for detector in planned:
         config = configs.get(detector.name)
-        if config and (lacks := _lacks(detector, open_source(config.data.train), open_source(config.data.val))):
+        reads = METHODS[detector.method].needs
+        if config and reads and (lacks := _lacks(detector, *map(open_source, (config.data.train, config.data.val)))):
             skipped.append(f"{detector.name}: the shards to train on hold no {lacks}")
             continue
         weights = _trained(detector, config, output / RUNS / detector.name)
-        for dataset, state in sets:
+        for (dataset, state), source in sources.items():
             if detector.within and dataset != detector.trained_on:
                 continue
-            source = open_source(root / dataset / state / "test")
             if lacks := _lacks(detector, source):
                 skipped.append(f"{detector.name} on {dataset}, {state}: its shards hold no {lacks}")
                 continue

@@ -31,6 +31,12 @@ class Plan(NamedTuple):
     room: int  # frames that a batch has place for
 
 
+def even_plan(count: int, size: int) -> Plan:
+    """Batches of one size; the last holds what is left."""
+    border = np.minimum(np.arange(-(-count // size) + 1) * size, count)
+    return Plan(border, np.diff(border), size)
+
+
 @dataclasses.dataclass(frozen=True)
 class Batching:
     """How a stream is cut into batches."""
@@ -42,8 +48,7 @@ class Batching:
     def plan(self, stream: FrameStream) -> Plan:
         """The batches of a stream."""
         if not self.whole_clips:
-            border = np.minimum(np.arange(-(-stream.frames // self.frames) + 1) * self.frames, stream.frames)
-            return Plan(border, np.diff(border), self.frames)
+            return even_plan(stream.frames, self.frames)
         first, room = [0], self.room(stream)
         fit = np.searchsorted(stream.border, stream.border + room, side="right") - 1  # the clip after a full batch
         while first[-1] < len(stream.order):

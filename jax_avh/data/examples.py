@@ -6,6 +6,7 @@ device. A process reads only the chunks of its own devices. Places beyond the la
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_avh.data.batches import Plan
+from jax_avh.data.batches import Plan, even_plan
 from jax_avh.data.source import FeatureSource
 
 
@@ -47,12 +48,11 @@ class ExampleBatches(Sequence):
     chunks: int = 1  # C, of the whole batch
     own: range | None = None  # consecutive chunks that this process reads; None = all
 
-    @property
+    @functools.cached_property
     def plan(self) -> Plan:
         """Which examples make each batch."""
         count = len(self.order) // self.size * self.size if self.full_only else len(self.order)
-        border = np.minimum(np.arange(-(-count // self.size) + 1) * self.size, count)
-        return Plan(border, np.diff(border), self.size)
+        return even_plan(count, self.size)
 
     @property
     def source(self) -> FeatureSource:

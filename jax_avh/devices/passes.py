@@ -47,34 +47,37 @@ def frame_outputs(
     yield from _whole_clips(found, stream.border)
 
 
-def example_outputs(
-    examples: Examples,
+def example_scorer(
     outputs: Callable[[nnx.Module, object], Float[Array, "E K"]],
     prepare: Callable[[dict[str, Array]], object],
     network: nnx.Module,
     batch_size: int,
-) -> Float[np.ndarray, "E K"]:
-    """Outputs of all examples, each on its own.
+) -> Callable[[Examples], Float[np.ndarray, "E K"]]:
+    """A function: outputs of all examples, each on its own; compiled once for any number of them.
 
     Args:
-      examples: to read.
       outputs: (network, prepared inputs) -> what is wanted of them.
       prepare: inputs as they are stored -> the network's.
       network: with its parameters.
       batch_size: examples of one step on each device.
     """
     mesh, (graph, params) = make_mesh(), nnx.split(network)
-    batches = ExampleBatches(examples, shuffled(examples), batch_size * mesh.size, chunks=mesh.size)
 
     def own_outputs(params: nnx.State, inputs: dict[str, Array]) -> Float[Array, "E K"]:
         return outputs(nnx.merge(graph, params), prepare(inputs))
 
     compiled, params = jax.jit(on_own_part(mesh, own_outputs)), put_copies(mesh, params)
-    bar = tqdm.tqdm(prefetched(batches), desc="score", total=len(batches), leave=False)
-    found = (
-        np.asarray(compiled(params, jax.tree.map(_end_to_end, batch.inputs)))[batch.weight.ravel() > 0] for batch in bar
-    )
-    return np.concatenate(list(found))
+
+    def score(examples: Examples) -> Float[np.ndarray, "E K"]:
+        batches = ExampleBatches(examples, shuffled(examples), batch_size * mesh.size, chunks=mesh.size)
+        bar = tqdm.tqdm(prefetched(batches), desc="score", total=len(batches), leave=False)
+        found = (
+            np.asarray(compiled(params, jax.tree.map(_end_to_end, batch.inputs)))[batch.weight.ravel() > 0]
+            for batch in bar
+        )
+        return np.concatenate(list(found))
+
+    return score
 
 
 def _end_to_end(chunks: np.ndarray) -> np.ndarray:

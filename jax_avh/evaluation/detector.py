@@ -32,7 +32,7 @@ def choose_method(method: str | None, weights: Path | None) -> str:
         raise InputError(f"--method={name} needs --weights: a .safetensors file, or the workdir of a training run")
     if weights and not METHODS[name].learns:
         raise InputError(f"--method={name} takes no --weights; it does not learn")
-    if trained not in (None, name, getattr(METHODS[name], "trained_as", None)):
+    if trained and trained not in (name, METHODS[name].trained_as):
         raise InputError(f"{weights}: was trained as {trained}, not as {name}")
     return name
 

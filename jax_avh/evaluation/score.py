@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from extract.schema import SHARD_PATTERN, InputError, check_output, offsets, refuse_inputs
 from jax_avh.data import FeatureSource, open_source
-from jax_avh.devices.passes import example_outputs, frame_outputs
+from jax_avh.devices.passes import example_scorer, frame_outputs
 from jax_avh.evaluation.detector import Detector, choose_method, load_detector
 from jax_avh.evaluation.pooling import POOLINGS
 from jax_avh.evaluation.scores import ScoreTable, write_scores
@@ -115,11 +115,11 @@ def _clip_scores(method: ClipMethod, source: FeatureSource) -> Float[np.ndarray,
 
 def _example_scores(method: ExampleMethod, network: nnx.Module, source: FeatureSource) -> Scores:
     """Some thousands of clips at a time, so that any number of them will do."""
-    scored = []
+    scored, score = [], example_scorer(method.outputs, method.prepare, network, method.batch_size)
     for first in range(0, len(source.members), CLIPS_AT_ONCE):
         part = dataclasses.replace(source, members=source.members[first : first + CLIPS_AT_ONCE])
         examples = method.examples(part, network)
-        outputs = example_outputs(examples, method.outputs, method.prepare, network, method.batch_size)
+        outputs = score(examples)
         border = np.searchsorted(examples.clip, np.arange(len(part.members) + 1))
         scored += [
             method.clip_score(outputs[start:stop], int(frames))

@@ -47,8 +47,8 @@ class FrameMethod:
     training: Training | None = None
     threshold: float | None = None  # clip score from which on a clip is called fake, if the method has one
 
-    # What it has in common with the methods below: it reads features alone, and all of its network is trained.
-    needs, features, trained = (), True, nnx.Param
+    # In common with the methods below: it reads features alone, and all of its network is trained, as itself.
+    needs, features, trained, trained_as = (), True, nnx.Param, ""
 
     @property
     def learns(self) -> bool:

@@ -52,6 +52,17 @@ def product(inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"]) -> Float[
     return jnp.matmul(inputs, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
+def cast_product(inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"], dtype: DTypeLike) -> Float[Array, "*T K"]:
+    """A product taken in another dtype than the inputs', and given back in theirs."""
+    return product(inputs.astype(dtype), kernel.astype(dtype)).astype(inputs.dtype)
+
+
+def apply_linear(layer: nnx.Linear, inputs: Float[Array, "*T J"], dtype: DTypeLike) -> Float[Array, "*T K"]:
+    """What a linear layer gives, its product taken in another dtype."""
+    outputs = cast_product(inputs, layer.kernel[...], dtype)
+    return outputs if layer.bias is None else outputs + row(layer.bias[...], outputs.ndim)
+
+
 def linear(inputs: int, outputs: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> nnx.Linear:
     """A linear layer, its weights drawn as PyTorch draws them: uniform within 1 / sqrt(inputs), biases too."""
     bound = 1 / math.sqrt(inputs)

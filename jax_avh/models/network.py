@@ -6,6 +6,7 @@ addition. With fixed weights all linear maps of a modality fold into one matrix.
 Letters: T frames, D feature width, P projection width, H width of the first layer.
 """
 
+import abc
 import math
 from typing import NamedTuple
 
@@ -50,18 +51,19 @@ class FrameNetwork(nnx.Module):
         """What its weights say of it."""
         return {"head": self.head, "modality": self.modality, "normalised": str(self.normalised).lower()}
 
+    @abc.abstractmethod
     def build(self, rngs: nnx.Rngs) -> None:
         """Draws the parameters."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def first(self, name: str) -> tuple[nnx.Linear | None, Float[Array, "P H"], Float[Array, " H"]]:
         """Projection of a feature, if any, its part of the first layer's kernel, and that layer's bias."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def weigh(self, share: Float[Array, "*T H"]) -> Float[Array, "*T H"]:
         """What may be done to a share once a frame, not once a pair."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def score(self, weighed: Float[Array, "*T H"], mean_square: Float[Array, "*T"]) -> Float[Array, "*T"]:
         """Scores sums of weighed shares; NaN where a feature was NaN or infinite.
 
@@ -69,7 +71,6 @@ class FrameNetwork(nnx.Module):
           weighed: the sums.
           mean_square: of the sums of the same shares, not weighed.
         """
-        raise NotImplementedError
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -79,36 +79,27 @@ def convolution(
     kernel: tuple[int, ...],
     rngs: nnx.Rngs,
     *,
-    strides: tuple[int, ...] | int = 1,
-    padding: tuple[int, ...] | int = 0,
-    bias: bool = True,
-    kernel_init: nnx.Initializer = torch_uniform,
+    padding: int = 0,
     precision: str = "float32",
 ) -> nnx.Conv:
-    """A convolution over the axes between batch and channels; its bias starts as PyTorch's unless the kernel does not.
+    """A convolution over the axes between batch and channels, drawn as PyTorch draws it.
 
     Args:
       inputs: channels in.
       outputs: channels out.
       kernel: its size along each axis.
       rngs: draws the parameters.
-      strides: along each axis.
       padding: zeros on both sides of each axis.
-      bias: whether there is one.
-      kernel_init: its values.
       precision: of DTYPES.
     """
     param_dtype, dtype = DTYPES[precision]
-    padding = (padding,) * len(kernel) if isinstance(padding, int) else padding
     return nnx.Conv(
         inputs,
         outputs,
         kernel,
-        strides=strides,
-        padding=tuple((p, p) for p in padding),  # hashable, as what a compiled step hangs on must be
-        use_bias=bias,
-        kernel_init=kernel_init,
-        bias_init=_like(kernel, inputs) if kernel_init is torch_uniform else nnx.initializers.zeros,
+        padding=((padding, padding),) * len(kernel),  # hashable, as what a compiled step hangs on must be
+        kernel_init=torch_uniform,
+        bias_init=_like(kernel, inputs),
         param_dtype=param_dtype,
         dtype=dtype,
         precision=jax.lax.Precision.HIGHEST,

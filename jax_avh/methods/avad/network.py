@@ -15,7 +15,7 @@ from jax.nn.initializers import normal, variance_scaling
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from jax_avh.models.layers import DTYPES, linear, row
+from jax_avh.models.layers import DTYPES, apply_linear, linear, row
 from jax_avh.models.torch_layers import dropout, torch_uniform
 
 WIDTH = 256
@@ -143,8 +143,7 @@ def _product(subscripts: str, inputs: Array, others: Array, precision: str) -> A
 
 def _linear(layer: nnx.Linear, inputs: Float[Array, "B N I"], precision: str) -> Float[Array, "B N O"]:
     """What a linear layer gives, its product in the precision asked for."""
-    outputs = _product("bni,io->bno", inputs, layer.kernel[...], precision)
-    return outputs if layer.bias is None else outputs + row(layer.bias[...], 3)
+    return apply_linear(layer, inputs, DTYPES[precision][1])
 
 
 def _behind(learnt: nnx.Param, given: Float[Array, "B N D"]) -> Float[Array, "B M D"]:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jax_avh.models.layers import DTYPES, product, row
+from jax_avh.models.layers import DTYPES, cast_product, row
 
 PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer's parameters
 
@@ -71,11 +71,6 @@ def recur(
       dtype: of the products.
     """
     return _forward(given, weight, bias, dtype)[0]
-
-
-def cast_product(inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"], dtype: DTypeLike) -> Float[Array, "*T K"]:
-    """A product taken in another dtype than the inputs', and given back in theirs."""
-    return product(inputs.astype(dtype), kernel.astype(dtype)).astype(inputs.dtype)
 
 
 def _forward(given, weight, bias, dtype):

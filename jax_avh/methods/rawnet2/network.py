@@ -15,9 +15,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_avh.methods.rawnet2.cuts import SAMPLES
-from jax_avh.methods.rawnet2.gru import GRU, cast_product
+from jax_avh.methods.rawnet2.gru import GRU
 from jax_avh.methods.rawnet2.sinc import FILTERS, POOL, TAPS, loudness, max_pool
-from jax_avh.models.layers import DTYPES, linear, row
+from jax_avh.models.layers import DTYPES, apply_linear, linear
 from jax_avh.models.torch_layers import BatchNorm, convolution
 
 SLOPE = 0.3  # of the leaky ReLU below 0
@@ -135,4 +135,4 @@ class RawNet2(nnx.Module):
         yield "log_probs", nnx.log_softmax(logits)
 
     def _linear(self, layer: nnx.Linear, inputs: Float[Array, "B C"]) -> Float[Array, "B K"]:
-        return cast_product(inputs, layer.kernel[...], DTYPES[self.precision][1]) + row(layer.bias[...], 2)
+        return apply_linear(layer, inputs, DTYPES[self.precision][1])
