@@ -28,7 +28,7 @@ class Detector:
 
 
 def detectors(root: Path) -> list[Detector]:
-    """All detectors that the training sets below a root allow.
+    """All detectors that the training sets below a root allow; the first is the one that reports look at closest.
 
     Raises:
       InputError: there are none.
@@ -37,22 +37,22 @@ def detectors(root: Path) -> list[Detector]:
     if not there:
         layout = f"{'|'.join(DATASETS)}/{'|'.join(STATES)}/{{train,val,test}}"
         raise InputError(f"{root}: no training shards; lay them out as {layout}")
-    planned = [Detector(method, method) for method in UNTRAINED]
-    planned += [
+    unsupervised = [Detector("avh_align-mlp", "avh_align", MAIN), Detector("avad", "avad", MAIN, sync="avh_align-mlp")]
+    untrained = [Detector(method, method) for method in UNTRAINED]
+    supervised = [
         Detector(f"{method}-{dataset}", method, dataset, within=within)
         for method, within in SUPERVISED.items()
         for dataset in there
     ]
-    return planned + (_on_main(root) if MAIN in there else [])
+    rivals = untrained + supervised
+    return unsupervised + rivals + _ablations(root) if MAIN in there else rivals
 
 
-def _on_main(root: Path) -> list[Detector]:
-    """AVH-Align and the ablations, all on one set."""
+def _ablations(root: Path) -> list[Detector]:
+    """Of AVH-Align and its supervised twin, all on one set."""
     planned = [
         Detector("avh_sup-linear", "avh_sup", MAIN, {"method.head": "linear"}),
-        Detector("avh_align-mlp", "avh_align", MAIN),
         Detector("avh_align-linear", "avh_align", MAIN, {"method.head": "linear"}),
-        Detector("avad", "avad", MAIN, sync="avh_align-mlp"),
         Detector("avh_align-not-normalised", "avh_align", MAIN, {"model.normalise": "False"}),
     ]
     real = len(open_source(root / MAIN / TRAINED_IN / "train").real().members)

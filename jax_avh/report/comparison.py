@@ -9,7 +9,7 @@ from extract.schema.files import AnyPath
 from jax_avh.evaluation.results import Entry, Evaluation
 from jax_avh.report.charts import dash
 from jax_avh.report.page import UNDEFINED, keyed_number, write_page
-from jax_avh.report.pictures import STATES, Group, Picture, category_of, curves, examples, has_curve, histograms
+from jax_avh.report.pictures import STATES, Group, Picture, category_of, curves, examples, has_curve, histograms, timed
 from jax_avh.report.svg import COLOURS
 
 Row = tuple[str, dict]  # pointer into metrics.json, and what stands there
@@ -31,7 +31,7 @@ class Section:
     histograms: tuple[Picture, ...]
     categories: dict[str, int]  # name -> number of its line
     examples: dict[str, tuple[Group, ...]]  # by state
-    timed: dict[str, int]  # method with frame scores -> number of its line; the first chooses the examples
+    timed: dict[str, int]  # method drawn over time -> number of its line; the first chooses the examples
 
 
 def write_report(evaluation: Evaluation, path: AnyPath) -> None:
@@ -95,7 +95,7 @@ def _section(evaluation: Evaluation, dataset: str, anchor: str, methods: dict[st
         histograms=tuple(histograms(entries, anchor, numbers)),
         categories=numbers,
         examples={STATES[state]: groups for state in states if (groups := examples(entries, state, anchor, methods))},
-        timed={entry.method: methods[entry.method] for entry in entries if entry.table.frame is not None},
+        timed={entry.method: methods[entry.method] for entry in timed(entries)},
     )
 
 

@@ -14,6 +14,7 @@ from jax_avh.report import charts
 from jax_avh.report.page import format_number
 
 STATES = {False: "untrimmed", True: "trimmed", None: "trimming not known"}
+TIMED = 6  # methods whose frame scores are drawn over one another; more could not be told apart
 EXAMPLES = 2  # clips of each kind whose frame scores are drawn
 KINDS = [  # of such clips: label, whether the highest scores come first, what they are
     (FAKE, True, "Fakes with the highest scores: found most surely"),
@@ -89,7 +90,7 @@ def histograms(entries: Sequence[Entry], anchor: str, categories: dict[str, int]
 
 def examples(entries: Sequence[Entry], state: bool | None, anchor: str, methods: dict[str, int]) -> tuple[Group, ...]:
     """The clips of one state that the first method with frame scores is most sure of, rightly and wrongly."""
-    drawn = [entry for entry in entries if entry.trimmed is state and entry.table.frame is not None]
+    drawn = [entry for entry in timed(entries) if entry.trimmed is state]
     if not drawn:
         return ()
     frames = {methods[entry.method]: _standardised(entry) for entry in drawn}
@@ -98,6 +99,13 @@ def examples(entries: Sequence[Entry], state: bool | None, anchor: str, methods:
         for title, chosen in _extremes(drawn[0])
         if chosen
     )
+
+
+def timed(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries whose frame scores are drawn over time: of the first methods that have some."""
+    found = [entry for entry in entries if entry.table.frame is not None]
+    methods = list(dict.fromkeys(entry.method for entry in found))[:TIMED]
+    return [entry for entry in found if entry.method in methods]
 
 
 def _extremes(entry: Entry) -> Iterable[tuple[str, list[int]]]:
