@@ -117,7 +117,8 @@ def on_features(method: str, head: str, modality: str) -> Network:
 
 def on_frames(image: int) -> Network:
     """MDS for frames of so many pixels."""
-    return Network(f"mds at {image} pixels", {"method": "mds", "image": str(image)}, mds(image))
+    notes = {"method": "mds", "image": str(image), "width_multiplier": "1"}
+    return Network(f"mds at {image} pixels", notes, mds(image))
 
 
 SUPERVISED = itertools.product(("avh_sup",), ("mlp", "linear"), ("both", "audio", "video"))

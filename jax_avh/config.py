@@ -56,6 +56,7 @@ class MethodConfig:
     modality: str = "both"  # of avh_sup also "audio" or "video" alone
     samples: int = 64600  # of rawnet2: of a cut, at 16 kHz; a clip's first ones
     image: int = 96  # of mds: height and width of its images, 96 or 224 officially; crops are resized to it
+    width_multiplier: float = 1.0  # of mds: channels and units of all layers, against the released network's
     sync_weights: str = ""  # of avad: a trained avh_align (.safetensors, or its workdir), whose window scores it reads
     windows: int = 50  # of avad: frames of a sequence; the official score is of a clip's first 50
 
@@ -198,6 +199,10 @@ def check_config(config: Config) -> None:
         raise InputError(f"--config.optimizer.weight_decay={config.optimizer.weight_decay}: must not be negative")
     if config.method.image < IMAGE_STEP or config.method.image % IMAGE_STEP:
         raise InputError(f"--config.method.image={config.method.image}: must be a multiple of {IMAGE_STEP}")
+    if not 0 < config.method.width_multiplier <= 1:
+        raise InputError(
+            f"--config.method.width_multiplier={config.method.width_multiplier}: must be above 0 and at most 1"
+        )
     if config.method.samples < LEAST_SAMPLES:
         raise InputError(f"--config.method.samples={config.method.samples}: must be at least {LEAST_SAMPLES}")
     if config.method.windows < 2:

@@ -11,7 +11,7 @@ from jax_avh.methods.rawnet2.network import RawNet2
 
 NETWORKS = {
     "rawnet2": lambda seed, precision: RawNet2(nnx.Rngs(seed), precision, widths=(4, 4), hidden=8),
-    "mds": lambda seed, precision: MDS(nnx.Rngs(seed), 32, precision, hidden=8),
+    "mds": lambda seed, precision: MDS(nnx.Rngs(seed), 32, precision, width_multiplier=1 / 64),
 }
 
 

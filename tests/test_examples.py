@@ -19,6 +19,7 @@ from jax_avh.config import check_config, make_config
 from jax_avh.data import Corpus, open_source
 from jax_avh.data.examples import ExampleBatches, Examples, shuffled
 from jax_avh.devices.sharding import DATA_AXIS
+from jax_avh.evaluation.evaluate import evaluate
 from jax_avh.evaluation.score import score_shards
 from jax_avh.methods import METHODS
 from jax_avh.models import AlignmentNetwork, save_weights
@@ -231,6 +232,14 @@ def test_frames_of_a_chunk_share_its_score_and_the_rest_takes_the_last(runs, tmp
     assert table.clip[0] == pytest.approx(values.mean(), rel=1e-6)
 
 
+@pytest.mark.parametrize(("method", "deviation"), [("mds", "it sees grey mouth crops"), ("rawnet2", None)])
+def test_what_is_not_the_published_system_is_said_beside_its_numbers(corpus, runs, tmp_path, method, deviation):
+    score_shards(corpus / "test", tmp_path / "s.h5", weights=runs(method))
+    said = [line for line in evaluate([tmp_path / "s.h5"]).metrics["warnings"] if "published system" in line]
+    assert len(said) == (deviation is not None)
+    assert deviation is None or f"mds is not the published system: {deviation}" in said[0]
+
+
 @pytest.mark.parametrize(
     ("method", "store", "lacks"), [("rawnet2", ("crops",), "waveform"), ("mds", ("waveform",), "crops")]
 )
@@ -273,6 +282,7 @@ def test_what_cannot_be_trained_is_told(corpus, runs, tmp_path, method, settings
     [
         ({"method": "avad"}, "sync_weights is missing: a trained avh_align"),
         ({"method": "mds", "method.image": "100"}, "image=100: must be a multiple of 32"),
+        ({"method": "mds", "method.width_multiplier": "2"}, "width_multiplier=2.0: must be above 0 and at most 1"),
         ({"method": "avad", "method.sync_weights": "x", "method.windows": "1"}, "windows=1: must be at least 2"),
         ({"method": "rawnet2", "optimizer.schedule": "linear"}, "schedule=linear: must be plateau or cosine"),
         ({"method": "rawnet2", "optimizer.weight_decay": "-1"}, "weight_decay=-1.0: must not be negative"),

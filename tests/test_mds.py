@@ -15,13 +15,15 @@ from flax import nnx
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from extract.schema import InputError
+from jax_avh.methods import METHODS
 from jax_avh.methods.mds.convolution import Convolution, convolve, max_pool, xla_convolve
 from jax_avh.methods.mds.frames import network_frames, source_frames
 from jax_avh.methods.mds.layers import flat, linear, run
 from jax_avh.methods.mds.losses import MARGIN, distance, losses
 from jax_avh.methods.mds.mfcc import mfcc
 from jax_avh.methods.mds.network import MDS
-from jax_avh.models.weights import named_arrays
+from jax_avh.models.weights import named_arrays, save_weights
 from tests import rules
 
 SIZES = {"mds_img96": 96, "mds": 224}  # fixture -> height and width of its frames
@@ -212,19 +214,40 @@ def test_any_size_and_precision_gives_embeddings_of_its_dtype(image, precision):
     with jax.enable_x64(precision == "float64"):
 
         def outputs():
-            network = MDS(nnx.Rngs(0), image, precision, hidden=8)
+            network = MDS(nnx.Rngs(0), image, precision, width_multiplier=1 / 16)
             inputs = jnp.zeros((3, 30, image, image, 3)), jnp.zeros((3, 13, 99), jnp.float32)
             pair = network.embeddings(inputs[0].astype(jnp.float32), inputs[1], training=True, together=True)
             return pair, network.logits(*pair, training=True, key=jax.random.key(0))
 
         dtype = jnp.float64 if precision == "float64" else jnp.float32
-        for pair, width in zip(jax.eval_shape(outputs), (1024, 2), strict=True):
+        for pair, width in zip(jax.eval_shape(outputs), (64, 2), strict=True):
             assert [(array.shape, array.dtype) for array in pair] == [((3, width), dtype)] * 2
 
 
 def test_a_size_that_is_no_multiple_of_32_is_refused():
     with pytest.raises(AssertionError, match="multiple of 32"):
         MDS(nnx.Rngs(0), 100)
+
+
+def test_narrow_weights_say_so(tmp_path):
+    network = MDS(nnx.Rngs(0), 32, width_multiplier=1 / 64)
+    assert {array.shape[0] for array in named_arrays(network).values()} == {1, 2, 3, 4, 6, 8, 16, 64}
+    save_weights(network, tmp_path / "w.safetensors")
+    again = METHODS["mds"].load(tmp_path / "w.safetensors")
+    assert (again.image, again.width_multiplier) == (32, 1 / 64)
+    for one, other in zip(jax.tree.leaves(nnx.state(network)), jax.tree.leaves(nnx.state(again)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("image", 48), ("image", 0), ("width_multiplier", 0), ("width_multiplier", 2)]
+)
+def test_weights_of_no_network_are_told(tmp_path, name, value):
+    network = MDS(nnx.Rngs(0), 32, width_multiplier=1 / 64)
+    setattr(network, name, value)
+    save_weights(network, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"w\.safetensors: does not say what mds needs to know of it"):
+        METHODS["mds"].load(tmp_path / "w.safetensors")
 
 
 def test_fresh_weights_are_drawn_by_the_number_of_outputs():

@@ -17,7 +17,7 @@ from jax_avh.report.results import write_evaluation
 from jax_avh.training import train
 
 EVERY = "config"  # of settings: for all trainings; otherwise a method's, or a detector's own
-SIZES = ("method.image", "method.samples")  # of what a network takes: a small corpus may want less
+SIZES = ("method.image", "method.width_multiplier", "method.samples")  # a small corpus may want less
 TABLES, RUNS = "tables.txt", "runs"  # in the output's folder
 
 

@@ -154,6 +154,8 @@ def _coverage(entry: Entry, listed: Sequence[ClipMeta], failed: set[str]) -> dic
 
 def _warnings(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> Iterator[str]:
     """What the reader must know beside the numbers."""
+    notes = {entry.method: entry.table.attributes.get("deviation") for entry in entries}
+    yield from (f"{method} is not the published system: {note}." for method, note in notes.items() if note)
     for entry in entries:
         name, label = entry.title, entry.label
         if note := caveat(entry.table.attributes):

@@ -65,6 +65,8 @@ def score_shards(
     if isinstance(chosen, FrameMethod):
         attributes |= {"pooling": chosen.pooling}
         attributes |= {} if chosen.threshold is None else {"threshold": chosen.threshold}
+    if isinstance(chosen, ExampleMethod) and chosen.deviation:
+        attributes |= {"deviation": chosen.deviation}
     clips = tuple(source.clips), offsets(source.lengths)
     table = ScoreTable(chosen.name, *clips, frame, clip.astype(np.float32), attributes)
     write_scores(table, output)

@@ -23,7 +23,7 @@ from jax_avh.evaluation.pooling import POOLINGS
 
 FORMAT = "avh-scores"
 VERSION = 1
-NAMES = ("method", "dataset", "weights")  # attributes that tables and pages show
+NAMES = ("method", "dataset", "weights", "deviation")  # attributes that tables and pages show
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,6 +96,7 @@ class ExampleMethod:
     clip_score: Callable[[Float[np.ndarray, "E K"], int], tuple[float, Float[np.ndarray, " T"] | None]]
     trained: nnx.filterlib.Filter = nnx.Param  # what of the network is
     trained_as: str = ""  # method whose weights it takes, if not its own
+    deviation: str = ""  # what makes it another system than the published one; said wherever its numbers appear
 
     learns = True
 

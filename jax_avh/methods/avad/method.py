@@ -154,6 +154,7 @@ METHOD = ExampleMethod(
     outputs=outputs,
     clip_score=first_windows_score,
     trained=nnx.All(nnx.Param, nnx.Not(nnx.PathContains("sync"))),
+    deviation="its delays are scored by an alignment network of features, that one's by a network on faces",
 )
 SLIDING = dataclasses.replace(
     METHOD,

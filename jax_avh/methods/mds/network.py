@@ -5,10 +5,11 @@ Its parameters have the official names, part by part of the modules' tree.
 Source: MDS (Chugh et al., "Not made for each other: audio-visual dissonance-based deepfake detection and localization",
 ACM MM 2020), as the released program computes it.
 
-Letters: B chunks, S height and width of frames, E = 1024 width of the embeddings.
+Letters: B chunks, S height and width of frames, E width of the embeddings: 1024 as released.
 """
 
 import functools
+import itertools
 
 import jax
 from flax import nnx
@@ -22,7 +23,9 @@ from jax_avh.models.layers import DTYPES
 from jax_avh.models.torch_layers import BatchNorm, dropout
 
 EMBEDDING = 1024
-SOUND_MAP = 512 * 21  # what the audio stream's convolutions leave of 13 x 99 cepstra
+HIDDEN = 4096  # width of the linear layers before the embeddings
+SOUND_CHANNELS = (64, 192, 384, 256, 256, 512)  # of the audio stream
+SOUND_STEPS = 21  # that its convolutions leave of 13 x 99 cepstra
 DROPOUT = 0.5
 
 halve_frames = functools.partial(max_pool, strides=(1, 2))
@@ -36,27 +39,32 @@ class MDS(nnx.Module):
       rngs: draws the parameters.
       image: height and width of the frames, in pixels: a multiple of 32; 224 as released.
       precision: of DTYPES.
-      hidden: width of the linear layers before the embeddings; 4096 as released.
+      width_multiplier: channels and units of all layers, against the released network's.
     """
 
     width = None  # of features: it reads none
 
-    def __init__(self, rngs: nnx.Rngs, image: int = 96, precision: str = "float32", hidden: int = 4096):
+    def __init__(self, rngs: nnx.Rngs, image: int = 96, precision: str = "float32", width_multiplier: float = 1):
         assert image % REDUCTION == 0, f"frames of {image} pixels: it must be a multiple of {REDUCTION}"
-        self.image, self.precision = image, precision
-        self.netcnnaud = sound_layers(rngs, precision)
-        self.netfcaud = embedding_layers(SOUND_MAP, hidden, rngs, precision)
-        self.netcnnlip = Backbone(rngs, precision)
-        self.netfclip = embedding_layers(CHANNELS * (image // REDUCTION) ** 2, hidden, rngs, precision)
-        self.final_bn_lip, self.final_bn_aud = (BatchNorm(EMBEDDING, self.dtype) for _ in range(2))
+        self.image, self.precision, self.width_multiplier = image, precision, width_multiplier
+        seen, heard = self._widths(CHANNELS), self._widths(SOUND_CHANNELS)
+        widths = self._widths((HIDDEN, EMBEDDING))
+        self.netcnnaud = sound_layers(heard, rngs, precision)
+        self.netfcaud = embedding_layers(heard[-1] * SOUND_STEPS, widths, rngs, precision)
+        self.netcnnlip = Backbone(rngs, precision, seen)
+        self.netfclip = embedding_layers(seen[-1] * (image // REDUCTION) ** 2, widths, rngs, precision)
+        self.final_bn_lip, self.final_bn_aud = (BatchNorm(widths[-1], self.dtype) for _ in range(2))
         self.final_fc_lip, self.final_fc_aud = (
-            nnx.Sequential(dropout, linear(EMBEDDING, 2, rngs, precision)) for _ in range(2)
+            nnx.Sequential(dropout, linear(widths[-1], 2, rngs, precision)) for _ in range(2)
         )
+
+    def _widths(self, released: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(max(round(width * self.width_multiplier), 1) for width in released)
 
     @property
     def kind(self) -> dict[str, str]:
         """What its weights say of it."""
-        return {"image": str(self.image)}
+        return {"image": str(self.image), "width_multiplier": f"{self.width_multiplier:g}"}
 
     @property
     def dtype(self) -> DTypeLike:
@@ -69,7 +77,7 @@ class MDS(nnx.Module):
         cepstra: Float[Array, "B 13 99"],
         training: bool = False,
         together: bool = False,
-    ) -> tuple[Float[Array, "B 1024"], Float[Array, "B 1024"]]:
+    ) -> tuple[Float[Array, "B E"], Float[Array, "B E"]]:
         """Of the pictures and of the sounds.
 
         Args:
@@ -86,8 +94,8 @@ class MDS(nnx.Module):
 
     def logits(
         self,
-        of_picture: Float[Array, "B 1024"],
-        of_sound: Float[Array, "B 1024"],
+        of_picture: Float[Array, "B E"],
+        of_sound: Float[Array, "B E"],
         training: bool = False,
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B 2"], Float[Array, "B 2"]]:
@@ -110,27 +118,30 @@ class MDS(nnx.Module):
         return tuple(outputs)
 
 
-def sound_layers(rngs: nnx.Rngs, precision: str) -> nnx.Sequential:
-    """The audio stream up to its linear layers: [B, 13, 99, 1] cepstra to [B, 1, 21, 512]."""
+def sound_layers(channels: tuple[int, ...], rngs: nnx.Rngs, precision: str) -> nnx.Sequential:
+    """The audio stream up to its linear layers: [B, 13, 99, 1] cepstra to [B, 1, 21, last of the channels]."""
+    pairs = itertools.pairwise((1, *channels))
 
-    def block(inputs: int, outputs: int, kernel: tuple[int, int] = (3, 3), padded: bool = True) -> list:
+    def block(kernel: tuple[int, int] = (3, 3), padded: bool = True) -> list:
+        inputs, outputs = next(pairs)
         convolution = Convolution(inputs, outputs, kernel, rngs, padded=padded, bias=True, precision=precision)
         return [convolution, BatchNorm(outputs, DTYPES[precision][0]), nnx.relu]
 
     return nnx.Sequential(
-        *block(1, 64),
+        *block(),
         nnx.identity,  # officially a pooling of one pixel
-        *block(64, 192),
+        *block(),
         halve_frames,
-        *block(192, 384),
-        *block(384, 256),
-        *block(256, 256),
+        *block(),
+        *block(),
+        *block(),
         halve,
-        *block(256, 512, (5, 4), padded=False),
+        *block((5, 4), padded=False),
     )
 
 
-def embedding_layers(inputs: int, hidden: int, rngs: nnx.Rngs, precision: str) -> nnx.Sequential:
-    """A stream's linear layers, up to its embedding."""
-    first, last = linear(inputs, hidden, rngs, precision), linear(hidden, EMBEDDING, rngs, precision)
+def embedding_layers(inputs: int, widths: tuple[int, int], rngs: nnx.Rngs, precision: str) -> nnx.Sequential:
+    """A stream's linear layers, up to its embedding: of the hidden width, then of the embedding's."""
+    hidden, embedding = widths
+    first, last = linear(inputs, hidden, rngs, precision), linear(hidden, embedding, rngs, precision)
     return nnx.Sequential(first, BatchNorm(hidden, DTYPES[precision][0]), nnx.relu, last)

@@ -14,7 +14,7 @@ from jax_avh.methods.mds.convolution import Convolution, max_pool
 from jax_avh.models.layers import DTYPES
 from jax_avh.models.torch_layers import InstantNorm
 
-CHANNELS = 256  # of the output; ResNet-18's own would be 512
+CHANNELS = (64, 64, 128, 256, 256)  # of the stem and the stages; ResNet-18's last stage has 512
 REDUCTION = 32  # of height and width
 
 
@@ -60,21 +60,23 @@ class Backbone(nnx.Module):
     Args:
       rngs: draws the parameters.
       precision: of DTYPES.
+      channels: of the stem and the stages.
     """
 
-    def __init__(self, rngs: nnx.Rngs, precision: str = "float32"):
+    def __init__(self, rngs: nnx.Rngs, precision: str = "float32", channels: tuple[int, ...] = CHANNELS):
         def stage(inputs: int, outputs: int, steps: int, strides: tuple[int, int, int]) -> nnx.Sequential:
             first = Block(inputs, outputs, steps, strides, rngs, precision)
             return nnx.Sequential(first, Block(outputs, outputs, steps, (1, 1, 1), rngs, precision))
 
-        self.conv1 = Convolution(3, 64, (1, 7, 7), rngs, strides=(1, 2, 2), precision=precision)
-        self.bn1 = InstantNorm(64, DTYPES[precision][0])
-        self.layer1 = stage(64, 64, 1, (1, 1, 1))
-        self.layer2 = stage(64, 128, 1, (1, 2, 2))
-        self.layer3 = stage(128, 256, 3, (2, 2, 2))
-        self.layer4 = stage(256, CHANNELS, 3, (2, 2, 2))
+        stem, first, second, third, last = channels
+        self.conv1 = Convolution(3, stem, (1, 7, 7), rngs, strides=(1, 2, 2), precision=precision)
+        self.bn1 = InstantNorm(stem, DTYPES[precision][0])
+        self.layer1 = stage(stem, first, 1, (1, 1, 1))
+        self.layer2 = stage(first, second, 1, (1, 2, 2))
+        self.layer3 = stage(second, third, 3, (2, 2, 2))
+        self.layer4 = stage(third, last, 3, (2, 2, 2))
 
-    def __call__(self, frames: Float[Array, "B 30 S S 3"], together: bool = False) -> Float[Array, "B I I 256"]:
+    def __call__(self, frames: Float[Array, "B 30 S S 3"], together: bool = False) -> Float[Array, "B I I C"]:
         """The mean over time of the last block's outputs; I = S / 32.
 
         Args:
@@ -86,7 +88,7 @@ class Backbone(nnx.Module):
             hidden = self.stage(stage, hidden, together)
         return jnp.mean(hidden, axis=1)
 
-    def stem(self, frames: Float[Array, "B T S S 3"], together: bool) -> Float[Array, "B T H H 64"]:
+    def stem(self, frames: Float[Array, "B T S S 3"], together: bool) -> Float[Array, "B T H H C"]:
         """The first block's input, a quarter as high and wide; ReLU comes after the pooling, where there is less."""
         return max_pool(self.bn1(self.conv1(frames), together), strides=(2, 2), padding=1)
 
