@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from apps.playable import playable
 from extract.clips import Failure
 from extract.encoder import Encoder
 from extract.prepare import PrepareSettings, prepare_clip
-from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_output, refuse_inputs, whole_file
+from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_outputs, whole_file
 from extract.workers import attempt
 from jax_avh.evaluation.detector import Detector, load_detector
 from jax_avh.evaluation.pooling import pool_all
@@ -69,7 +69,7 @@ def detect(
     if pages is not None and len(written) < len(videos):
         raise InputError("two of the videos have the same name, and so would their pages; give them one by one")
     detector = load_detector(weights)
-    _check_free([*written.values(), *([] if output is None else [output])], [*videos, avhubert, detector.path])
+    check_outputs([*written.values(), *([] if output is None else [output])], [*videos, avhubert, detector.path])
     encoder = Encoder(avhubert)
     detector.check_fits(encoder.width, encoder.attributes, avhubert)
     verdicts = []
@@ -93,13 +93,6 @@ def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
     sums = np.convolve(frame, np.ones(window), mode="valid")
     start = int(sums.argmax())
     return start / FRAME_RATE, (start + window) / FRAME_RATE
-
-
-def _check_free(outputs: Sequence[str | os.PathLike], inputs: Iterable[str | os.PathLike]) -> None:
-    """Refuses outputs that are inputs, or cannot be written."""
-    refuse_inputs(outputs, inputs)
-    for path in outputs:
-        check_output(path)
 
 
 def _write_page(path: Path, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:

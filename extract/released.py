@@ -117,7 +117,7 @@ def on_features(method: str, head: str, modality: str) -> Network:
 
 def on_frames(image: int) -> Network:
     """MDS for frames of so many pixels."""
-    notes = {"method": "mds", "image": str(image), "width_multiplier": "1"}
+    notes = {"method": "mds", "image": str(image), "width_multiplier": "1.0"}
     return Network(f"mds at {image} pixels", notes, mds(image))
 
 

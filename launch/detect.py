@@ -11,7 +11,6 @@ from launch import command
 AVHUBERT = flags.DEFINE_string("avhubert", None, "Official AV-HuBERT file, or `random` to try the path.", required=True)
 WEIGHTS = flags.DEFINE_string("weights", None, "Weights, or the workdir of a training run.", required=True)
 JSON = flags.DEFINE_string("json", None, "File to write the verdicts to.")
-
 PAGES = flags.DEFINE_string("pages", None, "Folder for a page of each video: it plays above its frame scores.")
 
 

@@ -15,7 +15,6 @@ METHOD = flags.DEFINE_enum("method", None, list(METHODS), "The detector; by defa
 WEIGHTS = flags.DEFINE_string("weights", None, "A .safetensors file, or the workdir of a training run.")
 FEATURES = flags.DEFINE_string("features", None, "Folder of feature shards.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Score file to write (.h5).", required=True)
-
 DATASET = flags.DEFINE_string("dataset", None, "Name of the data set in tables, if the shards do not tell it.")
 TRIMMED = flags.DEFINE_boolean("trimmed", None, "Whether leading silence was dropped, likewise.")
 

@@ -5,8 +5,7 @@ python -m launch.submit --scores=scores.h5 --test_files=test_files.txt --output=
 
 from absl import flags
 
-from jax_avh.evaluation.scores import open_scores
-from jax_avh.evaluation.submission import write_submission
+from jax_avh.evaluation.submission import submit
 from launch import command
 
 SCORES = flags.DEFINE_string("scores", None, "Score file of the test split.", required=True)
@@ -16,7 +15,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Submission to write (.zip).", requ
 
 def main() -> None:
     """Parses flags, writes."""
-    print(write_submission(open_scores(SCORES.value), TEST_FILES.value, OUTPUT.value))
+    print(submit(SCORES.value, TEST_FILES.value, OUTPUT.value))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from apps.demo.material import fetch_clips
 from extract.avhubert import AVHubert, AVHubertConfig
 from extract.schema import InputError
 from tests import rules
+from tests.browser import running_browser
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -40,6 +41,13 @@ def few_programs():
     """Frees a module's compiled programs: a process may hold 65,530 pieces of memory, of which each takes many."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The one browser of a process, which cannot run two."""
+    with running_browser() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

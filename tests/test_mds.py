@@ -44,8 +44,8 @@ class Case(NamedTuple):
     stored: dict[str, np.ndarray]
 
 
-def rule_filled(image):
-    return rules.fill_network(nnx.eval_shape(lambda: MDS(nnx.Rngs(0), image)))
+def rule_filled(image, **settings):
+    return rules.fill_network(nnx.eval_shape(lambda: MDS(nnx.Rngs(0), image, **settings)))
 
 
 @pytest.fixture(scope="module", params=["mds_img96", pytest.param("mds", marks=pytest.mark.slow)])
@@ -230,7 +230,7 @@ def test_a_size_that_is_no_multiple_of_32_is_refused():
 
 
 def test_narrow_weights_say_so(tmp_path):
-    network = MDS(nnx.Rngs(0), 32, width_multiplier=1 / 64)
+    network = rule_filled(32, width_multiplier=1 / 64)
     assert {array.shape[0] for array in named_arrays(network).values()} == {1, 2, 3, 4, 6, 8, 16, 64}
     save_weights(network, tmp_path / "w.safetensors")
     again = METHODS["mds"].load(tmp_path / "w.safetensors")
@@ -243,7 +243,7 @@ def test_narrow_weights_say_so(tmp_path):
     ("name", "value"), [("image", 48), ("image", 0), ("width_multiplier", 0), ("width_multiplier", 2)]
 )
 def test_weights_of_no_network_are_told(tmp_path, name, value):
-    network = MDS(nnx.Rngs(0), 32, width_multiplier=1 / 64)
+    network = rule_filled(32, width_multiplier=1 / 64)
     setattr(network, name, value)
     save_weights(network, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=r"w\.safetensors: does not say what mds needs to know of it"):

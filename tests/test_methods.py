@@ -17,12 +17,13 @@ from scipy.special import logsumexp
 
 from extract.schema import ClipMeta, InputError
 from extract.shards import ClipFeatures, ShardWriter, StoredClip
+from jax_avh import config
 from jax_avh.config import Config, check_config, make_config
 from jax_avh.data import Batching, frame_stream, open_source
 from jax_avh.devices.sharding import DATA_AXIS, make_mesh, put_copies
 from jax_avh.evaluation.score import score_shards
 from jax_avh.evaluation.scores import open_scores
-from jax_avh.methods import speech_forensics
+from jax_avh.methods import METHODS, speech_forensics
 from jax_avh.models import HEADS, MODALITIES, clip_cross_entropy, load_weights, save_weights
 from jax_avh.training import train
 from jax_avh.training.placement import stream_frames
@@ -35,6 +36,13 @@ from tests.runs import losses
 from tests.test_data import lengths_st, make_source
 
 KINDS = [(head, modality) for head in HEADS for modality in MODALITIES]
+
+
+def test_the_configuration_names_what_there_is():
+    """It imports none of it, so that flags are parsed without jax."""
+    assert tuple(HEADS) == config.HEADS
+    assert tuple(MODALITIES) == config.MODALITIES
+    assert tuple(name for name, method in METHODS.items() if method.learns and not method.trained_as) == config.METHODS
 
 
 def write_shard(folder, clips, waveforms=None, **attributes):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from apps.playable import playable
-from tests.browser import opened, running_browser
+from tests.browser import opened
 
 
 def streams(path):
@@ -35,9 +35,9 @@ def test_what_browsers_play_stays_as_it_is(real_clips):
         assert same == real_clips["jwpIntro"]
 
 
-def test_the_browser_shows_the_copys_pictures(real_clips, tmp_path):
+def test_the_browser_shows_the_copys_pictures(browser, real_clips, tmp_path):
     page = tmp_path / "page.html"
-    with playable(real_clips["testMovie"]) as copy, running_browser() as browser:
+    with playable(real_clips["testMovie"]) as copy:
         page.write_text(f'<video src="{copy.as_uri()}" preload="auto"></video>')
         with opened(browser, page, beside=copy) as window:
             window.wait_for_function("document.querySelector('video').readyState >= 2")

@@ -22,7 +22,7 @@ from jax_avh.report.comparison import write_report
 from jax_avh.report.page import format_number, value_at
 from jax_avh.report.results import write_results
 from jax_avh.report.video import VideoVerdict, write_video_page
-from tests.browser import DESKTOP, PHONE, opened, running_browser
+from tests.browser import DESKTOP, PHONE, opened
 from tests.media import ramp, tone, write_media
 
 METHODS = ("avh_align", "silence", "speechforensics")
@@ -30,12 +30,6 @@ CATEGORIES = ("RealVideo-FakeAudio", "FakeVideo-RealAudio", "FakeVideo-FakeAudio
 LISTS = ("results", "comparisons", "coverage", "localisation")  # of metrics.json
 OWN = "mean"  # the pooling of made scores
 NASTY = "<script>alert(1)</script> \"'&.mp4"
-
-
-@pytest.fixture(scope="session")
-def browser():
-    with running_browser() as running:
-        yield running
 
 
 def made_clips(count: int, rng: np.random.Generator) -> tuple[ClipMeta, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from extract.schema import ClipMeta, InputError, offsets
-from jax_avh.evaluation import ScoreTable
+from jax_avh.evaluation import ScoreTable, submission
 from jax_avh.evaluation.localize import confidence, table_proposals
 from jax_avh.evaluation.scores import write_scores
 from jax_avh.evaluation.submission import write_submission
@@ -117,6 +117,9 @@ def test_other_mistakes_are_refused(submit, tmp_path):
         write_submission(make_table(), tmp_path / "list.txt", tmp_path / "s.zip")
     with pytest.raises(InputError, match=r"name it \.zip"):  # neither the list nor the scores are overwritten
         write_submission(make_table(), tmp_path / "list.txt", tmp_path / "list.txt")
+    write_scores(make_table(), tmp_path / "scores.zip")
+    with pytest.raises(InputError, match=r"scores\.zip: is an input"):
+        submission.submit(tmp_path / "scores.zip", tmp_path / "list.txt", tmp_path / "scores.zip")
 
 
 def test_the_command(tmp_path, launch):

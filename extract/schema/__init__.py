@@ -18,7 +18,16 @@ from extract.schema.clip import (
     read_clip_table,
     write_clip_table,
 )
-from extract.schema.files import InputError, check_output, local_file, place, reachable, refuse_inputs, whole_file
+from extract.schema.files import (
+    InputError,
+    check_output,
+    check_outputs,
+    local_file,
+    place,
+    reachable,
+    refuse_inputs,
+    whole_file,
+)
 from extract.schema.notes import pack_notes, unpack_notes
 from extract.schema.shard import (
     FORMAT,
@@ -64,6 +73,7 @@ __all__ = [
     "caveat",
     "check_format",
     "check_output",
+    "check_outputs",
     "list_shards",
     "local_file",
     "offsets",

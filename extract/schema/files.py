@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from upath import UPath
@@ -73,6 +73,17 @@ def refuse_inputs(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> None
     for path in outputs:
         if _spelling(path) in read:
             raise InputError(f"{path}: is an input of this command; name another file to write")
+
+
+def check_outputs(outputs: Sequence[AnyPath], inputs: Iterable[AnyPath]) -> None:
+    """Refuses, before any work is done, outputs that are inputs or that cannot be written.
+
+    Raises:
+      InputError: naming the first of them.
+    """
+    refuse_inputs(outputs, inputs)
+    for path in outputs:
+        check_output(path)
 
 
 @contextlib.contextmanager

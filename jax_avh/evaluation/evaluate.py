@@ -116,9 +116,8 @@ def _pairs(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Entry]]:
 
 def _comparison(one: Entry, other: Entry) -> dict:
     """The difference of two methods' AUCs on the clips that both scored, and whether it may be chance."""
-    places = [{clip.path: n for n, clip in enumerate(entry.clips)} for entry in (one, other)]
-    common = [path for path in places[0] if path in places[1]]
-    mine, theirs = ([place[path] for path in common] for place in places)
+    common = [path for path in one.rows if path in other.rows]
+    mine, theirs = ([entry.rows[path] for path in common] for entry in (one, other))
     label = one.label[mine] if common else np.zeros(0, np.int64)
     test = delong_test(label, one.score[mine], other.score[theirs]) if common else None
     key = {"dataset": one.dataset, "trimmed": one.trimmed, "one": one.method, "other": other.method}
@@ -132,9 +131,8 @@ def _comparison(one: Entry, other: Entry) -> dict:
 
 def _coverage(entry: Entry, listed: Sequence[ClipMeta], failed: set[str]) -> dict:
     """How many clips of the list were scored, and the AUC if every other one had got the worst score."""
-    place = {clip.path: n for n, clip in enumerate(entry.clips)}
-    scored = [place[clip.path] for clip in listed if clip.path in place]
-    absent = [clip for clip in listed if clip.path not in place]
+    scored = [entry.rows[clip.path] for clip in listed if clip.path in entry.rows]
+    absent = [clip for clip in listed if clip.path not in entry.rows]
     lost = sum(clip.path in failed for clip in absent)
     label, score = entry.label[scored], entry.score[scored]
     found = detection_metrics(label, score)
@@ -169,11 +167,10 @@ def _warnings(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> Iterator[
             yield f"{name}: none of its clips is in the list, so there is no coverage of it."
         elif listed and (others := len(entry.clips) - _shared(entry, listed)):
             yield f"{name}: {others} of its clips are not in the list; coverage leaves them out."
-        paths = {clip.path for clip in entry.clips}
-        if lost := sum(clip.label == UNKNOWN and clip.path not in paths for clip in listed):
+        if lost := sum(clip.label == UNKNOWN and clip.path not in entry.rows for clip in listed):
             yield f"{name}: {lost} clips of the list have neither score nor label, so the worst case is undefined."
     for one, other in _pairs(entries):
-        mine, theirs = ({clip.path for clip in entry.clips} for entry in (one, other))
+        mine, theirs = one.rows.keys(), other.rows.keys()
         if mine != theirs:
             yield (
                 f"{one.title} and {other.title} scored different clips: {len(mine & theirs)} in common, "
@@ -196,8 +193,7 @@ def _check_labels(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> None:
 
 
 def _shared(entry: Entry, listed: Sequence[ClipMeta]) -> int:
-    paths = {clip.path for clip in entry.clips}
-    return sum(clip.path in paths for clip in listed)
+    return sum(clip.path in entry.rows for clip in listed)
 
 
 def _key(entry: Entry) -> dict:

@@ -41,6 +41,11 @@ class Entry:
         return {} if self.table.frame is None else pool_all(self.table.frame, self.table.offset)
 
     @functools.cached_property
+    def rows(self) -> dict[str, int]:
+        """Where each clip stands, by its path."""
+        return {clip.path: n for n, clip in enumerate(self.clips)}
+
+    @functools.cached_property
     def label(self) -> Int64[np.ndarray, " N"]:
         """0 real, 1 fake, -1 unknown."""
         return np.array([clip.label for clip in self.clips], dtype=np.int64)

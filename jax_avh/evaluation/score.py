@@ -12,7 +12,7 @@ import tqdm
 from flax import nnx
 from jaxtyping import Array, Float
 
-from extract.schema import SHARD_PATTERN, InputError, check_output, offsets, refuse_inputs
+from extract.schema import SHARD_PATTERN, InputError, check_outputs, offsets
 from jax_avh.data import FeatureSource, open_source
 from jax_avh.devices.passes import example_scorer, frame_outputs
 from jax_avh.evaluation.detector import Detector, choose_method, load_detector
@@ -75,8 +75,7 @@ def score_shards(
 
 def _check_free(output: str | os.PathLike, source: FeatureSource, detector: Detector | None) -> None:
     """Refuses an output that cannot be written, that is an input, or that would pass for a shard."""
-    check_output(output)
-    refuse_inputs([output], [*(shard.path for shard in source.shards), *([detector.path] if detector else [])])
+    check_outputs([output], [*(shard.path for shard in source.shards), *([detector.path] if detector else [])])
     if Path(output).match(SHARD_PATTERN):
         raise InputError(f"{output}: is named like a shard ({SHARD_PATTERN}); name the scores otherwise")
 

@@ -8,13 +8,23 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, place, whole_file
+from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_outputs, place, whole_file
 from jax_avh.evaluation.localize import confidence, table_proposals
-from jax_avh.evaluation.scores import ScoreTable
+from jax_avh.evaluation.scores import ScoreTable, open_scores
 
 SCORES, SEGMENTS = "prediction.txt", "prediction.json"  # names in the zip
 SEPARATOR = ";"  # between a file's name and its score
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip: the same scores give the same bytes
+
+
+def submit(scores: str | os.PathLike, test_files: str | os.PathLike, output: str | os.PathLike) -> str:
+    """Writes a submission out of a score file; see write_submission.
+
+    Raises:
+      InputError: what is read is missing, damaged or wrong, or the output is an input or cannot be written.
+    """
+    check_outputs([output], [scores, test_files])
+    return write_submission(open_scores(scores), test_files, output)
 
 
 def write_submission(table: ScoreTable, test_files: str | os.PathLike, output: str | os.PathLike) -> str:

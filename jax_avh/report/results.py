@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from extract.schema import ClipMeta, check_output, refuse_inputs, whole_file
+from extract.schema import ClipMeta, check_outputs, whole_file
 from extract.schema.files import AnyPath
 from jax_avh.evaluation.evaluate import RESAMPLES, evaluate
 from jax_avh.evaluation.results import Entry, Evaluation
@@ -44,10 +44,7 @@ def write_results(
     Raises:
       InputError: a score file is missing or damaged, two contradict each other, or the results cannot be written.
     """
-    files = [Path(output) / name for name in FILES]
-    refuse_inputs(files, [*scores, *inputs])
-    for path in files:
-        check_output(path)
+    check_outputs([Path(output) / name for name in FILES], [*scores, *inputs])
     evaluation = evaluate(scores, listed, failed, thresholds, resamples)
     write_evaluation(evaluation, output)
     return format_results(evaluation)

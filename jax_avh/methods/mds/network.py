@@ -44,7 +44,7 @@ class MDS(nnx.Module):
 
     width = None  # of features: it reads none
 
-    def __init__(self, rngs: nnx.Rngs, image: int = 96, precision: str = "float32", width_multiplier: float = 1):
+    def __init__(self, rngs: nnx.Rngs, image: int = 96, precision: str = "float32", width_multiplier: float = 1.0):
         assert image % REDUCTION == 0, f"frames of {image} pixels: it must be a multiple of {REDUCTION}"
         self.image, self.precision, self.width_multiplier = image, precision, width_multiplier
         seen, heard = self._widths(CHANNELS), self._widths(SOUND_CHANNELS)
@@ -64,7 +64,7 @@ class MDS(nnx.Module):
     @property
     def kind(self) -> dict[str, str]:
         """What its weights say of it."""
-        return {"image": str(self.image), "width_multiplier": f"{self.width_multiplier:g}"}
+        return {"image": str(self.image), "width_multiplier": str(self.width_multiplier)}
 
     @property
     def dtype(self) -> DTypeLike:
