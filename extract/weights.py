@@ -135,7 +135,8 @@ def _network(path: Path, weights: Weights, told: Told, ending: str) -> Network:
     official = OFFICIAL[ending]
     allowed = [network for network in official.networks if _agrees(network, told)]
     if not allowed:
-        said = ", ".join(told[name] for name in ("head", "modality") if name in told)
+        kinds = {name for network in official.networks for name in network.notes}
+        said = ", ".join(f"{name} {value}" for name, value in told.items() if name in kinds)
         names = " and ".join(official.methods)
         raise InputError(f"{path}: says that its network is {said}, which is no official one of {names}")
     found = {name: tuple(value.shape) for name, value in weights.items()}
