@@ -157,11 +157,7 @@ def test_settings_of_other_programs_are_understood(tmp_path, form):
         (("mlp", "video"), ("mlp", "both"), r"fit the official mlp of both: .*proj.weight \(1024, 1024\) for nothing"),
         (("linear", "both"), ("linear", "video"), r"head.weight \(1, 2048\) for \(1, 1024\)"),
         (("linear", "audio"), ("linear", "both"), r"head.weight \(1, 1024\) for \(1, 2048\)"),
-        (
-            ("mlp", "both"),
-            ("transformer", "both"),
-            "is head transformer, modality both, which is no official one",
-        ),
+        (("mlp", "both"), ("transformer", "both"), "is head transformer, modality both, which is no official one"),
         (("mlp", "audio"), (None, None), "does not say whether it is for audio or video"),
         (("linear", "video"), ("linear", None), "does not say whether it is for audio or video"),
         (("mlp", "audio"), (None, "both"), "do not fit"),

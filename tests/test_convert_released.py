@@ -220,11 +220,7 @@ def test_an_attack_is_refused(tmp_path, place):
         ({"method": "rawnet2"}, "w.pt", "holds weights of rawnet2, but .pt files do not: .* .pth for rawnet2 and mds"),
         ({"method": "rawnet2"}, "w.ckpt", "holds weights of rawnet2, but .ckpt files do not"),
         ({"method": "rawnet2"}, "w.pth", r"official rawnet2: block0.0.bn2.bias missing for \(20,\), [^;]*$"),
-        (
-            {"method": "mds", "width_multiplier": "0.5"},
-            "w.pth",
-            "is method mds, width_multiplier 0.5, which is no",
-        ),
+        ({"method": "mds", "width_multiplier": "0.5"}, "w.pth", "is method mds, width_multiplier 0.5, which is no"),
         ({"method": "mds", "image": "128"}, "w.pth", "official mds at 96 pixels: final_bn_aud.bias missing"),
     ],
 )
