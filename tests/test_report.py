@@ -20,6 +20,7 @@ from jax_avh.evaluation.scores import ScoreTable, write_scores
 from jax_avh.report import charts, video
 from jax_avh.report.comparison import write_report
 from jax_avh.report.page import format_number, value_at
+from jax_avh.report.pictures import timed
 from jax_avh.report.results import write_results
 from jax_avh.report.video import VideoVerdict, write_video_page
 from tests.browser import DESKTOP, PHONE, opened
@@ -282,6 +283,14 @@ def test_an_evaluation_of_numbers_alone_is_shown(browser, report, tmp_path):
     write_report(Evaluation(metrics, ()), tmp_path / "report.html")
     with opened(browser, tmp_path / "report.html") as page:
         check_numbers(page, metrics)
+
+
+def test_the_first_six_methods_with_frame_scores_are_drawn_over_time():
+    clips = made_clips(4, np.random.default_rng(0))
+    made = [made_entry(clips, "avh_align", trimmed) for trimmed in (False, True)]
+    many = [dataclasses.replace(entry, method=f"m{n}") for n in range(9) for entry in made]
+    drawn = timed([made_entry(clips, "silence", False), *many])
+    assert [entry.method for entry in drawn] == [f"m{n}" for n in range(6) for _ in made]
 
 
 @hypothesis.given(st.integers(2, 3000), st.integers(0, 99))
