@@ -24,7 +24,8 @@ from benchmarks.training import describe
 from extract.schema import FULL_SCALE, SAMPLE_RATE
 from jax_avh.config import Config, make_config
 from jax_avh.data.examples import ExampleBatch
-from jax_avh.devices.sharding import by_device, make_mesh, on_own_part, put_copies, put_parts
+from jax_avh.devices.passes import batch_outputs
+from jax_avh.devices.sharding import by_device, make_mesh, put_copies, put_parts
 from jax_avh.methods import METHODS
 from jax_avh.methods.avad.method import AVAD
 from jax_avh.methods.mds.frames import network_frames
@@ -128,14 +129,10 @@ def load(module: torch.nn.Module, network: nnx.Module) -> None:
 
 def our_scoring(name: str, sides: Sides) -> Callable[[], np.ndarray]:
     """Scores of the batch, compiled as a pass over examples compiles them."""
-    method, mesh, (graph, params) = METHODS[name], make_mesh(), nnx.split(sides.ours)
-
-    def own_outputs(params: nnx.State, inputs: dict[str, jax.Array]) -> jax.Array:
-        return method.outputs(nnx.merge(graph, params), method.prepare(inputs))
-
-    compiled, params = jax.jit(on_own_part(mesh, own_outputs)), put_copies(mesh, params)
+    method, mesh = METHODS[name], make_mesh()
+    compiled = batch_outputs(method.outputs, method.prepare, sides.ours, mesh)
     inputs = jax.device_put(sides.inputs, by_device(mesh))
-    return lambda: np.asarray(compiled(params, inputs))
+    return lambda: np.asarray(compiled(inputs))
 
 
 def their_scoring(sides: Sides) -> Callable[[], np.ndarray]:

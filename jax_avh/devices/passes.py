@@ -3,12 +3,14 @@
 Letters: T frames, E examples, K outputs of each.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
 import tqdm
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int64
 
 from jax_avh.data import Batching, FeatureSource, FrameBatches, frame_stream, prefetched
@@ -61,23 +63,33 @@ def example_scorer(
       network: with its parameters.
       batch_size: examples of one step on each device.
     """
-    mesh, (graph, params) = make_mesh(), nnx.split(network)
-
-    def own_outputs(params: nnx.State, inputs: dict[str, Array]) -> Float[Array, "E K"]:
-        return outputs(nnx.merge(graph, params), prepare(inputs))
-
-    compiled, params = jax.jit(on_own_part(mesh, own_outputs)), put_copies(mesh, params)
+    mesh = make_mesh()
+    compiled = batch_outputs(outputs, prepare, network, mesh)
 
     def score(examples: Examples) -> Float[np.ndarray, "E K"]:
         batches = ExampleBatches(examples, shuffled(examples), batch_size * mesh.size, chunks=mesh.size)
         bar = tqdm.tqdm(prefetched(batches), desc="score", total=len(batches), leave=False)
         found = (
-            np.asarray(compiled(params, jax.tree.map(_end_to_end, batch.inputs)))[batch.weight.ravel() > 0]
-            for batch in bar
+            np.asarray(compiled(jax.tree.map(_end_to_end, batch.inputs)))[batch.weight.ravel() > 0] for batch in bar
         )
         return np.concatenate(list(found))
 
     return score
+
+
+def batch_outputs(
+    outputs: Callable[[nnx.Module, object], Float[Array, "E K"]],
+    prepare: Callable[[dict[str, Array]], object],
+    network: nnx.Module,
+    mesh: Mesh,
+) -> Callable[[dict[str, Array]], Float[Array, "E K"]]:
+    """A compiled function: outputs of a batch's inputs, each device taking its own part; see example_scorer."""
+    graph, params = nnx.split(network)
+
+    def own_outputs(params: nnx.State, inputs: dict[str, Array]) -> Float[Array, "E K"]:
+        return outputs(nnx.merge(graph, params), prepare(inputs))
+
+    return functools.partial(jax.jit(on_own_part(mesh, own_outputs)), put_copies(mesh, params))
 
 
 def _end_to_end(chunks: np.ndarray) -> np.ndarray:

@@ -9,7 +9,18 @@ from extract.schema.files import AnyPath
 from jax_avh.evaluation.results import Entry, Evaluation
 from jax_avh.report.charts import dash
 from jax_avh.report.page import UNDEFINED, keyed_number, write_page
-from jax_avh.report.pictures import STATES, Group, Picture, category_of, curves, examples, has_curve, histograms, timed
+from jax_avh.report.pictures import (
+    STATES,
+    TIMED,
+    Group,
+    Picture,
+    category_of,
+    curves,
+    examples,
+    has_curve,
+    histograms,
+    timed,
+)
 from jax_avh.report.svg import COLOURS
 
 Row = tuple[str, dict]  # pointer into metrics.json, and what stands there
@@ -59,6 +70,7 @@ def write_report(evaluation: Evaluation, path: AnyPath) -> None:
         states=STATES,
         colours=COLOURS,
         dash=dash,
+        most_timed=TIMED,
         undefined=UNDEFINED,
     )
 
