@@ -48,6 +48,7 @@ from extract.schema.shard import (
     reading,
     shard_name,
 )
+from extract.schema.text import one_line
 
 __all__ = [
     "FAKE",
@@ -77,6 +78,7 @@ __all__ = [
     "list_shards",
     "local_file",
     "offsets",
+    "one_line",
     "open_shard",
     "pack_notes",
     "place",

@@ -19,13 +19,13 @@ AnyPath = str | os.PathLike | UPath
 
 
 def place(path: AnyPath) -> Place:
-    """A local path, or one on any file system that fsspec knows ("s3://bucket/folder", "memory://x").
+    """A local path, "~" being the user's home, or one on any file system that fsspec knows ("s3://bucket/folder").
 
     Raises:
       InputError: the URL's file system is unknown, or its package is not installed.
     """
     if "://" not in str(path):
-        return Path(path)
+        return Path(path).expanduser()
     try:
         remote = UPath(path)
         remote.fs  # noqa: B018 (imports the file system's package)
