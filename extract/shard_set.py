@@ -17,6 +17,7 @@ from extract.schema import (
     ClipMeta,
     InputError,
     caveat,
+    json_attribute,
     place,
     read_shard_table,
     shard_name,
@@ -108,7 +109,7 @@ def merge(directory: AnyPath) -> dict[str, object] | None:
         table = read_shard_table(path)
         failures += _check_complete(path, table.clips, part)
         totals.update(stored=len(table.clips), frames=int(table.offset[-1]))
-        seconds.update(json.loads(table.attributes.get("seconds", "{}")))
+        seconds.update(json_attribute(path, table.attributes, "seconds"))
     write_failures(directory / FAILURES, failures)
     summary = {
         "clips": len(clips),

@@ -26,6 +26,7 @@ from extract.schema import (
     shard_name,
     whole_file,
     write_clip_table,
+    writing_hdf5,
 )
 from extract.schema.files import Place
 from extract.stopwatch import Stopwatch
@@ -92,15 +93,14 @@ class ShardWriter:
         assert [_path(outcome) for outcome in outcomes] == list(order)
         stored = [outcome for outcome in outcomes if isinstance(outcome, StoredClip)]
         write_failures(failure_log(self.path(shard)), [o for o in outcomes if isinstance(o, Failure)])
-        with whole_file(self.path(shard)) as temporary, h5py.File(temporary, "w") as file:
+        with writing_hdf5(self.path(shard)) as file:
             with watch.stage("write"):
                 file.attrs.update(self.root_attributes)
                 write_clip_table(
                     file, [clip.meta for clip in stored], offsets([len(c.features.visual) for c in stored])
                 )
                 self._write_arrays(file, stored)
-            file.attrs.update(notes)
-            file.attrs["seconds"] = json.dumps(seconds | watch.seconds)
+            file.attrs.update({**notes, "seconds": json.dumps(seconds | watch.seconds)})
 
     def _write_arrays(self, file: h5py.File, stored: Sequence[StoredClip]) -> None:
         for name in ("visual", "audio", *(name for name in self.store if name not in RAGGED)):

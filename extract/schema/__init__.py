@@ -28,6 +28,14 @@ from extract.schema.files import (
     refuse_inputs,
     whole_file,
 )
+from extract.schema.hdf5 import (
+    Extent,
+    HDF5File,
+    read_bytes,
+    read_hdf5,
+    write_text,
+    writing_hdf5,
+)
 from extract.schema.notes import pack_notes, unpack_notes
 from extract.schema.shard import (
     FORMAT,
@@ -41,11 +49,11 @@ from extract.schema.shard import (
     ShardTable,
     caveat,
     check_format,
+    describing,
+    json_attribute,
     list_shards,
     open_shard,
-    read_attributes,
     read_shard_table,
-    reading,
     shard_name,
 )
 from extract.schema.text import one_line
@@ -67,6 +75,8 @@ __all__ = [
     "UNKNOWN",
     "VERSION",
     "ClipMeta",
+    "Extent",
+    "HDF5File",
     "InputError",
     "Ragged",
     "Shard",
@@ -75,6 +85,8 @@ __all__ = [
     "check_format",
     "check_output",
     "check_outputs",
+    "describing",
+    "json_attribute",
     "list_shards",
     "local_file",
     "offsets",
@@ -83,13 +95,15 @@ __all__ = [
     "pack_notes",
     "place",
     "reachable",
-    "read_attributes",
+    "read_bytes",
     "read_clip_table",
+    "read_hdf5",
     "read_shard_table",
-    "reading",
     "refuse_inputs",
     "shard_name",
     "unpack_notes",
     "whole_file",
     "write_clip_table",
+    "write_text",
+    "writing_hdf5",
 ]

@@ -8,6 +8,8 @@ import h5py
 import numpy as np
 from jaxtyping import Int64
 
+from extract.schema.hdf5 import HDF5File, write_text
+
 FRAME_RATE = 25  # Hz, AV-HuBERT's input rate
 SAMPLE_RATE = 16_000  # Hz, of every waveform
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
@@ -36,30 +38,30 @@ class ClipMeta:
 
 def write_clip_table(file: h5py.File, clips: Sequence[ClipMeta], offset: Int64[np.ndarray, "borders"]) -> None:
     """Writes /clips and /segments."""
-    group = file.create_group("clips")
-    group["offset"] = offset
+    file["clips/offset"] = offset
     for name in TEXT_COLUMNS:
-        column = np.array([getattr(clip, name) for clip in clips], dtype=object)
-        group.create_dataset(name, data=column, dtype=h5py.string_dtype())
+        write_text(file, f"clips/{name}", [getattr(clip, name) for clip in clips])
     for name, dtype in NUMBER_COLUMNS.items():
-        group[name] = np.array([getattr(clip, name) for clip in clips], dtype=dtype)
+        file[f"clips/{name}"] = np.array([getattr(clip, name) for clip in clips], dtype=dtype)
     segments = np.array([segment for clip in clips for segment in clip.segments], dtype=np.float64).reshape(-1, 2)
     file["segments/offset"] = offsets([len(clip.segments) for clip in clips])
     file["segments/value"] = np.minimum(segments, np.finfo(np.float32).max).astype(np.float32)
 
 
-def read_clip_table(file: h5py.File) -> tuple[tuple[ClipMeta, ...], Int64[np.ndarray, "borders"]]:
+def read_clip_table(file: HDF5File) -> tuple[tuple[ClipMeta, ...], Int64[np.ndarray, "borders"]]:
     """Reads /clips and /segments: the clips and their offset [N+1].
 
     Raises:
-      ValueError: a column has another length than the others, an offset does not rise, a text is not printable, or a
+      ValueError: a column is missing or differs in length, an offset does not rise, a text is not printable, or a
         segment is not 0 <= start <= end.
     """
-    group, segments = file["clips"], file["segments"]
-    columns = {name: group[name].asstr()[:] for name in TEXT_COLUMNS}
-    columns |= {name: group[name][:].astype(dtype, casting="safe").tolist() for name, dtype in NUMBER_COLUMNS.items()}
-    offset, segment_offset = (table["offset"][:].astype(np.int64, casting="safe") for table in (group, segments))
-    value = segments["value"][:].astype(np.float64, casting="safe")
+    columns = {name: file.text(f"clips/{name}") for name in TEXT_COLUMNS}
+    for name, dtype in NUMBER_COLUMNS.items():
+        columns[name] = file.array(f"clips/{name}").astype(dtype, casting="safe").tolist()
+    offset, segment_offset = (
+        file.array(f"{of}/offset").astype(np.int64, casting="safe") for of in ("clips", "segments")
+    )
+    value = file.array("segments/value").astype(np.float64, casting="safe")
     _check_clip_table(columns, offset, segment_offset, value)
     rows = zip(*columns.values(), strict=True)
     return tuple(

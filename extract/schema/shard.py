@@ -6,20 +6,22 @@ contiguous and uncompressed, so that a local file is memory-mapped, and any file
 
 import contextlib
 import dataclasses
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-import h5py
 import numpy as np
 from jaxtyping import Float, Int64
 
 from extract.schema.clip import FRAME_RATE, ClipMeta, read_clip_table
-from extract.schema.files import AnyPath, InputError, Place, place, reachable
+from extract.schema.files import AnyPath, InputError, Place, reachable
+from extract.schema.hdf5 import Extent, HDF5File, read_hdf5
+from extract.schema.text import one_line
 
 FORMAT = "avh-features"
 VERSION = 1
+UNKNOWN_STATE = "unknown"  # as the attribute `trimmed` of imported features
 RANDOM_WEIGHTS = "random"  # in place of weights_sha256: the features mean nothing
 SHARD_PATTERN = "features-*.h5"
 
@@ -27,28 +29,7 @@ SHARD_PATTERN = "features-*.h5"
 RAGGED = {"waveform": (np.int16, ()), "crops": (np.uint8, (96, 96))}  # 16 kHz samples; grey mouth crops at 25 Hz
 OPTIONAL = ("multimodal", *RAGGED)
 FEATURES = ("visual", "audio", "multimodal")
-
-
-class Extent(NamedTuple):
-    """Where an array lies in its file."""
-
-    start: int  # byte
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    def span(self, first: int, last: int) -> tuple[int, int]:
-        """First byte of row `first`, and the byte after row `last - 1`."""
-        row = self.dtype.itemsize * int(np.prod(self.shape[1:]))
-        return self.start + first * row, self.start + last * row
-
-    def view(self, data: np.ndarray) -> np.ndarray:
-        """Bytes of some rows as these rows."""
-        return data.view(self.dtype).reshape(-1, *self.shape[1:])
-
-    def within(self, file: np.ndarray) -> np.ndarray:
-        """The array, out of the bytes of its whole file."""
-        first, last = self.span(0, self.shape[0])
-        return self.view(file[first:last])
+TEXT_ATTRIBUTES = ("encoder", "weights_sha256", "settings", "created_by")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +37,7 @@ class ShardTable:
     """What a shard says of its clips, and where their features lie."""
 
     path: Place
+    size: int  # bytes of the file
     clips: tuple[ClipMeta, ...]
     offset: Int64[np.ndarray, "borders"]  # clip n is rows offset[n]:offset[n+1]
     attributes: dict[str, object]
@@ -118,8 +100,7 @@ def open_shard(path: str | os.PathLike) -> Shard:
       InputError: the file is missing, cut short, of another format or version, or contradicts itself.
     """
     path = Path(path)
-    with reading(path) as file:
-        table = _read_table(file, path)
+    table = _read_table(path)
     # One map a file: h5py's global lock is then off the hot path, and a shard costs one descriptor.
     buffer = np.memmap(path, np.uint8, "r")
     features = {name: extent.within(buffer) for name, extent in table.features.items()}
@@ -133,8 +114,7 @@ def read_shard_table(path: AnyPath) -> ShardTable:
     Raises:
       InputError: the file is missing, cut short, of another format or version, or contradicts itself.
     """
-    with reading(path) as file:
-        return _read_table(file, path)
+    return _read_table(path)
 
 
 def list_shards(directory: AnyPath) -> list:
@@ -160,74 +140,76 @@ def caveat(attributes: dict[str, object]) -> str:
 
 
 @contextlib.contextmanager
-def reading(path: AnyPath) -> Iterator[h5py.File]:
-    """Opens an HDF5 file, local or at a URL; whatever is missing or damaged in it becomes an InputError.
-
-    A file that draws on others is refused: it could bring any file of this machine into what is made of it.
-    """
-    path = place(path)
+def describing(path: AnyPath) -> Iterator[None]:
+    """Turns what is wrong with the contents of a file of ours into an InputError that names it."""
     try:
-        with contextlib.ExitStack() as stack:
-            source = path if isinstance(path, Path) else stack.enter_context(path.open("rb"))
-            file = stack.enter_context(h5py.File(source, "r"))
-            _check_inside(file)
-            yield file
+        yield
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # as h5py raises them
-        raise InputError(f"{path}: not a whole HDF5 file of ours ({' '.join(str(error).split())})") from error
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a whole HDF5 file of ours ({one_line(error)})") from error
 
 
-def check_format(file: h5py.File, path: object, name: str, version: int) -> None:
-    """Refuses a file of another format or version."""
-    found, number = file.attrs.get("format"), file.attrs.get("version")
+def check_format(file: HDF5File, name: str, version: int) -> None:
+    """Raises an InputError for a file of another format or version."""
+    found, number, rate = (file.attributes.get(attribute) for attribute in ("format", "version", "frame_rate"))
     if found != name or number != version:
         raise InputError(
-            f"{path}: format {found!r} version {number}, but this program reads {name!r} version {version}"
+            f"{file.path}: format {found!r} version {number!r}, but this program reads {name!r} version {version}"
         )
-    if (rate := file.attrs.get("frame_rate")) != FRAME_RATE:
-        raise InputError(f"{path}: {rate} frames a second, but this program reads {FRAME_RATE}")
+    if rate != FRAME_RATE:
+        raise InputError(f"{file.path}: {rate!r} frames a second, but this program reads {FRAME_RATE}")
 
 
-def read_attributes(file: h5py.File) -> dict[str, object]:
-    """A file's attributes as Python's own numbers and texts.
+def json_attribute(path: AnyPath, attributes: Mapping[str, object], name: str) -> dict:
+    """An attribute that holds a JSON object; empty if the file has none of this name.
 
     Raises:
-      ValueError: one is an array.
+      InputError: it is not a JSON object.
     """
-    return {name: getattr(value, "item", lambda v=value: v)() for name, value in file.attrs.items()}
+    try:
+        found = json.loads(str(attributes.get(name, "{}")))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: its attribute {name!r} is not a JSON object; extract this shard again")
+    return found
 
 
-def _check_inside(file: h5py.File) -> None:
-    """Raises a ValueError if a link leads into another file, or a dataset is stored in others."""
-    names: list[str] = []
-    file.visit_links(names.append)
-    for name in names:
-        link = file.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink | h5py.SoftLink):
-            raise ValueError(f"/{name} is a link into another file")
-        item = file[name] if isinstance(link, h5py.HardLink) else None
-        if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
-            raise ValueError(f"/{name} is stored in other files")
+def _read_table(path: AnyPath) -> ShardTable:
+    file = read_hdf5(path)
+    check_format(file, FORMAT, VERSION)
+    _check_attributes(path, file.attributes)
+    with describing(path):
+        clips, offset = read_clip_table(file)
+        features = {name: file.extents[name] for name in FEATURES if name in file.extents}
+        if absent := {"visual", "audio"} - features.keys():
+            raise ValueError(f"no array /{absent.pop()}")
+        _check_features(path, features, int(offset[-1]), file.attributes.get("width"))
+        ragged = {
+            name: (file.array(f"{name}/offset").astype(np.int64, casting="safe"), file.extents[f"{name}/value"])
+            for name in RAGGED
+            if f"{name}/value" in file
+        }
+        _check_ragged(path, ragged, offset)
+    return ShardTable(file.path, file.size, clips, offset, file.attributes, features, ragged)
 
 
-def _read_table(file: h5py.File, path: AnyPath) -> ShardTable:
-    check_format(file, path, FORMAT, VERSION)
-    clips, offset = read_clip_table(file)
-    attributes = read_attributes(file)
-    features = {name: _extent(file[name]) for name in FEATURES if name in file}
-    if absent := {"visual", "audio"} - features.keys():
-        raise KeyError(f"no /{absent.pop()}")
-    _check_features(path, features, int(offset[-1]), attributes.get("width"))
-    ragged = {
-        name: (file[name]["offset"][:].astype(np.int64, casting="safe"), _extent(file[name]["value"]))
-        for name in RAGGED
-        if name in file
-    }
-    _check_ragged(path, ragged, offset)
-    return ShardTable(place(path), clips, offset, attributes, features, ragged)
+def _check_attributes(path: AnyPath, attributes: Mapping[str, object]) -> None:
+    """Raises an InputError if an attribute of a shard is not what the format says."""
+    wrong = [
+        name
+        for name in TEXT_ATTRIBUTES
+        if not isinstance(text := attributes.get(name, ""), str) or not text.isprintable()
+    ]
+    wrong += [] if type(attributes.get("width")) is int else ["width"]
+    wrong += [] if attributes.get("trimmed") in (True, False, UNKNOWN_STATE, None) else ["trimmed"]
+    for name in wrong:
+        raise InputError(f"{path}: its attribute {name!r} is {attributes.get(name)!r}; extract this shard again")
+    json_attribute(path, attributes, "settings")
+    seconds = json_attribute(path, attributes, "seconds")
+    if any(type(value) not in (int, float) for value in seconds.values()):
+        raise InputError(f"{path}: its attribute 'seconds' holds more than numbers; extract this shard again")
 
 
 def _check_features(path: AnyPath, features: dict[str, Extent], frames: int, width: object) -> None:
@@ -253,15 +235,3 @@ def _fits(offset: Int64[np.ndarray, "borders"], clips: int, values: int) -> bool
     """Whether offsets rise from 0 to the end of the values, clip by clip."""
     rises = len(offset) == clips + 1 and offset[0] == 0 and (np.diff(offset) >= 0).all()
     return bool(rises and offset[-1] == values)
-
-
-def _extent(dataset: h5py.Dataset) -> Extent:
-    """Where a dataset lies in its file.
-
-    Raises:
-      ValueError: it does not lie in one piece.
-    """
-    start = dataset.id.get_offset()
-    if start is None and dataset.size:
-        raise ValueError(f"{dataset.name} is stored in chunks, or compressed")
-    return Extent(start or 0, dataset.dtype, dataset.shape)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from extract.schema import InputError, ShardTable
+from extract.schema import ShardTable, read_bytes
 
 Rows = Callable[[ShardTable, str, int, int], np.ndarray]  # (shard, content, first, last)
 
@@ -20,11 +20,7 @@ def rows_of_file(shard: ShardTable, content: str, first: int, last: int) -> Shap
       InputError: the file has become shorter, or its file system fails.
     """
     extent = shard.extent(content)
-    start, stop = extent.span(first, last)
-    data = _bytes(shard.path, start, stop)
-    if len(data) != stop - start:
-        raise InputError(f"{shard.path}: has become shorter since it was opened")
-    return extent.view(data)
+    return extent.view(read_bytes(shard.path, *extent.span(first, last)))
 
 
 def rows_in_memory(shards: Sequence[ShardTable]) -> Rows:
@@ -46,12 +42,3 @@ def _in_memory(shard: ShardTable) -> dict[str, np.ndarray]:
         return {name: rows_of_file(shard, name, 0, shard.features[name].shape[0]) for name in ("visual", "audio")}
     buffer = np.memmap(shard.path, np.uint8, "r")  # one map a file: each costs a descriptor
     return {name: shard.extent(name).within(buffer) for name in (*shard.features, *shard.ragged)}
-
-
-def _bytes(path: object, start: int, stop: int) -> np.ndarray:
-    if isinstance(path, Path):
-        return np.fromfile(path, np.uint8, stop - start, offset=start)
-    try:
-        return np.frombuffer(path.fs.cat_file(path.path, start=start, end=stop), np.uint8)
-    except Exception as error:  # each file system's package has its own
-        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error

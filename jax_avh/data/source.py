@@ -150,6 +150,18 @@ class FeatureSource:
         made_by = [self.attributes.get(name) for name in SET_ATTRIBUTES]
         return hashlib.sha256(json.dumps([known, made_by, str(self.dtype)]).encode()).hexdigest()
 
+    def check_unchanged(self) -> None:
+        """Raises an InputError if a local shard differs in size from what it was when it was opened.
+
+        It may be mapped into memory, and touching a page beyond its new end would kill the process.
+        """
+        for shard in self.shards if self.local else ():
+            size = shard.path.stat().st_size if shard.path.exists() else 0
+            if size != shard.size:
+                raise InputError(
+                    f"{shard.path}: has {size} bytes, but had {shard.size} when it was opened; restart once it is whole"
+                )
+
     def check_finite(self) -> None:
         """Raises an InputError that names the first clip with NaN or infinity, if there is one."""
         for clip, (shard, _) in enumerate(self.members):

@@ -3,21 +3,20 @@
 import dataclasses
 import math
 import os
-from pathlib import Path
 
-import h5py
 import numpy as np
 from jaxtyping import Float, Int64
 
 from extract.schema import (
     FRAME_RATE,
     ClipMeta,
+    HDF5File,
     check_format,
-    read_attributes,
+    describing,
     read_clip_table,
-    reading,
-    whole_file,
+    read_hdf5,
     write_clip_table,
+    writing_hdf5,
 )
 from jax_avh.evaluation.pooling import POOLINGS
 
@@ -40,7 +39,7 @@ class ScoreTable:
 
 def write_scores(table: ScoreTable, path: str | os.PathLike) -> None:
     """Writes a score file, whole or not at all."""
-    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
+    with writing_hdf5(path) as file:
         fixed = {"format": FORMAT, "version": VERSION, "frame_rate": FRAME_RATE, "method": table.method}
         file.attrs.update(table.attributes | fixed)
         write_clip_table(file, table.clips, table.offset)
@@ -55,22 +54,21 @@ def open_scores(path: str | os.PathLike) -> ScoreTable:
     Raises:
       InputError: the file is missing, cut short, of another format or version, or contradicts itself.
     """
-    path = Path(path)
-    with reading(path) as file:
-        check_format(file, path, FORMAT, VERSION)
+    file = read_hdf5(path)
+    check_format(file, FORMAT, VERSION)
+    with describing(path):
         clips, offset = read_clip_table(file)
-        clip = _read_column(file["clips/score"], len(clips))
-        frame = _read_column(file["score"], int(offset[-1])) if "score" in file else None
-        attributes = read_attributes(file)
-        _check_attributes(attributes)
-        return ScoreTable(str(attributes["method"]), clips, offset, frame, clip, attributes)
+        clip = _read_column(file, "clips/score", len(clips))
+        frame = _read_column(file, "score", int(offset[-1])) if "score" in file else None
+        _check_attributes(file.attributes)
+        return ScoreTable(str(file.attributes["method"]), clips, offset, frame, clip, file.attributes)
 
 
-def _read_column(dataset: h5py.Dataset, count: int) -> Float[np.ndarray, " count"]:
-    """Scores out of a file, float32; raises a ValueError or TypeError if they are none."""
-    scores = dataset[:].astype(np.float32, casting="safe")
+def _read_column(file: HDF5File, name: str, count: int) -> Float[np.ndarray, " count"]:
+    """Reads scores, float32; raises a ValueError or TypeError if the array holds anything else."""
+    scores = file.array(name).astype(np.float32, casting="safe")
     if scores.shape != (count,) or not np.isfinite(scores).all():
-        raise ValueError(f"{dataset.name} does not fit its clips, or is not finite; score the features again")
+        raise ValueError(f"/{name} does not fit its clips, or is not finite; score the features again")
     return scores
 
 

@@ -101,6 +101,8 @@ class Run:
 
     def epoch(self) -> None:
         """Trains one epoch (or the rest of one), validates, logs, and saves."""
+        for feed in (self.train_feed, self.val_feed):
+            feed.source.check_unchanged()
         train_loss, speed = self._train_epoch()
         val_loss = self._evaluate(self.val_feed, f"epoch {self.progress.epoch + 1}, val")
         rate, best = self.progress.learning_rate, self.progress.best_loss

@@ -1,0 +1,137 @@
+"""The process that opens HDF5 files for `hdf5`, under limits: damaged ones may hang, crash or exhaust it.
+
+It asks its parent for bytes of the file on standard output, gets them on standard input, and answers with JSON: root
+attributes, where each array is, and text of variable length; or an error in words.
+"""
+
+import io
+import json
+import math
+import resource
+import signal
+import struct
+import sys
+
+import h5py
+
+REQUEST = struct.Struct("<Q")  # the file's size in bytes
+ANSWER = struct.Struct("<BQQ")  # READ, first byte, bytes; or DONE, bytes of JSON that follow, 0
+READ, DONE = 1, 2
+SECONDS, BYTES_PER_SECOND = 3, 2**24  # of computing that any file may take, and one more for so many bytes of it
+MEMORY = 2**30  # bytes
+MOST_OBJECTS = 1000  # in a file: ours hold some twenty
+
+
+class _Remote(io.RawIOBase):
+    """The file whose bytes the parent sends."""
+
+    def __init__(self, size: int, requests: io.IOBase, replies: io.IOBase):
+        self.size, self.position, self.requests, self.replies = size, 0, requests, replies
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self.size - self.position))
+        self.requests.write(ANSWER.pack(READ, self.position, count))
+        self.requests.flush()
+        data = self.replies.read(count)
+        if len(data) != count:  # the parent is gone
+            sys.exit()
+        view[:count] = data
+        self.position += count
+        return count
+
+
+def examine(file: h5py.File, size: int) -> dict:
+    """Describes a file of so many bytes.
+
+    Returns:
+      `attributes` of the root; `extents`: [start, dtype, shape] by name; `texts`: lists by name.
+
+    Raises:
+      ValueError, ...: something in it is damaged, or is not what this project writes.
+    """
+    found: dict = {"attributes": _attributes(file), "extents": {}, "texts": {}}
+    waiting, seen = [("", file)], 0
+    while waiting:
+        prefix, group = waiting.pop()
+        for name in group:
+            seen += 1
+            if seen > MOST_OBJECTS:
+                raise ValueError(f"it holds more than {MOST_OBJECTS} objects")
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink | h5py.SoftLink):
+                raise ValueError(f"/{prefix}{name} is a link into another file")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                waiting.append((f"{prefix}{name}/", item))
+            elif isinstance(item, h5py.Dataset):
+                _describe(f"{prefix}{name}", item, size, found)
+    return found
+
+
+def _attributes(file: h5py.File) -> dict:
+    values = {}
+    for name in file.attrs:
+        stored = file.attrs.get_id(name)
+        text = h5py.check_string_dtype(stored.dtype)
+        if stored.shape != () or (text is None and stored.dtype.kind not in "biuf"):
+            raise ValueError(f"its attribute {name!r} is not one number or one text")
+        value = file.attrs[name]
+        if isinstance(value, h5py.Empty):
+            raise ValueError(f"its attribute {name!r} is empty")
+        values[name] = value.decode() if isinstance(value, bytes) else value if text else value.item()
+    return values
+
+
+def _describe(name: str, item: h5py.Dataset, size: int, found: dict) -> None:
+    """Adds a dataset to what was found, if its bytes are in one place in the file."""
+    if item.external or item.is_virtual:
+        raise ValueError(f"/{name} is stored in other files")
+    if item.shape is None:
+        raise ValueError(f"/{name} is empty")
+    text = h5py.check_string_dtype(item.dtype)
+    if item.dtype.kind not in "biufS" and (text is None or len(item.shape) != 1):
+        raise ValueError(f"/{name} holds neither numbers nor text")
+    start, length = item.id.get_offset(), math.prod(item.shape)
+    if start is None and length:
+        raise ValueError(f"/{name} is stored in chunks, or compressed")
+    stored = length * item.id.get_type().get_size()
+    if (start or 0) + stored > size:
+        raise ValueError(f"/{name} promises {stored} bytes, which the file does not hold")
+    if item.dtype.kind == "O":
+        found["texts"][name] = item.asstr()[:].tolist()
+    else:
+        found["extents"][name] = [start or 0, item.dtype.str, item.shape]
+
+
+def serve() -> None:
+    """Answers one request after the other until standard input ends."""
+    replies, requests = sys.stdin.buffer, sys.stdout.buffer
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    while len(request := replies.read(REQUEST.size)) == REQUEST.size:
+        (size,) = REQUEST.unpack(request)
+        # Counts this process's computing, not its waiting; and ends it, whatever loop it is in.
+        signal.setitimer(signal.ITIMER_PROF, SECONDS + size / BYTES_PER_SECOND)
+        try:
+            with h5py.File(_Remote(size, requests, replies), "r") as file:
+                found = examine(file, size)
+            answer = json.dumps(found)
+        except Exception as error:  # h5py raises all kinds
+            answer = json.dumps({"error": str(error.args[0] if isinstance(error, KeyError) else error)})
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        data = answer.encode()
+        requests.write(ANSWER.pack(DONE, len(data), 0) + data)
+        requests.flush()
