@@ -19,6 +19,9 @@ from jax_avh.evaluation.detector import Detector, load_detector
 from jax_avh.evaluation.pooling import pool_all
 from jax_avh.report.video import EMBEDDED_BYTES, VideoVerdict, write_video_page
 
+MIN_FACE_SHARE = PrepareSettings.min_face_share  # below it, where extraction would reject the clip, a verdict warns
+SEVERAL_FACES = 0.1  # share of frames with several faces above which a verdict warns; detectors err now and then
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -32,6 +35,17 @@ class Verdict:
     caveat: str = ""
     method: str = ""
     own_score: float = 0.0  # the method's own pooling of its frame scores
+    face_share: float | None = None  # share of frames in which a face was found
+    several_faces: float | None = None  # share in which several were
+    warning: str = ""  # what the faces make doubtful about the scores
+
+    @property
+    def faces(self) -> str:
+        """Both shares in words; "" if unknown."""
+        if self.face_share is None or self.several_faces is None:
+            return ""
+        several = f", several faces in {self.several_faces:.0%}" if self.several_faces else ""
+        return f"face in {self.face_share:.0%} of frames{several}".replace("%", " %")
 
     def line(self) -> str:
         """The verdict in one line."""
@@ -39,7 +53,7 @@ class Verdict:
             return f"{self.path}: FAILED: {self.error}"
         scores = "  ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
         worst = "worst second {:.2f}-{:.2f} s".format(*self.worst_second)
-        return "  ".join([f"{self.path}: {scores}", worst, *([self.caveat] if self.caveat else [])])
+        return "  ".join([f"{self.path}: {scores}", worst, *filter(None, [self.faces, self.warning, self.caveat])])
 
 
 def detect(
@@ -48,6 +62,7 @@ def detect(
     weights: str,
     output: str | os.PathLike | None = None,
     pages: str | os.PathLike | None = None,
+    landmarks: str = PrepareSettings.landmarks,
 ) -> int:
     """Scores videos one after the other, printing a line each.
 
@@ -57,6 +72,7 @@ def detect(
       weights: a method's weights (.safetensors), or the workdir of a training run.
       output: JSON file of the verdicts, if wanted.
       pages: folder that gets a page for each video, if wanted.
+      landmarks: the finder of landmarks, "dlib-tracked" or "dlib".
 
     Returns:
       Exit status: 0, or 2 if a video could not be scored.
@@ -75,7 +91,7 @@ def detect(
     verdicts = []
     try:
         for video in videos:
-            verdict, frame = _verdict(video, encoder, detector)
+            verdict, frame = _verdict(video, encoder, detector, landmarks)
             verdicts.append(verdict)
             print(verdict.line(), flush=True)
             if pages is not None and not verdict.error:
@@ -97,20 +113,35 @@ def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
 
 def _write_page(path: Path, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
     """Writes the video's page, with a copy of it where browsers do not play it."""
-    shown = VideoVerdict(video.name, verdict.worst_second, verdict.caveat)
+    shown = VideoVerdict(video.name, verdict.worst_second, verdict.caveat, verdict.faces, verdict.warning)
     with playable(video) as copy:
         lasting = copy if copy.stat().st_size <= EMBEDDED_BYTES else video  # what is not embedded must stay
         write_video_page(path, lasting, shown, frame, verdict.scores)
 
 
-def _verdict(video: str, encoder: Encoder, detector: Detector) -> tuple[Verdict, Float[np.ndarray, " T"]]:
+def _verdict(
+    video: str, encoder: Encoder, detector: Detector, landmarks: str
+) -> tuple[Verdict, Float[np.ndarray, " T"]]:
     """A video's verdict and its frame scores; of a video that failed there are none."""
-    clip = attempt(prepare_clip, ClipMeta(Path(video).name), Path(video).parent, PrepareSettings())
+    settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0)  # few faces are scored, with a warning
+    clip = attempt(prepare_clip, ClipMeta(Path(video).name), Path(video).parent, settings)
     features = clip if isinstance(clip, Failure) else next(encoder.encode([clip]))[1]
     if isinstance(features, Failure):
         return Verdict(video, error=features.reason), np.zeros(0, np.float32)
     frame = detector.frame_scores(features.visual, features.audio)
     scores = {name: round(float(score), 6) for name, score in pool_all(frame).items()}
     own = {"method": detector.method.name, "own_score": scores[detector.method.pooling]}
+    own |= {"face_share": clip.meta.face_share, "several_faces": clip.meta.several_faces}
+    own |= {"warning": _face_warning(clip.meta)}
     note = caveat(encoder.attributes)
     return Verdict(video, len(frame) / FRAME_RATE, scores, worst_second(frame), caveat=note, **own), frame
+
+
+def _face_warning(clip: ClipMeta) -> str:
+    """Returns what a clip's faces make doubtful about its scores, in words; "" if nothing."""
+    warnings = []
+    if clip.face_share < MIN_FACE_SHARE:
+        warnings.append("few frames show a face; the mouths of the others are guesses")
+    if clip.several_faces > SEVERAL_FACES:
+        warnings.append("several faces: one of them is scored, and it may not be the speaker's")
+    return "; ".join(warnings)

@@ -33,7 +33,8 @@ def write_contact_sheet(path: AnyPath, clips: Sequence[ClipMeta], task: PrepareT
     """
     first = clips[:CLIPS]
     with running_pool(processes) as pool:
-        rows = [draw_clip(clip, prepared) for clip, prepared in zip(first, prepare_all(pool, first, task), strict=True)]
+        prepared = prepare_all(pool, first, task, processes)
+        rows = [draw_clip(clip, outcome) for clip, outcome in zip(first, prepared, strict=True)]
     with whole_file(path) as temporary:
         temporary.write_bytes(cv2.imencode(".png", np.concatenate(rows))[1].tobytes())
 

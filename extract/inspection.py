@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class Report:
         lines.append(f"{'contents':<16} {', '.join(f'{name} ({dtype})' for name, dtype in self.contents.items())}")
         lines.append(f"{'frames':<16} {self.frames:,} ({self.frames / FRAME_RATE:,.1f} s)")
         lines.append(f"{'clips':<16} {len(self.clips):,} in {self.shards:,} shards, {self.failures:,} failed")
+        lines += _faces(self.clips)
         lines += ["", count_clips(self.clips), "", *filter(None, [caveat(self.attributes)])]
         return "\n".join([*lines, *(self.damage or ["every shard is whole"])])
 
@@ -74,6 +76,17 @@ def inspect(path: str) -> Report:
     if not place(path).is_file():
         report.damage += _check_set(place(path), {clip.path: clip.label for clip in report.clips})
     return report
+
+
+def _faces(clips: Sequence[ClipMeta]) -> list[str]:
+    """The line on faces, if they are known of any clip."""
+    known = [clip for clip in clips if not math.isnan(clip.face_share)]
+    if not known:
+        return []
+    lowest = min(known, key=lambda clip: clip.face_share)
+    several = sum(clip.several_faces > 0 for clip in clips)
+    least = f"{lowest.face_share:.0%}".replace("%", " %")
+    return [f"{'faces':<16} {several:,} clips with several; fewest frames with one: {least}, of {lowest.path!r}"]
 
 
 def _open(copy: Path, file: Place) -> Shard:

@@ -94,6 +94,8 @@ class Job:
     def _writers(self, encoder: dict[str, object]) -> dict[bool, ShardWriter]:
         settings = self.settings
         numbers = dataclasses.asdict(settings.prepare) | dataclasses.asdict(settings.encode)
+        if settings.prepare.input == "roi" or settings.prepare.min_face_share == 0:
+            del numbers["min_face_share"]  # fails no clip, like sets made before there was such a setting
         numbers |= {"dtype": settings.dtype, "clips_per_shard": settings.clips_per_shard, "store": settings.store}
         text = json.dumps(numbers, sort_keys=True)
         return {

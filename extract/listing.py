@@ -26,18 +26,20 @@ def count_clips(clips: Sequence[ClipMeta]) -> str:
     return "\n".join(lines)
 
 
-def missing_files(clips: Sequence[ClipMeta], root: str | os.PathLike, kind: str = "media") -> Iterator[Path]:
-    """Files of the clips that are not there.
+def clip_files(clips: Sequence[ClipMeta], root: str | os.PathLike, kind: str = "media") -> Iterator[Path]:
+    """Yields the files of the clips, whether they exist or not.
 
     Args:
       clips: the clip list.
       root: the folder that their paths are relative to.
       kind: "media" or "roi", as extraction reads them.
     """
-    for clip in clips:
-        for suffix in SUFFIXES[kind]:
-            if not (file := inside(root, clip.path, suffix)).is_file():
-                yield file
+    return (inside(root, clip.path, suffix) for clip in clips for suffix in SUFFIXES[kind])
+
+
+def missing_files(clips: Sequence[ClipMeta], root: str | os.PathLike, kind: str = "media") -> Iterator[Path]:
+    """Files of the clips, as by `clip_files`, that are not there."""
+    return (file for file in clip_files(clips, root, kind) if not file.is_file())
 
 
 def format_missing(missing: Sequence[Path]) -> str:

@@ -6,17 +6,24 @@ python -m launch.detect clip.mp4 --avhubert=self_large_vox_433h.pt --weights=avh
 from absl import flags
 
 from apps.detect import detect
+from extract.prepare.clip import FINDERS, PrepareSettings
 from launch import command
 
 AVHUBERT = flags.DEFINE_string("avhubert", None, "Official AV-HuBERT file, or `random` to try the path.", required=True)
 WEIGHTS = flags.DEFINE_string("weights", None, "Weights, or the workdir of a training run.", required=True)
 JSON = flags.DEFINE_string("json", None, "File to write the verdicts to.")
 PAGES = flags.DEFINE_string("pages", None, "Folder for a page of each video: it plays above its frame scores.")
+LANDMARKS = flags.DEFINE_enum(
+    "landmarks",
+    PrepareSettings.landmarks,
+    list(FINDERS),
+    "dlib: detect on every frame, small faces too; dlib-tracked: now and then, and on doubt.",
+)
 
 
 def main(videos: list[str]) -> int:
     """Parses flags, detects."""
-    return detect(videos, AVHUBERT.value, WEIGHTS.value, JSON.value, PAGES.value)
+    return detect(videos, AVHUBERT.value, WEIGHTS.value, JSON.value, PAGES.value, LANDMARKS.value)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,19 @@
 python -m launch.extract --clips=clips.csv --media=videos --avhubert=large.pt --output=shards
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from absl import flags
 
 from extract.avhubert.encode import BATCH_FRAMES
 from extract.encoder import PRECISIONS, EncodeSettings
 from extract.job import TRIMMED, ExtractSettings, Job, merge_sets
+from extract.listing import clip_files
 from extract.pipeline import RUNNERS
 from extract.prepare.clip import INPUTS, PrepareSettings
 from extract.prepare.media import FPS_POLICIES
-from extract.schema import OPTIONAL
+from extract.schema import OPTIONAL, ClipMeta, InputError, check_outputs
 from extract.shard_set import format_summary
 from extract.tasks import this_task
 from launch import clip_flags, command
@@ -27,6 +31,13 @@ LANDMARKS = flags.DEFINE_string(
     PrepareSettings.landmarks,
     "dlib: detect on every frame; dlib-tracked: now and then, and on doubt; else a folder with x.npz for x.mp4 "
     "(`landmarks` [T, 68, 2]), or the npz file of the only clip.",
+)
+MIN_FACE_SHARE = flags.DEFINE_float(
+    "min_face_share",
+    PrepareSettings.min_face_share,
+    "Least share of frames with a face; a clip with fewer fails.",
+    lower_bound=0,
+    upper_bound=1,
 )
 TRIM = command.define_switch("trimmed", TRIMMED, "Drop the leading silence from both modalities; both: two sets.")
 STORE = command.define_choices("store", OPTIONAL, "Further contents of the shards.")
@@ -53,7 +64,7 @@ def main() -> None:
 def _extract() -> list:
     command.require(AVHUBERT)
     settings = ExtractSettings(
-        prepare=PrepareSettings(INPUT.value, FPS_POLICY.value, LANDMARKS.value),
+        prepare=PrepareSettings(INPUT.value, FPS_POLICY.value, LANDMARKS.value, MIN_FACE_SHARE.value),
         encode=EncodeSettings(PRECISION.value, BATCH.value, COMPILE.value),
         trimmed=TRIM.value,
         store=STORE.value,
@@ -62,8 +73,19 @@ def _extract() -> list:
         processes=PROCESSES.value,
         clip_timeout=CLIP_TIMEOUT.value,
     )
-    job = Job(*clip_flags.read_clips(), OUTPUT.value, settings, CONTACT_SHEET.value)
+    clips, media = clip_flags.read_clips()
+    if CONTACT_SHEET.value is not None:
+        _check_contact_sheet(clips, media)
+    job = Job(clips, media, OUTPUT.value, settings, CONTACT_SHEET.value)
     return RUNNERS[CLUSTER.value](job, AVHUBERT.value, *this_task(TASK_INDEX.value, TASK_COUNT.value))
+
+
+def _check_contact_sheet(clips: Sequence[ClipMeta], media: str) -> None:
+    """Rejects a contact sheet that would replace an input or a file of another kind, before any work is done."""
+    read = [clip_flags.CLIPS.value, clip_flags.SELECTION.value, AVHUBERT.value, LANDMARKS.value]
+    check_outputs([CONTACT_SHEET.value], [*filter(None, read), *clip_files(clips, media, INPUT.value)])
+    if Path(CONTACT_SHEET.value).suffix.lower() != ".png":
+        raise InputError(f"{CONTACT_SHEET.value}: a contact sheet is a PNG file; name it *.png")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from extract.prepare import (
 )
 from extract.prepare import clip as clip_module
 from extract.prepare.audio import frames_to_trim
-from extract.prepare.landmarks import fill_gaps
+from extract.prepare.landmarks import CountingFinder, fill_gaps
 from extract.prepare.mouth import similarity
 from extract.schema import ClipMeta
 from tests.conftest import TESTDATA
@@ -140,7 +140,18 @@ def test_segments_move_with_the_trimming():
 @pytest.fixture
 def faces(monkeypatch):
     """Stands in for the landmark detector: these files show no faces."""
-    monkeypatch.setitem(clip_module.FINDERS, "dlib-tracked", lambda: lambda frame: np.full((68, 2), 20.0))
+
+
+    def find() -> CountingFinder:
+        counts = []
+
+        def look(frame):
+            counts.append(1)
+            return np.full((68, 2), 20.0)
+
+        return CountingFinder(look, counts)
+
+    monkeypatch.setitem(clip_module.FINDERS, "dlib-tracked", find)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """One clip's media files become the encoder's inputs, or a reason why not."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,10 @@ from jaxtyping import Float, Int16, UInt8
 
 from extract.clips import ClipError, inside, shift_segments
 from extract.prepare.audio import check_sound, filterbank_frames, frames_to_trim, leading_silence
-from extract.prepare.landmarks import Finder, Frame, GivenPoints, every_frame
+from extract.prepare.landmarks import CountingFinder, Frame, GivenPoints, every_frame
 from extract.prepare.media import check_length, iterate_video, read_audio, to_grey
 from extract.prepare.mouth import CROP, Mouths, find_mouths
-from extract.prepare.tracking import tracked
+from extract.prepare.tracking import SEARCH_SIDE, tracked
 from extract.schema import FRAME_RATE, FULL_SCALE, SAMPLE_RATE, SAMPLES_PER_FRAME, ClipMeta
 from extract.stopwatch import Stopwatch
 
@@ -30,6 +31,7 @@ class PrepareSettings:
     input: str = "media"  # "media": a video file with sound; "roi": x_roi.mp4 (mouth crops at 25 fps) + x.wav for x.mp4
     fps_policy: str = "resample"  # see media.iterate_video
     landmarks: str = "dlib-tracked"  # or "dlib", or a folder with a npz file a clip, or the npz file of the only clip
+    min_face_share: float = 0.5  # least share of a usable clip's frames with a face; not applied to "roi"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +85,20 @@ def read_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings
             mouths = Mouths(_read_crops(inside(root, clip.path, "_roi.mp4")))
     else:
         find = _finder(clip, settings.landmarks)
+
+        def decode() -> Iterator[Frame]:
+            side = 0
+            for frame in watch.waiting("decode", _limited(iterate_video(media, settings.fps_policy))):
+                yield frame
+                side = max(frame.shape)
+            _check_faces(find, settings, side)
+
         with watch.stage("crops"):  # the rest of the time that the frames' stages leave
-            mouths = find_mouths(
-                lambda: watch.waiting("decode", _limited(iterate_video(media, settings.fps_policy))),
-                watch.timed("landmarks", find),
-            )
+            mouths = find_mouths(decode, watch.timed("landmarks", find))
         watch.seconds["crops"] -= watch.seconds["decode"] + watch.seconds["landmarks"]
-        if isinstance(find, GivenPoints):
-            find.check_all_used()
+        faces = find.faces()
+        several = math.nan if isinstance(find, GivenPoints) else float((faces > 1).mean())
+        clip = dataclasses.replace(clip, face_share=float((faces > 0).mean()), several_faces=several)
         check_length(media, max(len(mouths.crops) / FRAME_RATE, len(waveform) / SAMPLE_RATE))
     return ReadClip(clip, mouths, waveform, dict(watch.seconds))
 
@@ -100,7 +108,7 @@ def cut_clip(read: ReadClip, trimmed: bool) -> PreparedClip:
 
     Returns:
       Both modalities cut to the shorter, and the clip's record with its leading silence, the number of trimmed frames,
-      and its fake segments in the time of what is left.
+      and its fake segments in the time of what is left. The shares of frames with faces stay those of the whole clip.
 
     Raises:
       ClipError: what is left is too short.
@@ -122,10 +130,35 @@ def cut_clip(read: ReadClip, trimmed: bool) -> PreparedClip:
     return PreparedClip(meta, read.mouths.crops[part], audio[:length], _to_int16(sound), trimmed, points)
 
 
-def _finder(clip: ClipMeta, landmarks: str) -> Finder:
+def _finder(clip: ClipMeta, landmarks: str) -> CountingFinder | GivenPoints:
     if landmarks in FINDERS:
         return FINDERS[landmarks]()
     return GivenPoints(landmarks if Path(landmarks).is_file() else inside(landmarks, clip.path, ".npz"))
+
+
+def _check_faces(find: CountingFinder | GivenPoints, settings: PrepareSettings, side: int) -> None:
+    """Rejects a clip that shows a face in too few frames.
+
+    Args:
+      find: the finder, after the last frame.
+      settings: how the clip is prepared.
+      side: pixels of the frames' longer side.
+
+    Raises:
+      ClipError: there are too few frames with a face, or points for another number of frames.
+    """
+    if isinstance(find, GivenPoints):
+        find.check_all_used()
+    faces = find.faces()
+    found = np.count_nonzero(faces)
+    advice = ""
+    if settings.landmarks == "dlib-tracked" and side > SEARCH_SIDE:
+        advice = f"; pictures were searched at {SEARCH_SIDE} pixels, --landmarks=dlib finds smaller faces"
+    if not found:
+        raise ClipError("landmarks", f"no face found{advice}")
+    if found / len(faces) < settings.min_face_share:
+        least = f"--min_face_share={settings.min_face_share:g}"
+        raise ClipError("landmarks", f"a face in {found} of {len(faces)} frames, less than {least}{advice}")
 
 
 def _limited(frames: Iterator[Frame]) -> Iterator[Frame]:

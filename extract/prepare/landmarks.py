@@ -1,7 +1,8 @@
 """68 facial landmarks a frame by dlib, one speaker followed through the clip, gaps filled.
 
 Points: the 300-W annotation (33 nose base, 36/39/42/45 eye corners, 48-67 mouth). A finder is a function that is called
-with a clip's frames in order and gives the points of each, or None where there is no face.
+with a clip's frames in order and gives the points of each, or None where there is no face. The finders here also count
+the faces of each frame.
 """
 
 import functools
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import dlib
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from extract.clips import ClipError
 from extract.prepare.media import to_grey
@@ -29,24 +30,55 @@ Points = Float[np.ndarray, "68 2"]  # (x, y) in pixels
 Finder = Callable[[Frame], Points | None]
 
 
-def every_frame() -> Finder:
+class CountingFinder:
+    """A finder that looks at each picture once and counts its faces: slow videos show a picture several times at 25 fps.
+
+    A repeated picture has the points it had, and its faces count in every frame that shows it.
+    """
+
+    def __init__(self, look: Callable[[Frame], Points | None], counts: list[int]):
+        """Wraps a finder of pictures.
+
+        Args:
+          look: gives the points of a picture.
+          counts: number of faces in each picture so far; `look` keeps it and may correct earlier entries.
+        """
+        self._look, self._counts = look, counts
+        self._repeats: list[int] = []  # frames that show each picture
+        self._last: Frame | None = None
+        self._points: Points | None = None
+
+    def __call__(self, frame: Frame) -> Points | None:  # noqa: D102 (a finder)
+        if frame is not self._last:
+            self._last, self._points = frame, self._look(frame)
+            self._repeats.append(0)
+        self._repeats[-1] += 1
+        return self._points
+
+    def faces(self) -> Int[np.ndarray, " T"]:
+        """Returns the number of faces in each frame so far; 0 where none was found."""
+        return np.repeat(np.array(self._counts, np.int64), self._repeats)
+
+
+def every_frame() -> CountingFinder:
     """A finder that runs the detector on every full frame, as the official program does.
 
     The first face is the detector's most confident; later ones are those that overlap the face before, else again the
-    most confident.
+    most confident. All faces of every picture are counted.
     """
-    face = None
+    face, counts = None, []
 
     def find(frame: Frame) -> Points | None:
         nonlocal face
         grey = to_grey(frame)
         faces, confidences, _ = detector().run(grey, UPSAMPLINGS, 0.0)
+        counts.append(len(faces))
         if not faces:
             return None
         face, _ = same_speaker(faces, confidences, face)
         return predict(grey, face)
 
-    return once_a_picture(find)
+    return CountingFinder(find, counts)
 
 
 class GivenPoints:
@@ -65,6 +97,10 @@ class GivenPoints:
         self.used += 1
         points = self.points[min(self.used, len(self.points)) - 1]
         return None if np.isnan(points).any() else points
+
+    def faces(self) -> Int[np.ndarray, " T"]:
+        """Returns 1 for each frame of the file that has points, else 0; other faces of the frame are unknown."""
+        return (~np.isnan(self.points).any(axis=(1, 2))).astype(np.int64)
 
     def check_all_used(self) -> None:
         """Refuses points of another video, or of other frames of it.
@@ -112,19 +148,6 @@ def unknown() -> Points:
     return np.full((POINTS, 2), np.nan)
 
 
-def once_a_picture(find: Finder) -> Finder:
-    """A finder that gives a repeated picture the points it had: slow videos show each one several times at 25 fps."""
-    last, points = None, None
-
-    def find_new(frame: Frame) -> Points | None:
-        nonlocal last, points
-        if frame is not last:
-            last, points = frame, find(frame)
-        return points
-
-    return find_new
-
-
 def predict(grey: UInt8[np.ndarray, "H W"], face: dlib.rectangle) -> Points:
     """The points of a face."""
     return np.array([(point.x, point.y) for point in _predictor()(grey, face).parts()], float)
@@ -134,13 +157,13 @@ def same_speaker(faces, confidences, previous) -> tuple[dlib.rectangle, float]:
     """The face that continues `previous`, without one the most confident; and its confidence."""
     best = int(np.argmax(confidences))
     if previous is not None:
-        overlaps = [_overlap(face, previous) for face in faces]
+        overlaps = [overlap(face, previous) for face in faces]
         if max(overlaps) >= SAME_FACE:
             best = int(np.argmax(overlaps))
     return faces[best], float(confidences[best])
 
 
-def _overlap(a, b) -> float:
+def overlap(a: dlib.rectangle, b: dlib.rectangle) -> float:
     """Intersection over union of two rectangles."""
     common = a.intersect(b).area()
     return common / (a.area() + b.area() - common)

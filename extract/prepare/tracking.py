@@ -2,6 +2,12 @@
 
 Between detections the predictor starts from the last face's box. The small picture is a level of the detector's own
 image pyramid, so the box, and with it the points, come out nearly as they would from the full picture.
+
+Faces are counted without further detections. A frame between two detections counts like the one before it, unless the
+next regular detection does not find that face again: nobody knows then when it went, and these frames, four at most,
+count as frames without a face, as do those that wait for the next search. The small picture does not show faces
+elsewhere: their number is that of the last search of everything (the first frame, a cut, a lost face), so one that
+comes or goes in between is not noticed.
 """
 
 import cv2
@@ -10,12 +16,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from extract.prepare.landmarks import (
+    SAME_FACE,
     UPSAMPLINGS,
-    Finder,
+    CountingFinder,
     Frame,
     Points,
     detector,
-    once_a_picture,
+    overlap,
     predict,
     same_speaker,
 )
@@ -36,9 +43,10 @@ CELL = 8  # pixels: the detector's grid
 Grey = UInt8[np.ndarray, "H W"]
 
 
-def tracked() -> Finder:
+def tracked() -> CountingFinder:
     """A finder that tracks the speaker; see the module."""
-    return once_a_picture(_Tracker().find)
+    tracker = _Tracker()
+    return CountingFinder(tracker.find, tracker.counts)
 
 
 class _Tracker:
@@ -49,17 +57,21 @@ class _Tracker:
         self.score = 0.0
         self.age = PERIOD  # frames since the last detection, or search in vain: the first frame is searched
         self.thumbnail: np.ndarray | None = None
+        self.counts: list[int] = []  # faces in each picture so far
+        self.searched = 0  # faces that the last search of everything found
+        self.count = 0  # faces in the picture of the last detection
 
     def find(self, frame: Frame) -> Points | None:
         grey = to_grey(frame)
         self.age += 1
+        self.counts.append(0)
         cut = self._is_cut(grey)
         if self.points is None and not cut and self.age < PERIOD:
             return None  # lost: a search of everything is dear and waits its turn; the frames between are gaps
         if self.points is None or cut:
             return self._search(grey)
         if self.age >= PERIOD or self.score < LOW_SCORE:
-            return self._detect(grey)
+            return self._confirm(grey)
         points = predict(grey, self.face)
         return self._detect(grey) if self._in_doubt(points) else self._keep(points)
 
@@ -73,6 +85,15 @@ class _Tracker:
         drift = np.abs(points.mean(axis=0) - _centre(self.face) - self.place).max()
         jump = np.linalg.norm(points - self.points, axis=1).mean()
         return bool(drift > DRIFT * width or jump > JUMP * width)
+
+    def _confirm(self, grey: Grey) -> Points | None:
+        """Detects; if the face is not there any more, the pictures since the last detection count as without one."""
+        face, tracked = self.face, self.age - 1
+        points = self._detect(grey)
+        if points is None or overlap(self.face, face) < SAME_FACE:
+            end = len(self.counts) - 1
+            self.counts[end - tracked : end] = [0] * tracked
+        return points
 
     def _detect(self, grey: Grey) -> Points | None:
         """Detects around the last face; looks everywhere if it is not there."""
@@ -88,6 +109,7 @@ class _Tracker:
         scale = min(1.0, SEARCH_SIDE / max(grey.shape))
         small = grey if scale == 1 else cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         found, self.age = _run(small, UPSAMPLINGS), 0
+        self.searched = len(found[0]) if found else 0
         if not found:
             self.points = None
             return None
@@ -98,12 +120,14 @@ class _Tracker:
         faces = [_rectangle(face, scale, left, top) for face in found[0]]
         self.face, self.score = same_speaker(faces, found[1], self.face)
         self.age = 0
+        self.count = max(len(faces), self.searched)
         points = predict(grey, self.face)
         self.place = points.mean(axis=0) - _centre(self.face)
         return self._keep(points)
 
     def _keep(self, points: Points) -> Points:
         self.points = points
+        self.counts[-1] = self.count
         return points
 
 

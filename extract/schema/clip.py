@@ -19,7 +19,14 @@ REAL, FAKE, UNKNOWN = 0, 1, -1  # clip labels
 
 # Columns of /clips that hold one value a clip, under the names of ClipMeta's fields.
 TEXT_COLUMNS = ("path", "category", "split", "identity")
-NUMBER_COLUMNS = {"label": np.int8, "leading_silence": np.float32, "trimmed_frames": np.int32}
+NUMBER_COLUMNS = {
+    "label": np.int8,
+    "leading_silence": np.float32,
+    "trimmed_frames": np.int32,
+    "face_share": np.float32,
+    "several_faces": np.float32,
+}
+LATER_COLUMNS = ("face_share", "several_faces")  # absent from older files: unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +41,8 @@ class ClipMeta:
     leading_silence: float = math.nan  # seconds, of the untrimmed audio; NaN = unknown
     trimmed_frames: int = -1  # dropped at the start; -1 = unknown
     segments: tuple[tuple[float, float], ...] = ()  # fake stretches, seconds of the stored clip
+    face_share: float = math.nan  # share of the untrimmed clip's frames in which a face was found; NaN = unknown
+    several_faces: float = math.nan  # share in which several were; NaN = unknown
 
 
 def write_clip_table(file: h5py.File, clips: Sequence[ClipMeta], offset: Int64[np.ndarray, "borders"]) -> None:
@@ -52,11 +61,13 @@ def read_clip_table(file: HDF5File) -> tuple[tuple[ClipMeta, ...], Int64[np.ndar
     """Reads /clips and /segments: the clips and their offset [N+1].
 
     Raises:
-      ValueError: a column is missing or differs in length, an offset does not rise, a text is not printable, or a
-        segment is not 0 <= start <= end.
+      ValueError: a column is missing or differs in length, an offset does not rise, a text is not printable, a
+        segment is not 0 <= start <= end, or a share of frames is not between 0 and 1.
     """
     columns = {name: file.text(f"clips/{name}") for name in TEXT_COLUMNS}
     for name, dtype in NUMBER_COLUMNS.items():
+        if name in LATER_COLUMNS and f"clips/{name}" not in file:
+            continue
         columns[name] = file.array(f"clips/{name}").astype(dtype, casting="safe").tolist()
     offset, segment_offset = (
         file.array(f"{of}/offset").astype(np.int64, casting="safe") for of in ("clips", "segments")
@@ -90,6 +101,9 @@ def _check_clip_table(columns: dict, offset: np.ndarray, segment_offset: np.ndar
         raise ValueError("/segments/offset does not fit /segments/value")
     if not ((value[:, 0] >= 0) & (value[:, 0] <= value[:, 1]) & (value[:, 1] < np.inf)).all():
         raise ValueError("/segments/value holds a segment that is not 0 <= start <= end")
+    shares = (share for name in LATER_COLUMNS for share in columns.get(name, ()))
+    if not all(math.isnan(share) or 0 <= share <= 1 for share in shares):
+        raise ValueError("/clips/face_share or /clips/several_faces holds what is not between 0 and 1")
 
 
 def offsets(lengths: Sequence[int] | Int64[np.ndarray, " N"]) -> Int64[np.ndarray, "borders"]:

@@ -27,6 +27,8 @@ class VideoVerdict:
     name: str  # of the video
     worst_second: tuple[float, float]  # start and end of the second whose frames score highest
     caveat: str = ""  # why the scores mean nothing, if so
+    faces: str = ""  # in how many frames a face was found
+    warning: str = ""  # what the faces make doubtful about the scores, if anything
 
 
 def write_video_page(
