@@ -45,7 +45,7 @@ def draw_clip(clip: ClipMeta, prepared: Prepared) -> Picture:
     width = MOMENTS * CROP * SCALE
     if isinstance(outcome, Failure):
         return _caption(f"{clip.path}: {outcome.stage}: {outcome.reason}", width, ALARM_COLOUR)
-    moments = np.linspace(0, len(outcome.crops) - 1, MOMENTS).round().astype(int)
+    moments = np.linspace(0, len(outcome.crops) - 1, MOMENTS).round().astype(int).tolist()
     crops = [_draw_crop(outcome, moment) for moment in moments]
     return np.concatenate([_caption(f"{clip.path}  {len(outcome.crops)} frames", width, TEXT_COLOUR), np.hstack(crops)])
 

@@ -2,11 +2,13 @@
 
 import json
 
+import cv2
 import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from extract.contact_sheet import CAPTION, MOMENTS
 from extract.schema import open_shard
 from jax_avh.evaluation import POOLINGS
 from jax_avh.training.log import read_metrics
@@ -46,6 +48,14 @@ MISTAKES = {
     "no media": (
         ["extract", "--clips=c.csv", "--media=none", "--avhubert=random", "--output=o"],
         "none: no such folder",
+    ),
+    "a contact sheet in place of a clip": (
+        ["extract", "--clips=c.csv", "--media=.", "--avhubert=random", "--output=o", "--contact_sheet=a.mp4"],
+        "a.mp4: is an input",
+    ),
+    "a contact sheet in place of another file": (
+        ["extract", "--clips=c.csv", "--media=.", "--avhubert=random", "--output=r", "--contact_sheet=r/clips.csv"],
+        "r/clips.csv: a contact sheet is a PNG file",
     ),
     "no encoder": (
         ["extract", "--clips=c.csv", "--media=.", "--avhubert=none.pt", "--output=o"],
@@ -106,7 +116,7 @@ def test_the_main_path_by_its_commands(tmp_path, launch, tiny_checkpoint):
     (tmp_path / "c.csv").write_text("path,label\ns4.mp4,0\nst48.mp4,0\ntrim.mp4,1\nnone.mp4,1\n")
     shards, run, scores, results = (tmp_path / name for name in ("shards", "run", "scores.h5", "results"))
     extraction = {"clips": tmp_path / "c.csv", "media": TESTDATA, "avhubert": tiny_checkpoint, "output": shards}
-    extraction |= {"input": "roi", "dtype": "float32", "clips_per_shard": 3}
+    extraction |= {"input": "roi", "dtype": "float32", "clips_per_shard": 3, "contact_sheet": tmp_path / "sheet.png"}
     training = {"config.data.train": shards, "config.data.val": shards, "workdir": run, "config.train.epochs": 2}
     training |= {"config.data.batch_frames": 64, "config.optimizer.learning_rate": 1e-3, "config.data.shuffle": False}
     for command, flags in {
@@ -121,6 +131,8 @@ def test_the_main_path_by_its_commands(tmp_path, launch, tiny_checkpoint):
         assert "I1" not in output  # the libraries' commentary
     assert [len(open_shard(path).clips) for path in sorted(shards.glob("*.h5"))] == [3, 0]
     assert json.loads((shards / "failures.jsonl").read_text())["path"] == "none.mp4"
+    rows = 4 * [CAPTION] + 3 * [2 * 96]  # of the sheet: a caption for each clip, crops of three
+    assert cv2.imread(str(tmp_path / "sheet.png")).shape == (sum(rows), MOMENTS * 2 * 96, 3)
     lines = read_metrics(run / "metrics.jsonl")
     assert [line["epoch"] for line in lines] == [0, 1, 2]
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]

@@ -58,6 +58,16 @@ def test_a_whole_set_and_one_shard_of_it(tmp_path, url):
     assert "frames           11 (0.4 s)\n" in one.text()
 
 
+def test_faces_are_summed_up_where_they_are_known(tmp_path):
+    shares = [(math.nan, math.nan), (0.9, 0.0), (0.625, 0.25)]
+    clips = [ClipMeta(f"{n}.mp4", face_share=one, several_faces=more) for n, (one, more) in enumerate(shares)]
+    for folder, part in (("unknown", clips[:1]), ("known", clips)):
+        shard_set(tmp_path / folder, part).writer.write(0, part, [StoredClip(clip, features(2)) for clip in part])
+    assert "faces" not in inspect(f"{tmp_path}/unknown/features-00000.h5").text()
+    text = inspect(f"{tmp_path}/known/features-00000.h5").text()
+    assert "faces            1 clips with several; fewest frames with one: 62 %, of '2.mp4'\n" in text
+
+
 def neither(shard, clip):
     return rf"^features-0000{shard}.h5: 'c{clip}.mp4' of the clip list is neither in a shard nor in its failure log$"
 

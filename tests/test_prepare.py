@@ -141,7 +141,6 @@ def test_segments_move_with_the_trimming():
 def faces(monkeypatch):
     """Stands in for the landmark detector: these files show no faces."""
 
-
     def find() -> CountingFinder:
         counts = []
 
@@ -175,6 +174,34 @@ def test_both_modalities_are_cut_to_the_shorter(tmp_path, faces):
     write_media(tmp_path / "x.mkv", ramp([0] * 50), sound=tone(1), audio_codec="pcm_s16le")
     prepared = prepare_clip(ClipMeta("x.mkv"), tmp_path, PrepareSettings())
     assert len(prepared.crops) == len(prepared.audio) == 25
+
+
+def test_shares_of_faces_are_those_of_the_whole_clip(tmp_path, monkeypatch):
+    """Also where the silent start, whose frames show none, is trimmed."""
+    counts = [0] * 10 + [1] * 10 + [2] * 5
+    points = iter([None if not count else np.full((68, 2), 20.0) for count in counts])
+    finder = CountingFinder(lambda _: next(points), counts)
+    monkeypatch.setitem(clip_module.FINDERS, "dlib-tracked", lambda: finder)
+    write_media(
+        tmp_path / "x.mkv", ramp([k / 25 for k in range(25)]), sound=tone(1, silence=0.3), audio_codec="pcm_s16le"
+    )
+    prepared = prepare_clip(ClipMeta("x.mkv"), tmp_path, PrepareSettings(min_face_share=0.6), trimmed=True)
+    assert prepared.meta.trimmed_frames == 8
+    assert (prepared.meta.face_share, prepared.meta.several_faces) == (0.6, 0.2)
+
+
+def test_mouth_crops_that_exist_know_no_shares_and_need_none():
+    meta = prepare_clip(ClipMeta("s4.mp4"), TESTDATA, PrepareSettings(input="roi", min_face_share=1.0)).meta
+    assert math.isnan(meta.face_share)
+    assert math.isnan(meta.several_faces)
+
+
+def test_a_large_picture_without_a_face_names_the_finder_of_small_ones(tmp_path):
+    wide = [np.hstack([frame, frame]) for frame in ramp([0] * 3)]  # 2048 pixels
+    write_media(tmp_path / "x.mkv", wide, sound=tone(1), audio_codec="pcm_s16le")
+    for landmarks, reason in {"dlib-tracked": "^no face found; .*--landmarks=dlib ", "dlib": "^no face found$"}.items():
+        with pytest.raises(ClipError, match=reason):
+            prepare_clip(ClipMeta("x.mkv"), tmp_path, PrepareSettings(landmarks=landmarks))
 
 
 def test_crops_of_another_size_are_refused(tmp_path):

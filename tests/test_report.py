@@ -347,7 +347,7 @@ def clip(tmp_path_factory):
 
 
 FRAME = np.sin(np.arange(50) / 8).astype(np.float32)
-VERDICT = VideoVerdict(NASTY, (0.24, 1.24), "RANDOM weights")
+VERDICT = VideoVerdict(NASTY, (0.24, 1.24), "RANDOM weights", "face in 96 % of frames", "several faces " + NASTY)
 
 
 def wait_until(page, condition: str) -> None:
@@ -386,6 +386,8 @@ def test_the_video_page_says_what_it_shows(browser, clip, tmp_path, size, scheme
         text = page.locator("main").inner_text()
         for part in (NASTY, "RANDOM weights", "0.5123", "0.24-1.24 s", "known to be fake", "no absolute meaning"):
             assert part in text
+        assert "Face in 96 % of frames." in text
+        assert f"Several faces {NASTY}." in text
         assert not page.locator("#unplayable").is_visible()
 
 

@@ -65,6 +65,8 @@ metas = st.fixed_dictionaries(
         "identity": st.sampled_from(["", "id1", "ü"]),
         "leading_silence": st.floats(0, 9, width=32),
         "trimmed_frames": st.integers(-1, 99),
+        "face_share": st.floats(0, 1, width=32),
+        "several_faces": st.floats(0, 1, width=32),
         "segments": st.lists(st.tuples(st.floats(0, 9, width=32), st.floats(9, 20, width=32)), max_size=3).map(tuple),
     }
 )
@@ -97,6 +99,15 @@ def test_unknown_silence_stays_unknown(tmp_path):
     clip = open_shard(write_one(tmp_path)).clips[0]
     assert math.isnan(clip.leading_silence)
     assert clip.trimmed_frames == -1
+
+
+@pytest.mark.parametrize("column", ["face_share", "several_faces"])
+def test_shards_from_before_faces_were_counted_are_read(tmp_path, column):
+    path = write_one(tmp_path)
+    rewrite(path, replaced(f"clips/{column}", np.float32([0.5, 0.25])))
+    assert [getattr(clip, column) for clip in open_shard(path).clips] == [0.5, 0.25]
+    rewrite(path, lambda file: file.pop(f"clips/{column}"))
+    assert all(math.isnan(getattr(clip, column)) for clip in open_shard(path).clips)
 
 
 def test_a_segment_may_end_beyond_all_float32_numbers(tmp_path):

@@ -1,5 +1,8 @@
-"""Landmarks and crops in one pass: equal to two passes; tracked points close to those of every frame."""
+"""Landmarks and crops in one pass: equal to two passes; tracked points close to those of every frame; faces counted."""
 
+import math
+
+import cv2
 import hypothesis
 import numpy as np
 import pytest
@@ -8,11 +11,13 @@ from hypothesis import strategies as st
 from extract.clips import ClipError
 from extract.prepare import PrepareSettings, crop_mouths, detect_landmarks, find_mouths, prepare_clip, tracking
 from extract.prepare import mouth as mouth_module
-from extract.prepare.landmarks import fill_gaps
+from extract.prepare.landmarks import detector, every_frame, fill_gaps
 from extract.schema import ClipMeta
 from tests.media import ramp, read_frames, tone, write_media
 
 FACE = np.random.default_rng(0).uniform(20, 60, (68, 2))
+FACE_IN_14 = np.where(np.arange(30)[:, None, None] % 2, FACE, np.nan)
+FACE_IN_14[1] = np.nan
 
 
 def clip_with_gaps(known: list[bool]) -> tuple[list[np.ndarray], np.ndarray]:
@@ -131,6 +136,65 @@ def test_a_repeated_picture_costs_nothing(real_clips, runs):
     assert len(runs) == 1
 
 
+def counted(find, frames) -> str:
+    """The number of faces in each frame, as digits."""
+    for frame in frames:
+        find(frame)
+    return "".join(map(str, find.faces()))
+
+
+def covered(frames: np.ndarray, how: str) -> list[np.ndarray]:
+    """Frames whose first face is hidden, or all of them black."""
+    (face, *_), _, _ = detector().run(cv2.cvtColor(frames[0], cv2.COLOR_RGB2GRAY), 1, 0.0)
+    reach = face.width() // 3
+    place = slice(max(face.top() - reach, 0), face.bottom() + reach), slice(face.left() - reach, face.right() + reach)
+    hidden = []
+    for frame in frames.copy():
+        part = frame[place]
+        part[:] = {"grey": 128, "blurred": cv2.GaussianBlur(part, (0, 0), face.width() / 4), "black": part}[how]
+        hidden.append(frame * (how != "black"))
+    return hidden
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "left"),
+    [
+        ("jwpIntro", "grey", 13),
+        ("jwpIntro", "black", 13),
+        # No doubt in the points tells when this face goes, so the frames since the last detection do not count.
+        ("testMovie", "blurred", 11),
+    ],
+)
+def test_a_face_that_is_hidden_does_not_count(real_clips, name, how, left):
+    frames = read_frames(real_clips[name])[:24]
+    assert counted(tracking.tracked(), [*frames[:13], *covered(frames[13:], how)]) == "1" * left + "0" * (24 - left)
+
+
+def test_a_blank_that_lasts_until_another_face_is_taken_does_not_count(real_clips):
+    """The speaker is covered from frame 11 on; at frame 14 the detector takes the man beside him."""
+    frames = read_frames(real_clips["obama_speech"])[:20]
+    assert counted(tracking.tracked(), [*frames[:11], *covered(frames, "grey")[11:]]) == "2" * 10 + "0" * 4 + "1" * 6
+
+
+def test_a_face_in_the_second_half_counts_from_its_first_frame(real_clips):
+    frames = read_frames(real_clips["testMovie"])[:12]
+    assert counted(tracking.tracked(), [*np.zeros_like(frames), *frames]) == "0" * 12 + "1" * 12
+
+
+@pytest.mark.parametrize("finder", [every_frame, tracking.tracked])
+def test_several_faces_are_counted_until_a_cut(real_clips, finder):
+    """A poster beside the speaker, then the speaker in another scene."""
+    frames = read_frames(real_clips["testMovie"])[:10]
+    beside = [np.hstack([frame, frames[0]]) for frame in frames[:5]]
+    alone = [np.hstack([frame, np.full_like(frame, 255)]) for frame in frames[5:]]
+    assert counted(finder(), [*beside, *alone]) == "2" * 5 + "1" * 5
+
+
+def test_a_repeated_picture_counts_in_every_frame_that_shows_it(real_clips):
+    frame = read_frames(real_clips["testMovie"])[0]
+    assert counted(tracking.tracked(), [*[frame] * 5, *[np.zeros_like(frame)] * 3]) == "11111000"
+
+
 @pytest.fixture
 def clip(tmp_path):
     write_media(tmp_path / "x.mkv", ramp([0] * 30), sound=tone(1.2), audio_codec="pcm_s16le")
@@ -146,6 +210,8 @@ def test_given_points_are_used(tmp_path, clip, single):
     prepared = prepare_clip(clip, tmp_path, PrepareSettings(landmarks=str(place)))
     wanted = crop_mouths(read_frames(tmp_path / "x.mkv"), fill_gaps(points))
     np.testing.assert_array_equal(prepared.crops, wanted.crops)
+    assert prepared.meta.face_share == 29 / 30
+    assert math.isnan(prepared.meta.several_faces)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +225,8 @@ def test_given_points_are_used(tmp_path, clip, single):
         ({"landmarks": np.array([{}], dtype=object)}, "not a npz file with `landmarks`"),
         ({"landmarks": np.zeros((29, 68, 2))}, "has points for 29 frames, not 30"),
         ({"landmarks": np.zeros((36, 68, 2))}, "has points for 36 frames, not 30"),
-        ({"landmarks": np.full((30, 68, 2), np.nan)}, "no face found"),
+        ({"landmarks": np.full((30, 68, 2), np.nan)}, "^no face found$"),
+        ({"landmarks": FACE_IN_14}, "^a face in 14 of 30 frames, less than --min_face_share=0.5$"),
     ],
 )
 def test_points_that_do_not_fit_are_told(tmp_path, clip, arrays, reason):

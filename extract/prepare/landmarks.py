@@ -31,7 +31,7 @@ Finder = Callable[[Frame], Points | None]
 
 
 class CountingFinder:
-    """A finder that looks at each picture once and counts its faces: slow videos show a picture several times at 25 fps.
+    """A finder that looks at each picture once, and counts faces: slow videos show one several times at 25 fps.
 
     A repeated picture has the points it had, and its faces count in every frame that shows it.
     """
