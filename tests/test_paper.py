@@ -76,7 +76,7 @@ def test_a_corpus_is_the_same_each_time_and_not_written_over(corpus, tmp_path, m
     simulate(tmp_path)
     for folder in ("untrimmed/val", "trimmed/test"):
         one, two = (open_shard(list_shards(root / "av_deepfake1m" / folder)[0]) for root in (corpus, tmp_path))
-        assert one.clips == two.clips
+        assert repr(one.clips) == repr(two.clips)  # NaN equals nothing
         for name in ("visual", "audio"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
         for name in ("waveform", "crops"):

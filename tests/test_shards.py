@@ -233,6 +233,8 @@ def compressed(name):
         (replaced("clips/label", [0.0, 1.0]), "cast"),
         (replaced("clips/offset", [0.0, 3.0, 8.0]), "cast"),
         (replaced("clips/path", ["a", "a"]), "twice"),
+        (replaced("clips/face_share", np.float32([0.5, 1.5])), "not between 0 and 1"),
+        (replaced("clips/several_faces", np.float32([[0.5], [0.5]])), "not a whole HDF5"),
         (replaced("clips/offset", np.zeros((3, 1), np.int64)), "another shape"),
         (replaced("clips/offset", np.zeros(0, np.int64)), "different lengths"),
         (replaced("segments/value", np.zeros((0, 3), np.float32)), "another shape"),
