@@ -1,19 +1,27 @@
-"""Clip lists: which clips there are, read from a CSV file and checked line by line."""
+"""Clip lists: which clips there are, read from a CSV file and checked line by line; which file a clip's path names."""
 
+import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
-import math
 import os
+import reprlib
+import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta, InputError, place
-from extract.schema.files import AnyPath, Place
+from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta, InputError, read_table, unprintable
+from extract.schema.files import AnyPath
 
 COLUMNS = ("path", "label", "category", "split", "identity", "fake_segments")
-LABELS = {"0": REAL, "1": FAKE, "-1": UNKNOWN, "": UNKNOWN, "real": REAL, "fake": FAKE}
+UNREAD = ("num_frames",)  # further columns of AVH-Align's own lists
+LABELS = {"0": REAL, "1": FAKE, "-1": UNKNOWN, "": UNKNOWN, "real": REAL, "fake": FAKE, "unknown": UNKNOWN}
+LABELS |= {"0.0": REAL, "1.0": FAKE, "-1.0": UNKNOWN}  # pandas' spelling, where a label of the column is missing
+NUMBERS = {int, float}
+LONGEST_NAME = 255  # bytes: no common file system holds a longer one
 
 
 class ClipError(InputError):
@@ -39,27 +47,32 @@ class Failure:
 def read_clip_list(path: AnyPath) -> list[ClipMeta]:
     """Reads a clip list.
 
+    Blanks at either end of a field do not count; a name that does begin or end with one is written `./ a.mp4` or
+    `a.mp4 /`.
+
     Args:
-      path: a CSV file whose header names at least `path`; also read, where present: `label` (0 or real, 1 or fake,
-        -1 or empty = unknown), `category`, `split`, `identity`, `fake_segments` (JSON: [[start, end], ...], seconds).
+      path: a CSV file, delimited by commas, semicolons or tabs, whose header names at least `path`; also read, where
+        present: `label` (0 or real, 1 or fake, -1 or empty = unknown), `category`, `split`, `identity`,
+        `fake_segments` (JSON: [[start, end], ...], seconds).
 
     Returns:
       The clips, in the file's order.
 
     Raises:
-      InputError: naming the file and the line at fault.
+      InputError: naming the file and, where there is one, the line at fault.
     """
-    clips, lines = [], {}
-    for line, row in _rows(place(path)):
+    clips: list[ClipMeta] = []
+    lines: dict[str, int] = {}
+    for line, row in read_table(path, COLUMNS, ("path",), UNREAD):
         try:
             clip = _clip(row)
         except ValueError as error:
             raise InputError(f"{path}, line {line}: {error}") from None
         if (first := lines.setdefault(clip.path, line)) != line:
-            raise InputError(f"{path}, line {line}: {clip.path!r} stands in line {first} too; list each clip once")
+            raise InputError(f"{path}, line {line}: {clip.path!r} is also in line {first}; list each clip once")
         clips.append(clip)
     if not clips:
-        raise InputError(f"{path}: the list holds no clip")
+        raise InputError(f"{path}: holds no clip; list one a line")
     return clips
 
 
@@ -69,30 +82,83 @@ def clip_list_text(clips: Sequence[ClipMeta]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for clip in clips:
+        path = f"{'./' * clip.path.startswith(' ')}{clip.path}{'/' * clip.path.endswith(' ')}"
         segments = json.dumps(clip.segments) if clip.segments else ""
-        writer.writerow([clip.path, clip.label, clip.category, clip.split, clip.identity, segments])
+        writer.writerow([path, clip.label, clip.category, clip.split, clip.identity, segments])
     return text.getvalue()
 
 
 def inside(root: str | os.PathLike, path: str, suffix: str | None = None) -> Path:
-    """The file of a clip below `root`, with another suffix (".npz", "_roi.mp4") if one is given."""
-    file = Path(root) / check_path(path)
-    return file if suffix is None else file.with_name(file.stem + suffix)
+    """The file of a clip below a folder.
+
+    Where no file has exactly this name, one counts that differs only as lists from other systems do: in Unicode form
+    (NFC, NFD), in blanks at the ends of names, in backslashes for slashes.
+
+    Args:
+      root: the folder.
+      path: of the clip.
+      suffix: in place of the clip's own (".npz", "_roi.mp4").
+
+    Raises:
+      ClipError: the path does not name a place below the folder.
+    """
+    try:
+        file = Path(root) / check_path(path)
+    except ValueError as error:
+        raise ClipError("path", str(error)) from None
+    file = file if suffix is None else file.with_name(file.stem + suffix)
+    with contextlib.suppress(OSError):  # of names too long, or folders without permission: whoever opens it will say
+        if not file.exists():
+            return _as_stored(Path(root), file.relative_to(root)) or file
+    return file
+
+
+def near_name(file: str | os.PathLike) -> str:
+    """Ends a message on a missing file: a question that names its likeliest other spelling (case), or ""."""
+    missing = Path(str(file).replace("\\", "/"))
+    with contextlib.suppress(OSError):
+        while not missing.parent.exists():
+            missing = missing.parent
+        for name in _namesakes(missing.parent, missing.name):
+            if name != missing.name:
+                return f"; did you mean {name!r}?"
+    return ""
 
 
 def check_path(path: str) -> str:
     """Returns a clip's path if it names a place below its root.
 
     Raises:
-      ValueError: the path is empty, absolute, climbs out by `..`, or holds control characters.
+      ValueError: the path is empty, absolute or a URL, climbs out by `..`, or holds characters that do not print.
     """
-    if not path or not path.isprintable():
-        raise ValueError(f"the clip's path {path!r} is empty or unprintable")
+    if not path:
+        raise ValueError("the clip's path is empty")
+    if character := unprintable(path):
+        raise ValueError(f"the clip's path {path!r} holds {character}; take it out, or rename the file")
     if path.startswith(("/", "\\")) or ".." in PurePosixPath(path.replace("\\", "/")).parts:
         raise ValueError(f"the clip's path {path!r} leaves its folder; paths are relative and go down only")
+    if "://" in path:
+        raise ValueError(f"the clip's path {path!r} is a URL; fetch the file, and list its path")
     if not PurePosixPath(path).name:
         raise ValueError(f"the clip's path {path!r} names no file")
+    if any(len(name.encode()) > LONGEST_NAME for name in path.split("/")):
+        raise ValueError(f"the clip's path {reprlib.repr(path)} has a name of more than {LONGEST_NAME} bytes")
     return path
+
+
+def check_segments(name: str, value: object) -> tuple[tuple[float, float], ...]:
+    """Fake stretches out of parsed JSON, in seconds.
+
+    Raises:
+      ValueError: they are not [[start, end], ...] with 0 <= start <= end.
+    """
+    if type(value) is not list or not all(
+        type(pair) is list and len(pair) == 2 and {*map(type, pair)} <= NUMBERS for pair in value
+    ):
+        raise ValueError(f"{name} {reprlib.repr(value)} is not of the form [[start, end], ...]; correct it")
+    if not all(0 <= start <= end <= sys.float_info.max for start, end in value):
+        raise ValueError(f"{name} {reprlib.repr(value)} must have 0 <= start <= end, in seconds; correct it")
+    return tuple((float(start), float(end)) for start, end in value)
 
 
 def refuse_shared_names(clips: Sequence[ClipMeta]) -> None:
@@ -114,44 +180,56 @@ def shift_segments(segments: Sequence[tuple[float, float]], seconds: float) -> t
     return tuple((max(start - seconds, 0.0), end - seconds) for start, end in segments if end > seconds)
 
 
-def _rows(path: Place):
-    """(line number, row) of a CSV file with a `path` column."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            if "path" not in (reader.fieldnames or ()):
-                raise InputError(f"{path}: no column `path` in its header {reader.fieldnames or []}")
-            for row in reader:
-                yield reader.line_num, row
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable CSV file ({error})") from None
-
-
-def _clip(row: dict[str, str | None]) -> ClipMeta:
+def _clip(row: dict[str, str]) -> ClipMeta:
     """One row as a clip; a ValueError says what is wrong with it."""
-    if None in row or None in row.values():
-        raise ValueError("has another number of fields than the header")
-    text = {name: (row.get(name) or "").strip() for name in ("label", "category", "split", "identity", "fake_segments")}
-    if unprintable := [name for name, value in text.items() if not value.isprintable()]:
-        raise ValueError(f"{unprintable[0]} {text[unprintable[0]]!r} holds control characters")
-    if text["label"].lower() not in LABELS:
-        raise ValueError(f"label {text['label']!r} is none of 0, 1, -1")
-    return ClipMeta(
-        path=str(PurePosixPath(check_path(row["path"]))),  # one spelling: "./a.mp4" is "a.mp4"
-        label=LABELS[text.pop("label").lower()],
-        segments=_segments(text.pop("fake_segments")),
-        **text,
-    )
+    text = {name: row.get(name, "") for name in ("category", "split", "identity")}
+    for name, value in text.items():
+        if character := unprintable(value):
+            raise ValueError(f"{name} {value!r} holds {character}; take it out")
+    if (label := row.get("label", "").casefold()) not in LABELS:
+        raise ValueError(f"label {row['label']!r} is not one of 0 (real), 1 (fake), -1 (unknown); correct it")
+    segments = _segments(row.get("fake_segments", ""))
+    if segments and LABELS[label] == REAL:
+        raise ValueError("has fake_segments, but is labelled real; correct one of them")
+    # One spelling: "./a.mp4" is "a.mp4".
+    return ClipMeta(str(PurePosixPath(check_path(row["path"]))), LABELS[label], segments=segments, **text)
 
 
 def _segments(text: str) -> tuple[tuple[float, float], ...]:
     """Fake stretches out of their JSON form."""
     try:
-        segments = tuple((start + 0.0, end + 0.0) for start, end in json.loads(text or "[]"))
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        raise ValueError(f"fake_segments {text!r} is not JSON of the form [[start, end], ...]") from None
-    if any(not 0 <= start <= end < math.inf for start, end in segments):
-        raise ValueError(f"fake_segments {text!r} must have 0 <= start <= end, in seconds")
-    return segments
+        value = json.loads(text or "[]")
+    except (ValueError, RecursionError):
+        raise ValueError(f"fake_segments {reprlib.repr(text)} is not JSON: [[start, end], ...]; correct it") from None
+    return check_segments("fake_segments", value)
+
+
+def _as_stored(root: Path, path: Path) -> Path | None:
+    """The only file below a folder whose path differs only in the ways that `inside` allows."""
+    found = root
+    for part in path.as_posix().replace("\\", "/").split("/"):
+        if not (found / part).exists():
+            names = [name for name in _namesakes(found, part) if _plain(name) == _plain(part)]
+            if len(names) != 1:
+                return None
+            part = names[0]
+        found /= part
+    return found
+
+
+def _namesakes(folder: Path, name: str) -> list[str]:
+    """The names in a folder that differ from this one at most in case, Unicode form and blanks at the ends."""
+    return _listing(folder, folder.stat().st_mtime_ns).get(_plain(name).casefold(), [])
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()
+
+
+@functools.lru_cache(maxsize=8)
+def _listing(folder: Path, changed: int) -> dict[str, list[str]]:
+    """The names in a folder by their plain form without case; read anew only once it has changed."""
+    names: dict[str, list[str]] = {}
+    for name in os.listdir(folder):  # noqa: PTH208 (names, not paths)
+        names.setdefault(_plain(name).casefold(), []).append(name)
+    return names

@@ -1,16 +1,19 @@
 """A clip list before it is extracted: its counts, and whether its files are there."""
 
 import collections
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from extract.clips import inside
-from extract.schema import FAKE, REAL, ClipMeta
+from extract.clips import inside, near_name
+from extract.datasets.common import LETTERS
+from extract.schema import FAKE, REAL, ClipMeta, warn
 
 LABEL_NAMES = {REAL: "real", FAKE: "fake"}  # else unknown
 SUFFIXES = {"media": (None,), "roi": ("_roi.mp4", ".wav")}  # files of a clip, by --input
 SHOWN = 20  # missing files that are named
+REAL_KIND, *FAKE_KINDS = LETTERS.values()  # categories that say which label their clips have
 
 
 def count_clips(clips: Sequence[ClipMeta]) -> str:
@@ -47,4 +50,26 @@ def format_missing(missing: Sequence[Path]) -> str:
     if not missing:
         return "every file is there"
     more = [f"... and {len(missing) - SHOWN:,} more"] if len(missing) > SHOWN else []
-    return "\n".join([f"{len(missing):,} files are missing:", *map(str, missing[:SHOWN]), *more])
+    shown = [f"{file}{near_name(file)}" for file in missing[:SHOWN]]
+    return "\n".join([f"{len(missing):,} files are missing:", *shown, *more])
+
+
+def warn_of_contradictions(clips: Sequence[ClipMeta]) -> None:
+    """Prints how many clips contradict themselves, for each way of doing so; they are kept as they are."""
+    fakes = [clip for clip in clips if clip.label == FAKE]
+    located = any(clip.segments for clip in fakes)
+    for what, found in {
+        "have fake segments that overlap, which can never all be found": filter(_overlapping, clips),
+        f"are labelled fake, but of category {REAL_KIND}": (clip for clip in fakes if clip.category == REAL_KIND),
+        f"are labelled real, but of category {', '.join(FAKE_KINDS[:-1])} or {FAKE_KINDS[-1]}": (
+            clip for clip in clips if clip.label == REAL and clip.category in FAKE_KINDS
+        ),
+        "are labelled fake without fake segments, unlike others": (c for c in fakes if located and not c.segments),
+    }.items():
+        if paths := [clip.path for clip in found]:
+            warn(f"{len(paths):,} clips {what}; the first is {paths[0]!r}")
+
+
+def _overlapping(clip: ClipMeta) -> bool:
+    segments = sorted(clip.segments)
+    return any(end > start for (_, end), (start, _) in itertools.pairwise(segments))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.clips import Failure, inside, refuse_shared_names
+from extract.clips import Failure, inside, near_name, refuse_shared_names
 from extract.progress import Progress
 from extract.schema import ClipMeta, InputError, place
 from extract.shard_set import ShardSet, merge
@@ -67,7 +67,7 @@ def read_npz(path: Path) -> ClipFeatures | str:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return ClipFeatures(arrays["visual"], arrays["audio"])
     except FileNotFoundError:
-        return f"no such file: {path}"
+        return f"no such file: {path}{near_name(path)}"
     except Exception as error:  # a damaged file can make numpy and zlib raise anything; this clip is then logged
         return f"not a file of npz features ({' '.join(str(error).split())})"
 

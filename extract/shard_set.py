@@ -10,6 +10,8 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from extract.clips import clip_list_text, read_clip_list
 from extract.schema import (
     FRAME_RATE,
@@ -17,6 +19,7 @@ from extract.schema import (
     ClipMeta,
     InputError,
     caveat,
+    ends_beyond,
     json_attribute,
     place,
     read_shard_table,
@@ -108,7 +111,8 @@ def merge(directory: AnyPath) -> dict[str, object] | None:
     for path, part in zip(paths, parts, strict=True):
         table = read_shard_table(path)
         failures += _check_complete(path, table.clips, part)
-        totals.update(stored=len(table.clips), frames=int(table.offset[-1]))
+        beyond = map(ends_beyond, table.clips, np.diff(table.offset).tolist())
+        totals.update(stored=len(table.clips), frames=int(table.offset[-1]), beyond=sum(beyond))
         seconds.update(json_attribute(path, table.attributes, "seconds"))
     write_failures(directory / FAILURES, failures)
     summary = {
@@ -116,6 +120,7 @@ def merge(directory: AnyPath) -> dict[str, object] | None:
         "stored": totals["stored"],
         "failed": len(failures),
         "frames": totals["frames"],
+        "segments_beyond_end": totals["beyond"],
         "video_seconds": totals["frames"] / FRAME_RATE,
         "shards": len(paths),
         "trimmed": table.attributes["trimmed"],
@@ -163,7 +168,9 @@ def format_summary(summary: dict[str, object] | None) -> str:
     trimmed = ", trimmed" if summary["trimmed"] is True else ""
     text = "{clips} clips: {stored} in {shards} shards ({frames} frames{0}), {failed} failed".format(trimmed, **summary)
     text += " (see failures.jsonl)" if summary["failed"] else ""
-    return "\n".join([text, *filter(None, [summary["caveat"]])])
+    beyond = summary["segments_beyond_end"]
+    note = beyond and f"{beyond} clips have fake segments beyond their end; give them in seconds of the whole clip"
+    return "\n".join([text, *filter(None, [note, summary["caveat"]])])
 
 
 def _check_complete(path: Place, stored: Sequence[ClipMeta], listed: Sequence[ClipMeta]) -> list:

@@ -22,7 +22,7 @@ from extract.schema import (
     ClipMeta,
     InputError,
     offsets,
-    place,
+    read_text,
     shard_name,
     whole_file,
     write_clip_table,
@@ -135,12 +135,11 @@ def failure_log(shard: Place) -> Place:
 
 def read_failures(path: Place) -> list[Failure]:
     """The failures in a log."""
+    text = read_text(path, "where its shard exists, remove that to extract both again")
     try:
-        failures = [Failure(**json.loads(line)) for line in place(path).read_text(encoding="utf-8").splitlines()]
+        failures = [Failure(**json.loads(line)) for line in text.splitlines()]
         return [Failure(*map(str, dataclasses.astuple(failure))) for failure in failures]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; where its shard exists, remove that to extract both again") from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path}: not a failure log ({error}); remove it and its shard to extract both again"
         ) from error

@@ -3,28 +3,34 @@
 from absl import flags
 
 from extract.clips import read_clip_list
-from extract.datasets import DATASETS, read_dataset
+from extract.datasets import DATASETS, of_splits, read_dataset
+from extract.listing import warn_of_contradictions
 from extract.schema import ClipMeta, InputError
 
 CLIPS = flags.DEFINE_string("clips", None, "Clip list: a CSV file with the column `path`.")
 MEDIA = flags.DEFINE_string("media", None, "Folder that the paths of --clips are relative to.")
 DATASET = flags.DEFINE_enum("dataset", None, list(DATASETS), "A data set as it was released, instead of --clips.")
 ROOT = flags.DEFINE_string("root", None, "Folder of the --dataset.")
-SPLIT = flags.DEFINE_list("split", [], "Splits of the --dataset, by its own names; none = all.")
+SPLIT = flags.DEFINE_list("split", [], "Splits of the --dataset, by its own names, or of --clips; none = all.")
 SELECTION = flags.DEFINE_string("selection", None, "A list of AVH-Align's: the clips of the --dataset to keep.")
 
 
 def read_clips() -> tuple[list[ClipMeta], str]:
     """The clips that the flags name, and the folder that their paths are relative to."""
-    of_dataset = {"root": ROOT.value, "split": SPLIT.value, "selection": SELECTION.value}
+    clips, folder = _read()
+    warn_of_contradictions(clips)
+    return clips, folder
+
+
+def _read() -> tuple[list[ClipMeta], str]:
     if DATASET.value:
         if CLIPS.value or MEDIA.value:
             raise InputError("--dataset stands instead of --clips and --media; give one or the other")
         if not ROOT.value:
             raise InputError(f"--dataset={DATASET.value} needs --root, the folder of the data set")
         return read_dataset(DATASET.value, ROOT.value, SPLIT.value, SELECTION.value), ROOT.value
-    if given := [name for name, value in of_dataset.items() if value]:
+    if given := [flag.name for flag in (ROOT, SELECTION) if flag.value]:
         raise InputError(f"--{given[0]} goes with --dataset; give that too")
     if not CLIPS.value or not MEDIA.value:
         raise InputError("no clips named: give --clips and --media, or --dataset and --root")
-    return read_clip_list(CLIPS.value), MEDIA.value
+    return of_splits(CLIPS.value, read_clip_list(CLIPS.value), SPLIT.value), MEDIA.value

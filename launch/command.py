@@ -4,6 +4,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -11,6 +12,7 @@ from ml_collections import config_flags
 from extract.schema import InputError
 
 USER_ERROR = 2  # exit status
+HOME = re.compile(r"(?<=[=,])~(?=[/,]|$)")  # a shell expands it at the start of a word only, not in --output=~/x
 METHOD = re.compile(r"^--?config\.method(=|$)")
 FLAG_ERRORS = (flags.Error, KeyError, ValueError, TypeError, AttributeError, OSError)  # config flags raise plain ones
 
@@ -44,7 +46,7 @@ def define_config(make: Callable[[dict[str, str]], object]) -> flags.FlagHolder:
       make: makes the default configuration of some settings.
     """
     try:
-        given = flags.FLAGS.read_flags_from_files(sys.argv[1:])  # config flags look at the command line alone
+        given = _given(sys.argv[1:])  # config flags look at the command line alone
         sys.argv[1:] = [METHOD.sub(r"--config.method.name\1", argument) for argument in given]
         return config_flags.DEFINE_config_dataclass("config", make(_given_method()))
     except FLAG_ERRORS as error:  # it looks at the command line at once
@@ -121,6 +123,12 @@ class _Paths(flags.ListParser):
         return paths
 
 
+def _given(arguments: list[str]) -> list[str]:
+    """The flags on the command line and in flag files, "~" being the user's home."""
+    home = str(Path("~").expanduser()).replace("\\", r"\\")
+    return [HOME.sub(home, argument) for argument in flags.FLAGS.read_flags_from_files(arguments)]
+
+
 def _given_method() -> dict[str, str]:
     text = "\n".join(sys.argv)
     found = re.findall(r"^--config\.method\.name[=\n](.*)$", text, re.MULTILINE)
@@ -129,7 +137,7 @@ def _given_method() -> dict[str, str]:
 
 def _parse(argv: list[str], arguments: str | None, known_only: bool) -> list[str]:
     try:
-        rest = flags.FLAGS(argv, known_only=known_only)
+        rest = flags.FLAGS([argv[0], *_given(argv[1:])], known_only=known_only)
     except FLAG_ERRORS as error:
         sys.exit(_complain(_reason(error)))
     if flags.FLAGS["verbosity"].using_default_value:

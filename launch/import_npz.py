@@ -6,6 +6,7 @@ python -m launch.import_npz --clips=train.csv --features=npz --output=shards
 from absl import flags
 
 from extract.clips import read_clip_list
+from extract.listing import warn_of_contradictions
 from extract.official import import_features
 from extract.shard_set import format_summary
 from launch import command
@@ -21,6 +22,7 @@ CLIPS_PER_SHARD = flags.DEFINE_integer("clips_per_shard", 256, "Clips in one sha
 def main() -> None:
     """Parses flags, imports."""
     clips = read_clip_list(CLIPS.value)
+    warn_of_contradictions(clips)
     summary = import_features(clips, FEATURES.value, OUTPUT.value, DTYPE.value, WIDTH.value, CLIPS_PER_SHARD.value)
     print(format_summary(summary))
 

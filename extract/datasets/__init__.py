@@ -2,6 +2,7 @@
 
 from extract.datasets.av_deepfake1m import read_av_deepfake1m
 from extract.datasets.avlips import read_avlips
+from extract.datasets.common import of_splits
 from extract.datasets.fakeavceleb import read_fakeavceleb
 from extract.datasets.folder import read_folder
 from extract.datasets.lavdf import read_lavdf
@@ -11,6 +12,7 @@ from extract.datasets.table import DATASETS, Reader, read_dataset
 __all__ = [
     "DATASETS",
     "Reader",
+    "of_splits",
     "read_av_deepfake1m",
     "read_avlips",
     "read_dataset",

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from extract.datasets.common import category, check_splits, choice, clip_path, collect, field, segments
-from extract.datasets.files import list_files, read_json, read_json_list, read_lines
-from extract.schema import FAKE, REAL, ClipMeta, InputError
+from extract.datasets.files import list_files, read_json, read_json_list
+from extract.schema import FAKE, REAL, ClipMeta, InputError, read_lines
 
 LISTINGS = {"train": "train_metadata.json", "val": "val_metadata.json", "test": "test_files.txt"}
 CATEGORIES = {
@@ -51,8 +51,10 @@ def read_av_deepfake1m(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMet
 def _entries(root: Path, split: str) -> Iterator[tuple[str, object]] | None:
     """The metadata of a split, if any is there."""
     listing, folder = root / LISTINGS[split], root / split
-    if listing.is_file():
-        return read_lines(listing) if split == "test" else read_json_list(listing)
+    if split == "test" and listing.exists():
+        return ((f"{listing}, line {line}", file) for line, file in read_lines(listing))
+    if listing.exists():
+        return read_json_list(listing)
     if split == "test" or not folder.is_dir() or not (files := list_files(folder, (".json",))):
         return None
     return ((f"{folder / file}", read_json(folder / file)) for file in files)

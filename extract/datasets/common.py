@@ -1,18 +1,16 @@
 """What the data sets share: names of categories and splits, checked fields, entries that become clips."""
 
 import reprlib
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from extract.clips import check_path
+from extract.clips import check_path, check_segments
 from extract.schema import ClipMeta, InputError
 
 T = TypeVar("T")
 Entry = TypeVar("Entry")
 KINDS = {str: "printable text", int: "a whole number", bool: "true or false", list: "a list"}
-NUMBERS = {int, float}
 
 
 def category(fake_video: bool, fake_audio: bool) -> str:
@@ -57,14 +55,29 @@ def collect(source: Path, entries: Iterable[tuple[str, Entry]], to_clip: Callabl
 
 
 def check_splits(place: str, splits: Sequence[str], known: Sequence[str]) -> None:
-    """Refuses splits that are not there.
+    """Rejects splits that are not there.
 
     Raises:
       InputError: naming the first of them, and those that are there.
     """
     if unknown := [split for split in splits if split not in known]:
-        there = f"choose of {', '.join(known)}" if known else "it has none, so name none"
+        there = f"choose from {', '.join(known)}" if known else "it has none, so name none"
         raise InputError(f"{place}: has no split {unknown[0]!r}; {there}")
+
+
+def of_splits(place: str, clips: Sequence[ClipMeta], splits: Sequence[str]) -> list[ClipMeta]:
+    """The clips of some splits; without any named, all clips.
+
+    Args:
+      place: where the clips are listed, for the message.
+      clips: the clips.
+      splits: names of splits.
+
+    Raises:
+      InputError: no clip is of such a split.
+    """
+    check_splits(place, splits, sorted({clip.split for clip in clips} - {""}))
+    return [clip for clip in clips if not splits or clip.split in splits]
 
 
 def clip_path(*parts: str) -> str:
@@ -107,9 +120,4 @@ def segments(entry: object, name: str) -> tuple[tuple[float, float], ...]:
     Raises:
       ValueError: they are not [[start, end], ...] with 0 <= start <= end.
     """
-    pairs = field(entry, name, list)
-    if not all(type(pair) is list and len(pair) == 2 and {*map(type, pair)} <= NUMBERS for pair in pairs):
-        raise ValueError(f"{name} {reprlib.repr(pairs)} is not of the form [[start, end], ...]; correct it")
-    if not all(0 <= start <= end <= sys.float_info.max for start, end in pairs):
-        raise ValueError(f"{name} {reprlib.repr(pairs)} must have 0 <= start <= end, in seconds; correct it")
-    return tuple((float(start), float(end)) for start, end in pairs)
+    return check_segments(name, field(entry, name, list))

@@ -4,11 +4,13 @@ import functools
 from pathlib import Path
 
 from extract.datasets.common import LETTERS, check_splits, choice, clip_path, collect, field
-from extract.datasets.files import read_table
-from extract.schema import FAKE, REAL, ClipMeta
+from extract.datasets.files import REMEDY
+from extract.schema import FAKE, REAL, ClipMeta, read_table
 
 FOLDER = "FakeAVCeleb"  # stands before every folder of the metadata, but is not in every copy of the data set
 UNNAMED = ("Unnamed: 9", "")  # the released column of folders: pandas' name for it, and none
+COLUMNS = ("source", "category", "type", "path", "filename", *UNNAMED)
+UNREAD = ("target1", "target2", "method", "race", "gender")
 
 
 def read_fakeavceleb(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
@@ -27,7 +29,8 @@ def read_fakeavceleb(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]
     check_splits("fakeavceleb", splits, ())
     metadata = root / "meta_data.csv"
     stripped = "" if (root / FOLDER).is_dir() else f"{FOLDER}/"
-    return collect(metadata, read_table(metadata), functools.partial(_clip, stripped))
+    rows = ((f"{metadata}, line {line}", row) for line, row in read_table(metadata, COLUMNS, (), UNREAD, REMEDY))
+    return collect(metadata, rows, functools.partial(_clip, stripped))
 
 
 def _clip(stripped: str, row: dict[str, str]) -> ClipMeta:

@@ -1,66 +1,42 @@
 """Metadata files and folders, read entry by entry, with one sentence for whatever is wrong with them."""
 
-import contextlib
-import csv
 import json
 import os
 import re
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from extract.schema import InputError
+from extract.schema import InputError, read_text, warn
 
 DIGITS = re.compile("([0-9]+)")
+REMEDY = "put the released file there"
 
 
 def read_json(path: Path) -> object:
     """What a JSON file holds.
 
     Raises:
-      InputError: the file is missing or is no JSON.
+      InputError: the file is missing or is not JSON, or an object in it has two values under one name.
     """
-    with _reading(path, "JSON"):
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+    text = read_text(path, REMEDY)
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({error}); {REMEDY}") from None
 
 
 def read_json_list(path: Path) -> Iterator[tuple[str, object]]:
     """The entries of a JSON file that holds one list, each with its place in words.
 
     Raises:
-      InputError: the file is missing, or is no JSON list.
+      InputError: the file is missing, or is not a JSON list.
     """
     entries = read_json(path)
     if not isinstance(entries, list):
         raise InputError(f"{path}: holds no list of clips; put the released file there")
     for number, entry in enumerate(entries, 1):
         yield f"{path}, clip {number}", entry
-
-
-def read_table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a CSV file with a header, as name -> stripped text, each with its place in words.
-
-    Raises:
-      InputError: the file is missing or is no CSV, or a row has another number of fields than the header.
-    """
-    with _reading(path, "CSV"), path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise InputError(f"{where}: has another number of fields than the header; correct the line")
-            yield where, {name: text.strip() for name, text in row.items()}
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a text file that are not blank, each with its place in words.
-
-    Raises:
-      InputError: the file is missing or is no text.
-    """
-    with _reading(path, "text"), path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if text := line.strip():
-                yield f"{path}, line {number}", text
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
@@ -74,12 +50,25 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     Raises:
       InputError: the folder, or one below it, cannot be listed.
     """
-    found = []
+    found, linked = [], []
     for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        linked += [path for name in folders if (path := Path(parent, name)).is_symlink()]
         place = Path(parent).relative_to(folder).as_posix()
         found += [f"{place}/{name}" for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
+    if linked:
+        warn(f"{folder}: {len(linked)} linked folders are left out, the first is {linked[0]}; name them one by one")
     return sorted((path.removeprefix("./") for path in found), key=_natural)
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; Python would keep the last of several values under one name."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object names {reprlib.repr(twice)} twice")
+    return values
 
 
 def _natural(path: str) -> tuple[list[str | int], str]:
@@ -90,16 +79,3 @@ def _natural(path: str) -> tuple[list[str | int], str]:
 def _refuse(error: OSError) -> None:
     """An error of a listing, which os.walk would otherwise skip, as the user's."""
     raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); name a folder that can be") from None
-
-
-@contextlib.contextmanager
-def _reading(path: Path, kind: str) -> Iterator[None]:
-    """Whatever goes wrong with a file becomes an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; put the released file there") from None
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable {kind} file ({error}); put the released file there") from None

@@ -1,16 +1,25 @@
 """Any folder of media files, without labels."""
 
-from pathlib import Path
+import collections
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 from extract.datasets.common import check_splits, clip_path, collect
 from extract.datasets.files import list_files
-from extract.schema import ClipMeta
+from extract.schema import ClipMeta, warn
 
-SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".flv", ".ts", ".wmv")
+# Files that FFmpeg opens as video. The names of its own formats would bring in sound, pictures, subtitles and texts,
+# and lack many of these; looking into every file would take as long as decoding does.
+CONTAINERS = """3g2 3gp 3gpp amv asf avi bik dav divx dv f4v flv gif gxf ifv ismv lrv m2t m2ts m4v mj2 mk3d mkv mov mp4
+mpe mpeg mpg mpv mts mxf nut ogm ogv psp qt rm rmvb swf tod trp ts vob webm wmv wtv"""
+STREAMS = "264 265 266 h261 h263 h264 h265 h266 hevc ivf m1v m2v mjpeg mjpg obu vc1 vvc y4m"  # of pictures alone
+SUFFIXES = frozenset(f".{name}" for name in f"{CONTAINERS} {STREAMS}".split())
 
 
 def read_folder(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
     """Lists the media files below a folder; hidden ones and linked folders are left out.
+
+    Warnings on standard error name each media file that is left out for its name, and count files of other kinds.
 
     Args:
       root: the folder.
@@ -23,5 +32,21 @@ def read_folder(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
       InputError: a split is named, the folder cannot be listed or holds no media file.
     """
     check_splits("folder", splits, ())
-    files = list_files(root, SUFFIXES)
-    return collect(root, ((f"{root}", file) for file in files), lambda file: ClipMeta(clip_path(file)))
+    return collect(root, ((f"{root}", path) for path in _media_files(root)), ClipMeta)
+
+
+def _media_files(root: Path) -> Iterator[str]:
+    """The paths of the media files."""
+    others: collections.Counter[str] = collections.Counter()
+    for file in list_files(root, ("",)):
+        suffix = PurePosixPath(file).suffix.lower()
+        if suffix not in SUFFIXES:
+            others[suffix or "without a suffix"] += 1
+            continue
+        try:
+            yield clip_path(file)
+        except ValueError as error:
+            warn(f"{root}: left out: {error}")
+    if others:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in others.most_common())
+        warn(f"{root}: left out: {others.total()} files of other kinds: {kinds}")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from extract.datasets.common import category, check_splits, choice, clip_path, collect, field, segments
+from extract.datasets.common import category, check_splits, choice, clip_path, collect, field, of_splits, segments
 from extract.datasets.files import read_json_list
 from extract.schema import FAKE, REAL, ClipMeta
 
@@ -25,9 +25,7 @@ def read_lavdf(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
     check_splits("lavdf", splits, SPLITS)
     full = root / "metadata.json"
     metadata = full if full.is_file() else root / "metadata.min.json"
-    clips = collect(metadata, read_json_list(metadata), _clip)
-    check_splits(str(metadata), splits, [split for split in SPLITS if any(clip.split == split for clip in clips)])
-    return [clip for clip in clips if not splits or clip.split in splits]
+    return of_splits(str(metadata), collect(metadata, read_json_list(metadata), _clip), splits)
 
 
 def _clip(entry: object) -> ClipMeta:

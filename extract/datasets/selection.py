@@ -8,9 +8,10 @@ from pathlib import Path, PurePosixPath
 
 from extract.clips import check_path
 from extract.datasets.common import LETTERS, choice, collect, field
-from extract.datasets.files import read_table
-from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta
+from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta, read_table
 
+COLUMNS = ("path", "label", "category", "full_path")
+UNREAD = ("source", "num_frames")
 LABELS = {"0": REAL, "1": FAKE}
 LETTER_LABELS = {letter: REAL if letter == "A" else FAKE for letter in LETTERS}
 
@@ -31,7 +32,7 @@ def select(clips: Sequence[ClipMeta], list_path: str | os.PathLike) -> list[Clip
       InputError: the list is wrong, or names no clip, several, or one of another label.
     """
     path = Path(list_path)
-    rows = list(read_table(path))
+    rows = [(f"{path}, line {line}", row) for line, row in read_table(path, COLUMNS, (), UNREAD)]
     find = _finder(clips, {_name(row) for _, row in rows})
     return collect(path, rows, lambda row: _chosen(find, row))
 

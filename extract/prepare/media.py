@@ -17,7 +17,7 @@ import soxr
 from av.stream import Disposition
 from jaxtyping import Float, UInt8
 
-from extract.clips import ClipError
+from extract.clips import ClipError, near_name
 from extract.schema import FRAME_RATE, SAMPLE_RATE
 
 FPS_POLICIES = ("resample", "native")
@@ -106,7 +106,7 @@ def to_grey(frame: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
 def _opened(path: str | os.PathLike, kind: str):
     """The container and its best stream of a kind; FFmpeg's own words reach the user."""
     if not Path(path).is_file():
-        raise ClipError("media", f"no such file: {path}")
+        raise ClipError("media", f"no such file: {path}{near_name(path)}")
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             if container.format.name in PLAYLISTS:

@@ -14,6 +14,7 @@ from extract.schema.clip import (
     TEXT_COLUMNS,
     UNKNOWN,
     ClipMeta,
+    ends_beyond,
     offsets,
     read_clip_table,
     write_clip_table,
@@ -36,6 +37,7 @@ from extract.schema.hdf5 import (
     write_text,
     writing_hdf5,
 )
+from extract.schema.lists import read_lines, read_table, read_text
 from extract.schema.notes import pack_notes, unpack_notes
 from extract.schema.shard import (
     FORMAT,
@@ -56,7 +58,7 @@ from extract.schema.shard import (
     read_shard_table,
     shard_name,
 )
-from extract.schema.text import one_line
+from extract.schema.text import one_line, unprintable, warn
 
 __all__ = [
     "FAKE",
@@ -87,6 +89,7 @@ __all__ = [
     "check_outputs",
     "describing",
     "json_attribute",
+    "ends_beyond",
     "list_shards",
     "local_file",
     "offsets",
@@ -98,10 +101,15 @@ __all__ = [
     "read_bytes",
     "read_clip_table",
     "read_hdf5",
+    "read_lines",
     "read_shard_table",
+    "read_table",
+    "read_text",
     "refuse_inputs",
     "shard_name",
     "unpack_notes",
+    "unprintable",
+    "warn",
     "whole_file",
     "write_clip_table",
     "write_text",

@@ -28,6 +28,8 @@ NUMBER_COLUMNS = {
 }
 LATER_COLUMNS = ("face_share", "several_faces")  # absent from older files: unknown
 
+OVERHANG = 1.0  # seconds by which a fake segment may end after its clip: rounding, a stream that ends early, trimming
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipMeta:
@@ -43,6 +45,15 @@ class ClipMeta:
     segments: tuple[tuple[float, float], ...] = ()  # fake stretches, seconds of the stored clip
     face_share: float = math.nan  # share of the untrimmed clip's frames in which a face was found; NaN = unknown
     several_faces: float = math.nan  # share in which several were; NaN = unknown
+
+
+def ends_beyond(clip: ClipMeta, frames: int) -> bool:
+    """Whether a fake segment starts after a clip of so many frames, or ends more than OVERHANG after it.
+
+    Times in milliseconds or frames show in this way, and segments of another clip.
+    """
+    length = frames / FRAME_RATE
+    return any(start >= length or end > length + OVERHANG for start, end in clip.segments)
 
 
 def write_clip_table(file: h5py.File, clips: Sequence[ClipMeta], offset: Int64[np.ndarray, "borders"]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta, InputError, caveat
+from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta, InputError, caveat, ends_beyond
 from jax_avh.evaluation.bootstrap import bootstrap_intervals
 from jax_avh.evaluation.delong import delong_test
 from jax_avh.evaluation.localize import localisation
@@ -160,6 +160,9 @@ def _warnings(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> Iterator[
             yield f"{name}: {note}."
         if unknown := int((~np.isin(label, (REAL, FAKE))).sum()):
             yield f"{name}: {unknown} of {len(label)} clips have no label and are left out of all metrics."
+        frames = np.diff(entry.table.offset).tolist()
+        if entry.table.frame is not None and (beyond := sum(map(ends_beyond, entry.clips, frames))):
+            yield f"{name}: {beyond} clips have fake segments beyond their end, so what is said of frames is wrong."
         for kind, value in (("real", REAL), ("fake", FAKE)):
             if not (label == value).any():
                 yield f"{name}: no clip is labelled {kind}, so what compares both is undefined."

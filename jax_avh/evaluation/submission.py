@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_outputs, place, whole_file
+from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_outputs, place, read_lines, whole_file
 from jax_avh.evaluation.localize import confidence, table_proposals
 from jax_avh.evaluation.scores import ScoreTable, open_scores
 
@@ -67,17 +67,13 @@ def write_submission(table: ScoreTable, test_files: str | os.PathLike, output: s
 def _read_list(path: Path) -> list[str]:
     """The file names of `test_files.txt`, each once."""
     lines: dict[str, int] = {}
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; it comes with the data set") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is no text; use the test_files.txt of the data set") from None
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
-        if not (file := line.strip()) or SEPARATOR in file:
-            raise InputError(f"{path}, line {number}: {file!r} is no file name; correct or remove the line")
+    for number, file in read_lines(path, "it comes with the data set"):
+        if SEPARATOR in file:
+            raise InputError(f"{path}, line {number}: {file!r} is not a file name; correct or remove the line")
         if (first := lines.setdefault(file, number)) != number:
-            raise InputError(f"{path}, line {number}: {file!r} stands in line {first} too; list each file once")
+            raise InputError(f"{path}, line {number}: {file!r} is also in line {first}; list each file once")
+    if not lines:
+        raise InputError(f"{path}: names no file; use the test_files.txt of the data set")
     return list(lines)
 
 
