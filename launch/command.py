@@ -125,8 +125,8 @@ class _Paths(flags.ListParser):
 
 def _given(arguments: list[str]) -> list[str]:
     """The flags on the command line and in flag files, "~" being the user's home."""
-    home = str(Path("~").expanduser()).replace("\\", r"\\")
-    return [HOME.sub(home, argument) for argument in flags.FLAGS.read_flags_from_files(arguments)]
+    home, given = str(Path.home()), flags.FLAGS.read_flags_from_files(arguments)
+    return [HOME.sub(lambda _: home, argument) if argument.startswith("-") else argument for argument in given]
 
 
 def _given_method() -> dict[str, str]:

@@ -3,13 +3,16 @@
 import csv
 import itertools
 import json
+import os
 
+import av
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
 from extract.clips import read_clip_list
-from extract.datasets import DATASETS, read_dataset, select
+from extract.datasets import DATASETS, of_splits, read_dataset, select
+from extract.datasets.folder import SUFFIXES
 from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta, InputError
 from tests.test_walls import JAX_SIDE, TORCH_SIDE, loaded_by
 
@@ -141,6 +144,38 @@ def test_any_folder(tmp_path):
     assert told(read_dataset("folder", root)) == expected
 
 
+def test_what_a_folder_leaves_out_is_said(tmp_path, capsys):
+    names = ["a.txt", "b.TXT", "c.jpg", "none", "v.mp4", ".hidden.txt", "w\u200b.mp4"]
+    root = plant(tmp_path / "root", dict.fromkeys(names, ""))
+    (root / "link").symlink_to(tmp_path)
+    try:
+        (root / os.fsdecode(b"b\xff.mp4")).touch()
+    except OSError:
+        pytest.skip("this file system keeps names in UTF-8 only")
+    assert [clip.path for clip in read_dataset("folder", root)] == ["v.mp4"]
+    lines = [line.removeprefix(f"warning: {root}: ") for line in capsys.readouterr().err.splitlines()]
+    assert lines[0].startswith(f"1 linked folders are left out, the first is {root / 'link'}")
+    assert lines[1:] == [
+        r"left out: the clip's path 'b\udcff.mp4' holds the byte 0xFF, which is not UTF-8; "
+        "take it out, or rename the file",
+        r"left out: the clip's path 'w\u200b.mp4' holds U+200B ZERO WIDTH SPACE; take it out, or rename the file",
+        "left out: 4 files of other kinds: .txt (2), .jpg (1), without a suffix (1)",
+    ]
+
+
+PICTURES_AND_SOUND = {"avif", "heic", "heif", "mpo", "m4a", "m4b", "isma", "ism", "mka", "mks", "ogg", "ra", "wma"}
+READ = ["mov", "matroska", "avi", "flv", "live_flv", "mxf", "nut", "gif", "h264", "hevc", "m4v", "mjpeg", "dv"]
+WRITTEN = ["asf", "mpegts", "mpeg", "vob", "dvd", "ogv", "rm", "wtv", "gxf", "swf", "amv", "ivf", "3gp", "psp"]
+BY_CONTENT_ONLY = {"mts", "qt", "divx"}  # names that no format of FFmpeg claims
+
+
+def test_a_file_of_any_of_ffmpegs_containers_is_media():
+    known = {*BY_CONTENT_ONLY}
+    for mode, formats in (("r", READ), ("w", WRITTEN)):
+        known |= {name for format in formats for name in av.ContainerFormat(format, mode).extensions}
+    assert {f".{name}" for name in known - PICTURES_AND_SOUND} <= SUFFIXES
+
+
 @pytest.mark.parametrize(("name", "files"), [("av_deepfake1m", AV1M), ("lavdf", LAV)])
 def test_splits_are_parts_in_the_same_order(tmp_path, name, files):
     clips = told(read_dataset(name, plant(tmp_path, files)))
@@ -148,6 +183,19 @@ def test_splits_are_parts_in_the_same_order(tmp_path, name, files):
     assert all(part and {clip[3] for clip in part} == {split} for split, part in parts.items())
     assert sorted(clips) == sorted(itertools.chain(*parts.values()))
     assert told(read_dataset(name, tmp_path, ["test", "train"])) == [c for c in clips if c[3] in ("train", "test")]
+
+
+def test_splits_of_a_list_are_kept_by_name():
+    clips = [
+        ClipMeta("a.mp4", split="val"),
+        ClipMeta("b.mp4"),
+        ClipMeta("c.mp4", split="train"),
+        ClipMeta("d", split="x"),
+    ]
+    assert of_splits("l.csv", clips, ["train", "val"]) == [clips[0], clips[2]]
+    assert of_splits("l.csv", clips, []) == clips
+    with pytest.raises(InputError, match=r"^l.csv: has no split 'test'; choose from train, val, x$"):
+        of_splits("l.csv", clips, ["val", "test"])
 
 
 @pytest.mark.parametrize(
@@ -196,6 +244,14 @@ def test_splits_are_parts_in_the_same_order(tmp_path, name, files):
         ("folder", {"a.txt": ""}, (), "holds no clip"),
         ("folder", {"a\nb.mp4": ""}, (), "holds no clip"),
         ("folder", {"a.mp4": ""}, ("train",), "has no split 'train'"),
+        ("lavdf", {"metadata.json": '[{"file": "a", "file": "b"}]'}, (), "an object names 'file' twice"),
+        (
+            "fakeavceleb",
+            {"meta_data.csv": FAVC_HEADER.replace("type", "types") + favc()},
+            (),
+            "no column `type`, but `ty",
+        ),
+        ("fakeavceleb", {"meta_data.csv": FAVC_HEADER.replace("race", "Type") + favc()}, (), "names .* `type` twice"),
     ]
     + [
         ("lavdf", {"metadata.json": [lav("x.mp4", 1, value)]}, (), f"clip 1: fake_periods .* {reason}")

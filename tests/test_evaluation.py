@@ -1,6 +1,7 @@
 """Score files and tables."""
 
 import csv
+import dataclasses
 import json
 
 import h5py
@@ -224,6 +225,15 @@ def test_an_absent_class_is_undefined(tmp_path, clips):
     for result in results_of(tmp_path / "out"):
         assert result["metrics"]["auc"] is result["metrics"]["ap"] is None
         assert (result["real"], result["fake"]) == (clips, 0)
+
+
+def test_segments_beyond_the_scored_frames_are_said(tmp_path):
+    table = make_table(labels=(0, 1, 1))  # of 1, 2 and 3 frames
+    for milliseconds, count in ((400.0, 1), (0.04, 0)):
+        clips = (*table.clips[:2], dataclasses.replace(table.clips[2], segments=((milliseconds, milliseconds),)))
+        write_scores(dataclasses.replace(table, clips=clips), tmp_path / "s.h5")
+        warnings = " ".join(evaluate([tmp_path / "s.h5"]).metrics["warnings"])
+        assert ("1 clips have fake segments beyond their end" in warnings) == bool(count)
 
 
 def test_random_weights_are_said(tmp_path):

@@ -286,3 +286,13 @@ def test_clips_prints_a_list_that_can_be_read_and_names_what_is_missing(tmp_path
     assert (second.returncode, second.stdout) == (1, first.stdout)
     _, row, _, *missing = second.stderr.splitlines()
     assert (row.split(), missing) == (["-", "-", "unknown", "2"], [missing[0], str(files[0])])
+
+
+def test_splits_of_a_list_and_the_home_folder(tmp_path, monkeypatch, launch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.csv").write_text("path,split\na.mp4,train\nb.mp4,val\nc.mp4,test\nd.mp4,\n")
+    (tmp_path / "flags").write_text("--media=~\n--split=val,test\n")
+    status, output = launch("clips", "--clips=~/c.csv", f"--flagfile={tmp_path}/flags")
+    assert status == 1
+    assert [line.split(",")[0] for line in output.splitlines()[:4]][1:3] == ["b.mp4", "c.mp4"]
+    assert output.splitlines()[-2:] == [f"{tmp_path}/b.mp4", f"{tmp_path}/c.mp4"]

@@ -7,7 +7,8 @@ import numpy as np
 
 from extract.clips import read_clip_list
 from extract.official import import_features
-from extract.schema import ClipMeta, list_shards, open_shard
+from extract.schema import FAKE, ClipMeta, list_shards, open_shard
+from extract.shard_set import format_summary
 from extract.shards import read_failures
 from tests import rules
 
@@ -74,6 +75,19 @@ def test_features_that_cannot_be_used_are_logged(tmp_path):
     assert list(failures) == list(reasons)
     for name, reason in reasons.items():
         assert re.search(reason, failures[name]), failures[name]
+
+
+def test_segments_beyond_a_clips_end_are_counted(tmp_path):
+    """In milliseconds or frames they would otherwise show as an average precision of 0."""
+    for name in "abcd":
+        write_npz(tmp_path / f"{name}.npz", **pair(50))  # 2 s
+    segments = {"a": (400.0, 800.0), "b": (1.5, 2.9), "c": (0.5, 3.1), "d": (2.0, 2.5)}
+    clips = [ClipMeta(f"{name}.mp4", FAKE, segments=(segment,)) for name, segment in segments.items()]
+    summary = import_features(clips, tmp_path, tmp_path / "out", width=WIDTH)
+    assert summary["segments_beyond_end"] == 3  # all but b
+    assert "3 clips have fake segments beyond their end; give them in seconds" in format_summary(summary)
+    summary = import_features(clips[1:2], tmp_path, tmp_path / "fine", width=WIDTH)
+    assert "segments" not in format_summary(summary)
 
 
 class Attack:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -114,6 +115,9 @@ def test_other_mistakes_are_refused(submit, tmp_path):
     (tmp_path / "list.txt").write_bytes(b"b.mp4\n\xe9.mp4\n")
     with pytest.raises(InputError, match="line 2: byte 0xe9 is not UTF-8"):
         write_submission(make_table(), tmp_path / "list.txt", tmp_path / "s.zip")
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(InputError, match="a pipe or a device"):
+        write_submission(make_table(), tmp_path / "pipe.txt", tmp_path / "s.zip")
     with pytest.raises(InputError, match=r"name it \.zip"):  # neither the list nor the scores are overwritten
         write_submission(make_table(), tmp_path / "list.txt", tmp_path / "list.txt")
     write_scores(make_table(), tmp_path / "scores.zip")

@@ -10,9 +10,9 @@ from extract.schema import ClipMeta, warn
 
 # Files that FFmpeg opens as video. The names of its own formats would bring in sound, pictures, subtitles and texts,
 # and lack many of these; looking into every file would take as long as decoding does.
-CONTAINERS = """3g2 3gp 3gpp amv asf avi bik dav divx dv f4v flv gif gxf ifv ismv lrv m2t m2ts m4v mj2 mk3d mkv mov mp4
-mpe mpeg mpg mpv mts mxf nut ogm ogv psp qt rm rmvb swf tod trp ts vob webm wmv wtv"""
-STREAMS = "264 265 266 h261 h263 h264 h265 h266 hevc ivf m1v m2v mjpeg mjpg obu vc1 vvc y4m"  # of pictures alone
+CONTAINERS = """3g2 3gp 3gpp amv asf avi bik dav dif divx dv dvd f4v flv gif gxf ifv ismv lrv m2t m2ts m4v mj2 mk3d mkv
+mov mp4 mpe mpeg mpg mpv mts mxf nut ogm ogv psp qt rm rmvb swf tod trp ts vob webm wmv wtv"""
+STREAMS = "264 265 266 avc h261 h263 h264 h265 h266 h26l hevc ivf m1v m2v mjpeg mjpg obu vc1 vvc y4m"
 SUFFIXES = frozenset(f".{name}" for name in f"{CONTAINERS} {STREAMS}".split())
 
 
