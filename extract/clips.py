@@ -113,6 +113,11 @@ def inside(root: str | os.PathLike, path: str, suffix: str | None = None) -> Pat
     return file
 
 
+def plain_path(path: str) -> str:
+    """A clip's path without the differences that `inside` overlooks: clips that share it may share a file."""
+    return "/".join(map(_plain, path.replace("\\", "/").split("/")))
+
+
 def near_name(file: str | os.PathLike) -> str:
     """Ends a message on a missing file: a question that names its likeliest other spelling (case), or ""."""
     missing = Path(str(file).replace("\\", "/"))

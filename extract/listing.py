@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from extract.clips import inside, near_name
+from extract.clips import inside, near_name, plain_path
 from extract.datasets.common import LETTERS
 from extract.schema import FAKE, REAL, ClipMeta, warn
 
@@ -58,8 +58,12 @@ def warn_of_contradictions(clips: Sequence[ClipMeta]) -> None:
     """Prints how many clips contradict themselves, for each way of doing so; they are kept as they are."""
     fakes = [clip for clip in clips if clip.label == FAKE]
     located = any(clip.segments for clip in fakes)
+    seen: dict[str, str] = {}
     for what, found in {
-        "have fake segments that overlap, which can never all be found": filter(_overlapping, clips),
+        "have the path of another clip but for Unicode form, blanks or backslashes": (
+            clip for clip in clips if seen.setdefault(plain_path(clip.path), clip.path) != clip.path
+        ),
+        "have fake segments that overlap": filter(_overlapping, clips),
         f"are labelled fake, but of category {REAL_KIND}": (clip for clip in fakes if clip.category == REAL_KIND),
         f"are labelled real, but of category {', '.join(FAKE_KINDS[:-1])} or {FAKE_KINDS[-1]}": (
             clip for clip in clips if clip.label == REAL and clip.category in FAKE_KINDS

@@ -23,6 +23,7 @@ from extract.schema import (
     json_attribute,
     place,
     read_shard_table,
+    read_text,
     shard_name,
     whole_file,
 )
@@ -67,7 +68,7 @@ class ShardSet:
     def _leave_clip_list(self, shards_there: bool) -> None:
         path, text = self.writer.directory / CLIP_LIST, clip_list_text(self.clips)
         if path.exists():
-            if path.read_text(encoding="utf-8") != text:
+            if read_text(path) != text:
                 raise _other_run(path, "is another clip list")
         elif shards_there:
             raise _other_run(path, "is missing beside shards")

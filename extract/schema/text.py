@@ -16,13 +16,13 @@ def one_line(text: object) -> str:
 
 def unprintable(text: str) -> str:
     """Names the first character of a text that does not print: "U+200B ZERO WIDTH SPACE"; "" if all print."""
-    for character in text:
-        if not character.isprintable():
-            code = ord(character)
-            if 0xDC80 <= code <= 0xDCFF:  # how Python writes such bytes of file names
-                return f"the byte 0x{code - 0xDC00:02X}, which is not UTF-8"
-            return f"U+{code:04X} {unicodedata.name(character, '')}".rstrip()
-    return ""
+    if text.isprintable():
+        return ""
+    character = next(c for c in text if not c.isprintable())
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python writes such bytes of file names
+        return f"the byte 0x{code - 0xDC00:02X}, which is not UTF-8"
+    return f"U+{code:04X} {unicodedata.name(character, '')}".rstrip()
 
 
 def warn(text: object) -> None:
