@@ -33,7 +33,10 @@ MISTAKES = {
     ),
     "no score file": (["evaluate", "--scores=none.h5", "--output=o"], "none.h5: no such file"),
     "no clip list": (["import_npz", "--clips=none.csv", "--features=.", "--output=o"], "none.csv: no such file"),
-    "a list without paths": (["import_npz", "--clips=bad.csv", "--features=.", "--output=o"], "bad.csv, line 1: no column"),
+    "a list without paths": (
+        ["import_npz", "--clips=bad.csv", "--features=.", "--output=o"],
+        "bad.csv, line 1: no column",
+    ),
     "no folder of features": (["import_npz", "--clips=c.csv", "--features=none", "--output=o"], "none: no such folder"),
     "a dtype of no use": (["import_npz", "--clips=c.csv", "--features=.", "--output=o", "--dtype=int8"], "--dtype"),
     "a file where a folder should be": (
