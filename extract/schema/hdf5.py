@@ -70,7 +70,7 @@ class HDF5File:
         """
         extent = self.extents.get(name)
         if extent is None or not extent.shape:
-            raise ValueError(f"no array /{name}")
+            raise ValueError(f"/{name} holds text, not numbers" if name in self.texts else f"no array /{name}")
         return extent.view(read_bytes(self.path, *extent.span(0, extent.shape[0]))).reshape(extent.shape)
 
     def text(self, name: str) -> list[str]:
