@@ -4,7 +4,6 @@ import numpy as np
 import python_speech_features
 from jaxtyping import Float
 
-from extract.clips import ClipError
 from extract.schema import SAMPLE_RATE, SAMPLES_PER_FRAME, SILENCE
 
 STACK = 4  # filterbank rows (100 Hz) in one audio frame (25 Hz)
@@ -16,26 +15,26 @@ def leading_silence(waveform: Float[np.ndarray, " S"]) -> float:
 
     Source: AVH-Align, section 3: fakes of several data sets start with a moment of it.
     """
-    return _first_sound(waveform) / SAMPLE_RATE
+    return first_sound(waveform) / SAMPLE_RATE
+
+
+def first_sound(waveform: Float[np.ndarray, " S"]) -> int:
+    """Index of the first sample above the threshold, or the number of samples."""
+    loud = np.abs(waveform) > SILENCE
+    return int(loud.argmax()) if loud.any() else len(waveform)
 
 
 def frames_to_trim(waveform: Float[np.ndarray, " S"]) -> int:
-    """Video frames (25 Hz) to drop at the start so that no leading silence is left; 0 if there is none.
+    """Video frames (25 Hz) to drop at the start so that no leading silence is left; 0 if there is none."""
+    return frames_of_silence(first_sound(waveform))
+
+
+def frames_of_silence(samples: int) -> int:
+    """Video frames (25 Hz) that begin within leading silence of a number of samples.
 
     Counted in samples: rounding seconds would slip a frame just below exact multiples of 640 samples.
     """
-    first = _first_sound(waveform)
-    return first // SAMPLES_PER_FRAME + 1 if first else 0
-
-
-def check_sound(waveform: Float[np.ndarray, " S"]) -> None:
-    """Refuses a clip without any sound.
-
-    Raises:
-      ClipError: no sample is louder than the threshold.
-    """
-    if _first_sound(waveform) == len(waveform):
-        raise ClipError("audio", "silent audio")
+    return samples // SAMPLES_PER_FRAME + 1 if samples else 0
 
 
 def filterbank_frames(waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "T 104"]:
@@ -56,9 +55,3 @@ def filterbank_frames(waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "T
     centred = frames - frames.mean(axis=1, keepdims=True)
     variance = np.square(centred).mean(axis=1, keepdims=True)
     return centred / np.sqrt(variance + np.float32(LAYER_NORM_EPSILON))
-
-
-def _first_sound(waveform: Float[np.ndarray, " S"]) -> int:
-    """Index of the first sample above the threshold, or the number of samples."""
-    loud = np.abs(waveform) > SILENCE
-    return int(loud.argmax()) if loud.any() else len(waveform)

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
 from extract.clips import ClipError, inside, shift_segments
-from extract.prepare.audio import check_sound, filterbank_frames, frames_to_trim, leading_silence
+from extract.prepare.audio import filterbank_frames, frames_of_silence
 from extract.prepare.landmarks import CountingFinder, Frame, GivenPoints, every_frame
-from extract.prepare.media import check_length, iterate_video, read_audio, to_grey
+from extract.prepare.media import Sound, iterate_video, read_sound, to_grey
 from extract.prepare.mouth import CROP, Mouths, find_mouths
 from extract.prepare.tracking import SEARCH_SIDE, tracked
 from extract.schema import FRAME_RATE, FULL_SCALE, SAMPLE_RATE, SAMPLES_PER_FRAME, ClipMeta
@@ -28,7 +28,7 @@ MAX_FRAMES = 15_000  # 10 minutes: the encoder sees a clip in one piece, if memo
 class PrepareSettings:
     """Every choice in preparation that changes a number."""
 
-    input: str = "media"  # "media": a video file with sound; "roi": x_roi.mp4 (mouth crops at 25 fps) + x.wav for x.mp4
+    input: str = "media"  # "media": a video file with sound; "roi": x_roi.mp4 (mouth crops) + x.wav for x.mp4
     fps_policy: str = "resample"  # see media.iterate_video
     landmarks: str = "dlib-tracked"  # or "dlib", or a folder with a npz file a clip, or the npz file of the only clip
     min_face_share: float = 0.5  # least share of a usable clip's frames with a face; not applied to "roi"
@@ -40,7 +40,7 @@ class ReadClip:
 
     meta: ClipMeta
     mouths: Mouths
-    waveform: Float[np.ndarray, " S"]  # 16 kHz
+    sound: Sound
     seconds: dict[str, float]  # spent, by stage
 
 
@@ -78,17 +78,19 @@ def read_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings
     media = inside(root, clip.path)
     # Sound first: it is cheap, and a clip without sound needs no landmarks.
     with watch.stage("sound"):
-        waveform = read_audio(media if settings.input == "media" else inside(root, clip.path, ".wav"))
-        check_sound(waveform)
+        sound = read_sound(media if settings.input == "media" else inside(root, clip.path, ".wav"))
+        if sound.silent == len(sound.waveform):
+            raise ClipError("audio", "silent audio")
     if settings.input == "roi":
         with watch.stage("decode"):
-            mouths = Mouths(_read_crops(inside(root, clip.path, "_roi.mp4")))
+            mouths = Mouths(_read_crops(inside(root, clip.path, "_roi.mp4"), settings.fps_policy))
     else:
         find = _finder(clip, settings.landmarks)
+        heard = len(sound.waveform) / SAMPLE_RATE
 
         def decode() -> Iterator[Frame]:
             side = 0
-            for frame in watch.waiting("decode", _limited(iterate_video(media, settings.fps_policy))):
+            for frame in watch.waiting("decode", _limited(iterate_video(media, settings.fps_policy, heard))):
                 yield frame
                 side = max(frame.shape)
             _check_faces(find, settings, side)
@@ -99,8 +101,7 @@ def read_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings
         faces = find.faces()
         several = math.nan if isinstance(find, GivenPoints) else float((faces > 1).mean())
         clip = dataclasses.replace(clip, face_share=float((faces > 0).mean()), several_faces=several)
-        check_length(media, max(len(mouths.crops) / FRAME_RATE, len(waveform) / SAMPLE_RATE))
-    return ReadClip(clip, mouths, waveform, dict(watch.seconds))
+    return ReadClip(clip, mouths, sound, dict(watch.seconds))
 
 
 def cut_clip(read: ReadClip, trimmed: bool) -> PreparedClip:
@@ -113,15 +114,17 @@ def cut_clip(read: ReadClip, trimmed: bool) -> PreparedClip:
     Raises:
       ClipError: what is left is too short.
     """
-    start = frames_to_trim(read.waveform) if trimmed else 0
-    sound = read.waveform[start * SAMPLES_PER_FRAME :]
+    start = frames_of_silence(read.sound.silent) if trimmed else 0
+    sound = read.sound.waveform[start * SAMPLES_PER_FRAME :]
     audio = filterbank_frames(sound) if len(sound) else ()
     length = min(len(read.mouths.crops) - start, len(audio))
     if length < MIN_FRAMES:
-        raise ClipError("clip", f"is shorter than {MIN_FRAMES} frames{' after trimming' if trimmed else ''}")
+        reason = f"is shorter than {MIN_FRAMES} frames{' after trimming' if trimmed else ''}"
+        still = "; its video is a single picture" if len(read.mouths.crops) == 1 else ""
+        raise ClipError("clip", reason + still)
     meta = dataclasses.replace(
         read.meta,
-        leading_silence=leading_silence(read.waveform),
+        leading_silence=read.sound.silent / SAMPLE_RATE,
         trimmed_frames=start,
         segments=shift_segments(read.meta.segments, start / FRAME_RATE),
     )
@@ -169,10 +172,10 @@ def _limited(frames: Iterator[Frame]) -> Iterator[Frame]:
         yield frame
 
 
-def _read_crops(path: os.PathLike) -> UInt8[np.ndarray, "T 96 96"]:
-    """Mouth crops that another program made, one a frame."""
+def _read_crops(path: os.PathLike, fps_policy: str) -> UInt8[np.ndarray, "T 96 96"]:
+    """Mouth crops that another program made."""
     crops = []
-    for frame in _limited(iterate_video(path, "native")):
+    for frame in _limited(iterate_video(path, fps_policy)):
         if frame.shape[:2] != (CROP, CROP):
             raise ClipError("video", f"its mouth crops are {frame.shape[1]}x{frame.shape[0]}, not {CROP}x{CROP}")
         crops.append(to_grey(frame))
