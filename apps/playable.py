@@ -1,25 +1,31 @@
 """Videos in a form that every browser plays."""
 
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
+
+from extract.prepare.media import open_media, read_audio, timed_pictures
+from extract.schema import SAMPLE_RATE
 
 PLAYED = {"h264", "vp8", "vp9", "av1"}  # video codecs
+HEARD = {"aac", "mp3", "opus", "vorbis", "flac"}  # audio codecs
+PIXELS = {"yuv420p", "yuvj420p"}  # formats: 8 bits
 SUFFIXES = {".mp4", ".m4v", ".webm"}
 TIME_BASE = Fraction(1, 90_000)  # seconds, of the copy's pictures: MPEG's clock, which all frame rates fit
-AUDIO_RATE = 48_000  # Hz
+LATE = 0.1  # seconds: a file that starts later is copied, since players differ in whether they wait
+FIRST = 32  # packets that show how times are stored
 
 
 @contextlib.contextmanager
 def playable(video: Path) -> Iterator[Path]:
-    """The video itself if browsers play it, else a copy in H.264 and AAC for the time of the block."""
-    with av.open(str(video)) as source:
-        played = source.streams.video[0].codec_context.name in PLAYED
-    if played and video.suffix.lower() in SUFFIXES:
+    """The video itself if browsers play it as it was scored, else a copy in H.264 and AAC for the time of the block."""
+    if _plays(video):
         yield video
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -28,18 +34,47 @@ def playable(video: Path) -> Iterator[Path]:
         yield copy
 
 
+def _plays(video: Path) -> bool:
+    """Whether browsers show a video upright, with its shape and at its times, and sound it."""
+    if video.suffix.lower() not in SUFFIXES:
+        return False
+    with open_media(video) as source:
+        picture, voice = source.streams.best("video"), source.streams.best("audio")
+        codec = picture.codec_context
+        if codec.name not in PLAYED or codec.pix_fmt not in PIXELS:
+            return False
+        if voice is not None and voice.codec_context.name not in HEARD:
+            return False
+        if (source.start_time or 0) > LATE * av.time_base or picture.sample_aspect_ratio not in (None, 1):
+            return False
+        times = [packet.pts for packet in itertools.islice(source.demux(picture), FIRST) if packet.pts is not None]
+        if codec.has_b_frames and times == sorted(times):  # times of decoding: see media.py
+            return False
+        source.seek(0)
+        frame = next(source.decode(picture))
+        return "DISPLAYMATRIX" not in {side.type.name for side in frame.side_data}
+
+
 def _encode(video: Path, copy: Path) -> None:
-    with av.open(str(video)) as source, av.open(str(copy), "w") as target:
-        picture, voice = source.streams.video[0], next(iter(source.streams.audio), None)
+    """Writes the pictures and the sound that are scored, at their times."""
+    with open_media(video) as source:
+        silent = source.streams.best("audio") is None
+    with av.open(str(copy), "w") as target:
         seen = target.add_stream("libx264", options={"preset": "veryfast", "crf": "26"})
-        seen.width, seen.height = (size // 2 * 2 for size in (picture.width, picture.height))  # as H.264 wants them
         seen.pix_fmt, seen.codec_context.time_base = "yuv420p", TIME_BASE
-        heard = target.add_stream("aac", rate=AUDIO_RATE, layout="stereo") if voice else None
-        resampler = av.AudioResampler("fltp", "stereo", AUDIO_RATE)
-        for frame in source.decode(*filter(None, (picture, voice))):
-            if isinstance(frame, av.VideoFrame):
-                target.mux(seen.encode(frame.reformat(seen.width, seen.height, "yuv420p")))
-            else:
-                target.mux(packet for part in resampler.resample(frame) for packet in heard.encode(part))
-        for stream in filter(None, (seen, heard)):
-            target.mux(stream.encode(None))
+        heard = None if silent else target.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+        last = -1
+        for time, picture in timed_pictures(video):
+            if last < 0:
+                seen.height, seen.width = (side // 2 * 2 for side in picture.shape[:2])  # as H.264 wants them
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = frame.reformat(seen.width, seen.height, "yuv420p")
+            frame.pts, frame.time_base = max(round(time / TIME_BASE), last + 1), TIME_BASE
+            target.mux(seen.encode(frame))
+            last = frame.pts
+        target.mux(seen.encode(None))
+        if heard is not None:
+            frame = av.AudioFrame.from_ndarray(read_audio(video)[np.newaxis], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = SAMPLE_RATE, 0
+            target.mux(heard.encode(frame))
+            target.mux(heard.encode(None))

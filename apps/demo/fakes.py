@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from extract.prepare import read_audio
+from extract.prepare.media import open_media
 from extract.schema import SAMPLE_RATE, whole_file
 
 SHIFTS = (0.2, 0.4, 0.6)  # seconds by which the sound of the first, second, third clip comes late
@@ -57,7 +58,7 @@ def _write_clip(video: Path, sound: Float[np.ndarray, " S"], path: Path) -> None
     """Copies the video stream of a file and encodes a new sound beside it."""
     with (
         whole_file(path) as temporary,
-        av.open(str(video)) as source,
+        open_media(video) as source,
         av.open(str(temporary), "w", format="mp4") as target,
     ):
         picture = source.streams.best("video")

@@ -74,18 +74,29 @@ def iterate_video(
       ClipError: the file is missing, damaged or cut short, or holds no video.
     """
     assert fps_policy in FPS_POLICIES, fps_policy
+    frames = timed_pictures(path, heard)
+    yield from _resampled(frames) if fps_policy == "resample" else (picture for _, picture in frames)
+
+
+def timed_pictures(
+    path: str | os.PathLike, heard: float | None = None
+) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]]:
+    """Decodes the pictures of `iterate_video` at the file's own rate.
+
+    Yields:
+      Seconds since the timeline's start, never falling, and the picture.
+    """
     with _opened(path, "video") as (container, stream):
         rate = float(stream.average_rate or FRAME_RATE)
         duration = float(stream.duration * stream.time_base) if stream.duration else math.inf
         frames = _timed_frames(container, stream, rate)
         frames = _checked_whole(frames, stream.frames, duration - 1 / rate)
-        frames = _of_one_size(_as_shown(frames, stream))
-        count = 0
-        for frame in _resampled(frames) if fps_policy == "resample" else (picture for _, picture in frames):
-            yield frame
-            count += 1
+        seen = 0.0
+        for time, picture in _of_one_size(_as_shown(frames, stream)):
+            yield time, picture
+            seen = time + 1 / rate
         if heard is not None and not stream.frames:
-            _check_length(container, max(count / FRAME_RATE, heard))
+            _check_length(container, max(seen, heard))
 
 
 def read_audio(path: str | os.PathLike) -> Float[np.ndarray, " S"]:
@@ -110,7 +121,8 @@ def read_sound(path: str | os.PathLike) -> Sound:
     silent = first_sound(waveform)
     starts = np.cumsum([0, *(sum(map(len, run.mixed)) for run in runs)])
     in_channels = min(
-        (int(start) + run.first for start, run in zip(starts, runs, strict=False) if run.first is not None), default=silent
+        (int(start) + run.first for start, run in zip(starts, runs, strict=False) if run.first is not None),
+        default=silent,
     )
     return Sound(waveform, in_channels if silent - in_channels > DILUTED else silent)
 
@@ -153,7 +165,7 @@ def open_media(path: str | os.PathLike, kind: str = "media") -> Iterator[av.cont
 class _Bytes(io.FileIO):
     """A file for FFmpeg, which tries to seek where nothing is: an error it can handle, where Python would raise."""
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # noqa: D102 (a file)
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         try:
             return super().seek(offset, whence)
         except OSError as error:
@@ -167,6 +179,8 @@ def _opened(path: str | os.PathLike, kind: str):
         stream = container.streams.best(kind)
         if stream is None or stream.disposition & Disposition.attached_pic:
             raise ClipError(kind, f"holds no {kind} stream")
+        if stream.codec_context is None:
+            raise ClipError(kind, f"cannot be decoded: its {kind} codec is unknown")
         stream.thread_type = "AUTO"
         yield container, stream
 
