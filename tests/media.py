@@ -90,13 +90,17 @@ def _encode_sound(container, stream, sound, rate, start):
     container.mux(stream.encode(None))
 
 
-def rotate(path: Path, turned: Path) -> Path:
-    """Copies an mp4 and sets its video track's matrix to a quarter turn clockwise."""
+def rotate(path: Path, turned: Path, orientation: tuple[int, int, int, int] = (0, 1, -1, 0)) -> Path:
+    """Copies an mp4 and sets its first track's matrix: (x, y) is shown at (a x + c y, b x + d y).
+
+    By default that is a quarter turn clockwise.
+    """
     data = bytearray(path.read_bytes())
     place = data.index(b"tkhd") + 4
     version = data[place]
     matrix = place + 4 + (32 if version else 20) + 16
-    values = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    a, b, c, d = (value << 16 for value in orientation)
+    values = (a, b, 0, c, d, 0, 0, 0, 1 << 30)
     for k, value in enumerate(values):
         data[matrix + 4 * k : matrix + 4 * k + 4] = value.to_bytes(4, "big", signed=True)
     turned.write_bytes(data)
