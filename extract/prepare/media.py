@@ -34,6 +34,7 @@ from extract.schema import FRAME_RATE, SAMPLE_RATE, one_line
 FPS_POLICIES = ("resample", "native")
 LISTS = (b"ffconcat version", b"#EXTM3U")  # how files that only name other files begin
 MAX_SECONDS = 3600  # of sound
+MAX_HELD = 600  # seconds for which a picture may be shown
 MIN_DECODED = 0.95  # of what the header promises; less means that the file is cut short
 GAP = 0.02  # seconds by which samples may differ from their timestamps; beyond, silence is put in or samples dropped
 RESTART = 0.1  # seconds by which a recorder's clock goes back when it starts anew
@@ -366,6 +367,8 @@ def _resampled(frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[np.ndarra
     index, previous, time = 0, None, 0.0
     duration = 1 / FRAME_RATE
     for next_time, picture in frames:
+        if next_time - time > MAX_HELD:
+            raise ClipError("video", f"shows one picture for {next_time - time:.0f} s, more than {MAX_HELD} s")
         if previous is not None:
             duration = next_time - time
             while index / FRAME_RATE < (time + next_time) / 2:
