@@ -100,7 +100,8 @@ def test_pictures_without_presentation_times(folder, ffmpeg, name):
         ffmpeg(f"{B_FRAMES} -an", "raw.h264")
     options, source = ORDERS[name]
     path = ffmpeg(options if "-c:a" in options or "copy" in options else f"{options} -c:a pcm_s16le", name, source)
-    assert np.abs(picture_lag(path)).max() <= LATE + STEP
+    late = 0 if path.suffix == ".avi" else LATE  # an AVI file's order is its time; what is remuxed is a frame late
+    assert np.abs(picture_lag(path)).max() <= late + STEP
     lost = 2 if name == "invented.mp4" else 0  # an edit list drops two pictures, also with ffmpeg
     frames = list(iterate_video(path))
     assert len({id(frame) for frame in frames}) >= FRAMES - lost

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from apps.playable import playable
+from extract.prepare import iterate_video, read_audio
 from tests.browser import opened
+from tests.media import ramp, read_frames, rotate, shown_times, tone, write_media
 
 
 def streams(path):
@@ -43,3 +45,25 @@ def test_the_browser_shows_the_copys_pictures(browser, real_clips, tmp_path):
             window.wait_for_function("document.querySelector('video').readyState >= 2")
             size = window.evaluate("(v => [v.videoWidth, v.videoHeight])(document.querySelector('video'))")
     assert size == [352, 288]
+
+
+def test_a_mirrored_video_becomes_an_upright_one_at_its_times(tmp_path):
+    times = [k / 30 for k in range(45)]
+    frames = [frame[:, ::-1].copy() for frame in ramp(times)]
+    stored = write_media(tmp_path / "x.mp4", frames, times, tone(1.5))
+    with playable(stored) as same:
+        assert same == stored
+    with playable(rotate(stored, tmp_path / "mirrored.mp4", (-1, 0, 0, 1))) as copy, av.open(str(copy)) as file:
+        decoded = list(file.decode(video=0))
+        shown = shown_times(np.stack([frame.to_ndarray(format="rgb24") for frame in decoded]))
+    np.testing.assert_allclose(shown, times, atol=0.02)
+    np.testing.assert_allclose([frame.time for frame in decoded], times, atol=0.002)
+
+
+def test_the_copy_of_an_opposite_pair_of_channels_is_heard(tmp_path):
+    sound = tone(1, silence=0.3, channels=2) * np.float32([[1], [-1]])
+    source = write_media(tmp_path / "x.mkv", ramp([0] * 25), sound=sound, audio_codec="pcm_s16le")
+    with playable(source) as copy:
+        np.testing.assert_allclose(len(read_frames(copy)), len(list(iterate_video(source))), atol=1)
+        heard = read_audio(copy)
+    assert abs(np.flatnonzero(np.abs(heard) > 0.1)[0] / 16_000 - 0.3) < 0.02

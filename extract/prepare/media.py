@@ -91,7 +91,7 @@ def timed_pictures(
         rate = float(stream.average_rate or FRAME_RATE)
         duration = float(stream.duration * stream.time_base) if stream.duration else math.inf
         frames = _timed_frames(container, stream, rate)
-        frames = _checked_whole(frames, stream.frames, duration - 1 / rate)
+        frames = _checked_whole(frames, stream.frames, duration)
         seen = 0.0
         for time, picture in _of_one_size(_as_shown(frames, stream)):
             yield time, picture
@@ -283,7 +283,8 @@ def _checked_whole(frames: Iterable[tuple[float, av.VideoFrame]], promised: int,
         yield time, frame
     if count == 0:
         raise ClipError("video", "its video stream holds no frame")
-    if count < MIN_DECODED * promised and last - first < MIN_DECODED * duration:
+    lasted = (last - first) * count / max(count - 1, 1)  # the last picture as long as the others
+    if count < MIN_DECODED * promised and lasted < MIN_DECODED * duration:
         raise ClipError("video", f"is cut short: {count} of {promised} frames can be decoded")
 
 
