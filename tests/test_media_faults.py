@@ -15,7 +15,7 @@ from extract.prepare import PrepareSettings, iterate_video, prepare_clip, read_a
 from extract.prepare import clip as clip_module
 from extract.prepare.media import read_sound
 from extract.schema import ClipMeta
-from tests.media import ramp, read_frames, rotate, shown_times, tone, write_media
+from tests.media import pretended_face, ramp, read_frames, rotate, shown_times, tone, write_media
 
 STEP = 0.011  # seconds: what the bar of a ramp can resolve
 LATE = 0.04  # seconds that sound and picture may be off
@@ -177,7 +177,7 @@ def test_a_recorder_that_starts_anew(folder, ffmpeg):
 @pytest.fixture
 def prepare(monkeypatch):
     """A function that prepares a clip without looking for faces."""
-    monkeypatch.setitem(clip_module.FINDERS, "dlib-tracked", lambda: lambda frame: np.full((68, 2), 8.0))
+    monkeypatch.setitem(clip_module.FINDERS, "dlib-tracked", pretended_face)
     return lambda path, **options: prepare_clip(ClipMeta(path.name), path.parent, PrepareSettings(**options))
 
 

@@ -10,7 +10,7 @@ import pytest
 from extract.prepare import PrepareSettings, clip, prepare_clip
 from extract.schema import ClipMeta
 from tests.fuzz.campaign import campaign
-from tests.media import tone, write_media
+from tests.media import pretended_face, tone, write_media
 
 KINDS = {  # suffix -> codecs
     "mp4": ("libx264", "aac"),
@@ -22,7 +22,6 @@ KINDS = {  # suffix -> codecs
     "flv": ("flv1", "aac"),
     "wav": (None, "pcm_s16le"),
 }
-POINTS = np.random.default_rng(0).uniform(5, 40, (68, 2))
 HEAD = 2000  # bytes in which most changes are made: headers say more than pictures do
 
 
@@ -70,7 +69,7 @@ def damaged(number: int) -> tuple[str, bytes]:
 
 def prepare_damaged(number: int) -> None:
     """Prepares a damaged clip, without the cost of finding faces."""
-    clip.FINDERS["dlib-tracked"] = lambda: lambda frame: POINTS
+    clip.FINDERS["dlib-tracked"] = pretended_face
     suffix, data = damaged(number)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / f"x.{suffix}").write_bytes(data)
