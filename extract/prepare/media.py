@@ -33,6 +33,7 @@ from extract.schema import FRAME_RATE, SAMPLE_RATE, one_line
 
 FPS_POLICIES = ("resample", "native")
 LISTS = (b"ffconcat version", b"#EXTM3U")  # how files that only name other files begin
+BUFFER = 2**18  # bytes read at once
 MAX_SECONDS = 3600  # of sound
 MAX_HELD = 600  # seconds for which a picture may be shown
 MIN_DECODED = 0.95  # of what the header promises; less means that the file is cut short
@@ -155,7 +156,7 @@ def open_media(path: str | os.PathLike, kind: str = "media") -> Iterator[av.cont
                 raise ClipError(kind, "is a list of other files, not a media file")
             file.seek(0)
             nowhere = {"protocol_whitelist": "none"}
-            with av.open(file, metadata_errors="replace", container_options=nowhere) as container:
+            with av.open(file, metadata_errors="replace", container_options=nowhere, buffer_size=BUFFER) as container:
                 yield container
     except av.error.FFmpegError as error:
         raise ClipError(kind, f"cannot be decoded: {error.strerror}") from error
@@ -392,25 +393,17 @@ class _Run:
         self.first: int | None = None  # 16 kHz sample: the first that is loud in any channel
         self.energies = np.zeros(channels)
         self.energy = 0.0  # of the mean of the channels
+        self._waiting: list[np.ndarray] = []  # [C, N] at `rate`
         self._scouted = 0  # 16 kHz samples
         self._mixer = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
         self._scout = soxr.ResampleStream(rate, SAMPLE_RATE, channels, dtype="float32", quality="HQ")
 
-    def add(self, samples: Float[np.ndarray, "C N"], last: bool = False) -> None:
+    def add(self, samples: Float[np.ndarray, "C N"]) -> None:
         """Appends samples in [-1, 1]."""
-        mean = samples.mean(axis=0)
         self.length += samples.shape[1]
-        self.energies += np.square(samples, dtype=np.float64).sum(axis=1)
-        self.energy += np.square(mean, dtype=np.float64).sum()
-        mixed = mean if self.channel is None else np.ascontiguousarray(samples[self.channel])
-        self.mixed.append(self._mixer.resample_chunk(mixed, last=last))
-        if self.first is None and len(samples) > 1:
-            heard = np.abs(self._scout.resample_chunk(np.ascontiguousarray(samples.T), last=last)).max(
-                axis=1, initial=0
-            )
-            if (index := first_sound(heard)) < len(heard):
-                self.first = self._scouted + index
-            self._scouted += len(heard)
+        self._waiting.append(samples)
+        if sum(part.shape[1] for part in self._waiting) >= self.rate:
+            self._mix()
 
     def add_silence(self, count: int) -> None:
         """Appends zeros, a second at a time."""
@@ -419,7 +412,23 @@ class _Run:
 
     def finish(self) -> None:
         """Completes the 16 kHz samples."""
-        self.add(np.zeros((len(self.energies), 0), np.float32), last=True)
+        self._mix(last=True)
+
+    def _mix(self, last: bool = False) -> None:
+        """Resamples what waits; a second of it costs hardly more than a frame."""
+        samples = np.concatenate([np.zeros((len(self.energies), 0), np.float32), *self._waiting], axis=1)
+        self._waiting.clear()
+        mean = samples.mean(axis=0)
+        self.energies += np.square(samples, dtype=np.float64).sum(axis=1)
+        self.energy += np.square(mean, dtype=np.float64).sum()
+        mixed = mean if self.channel is None else np.ascontiguousarray(samples[self.channel])
+        self.mixed.append(self._mixer.resample_chunk(mixed, last=last))
+        if self.first is None and len(samples) > 1:
+            heard = np.abs(self._scout.resample_chunk(np.ascontiguousarray(samples.T), last=last))
+            loudest = heard.max(axis=1, initial=0)
+            if (index := first_sound(loudest)) < len(loudest):
+                self.first = self._scouted + index
+            self._scouted += len(loudest)
 
     def loudest_alone(self) -> int | None:
         """The loudest channel, if the others add nothing to it."""
