@@ -13,7 +13,7 @@ from apps.playable import playable
 from extract.clips import Failure
 from extract.encoder import Encoder
 from extract.prepare import PrepareSettings, prepare_clip
-from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_outputs, whole_file
+from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_outputs, one_line, printable, whole_file
 from extract.workers import attempt
 from jax_avh.evaluation.detector import Detector, load_detector
 from jax_avh.evaluation.pooling import pool_all
@@ -50,10 +50,12 @@ class Verdict:
     def line(self) -> str:
         """The verdict in one line."""
         if self.error:
-            return f"{self.path}: FAILED: {self.error}"
+            return f"{printable(self.path)}: FAILED: {one_line(self.error)}"
         scores = "  ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
         worst = "worst second {:.2f}-{:.2f} s".format(*self.worst_second)
-        return "  ".join([f"{self.path}: {scores}", worst, *filter(None, [self.faces, self.warning, self.caveat])])
+        return "  ".join(
+            [f"{printable(self.path)}: {scores}", worst, *filter(None, [self.faces, self.warning, self.caveat])]
+        )
 
 
 def detect(
@@ -133,7 +135,7 @@ def _verdict(
     own = {"method": detector.method.name, "own_score": scores[detector.method.pooling]}
     own |= {"face_share": clip.meta.face_share, "several_faces": clip.meta.several_faces}
     own |= {"warning": _face_warning(clip.meta)}
-    note = caveat(encoder.attributes)
+    note = caveat(encoder.attributes, detector.notes)
     return Verdict(video, len(frame) / FRAME_RATE, scores, worst_second(frame), caveat=note, **own), frame
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from apps.paper.plan import MAIN, STATES, TRAINED_IN
 from extract.clips import shift_segments
 from extract.prepare.audio import frames_to_trim, leading_silence
-from extract.schema import FRAME_RATE, FULL_SCALE, SAMPLES_PER_FRAME, ClipMeta, InputError
+from extract.schema import FRAME_RATE, FULL_SCALE, SAMPLES_PER_FRAME, SIMULATED, ClipMeta, InputError
 from extract.shards import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.data.simulate import Corpus, SimulatedClip, clip_names, simulate_clip
 
@@ -101,6 +101,6 @@ def _from_frame(clip: SimulatedClip, meta: ClipMeta, start: int) -> StoredClip:
 
 def _write(folder: Path, shard: int, trimmed: bool, clips: list[StoredClip], store: tuple[str, ...]) -> None:
     width = clips[0].features.visual.shape[1]
-    attributes = {"encoder": "simulated", "weights_sha256": "simulated", "width": width, "trimmed": trimmed}
+    attributes = {"encoder": "simulated", "weights_sha256": SIMULATED, "width": width, "trimmed": trimmed}
     writer = ShardWriter(folder, "float16", attributes | {"settings": "{}"}, store)
     writer.write(shard, [clip.meta for clip in clips], clips)

@@ -13,7 +13,7 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-from extract.schema import InputError
+from extract.schema import InputError, format_table, one_line
 from jax_avh.config import RESULT, SETTINGS, check_config, make_config
 
 PREFIX = "--config."
@@ -118,9 +118,9 @@ def format_results(jobs: Sequence[Job]) -> str:
     rows = [[*names, *COLUMNS]]
     for job, result in sorted(ended, key=lambda item: item[1]["best_val_loss"] or float("inf")):
         rows.append([*job.varied.values(), *(_number(result[name]) for name in COLUMNS)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*lines, *(f"{job.workdir}: {_why(job)}" for job, result in results if not result)])
+    notes = dict.fromkeys(str(result["caveat"]) for _, result in ended if "caveat" in result)
+    failed = [f"{job.workdir}: {_why(job)}" for job, result in results if not result]
+    return "\n".join([format_table(rows, right=True), *map(one_line, [*notes, *failed])])
 
 
 def format_jobs(jobs: Sequence[Job]) -> str:

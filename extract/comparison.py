@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from extract.clips import inside
 from extract.official import read_npz
-from extract.schema import InputError, list_shards, local_file, open_shard
+from extract.schema import InputError, list_shards, local_file, one_line, open_shard, printable
 from extract.shards import check_features
 
 AGREEMENT = 0.999  # cosine of two feature vectors of one frame that count as the same
@@ -80,8 +80,8 @@ def format_comparison(compared: list[Comparison]) -> str:
     """A line a clip, and the verdict."""
     lines = [f"{'clip':<40} {'frames':>7} {'official':>8} {'difference':>11} {'cosine':>9}"]
     for c in compared:
-        numbers = c.error or f"{c.frames:>7} {c.official_frames:>8} {c.difference:>11.2e} {c.cosine:>9.6f}"
-        lines.append(f"{c.path:<40} {numbers}")
+        numbers = one_line(c.error) or f"{c.frames:>7} {c.official_frames:>8} {c.difference:>11.2e} {c.cosine:>9.6f}"
+        lines.append(f"{printable(c.path):<40} {numbers}")
     agreeing = sum(c.agrees for c in compared)
     rule = f"same frames; on every one cosine >= {AGREEMENT}, lengths within {SCALE:.0%}"
     return "\n".join([*lines, f"{agreeing} of {len(compared)} clips agree ({rule})"])

@@ -19,6 +19,7 @@ from extract.schema import (
     caveat,
     list_shards,
     local_file,
+    one_line,
     open_shard,
     place,
     shard_name,
@@ -44,13 +45,13 @@ class Report:
 
     def text(self) -> str:
         """The report in words, the verdict last."""
-        lines = [f"{name:<16} {self.attributes[name]}" for name in SET_ATTRIBUTES if name in self.attributes]
+        lines = [f"{name:<16} {one_line(self.attributes[name])}" for name in SET_ATTRIBUTES if name in self.attributes]
         lines.append(f"{'contents':<16} {', '.join(f'{name} ({dtype})' for name, dtype in self.contents.items())}")
         lines.append(f"{'frames':<16} {self.frames:,} ({self.frames / FRAME_RATE:,.1f} s)")
         lines.append(f"{'clips':<16} {len(self.clips):,} in {self.shards:,} shards, {self.failures:,} failed")
         lines += _faces(self.clips)
         lines += ["", count_clips(self.clips), "", *filter(None, [caveat(self.attributes)])]
-        return "\n".join([*lines, *(self.damage or ["every shard is whole"])])
+        return "\n".join([*lines, *(map(one_line, self.damage) if self.damage else ["every shard is whole"])])
 
 
 def inspect(path: str) -> Report:
@@ -105,8 +106,14 @@ def _inspect_shard(shard: Shard, name: str, report: Report, owners: dict[str, st
     contents = {key: str(array.dtype) for key, array in _arrays(shard)}
     report.attributes = report.attributes or attributes
     report.contents = report.contents or contents
-    if (attributes, contents) != (report.attributes, report.contents):
-        report.damage.append(f"{name}: was made otherwise than the shards before it")
+    made = (attributes, contents), (report.attributes, report.contents)
+    if made[0] != made[1]:
+        found, first = ({**known, "contents": kinds} for known, kinds in made)
+        differing = next(key for key in found if found[key] != first[key])
+        report.damage.append(
+            f"{name}: was made otherwise than the shards before it: {differing} is {found[differing]}, "
+            f"not {first[differing]}"
+        )
     for clip in shard.clips:
         if (other := owners.setdefault(clip.path, name)) != name:
             report.damage.append(f"{name}: holds {clip.path!r}, which is in {other} too")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from extract.clips import inside, near_name, plain_path
 from extract.datasets.common import LETTERS
-from extract.schema import FAKE, REAL, ClipMeta, warn
+from extract.schema import FAKE, REAL, ClipMeta, printable, warn
 
 LABEL_NAMES = {REAL: "real", FAKE: "fake"}  # else unknown
 SUFFIXES = {"media": (None,), "roi": ("_roi.mp4", ".wav")}  # files of a clip, by --input
@@ -22,7 +22,8 @@ def count_clips(clips: Sequence[ClipMeta]) -> str:
         (clip.split or "-", clip.category or "-", LABEL_NAMES.get(clip.label, "unknown")) for clip in clips
     )
     lines = [f"{'split':<10} {'category':<22} {'label':<8} {'clips':>10}"]
-    lines += [f"{split:<10} {kind:<22} {label:<8} {n:>10,}" for (split, kind, label), n in sorted(counts.items())]
+    for (split, kind, label), n in sorted(counts.items()):
+        lines.append(f"{printable(split):<10} {printable(kind):<22} {label:<8} {n:>10,}")
     lines.append(f"{'':<42} {len(clips):>10,}")
     if segments := sum(len(clip.segments) for clip in clips):
         lines.append(f"{segments:,} fake segments; {len({clip.identity for clip in clips} - {''}):,} speakers named")
@@ -50,7 +51,7 @@ def format_missing(missing: Sequence[Path]) -> str:
     if not missing:
         return "every file is there"
     more = [f"... and {len(missing) - SHOWN:,} more"] if len(missing) > SHOWN else []
-    shown = [f"{file}{near_name(file)}" for file in missing[:SHOWN]]
+    shown = [printable(f"{file}{near_name(file)}") for file in missing[:SHOWN]]
     return "\n".join([f"{len(missing):,} files are missing:", *shown, *more])
 
 

@@ -7,6 +7,7 @@ is resumed, split into tasks or spread over a cluster gives the shards of one un
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 
@@ -62,14 +63,18 @@ class ShardSet:
         found = {path.name for path in directory.glob(SHARD_PATTERN)} if directory.exists() else set()
         self._leave_clip_list(bool(found))
         if stray := sorted(found - {self.writer.path(shard).name for shard in range(self.count)}):
-            raise _other_run(directory / stray[0], "is beyond the last shard of this clip list")
+            raise _other_run(
+                directory / stray[0], f"is beyond the last shard of this clip list, which has {self.count}"
+            )
         return [shard for shard in range(self.count) if not self._is_done(shard, found)]
 
     def _leave_clip_list(self, shards_there: bool) -> None:
         path, text = self.writer.directory / CLIP_LIST, clip_list_text(self.clips)
         if path.exists():
-            if read_text(path) != text:
-                raise _other_run(path, "is another clip list")
+            if (found := read_text(path)) != text:
+                lines = itertools.zip_longest(found.splitlines(), text.splitlines(), fillvalue="nothing")
+                number, (old, new) = next((n, pair) for n, pair in enumerate(lines, 1) if pair[0] != pair[1])
+                raise _other_run(path, f"is another clip list: its line {number} is {old}, not {new}")
         elif shards_there:
             raise _other_run(path, "is missing beside shards")
         else:

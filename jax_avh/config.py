@@ -1,8 +1,10 @@
 """Configuration of a training run. Every field is a flag: --config.data.batch_frames=2048."""
 
 import dataclasses
+import inspect
+import re
 
-from extract.schema import InputError
+from extract.schema import InputError, nearest
 
 SETTINGS, RESULT = "config.json", "result.json"  # in the workdir of a run
 
@@ -141,7 +143,9 @@ def make_config(settings: dict[str, str]) -> Config:
         section, _, field = name.rpartition(".")
         holder = getattr(config, section, None) if section else config
         if not dataclasses.is_dataclass(holder) or dataclasses.is_dataclass(getattr(holder, field, holder)):
-            raise InputError(f"--config.{name}: there is no such setting")
+            raise InputError(
+                f"--config.{name}: there is no such setting{nearest(name, describe(Config()), '--config.')}"
+            )
         try:
             setattr(holder, field, _parsed(text, type(getattr(holder, field))))
         except (ValueError, KeyError) as error:
@@ -151,6 +155,28 @@ def make_config(settings: dict[str, str]) -> Config:
 
 def _parsed(text: str, kind: type) -> object:
     return {"true": True, "false": False, "1": True, "0": False}[text.lower()] if kind is bool else kind(text)
+
+
+def describe(config: object) -> dict[str, tuple[object, str]]:
+    """Returns the value and the comment of each field of a configuration, by its dotted name."""
+    found = {}
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            found |= {f"{name}.{field}": known for field, known in describe(value).items()}
+        else:
+            found[name] = (value, _comments(type(config)).get(name, ""))
+    return found
+
+
+def _comments(kind: type) -> dict[str, str]:
+    """The comment above or behind each field of a class, as its source has it."""
+    comments, above = {}, []
+    for line in inspect.getsource(kind).splitlines():
+        code, _, comment = line.partition("#")
+        if field := re.match(r"    (\w+):", code):
+            comments[field[1]] = " ".join([*above, comment.strip()]).strip()
+        above = [*above, comment.strip()] if comment and not code.strip() else []
+    return comments
 
 
 def check_config(config: Config) -> None:

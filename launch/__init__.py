@@ -1,0 +1,26 @@
+"""The commands, `python -m launch.X`. One that lacks a package says in one sentence how to install it."""
+
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).parents[1]
+EXTRAS = {"extract": ".[extract]", "jax_avh": ".[jax]", "apps": ".[extract,jax]"}  # what pip installs for our packages
+USER_ERROR = 2  # exit status
+
+
+def explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints an exception that nobody caught: a missing package in one sentence, anything else with its traceback."""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if not name or name in EXTRAS:
+        sys.__excepthook__(kind, error, trace)
+        return
+    files = [Path(frame.filename) for frame in traceback.extract_tb(trace)]
+    wanting = [file.relative_to(ROOT).parts for file in files if file.is_relative_to(ROOT)][-1]  # who imports it
+    extra = "." if wanting[:2] == ("extract", "schema") else EXTRAS.get(wanting[0], ".")
+    print(f'error: the package {name} is not installed; run pip install -e "{extra}" (see BUILD.md)', file=sys.stderr)
+    raise SystemExit(USER_ERROR)
+
+
+sys.excepthook = explain  # imports fail before a command can catch anything

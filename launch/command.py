@@ -1,29 +1,36 @@
-"""What every command shares: flags parsed, the user's mistakes told in one sentence with exit status 2."""
+"""What every command shares: flags, their help, and one sentence with exit status 2 for a user's mistake."""
 
 import math
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from extract.schema import InputError
+from extract.schema import InputError, nearest, one_line
+from launch import USER_ERROR
 
-USER_ERROR = 2  # exit status
 HOME = re.compile(r"(?<=[=,])~(?=[/,]|$)")  # a shell expands it at the start of a word only, not in --output=~/x
 METHOD = re.compile(r"^--?config\.method(=|$)")
 FLAG_ERRORS = (flags.Error, KeyError, ValueError, TypeError, AttributeError, OSError)  # config flags raise plain ones
+HELP = {"--help", "-help", "-h", "-?", "--helpfull", "-helpfull", "--helpshort", "-helpshort"}
+WIDTH = 100  # columns of the help
+
+Settings = Mapping[str, tuple[object, str]]  # field of the configuration -> its default, what it is for
 
 
-def run(main: Callable[..., int | None], arguments: str | None = None, known_only: bool = False) -> None:
+def run(main: Callable[..., int | None], arguments: str | None = None, settings: Settings | None = None) -> None:
     """Parses the flags and calls `main`; what it returns is the exit status.
 
     Args:
       main: the command.
-      arguments: what stands beside the flags, if anything may ("VIDEO"); `main` then gets the list of them.
-      known_only: whether flags that are not defined count as such arguments; there may be none.
+      arguments: what a user gives besides flags, if anything ("VIDEO"); `main` receives the list of them.
+      settings: fields of the configuration, for the help. A command that takes arguments receives --NAME.FIELD=VALUE
+        among them, and there may be none.
     """
 
     def guarded(rest: list[str]) -> int | None:
@@ -35,20 +42,29 @@ def run(main: Callable[..., int | None], arguments: str | None = None, known_onl
             return _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
         except KeyboardInterrupt:
             return _complain("interrupted")
+        except Exception:  # jax raises several kinds where its device is missing, and only once it is used
+            if missing := _missing_device():
+                return _complain(missing)
+            raise
 
-    app.run(guarded, flags_parser=lambda argv: _parse(argv, arguments, known_only))
+    app.run(guarded, flags_parser=lambda argv: _parse(argv, main, arguments, settings))
 
 
-def define_config(make: Callable[[dict[str, str]], object]) -> flags.FlagHolder:
+def define_config(make: Callable[[dict[str, str]], object], describe: Callable[[object], Settings]) -> flags.FlagHolder:
     """Defines --config.X flags, one for each field of a dataclass; --config.method=NAME brings the method's defaults.
 
     Args:
       make: makes the default configuration of some settings.
+      describe: names the fields of a configuration.
     """
     try:
         given = _given(sys.argv[1:])  # config flags look at the command line alone
         sys.argv[1:] = [METHOD.sub(r"--config.method.name\1", argument) for argument in given]
-        return config_flags.DEFINE_config_dataclass("config", make(_given_method()))
+        config = make(_given_method())
+        for name in re.findall(r"^--?config\.([^=\n]+)", "\n".join(sys.argv), re.MULTILINE):
+            if name not in (fields := describe(config)):
+                sys.exit(_complain(f"--config.{name}: unknown flag{nearest(name, fields, '--config.')}"))
+        return config_flags.DEFINE_config_dataclass("config", config)
     except FLAG_ERRORS as error:  # it looks at the command line at once
         sys.exit(_complain(f"--config flags: {_reason(error)}"))
 
@@ -135,18 +151,81 @@ def _given_method() -> dict[str, str]:
     return {"method": found[-1]} if found else {}
 
 
-def _parse(argv: list[str], arguments: str | None, known_only: bool) -> list[str]:
+def _parse(
+    argv: list[str], main: Callable[..., int | None], arguments: str | None, settings: Settings | None
+) -> list[str]:
+    if HELP & set(argv[1:]):
+        print(_help(main, arguments, settings or {}))
+        sys.exit(0)
+    takes_settings = bool(arguments and settings)
     try:
-        rest = flags.FLAGS([argv[0], *_given(argv[1:])], known_only=known_only)
+        rest = flags.FLAGS([argv[0], *_given(argv[1:])], known_only=takes_settings)
+    except flags.UnrecognizedFlagError as error:
+        sys.exit(_complain(_unknown_flag(error.flagname)))
     except FLAG_ERRORS as error:
         sys.exit(_complain(_reason(error)))
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # leaves out the libraries' running commentary
-    if arguments and not known_only and len(rest) == 1:
+    if takes_settings:  # all of them have a dot
+        wrong = [part for part in rest[1:] if re.match(r"--?\w[^.=]*(=|$)", part)]
+        if wrong:
+            sys.exit(_complain(_unknown_flag(wrong[0].lstrip("-").partition("=")[0])))
+    elif arguments and len(rest) == 1:
         sys.exit(_complain(f"no {arguments} given"))
-    if not arguments and len(rest) > 1:
+    elif not arguments and len(rest) > 1:
         sys.exit(_complain(f"unexpected argument {rest[1]!r}; flags are written --name=value"))
     return rest
+
+
+def _help(main: Callable[..., int | None], arguments: str | None, settings: Settings) -> str:
+    """What a command does, and its flags: its own and those that it shares with others, not the libraries'."""
+    entries = [_described(flag) for flag in _own_flags() if flag.name != "config"]
+    entries += [(f"--config.{name}{_default(value)}", text) for name, (value, text) in settings.items()]
+    text = [str(sys.modules[main.__module__].__doc__).strip(), ""]
+    text += [f"arguments: {arguments}", ""] if arguments else []
+    for head, purpose in entries:
+        text += [f"  {head}", *textwrap.wrap(purpose, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+    return "\n".join(text)
+
+
+def _own_flags() -> Iterator[flags.Flag]:
+    """Flags of the running command: those of modules here."""
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if module == sys.argv[0] or module.partition(".")[0] == __package__:
+            yield from defined
+
+
+def _described(flag: flags.Flag) -> tuple[str, str]:
+    """A flag with its default, and what it is for."""
+    name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+    required = flag.default is None and flag.validators
+    values = getattr(flag.parser, "enum_values", None) or getattr(flag.parser, "values", ())
+    choice = f" Of {', '.join(values)}." if values else ""
+    return f"{name}{_default(flag.default)}{' (required)' if required else ''}", f"{flag.help}{choice}"
+
+
+def _default(value: object) -> str:
+    return "" if value in (None, "", [], (), {}) else f"={value}"
+
+
+def _unknown_flag(name: str) -> str:
+    return f"--{name}: unknown flag{nearest(name, [flag.name for flag in _own_flags()], '--')}"
+
+
+def _missing_device() -> str:
+    """Why jax has no device, if it was used and has none; "" otherwise."""
+    if "jax" not in sys.modules:
+        return ""
+    try:
+        sys.modules["jax"].devices()
+    except Exception as error:  # a RuntimeError, or an AssertionError without a word
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        reason = f" ({error})" if str(error) else ""
+        return (
+            f"JAX_PLATFORMS={wanted}: jax finds no such device here{reason}; install jax for it as BUILD.md says, or "
+            "set JAX_PLATFORMS=cpu"
+        )
+    return ""
 
 
 def _reason(error: Exception) -> str:
@@ -154,5 +233,5 @@ def _reason(error: Exception) -> str:
 
 
 def _complain(message: object) -> int:
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return USER_ERROR

@@ -7,6 +7,7 @@ python -m launch.convert --input=rawnet2.pth --output=rawnet2.safetensors
 
 from absl import flags
 
+from extract.schema import one_line
 from extract.weights import convert_weights
 from launch import command
 
@@ -17,7 +18,7 @@ OUTPUT = flags.DEFINE_string("output", None, "To write: .safetensors; from that,
 def main() -> None:
     """Parses flags, converts."""
     convert_weights(INPUT.value, OUTPUT.value)
-    print(f"{INPUT.value} -> {OUTPUT.value}")
+    print(one_line(f"{INPUT.value} -> {OUTPUT.value}"))
 
 
 if __name__ == "__main__":

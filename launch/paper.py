@@ -7,6 +7,7 @@ python -m launch.paper --root=simulated --output=paper --flagfile=simulated/pape
 from absl import flags
 
 from apps.paper.run import paper
+from jax_avh.config import Config, describe
 from launch import command
 
 ROOT = flags.DEFINE_string("root", None, "Folder: <data set>/<untrimmed, trimmed>/<train, val, test>.", required=True)
@@ -19,4 +20,4 @@ def main(settings: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, arguments="--NAME.FIELD=VALUE", known_only=True)
+    command.run(main, "--NAME.FIELD=VALUE", describe(Config()))

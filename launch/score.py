@@ -6,7 +6,7 @@ python -m launch.score --method=speech_forensics --features=shards/test --output
 
 from absl import flags
 
-from extract.schema import caveat
+from extract.schema import caveat, one_line
 from jax_avh.evaluation.score import score_shards
 from jax_avh.methods import METHODS
 from launch import command
@@ -24,7 +24,7 @@ def main() -> None:
     notes = {flag.name: flag.value for flag in (DATASET, TRIMMED) if flag.value is not None}
     table = score_shards(FEATURES.value, OUTPUT.value, METHOD.value, WEIGHTS.value, notes)
     count = f"{OUTPUT.value}: {table.method}, {len(table.clips)} clips, {table.offset[-1]} frames"
-    print(f"{count}. {caveat(table.attributes)}".rstrip(" ."))
+    print(one_line(f"{count}. {caveat(table.attributes)}".rstrip(" .")))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python -m launch.submit --scores=scores.h5 --test_files=test_files.txt --output=
 
 from absl import flags
 
+from extract.schema import one_line
 from jax_avh.evaluation.submission import submit
 from launch import command
 
@@ -15,7 +16,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Submission to write (.zip).", requ
 
 def main() -> None:
     """Parses flags, writes."""
-    print(submit(SCORES.value, TEST_FILES.value, OUTPUT.value))
+    print(one_line(submit(SCORES.value, TEST_FILES.value, OUTPUT.value)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ python -m launch.sweep --config.seed=0,1 --config.optimizer.learning_rate=1e-5,1
 from absl import flags
 
 from apps.sweep import format_jobs, format_results, make_jobs, sweep
+from jax_avh.config import Config, describe
 from launch import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs; a stopped sweep goes on there.", required=True)
@@ -26,4 +27,4 @@ def main(settings: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, "--config.FIELD=VALUE,VALUE,...", known_only=True)
+    command.run(main, "--config.FIELD=VALUE,VALUE,...", describe(Config()))

@@ -6,11 +6,11 @@ python -m launch.train --config.method=avh_sup ...
 
 from absl import flags
 
-from jax_avh.config import make_config
+from jax_avh.config import describe, make_config
 from jax_avh.training import join_processes, train
 from launch import command
 
-CONFIG = command.define_config(make_config)
+CONFIG = command.define_config(make_config, describe)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a stopped run goes on there.", required=True)
 PROFILE = flags.DEFINE_boolean("profile", False, "Trace some steps into WORKDIR/profile (jax.profiler).")
 DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "One of many processes; Cloud TPU and SLURM say the rest.")
@@ -27,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, settings=describe(CONFIG.default))

@@ -24,6 +24,7 @@ from extract.avhubert import AVHubert, AVHubertConfig
 from extract.schema import InputError
 from tests import rules
 from tests.browser import running_browser
+from tests.forks import Forks
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -91,6 +92,14 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 def rule_shards(tmp_path_factory) -> dict[str, Path]:
     """float32 shards of the rule-made feature clips, by split; the path of their npz files under "npz"."""
     return rules.write_feature_clips(tmp_path_factory.mktemp("rule"))
+
+
+@pytest.fixture(scope="session")
+def fork():
+    """A function that runs a command in a fork of a loaded interpreter: (exit status, what it printed)."""
+    forks = Forks()
+    yield forks
+    forks.close()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from apps.demo import demo, material
 from apps.demo.fakes import make_clips
@@ -20,7 +21,7 @@ from extract.prepare import PrepareSettings, leading_silence, prepare_clip, read
 from extract.schema import ClipMeta, InputError
 from jax_avh.data import Corpus
 from jax_avh.evaluation import POOLINGS
-from jax_avh.models import load_weights
+from jax_avh.models import HEADS, load_weights, save_weights
 from tests import rules
 from tests.media import ramp, read_frames, tone, write_media
 
@@ -122,11 +123,18 @@ def test_weights_that_do_not_fit_the_encoder(tmp_path, tiny_checkpoint):
         detect(["x.mp4"], str(tiny_checkpoint), str(weights))
 
 
-def test_random_weights_are_said_in_every_verdict(tmp_path, narrow_weights, real_clips, monkeypatch, capsys):
+def test_random_and_simulated_origins_are_said_in_every_verdict(tmp_path, real_clips, monkeypatch, capsys):
+    """That of the encoder, and that of the features that the detector was trained on; on the page, too."""
     monkeypatch.setattr("extract.encoder.AVHubertConfig.large", AVHubertConfig.tiny)
-    detect([str(real_clips["testMovie"])], "random", str(narrow_weights), tmp_path / "v.json")
-    assert "RANDOM AV-HuBERT weights" in capsys.readouterr().out
-    assert "RANDOM" in json.loads((tmp_path / "v.json").read_text())[0]["caveat"]
+    network = HEADS["mlp"](AVHubertConfig.tiny().width, rngs=nnx.Rngs(0))
+    save_weights(network, tmp_path / "w.safetensors", {"trained_on": "simulated"})
+    detect(
+        [str(real_clips["testMovie"])], "random", str(tmp_path / "w.safetensors"), tmp_path / "v.json", tmp_path / "p"
+    )
+    page = (tmp_path / "p" / "testMovie.html").read_text()
+    for text in (capsys.readouterr().out, json.loads((tmp_path / "v.json").read_text())[0]["caveat"], page):
+        assert "RANDOM AV-HuBERT weights" in text
+        assert "SIMULATED features" in text
 
 
 @pytest.mark.parametrize(

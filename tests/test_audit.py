@@ -167,15 +167,15 @@ def test_poor_sets_are_audited_and_drawn(tmp_path, sounds, labels):
 
 
 def test_what_extraction_noted_stands_in_for_waveforms(tmp_path):
-    notes = [0.0, 0.027, math.nan, 0.03, 0.001]
+    notes = [0.0, 0.027, math.nan, 0.03, 0.001, 0.027, 0.0, 0.03, 0.001, 0.03, 0.0005]
     metas = [ClipMeta(f"{n}", n % 2, leading_silence=note) for n, note in enumerate(notes)]
-    result = audit({"x": write_set(tmp_path / "noted", leaky(5), metas, (), trimmed=True)})
+    result = audit({"x": write_set(tmp_path / "noted", leaky(11), metas, (), trimmed=True)})
     found = result["sources"]["x"]
-    assert (found["leading_silence_ms"]["auc"], found["leading_silence_ms"]["known"]) == (1.0, 4)
+    assert (found["leading_silence_ms"]["auc"], found["leading_silence_ms"]["known"]) == (1.0, 10)
     assert found["leading_silence_ms"]["label"]["real"]["quartiles"][1] == 0.5
     assert found["amplitude"] is found["by_threshold"] is found["by_moment"] is None
     text = "\n".join(verdict(result))
-    assert "leading silence is what extraction noted, of 4 of 5 clips" in text
+    assert "leading silence is what extraction noted, of 10 of 11 clips" in text
     assert "labels can be told from leading silence before trimming alone: AUC 1.00" in text
     json.dumps(result, allow_nan=False)
     result = audit({"x": write_set(tmp_path / "unknown", leaky(5), store=())})
@@ -184,7 +184,7 @@ def test_what_extraction_noted_stands_in_for_waveforms(tmp_path):
 
 
 def test_length_tells_by_its_mirror_image_too(tmp_path):
-    sounds = [speech(n, 100 - 60 * (n % 2)) for n in range(6)]
+    sounds = [speech(n, 100 - 60 * (n % 2)) for n in range(12)]
     result = audit({"x": write_set(tmp_path, sounds)})
     assert result["sources"]["x"]["length_s"]["auc"] == 0.0
     told = (
@@ -195,7 +195,7 @@ def test_length_tells_by_its_mirror_image_too(tmp_path):
 
 
 def test_a_threshold_that_tells_more_is_told(tmp_path):
-    sounds = [speech(n, 5) for n in range(8)]
+    sounds = [speech(n, 5) for n in range(12)]
     for sound in sounds[1::2]:
         sound[:500] = 40  # faint, but above the usual threshold
     text = "\n".join(verdict(audit({"x": write_set(tmp_path, sounds)})))
@@ -253,12 +253,12 @@ def test_a_set_named_twice_is_refused(tmp_path):
 
 def test_the_command_writes_numbers_and_pictures(tmp_path, launch):
     for name in ("train", "test"):
-        write_set(tmp_path / name, leaky(6))
+        write_set(tmp_path / name, leaky())
     features = f"--features={tmp_path}/train,{tmp_path}/test"
     status, text = launch("audit", features, f"--output={tmp_path}/out")
     assert status == 0, text
     assert "test: labels can be told from leading silence alone: AUC 1.00" in text
-    assert "6 of the 6 test clips are in train too" in text
+    assert "12 of the 12 test clips are in train too" in text
     names = {f"{source}_{kind}.png" for source in ("train", "test") for kind in ("start", "auc", "length")}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"audit.json", *names}
     for name in names:

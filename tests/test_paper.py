@@ -12,7 +12,7 @@ from apps.paper.plan import DATASETS, Detector, detectors
 from apps.paper.run import paper
 from apps.paper.tables import TABLES, format_tables
 from apps.simulate import simulate
-from extract.schema import InputError, list_shards, open_shard
+from extract.schema import CAVEATS, InputError, list_shards, open_shard
 from jax_avh.data import Corpus, open_source
 from jax_avh.evaluation import POOLINGS, open_scores
 from jax_avh.methods.leading_silence import leading_silence
@@ -103,6 +103,11 @@ def test_the_run_trains_scores_prints_and_goes_on(corpus, tmp_path, monkeypatch,
     assert of_silence[False] == 100
     assert {table.title.partition(":")[0] for table in TABLES} == {f"Table {n}" for n in (1, 2, 4, 5)}
     assert all(table.title in text for table in TABLES)
+    headings = [line for line in text.splitlines() if line.startswith("Table")]
+    assert all("AV-Deepfake1M (SIMULATED): ours" in line for line in headings)
+    assert CAVEATS["simulated"] in text
+    for name in ("metrics.json", "clips.csv", "report.html"):
+        assert "AV-Deepfake1M (SIMULATED)" in (tmp_path / name).read_text()
     assert (tmp_path / "tables.txt").read_text().strip() == text.strip()
     assert json.loads((tmp_path / "runs" / "avh_sup-linear" / "result.json").read_text())["epochs"] == 2
     lost, kept = files["factor,av_deepfake1m,trimmed.h5"], files["avh_align-mlp,av_deepfake1m,trimmed.h5"]
@@ -112,7 +117,7 @@ def test_the_run_trains_scores_prints_and_goes_on(corpus, tmp_path, monkeypatch,
     assert paper(corpus, tmp_path, FLAGS) == text
     assert lost.is_file()
     assert kept.stat().st_mtime_ns == before
-    assert "epoch" not in capsys.readouterr().out  # nothing was trained again
+    assert "train_loss" not in capsys.readouterr().out  # nothing was trained again
     assert open_scores(lost).attributes["dataset"] == "AV-Deepfake1M"
 
 
@@ -166,7 +171,7 @@ def test_scores_of_other_clips_are_not_taken_for_these(tmp_path, monkeypatch, co
     monkeypatch.setattr("apps.paper.run.detectors", lambda root: plan)
     root = tmp_path / "root"
     shutil.copytree(corpus, root)
-    paper(root, tmp_path / "out")
+    assert CAVEATS["simulated"] in paper(root, tmp_path / "out")
     (file,) = (tmp_path / "out" / "scores").glob("*,untrimmed.h5")
     untrimmed = root / "av_deepfake1m" / "untrimmed"
     shutil.rmtree(untrimmed / "test")

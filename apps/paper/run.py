@@ -6,7 +6,7 @@ from pathlib import Path
 
 from apps.paper.plan import DATASETS, STATES, TRAINED_IN, Detector, detectors, test_sets
 from apps.paper.tables import format_tables
-from extract.schema import InputError, check_output, whole_file
+from extract.schema import InputError, caveat, check_output, whole_file
 from jax_avh.config import RESULT, Config, check_config, make_config
 from jax_avh.data import FeatureSource, open_source
 from jax_avh.evaluation import evaluate, open_scores
@@ -65,7 +65,8 @@ def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[st
     names, files = zip(*scored, strict=True)
     evaluation = evaluate(files, names=names)
     write_evaluation(evaluation, output)
-    text = "\n".join([format_tables(evaluation.metrics["results"]), *skipped])
+    note = caveat(*(entry.table.attributes for entry in evaluation.entries))
+    text = "\n".join([format_tables(evaluation.metrics["results"]), *([note] if note else []), *skipped])
     with whole_file(output / TABLES) as temporary:
         temporary.write_text(text + "\n")
     return text

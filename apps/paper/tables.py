@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from apps.paper.plan import DATASETS, SHARES, STATES
+from extract.schema import format_table
 from jax_avh.evaluation import POOLINGS
 
 Published = Mapping[tuple[str, str], tuple[float, float]]
@@ -91,23 +92,29 @@ TABLES = (
 def format_tables(results: Sequence[dict]) -> str:
     """The tables as text: AUC in %, untrimmed -> trimmed, with the published numbers where there are any."""
     found = {
-        (r["method"], r["pooling"], r["own"], r["dataset"], r["trimmed"]): r["metrics"]["auc"]
+        (r["method"], r["pooling"], r["own"], _name(r["dataset"]), r["trimmed"]): r["metrics"]["auc"]
         for r in results
         if r["group"] == "all"
     }
-    return "\n\n".join(_format(table, found) for table in TABLES)
+    titles = [
+        max((r["dataset"] for r in results if _name(r["dataset"]) == name), key=len, default=name)
+        for name in DATASETS.values()
+    ]
+    return "\n\n".join(_format(table, found, titles) for table in TABLES)
 
 
-def _format(table: Table, found: dict) -> str:
-    lines = [[f"{table.title} (AUC %)", *(f"{name}: ours (paper's)" for name in DATASETS.values())]]
+def _name(title: str) -> str:
+    """A data set's name without its mark, such as " (SIMULATED)"."""
+    return title.partition(" (")[0]
+
+
+def _format(table: Table, found: dict, titles: Sequence[str]) -> str:
+    lines = [[f"{table.title} (AUC %)", *(f"{title}: ours (paper's)" for title in titles)]]
     for title, detector, pooling in table.rows:
         published = table.published if pooling is None else {}
         cells = [_cell(detector, pooling, dataset, found, published) for dataset in DATASETS]
         lines += [[title, *cells]] if any(cells) else []
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return format_table(lines)
 
 
 def _cell(detector: str, pooling: str | None, dataset: str, found: dict, published: Published) -> str:

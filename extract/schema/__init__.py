@@ -40,11 +40,13 @@ from extract.schema.hdf5 import (
 from extract.schema.lists import read_lines, read_table, read_text
 from extract.schema.notes import pack_notes, unpack_notes
 from extract.schema.shard import (
+    CAVEATS,
     FORMAT,
     OPTIONAL,
     RAGGED,
     RANDOM_WEIGHTS,
     SHARD_PATTERN,
+    SIMULATED,
     VERSION,
     Ragged,
     Shard,
@@ -54,13 +56,16 @@ from extract.schema.shard import (
     describing,
     json_attribute,
     list_shards,
+    marked,
+    marks,
     open_shard,
     read_shard_table,
     shard_name,
 )
-from extract.schema.text import one_line, unprintable, warn
+from extract.schema.text import format_table, nearest, one_line, printable, unprintable, warn
 
 __all__ = [
+    "CAVEATS",
     "FAKE",
     "FORMAT",
     "FRAME_RATE",
@@ -73,6 +78,7 @@ __all__ = [
     "SAMPLE_RATE",
     "SHARD_PATTERN",
     "SILENCE",
+    "SIMULATED",
     "TEXT_COLUMNS",
     "UNKNOWN",
     "VERSION",
@@ -89,14 +95,19 @@ __all__ = [
     "check_outputs",
     "describing",
     "ends_beyond",
+    "format_table",
     "json_attribute",
     "list_shards",
     "local_file",
+    "marked",
+    "marks",
+    "nearest",
     "offsets",
     "one_line",
     "open_shard",
     "pack_notes",
     "place",
+    "printable",
     "reachable",
     "read_bytes",
     "read_clip_table",

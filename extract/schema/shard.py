@@ -22,7 +22,11 @@ from extract.schema.text import one_line
 FORMAT = "avh-features"
 VERSION = 1
 UNKNOWN_STATE = "unknown"  # as the attribute `trimmed` of imported features
-RANDOM_WEIGHTS = "random"  # in place of weights_sha256: the features mean nothing
+RANDOM_WEIGHTS, SIMULATED = "random", "simulated"  # in place of weights_sha256, and in a note `trained_on`
+CAVEATS = {
+    RANDOM_WEIGHTS: "RANDOM AV-HuBERT weights: the features mean nothing, nor does any number made of them",
+    SIMULATED: "SIMULATED features: numbers made of them show that the programs work, not how well fakes are found",
+}
 SHARD_PATTERN = "features-*.h5"
 
 # Optional contents, in clips' order; clip n is value[offset[n]:offset[n+1]]: dtype, shape of an item.
@@ -132,11 +136,27 @@ def list_shards(directory: AnyPath) -> list:
     return paths
 
 
-def caveat(attributes: dict[str, object]) -> str:
-    """What must stand beside every number made from features with these shard attributes; "" for real weights."""
-    if attributes.get("weights_sha256") == RANDOM_WEIGHTS:
-        return "RANDOM AV-HuBERT weights: the features mean nothing, nor does any number made of them"
-    return ""
+def marks(*records: Mapping[str, object]) -> list[str]:
+    """Returns which of CAVEATS apply to a number.
+
+    Args:
+      records: what it was made from: attributes of shards or score files, notes of weights. `weights_sha256` names the
+        encoder of the features; `trained_on` holds the marks of weights' training, separated by commas.
+    """
+    names = ("weights_sha256", "trained_on")
+    found = {mark for record in records for name in names for mark in str(record.get(name, "")).split(",")}
+    return [mark for mark in CAVEATS if mark in found]
+
+
+def caveat(*records: Mapping[str, object]) -> str:
+    """Returns what must accompany every number made from these (see `marks`); "" for features of real weights."""
+    return "; ".join(CAVEATS[mark] for mark in marks(*records))
+
+
+def marked(name: str, *records: Mapping[str, object]) -> str:
+    """Returns a name as it may appear next to numbers made from these (see `marks`): "FakeAVCeleb (SIMULATED)"."""
+    found = ", ".join(mark.upper() for mark in marks(*records))
+    return f"{name} ({found})".lstrip() if found else name
 
 
 @contextlib.contextmanager
@@ -228,7 +248,8 @@ def _check_ragged(
         if (extent.dtype, extent.shape[1:]) != RAGGED[name] or not _fits(own, len(offset) - 1, extent.shape[0]):
             raise InputError(f"{path}: /{name} does not fit its clips; extract this shard again")
     if "crops" in ragged and not np.array_equal(ragged["crops"][0], offset):
-        raise InputError(f"{path}: /crops holds another number of frames than the features; extract it again")
+        frames = f"{ragged['crops'][0][-1]}, not {offset[-1]}"
+        raise InputError(f"{path}: /crops holds another number of frames than the features: {frames}; extract it again")
 
 
 def _fits(offset: Int64[np.ndarray, "borders"], clips: int, values: int) -> bool:

@@ -1,7 +1,9 @@
-"""Text of others (file names, notes in files, errors of libraries), made fit to be printed."""
+"""Text of others (file names, notes in files, errors of libraries), made fit to be printed; and text tables."""
 
+import difflib
 import sys
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 
 def one_line(text: object) -> str:
@@ -10,8 +12,34 @@ def one_line(text: object) -> str:
     Runs of white space become one blank; other characters that do not print (terminal escapes, zero-width characters,
     changes of writing direction, lone surrogates) become `\x1b`, `\u200b`, ...
     """
-    words = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in words)
+    return printable(" ".join(str(text).split()))
+
+
+def printable(text: str) -> str:
+    """Returns text with every character that does not print, a line break too, written out as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+
+
+def format_table(rows: Sequence[Sequence[str]], right: bool = False) -> str:
+    """Returns rows of cells as lines of aligned columns; cells may be text of others.
+
+    Args:
+      rows: of equal length, the headings first.
+      right: whether cells are flush right instead of left.
+    """
+    shown = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    adjust = str.rjust if right else str.ljust
+    lines = ("  ".join(adjust(cell, width) for cell, width in zip(row, widths, strict=True)) for row in shown)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """Returns "; did you mean NAME?" with the most similar of some names, or "" if none is similar."""
+    found = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {prefix}{found[0]}?" if found else ""
 
 
 def unprintable(text: str) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
-from extract.schema import FRAME_RATE, SAMPLE_RATE, whole_file
+from extract.schema import FRAME_RATE, SAMPLE_RATE, SIMULATED, whole_file
 from jax_avh.data.simulate_media import draw_crops, draw_sound, opening
 
 LATENT = 24  # dimensions of the path
@@ -72,13 +72,16 @@ def clip_names(split: str, count: int, corpus: Corpus) -> list[tuple[str, str]]:
 
 
 def simulate_corpus(root: str | os.PathLike, corpus: Corpus) -> None:
-    """Writes `<split>.csv` (path, label, category, identity) and `<split>/cNNN.npz` (visual, audio) under `root`."""
+    """Writes `<split>.csv` (path, label, category, identity) and `<split>/cNNN.npz` under `root`.
+
+    The features (visual, audio) carry a mark, `simulated`, which follows them into shards and all that is made of them.
+    """
     for split, count in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test)):
         (Path(root) / split).mkdir(parents=True, exist_ok=True)
         rows = [("path", "label", "category", "identity")]
         for index, (name, kind) in enumerate(clip_names(split, count, corpus)):
             clip = simulate_clip(name, kind, corpus)
-            np.savez(Path(root) / f"{name}.npz", visual=clip.visual, audio=clip.audio)
+            np.savez(Path(root) / f"{name}.npz", visual=clip.visual, audio=clip.audio, **{SIMULATED: True})
             rows.append((f"{name}.mp4", int(kind != "real"), kind, f"{split}-{index:03d}"))
         with whole_file(Path(root) / f"{split}.csv") as temporary, temporary.open("w", newline="") as file:
             csv.writer(file).writerows(rows)

@@ -194,7 +194,10 @@ def _check_together(shards: Sequence[ShardTable]) -> None:
     for shard in shards:
         for name in SET_ATTRIBUTES:
             if shard.attributes.get(name) != first.attributes.get(name):
-                raise InputError(f"{shard.path}: its {name} is another than that of {first.path}; they are not one set")
+                found, wanted = (table.attributes.get(name) for table in (shard, first))
+                raise InputError(
+                    f"{shard.path}: its {name} is {found}, but that of {first.path} is {wanted}; they are not one set"
+                )
         for clip in shard.clips:
             if (other := seen.setdefault(clip.path, shard.path)) != shard.path:
                 raise InputError(f"{shard.path}: clip {clip.path!r} is in {other} too")

@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Bool, Float, Int
 
-from extract.schema import FAKE, FRAME_RATE, REAL, SILENCE, UNKNOWN
+from extract.schema import FAKE, FRAME_RATE, REAL, SILENCE, UNKNOWN, caveat, marked
 from jax_avh.data import FeatureSource
 from jax_avh.evaluation.bootstrap import bootstrap_intervals
 from jax_avh.evaluation.metrics import detection_metrics
@@ -41,14 +41,15 @@ def audit(sources: Mapping[str, FeatureSource]) -> Found:
       sources: by the names that the words use, e.g. train, test.
 
     Returns:
-      What `audit.json` holds. `sources`: by name, numbers of clips; the traits `length_s`, `leading_silence_ms` and
+      What `audit.json` holds. `sources`: by name, `title` (the name, marked if the features are random or simulated),
+      `caveat` (what must accompany the numbers), numbers of clips; the traits `length_s`, `leading_silence_ms` and
       `amplitude` (largest |x| of the first 30 ms), each with its AUC as a score of fakeness (None unless there are
       real clips and fakes) and its distribution by label and category: quartiles, histogram over `bins` (their starts),
       share above `limit`; `by_threshold` and `by_moment`, AUC over each. Where shards hold no waveform, what would
       take one is None, and leading silence is what extraction noted, None if nothing. `overlaps`: see `overlap`.
     """
     return {
-        "sources": {name: _audit_source(source) for name, source in sources.items()},
+        "sources": {name: _audit_source(name, source) for name, source in sources.items()},
         "overlaps": [
             {"source": name, "other": other} | overlap(sources[name].clips, sources[other].clips)
             for other, name in itertools.combinations(sources, 2)
@@ -99,11 +100,13 @@ class _Groups:
         return found
 
 
-def _audit_source(source: FeatureSource) -> Found:
+def _audit_source(name: str, source: FeatureSource) -> Found:
     groups = _Groups(source.labels, tuple(clip.category for clip in source.clips))
     heard = _from_waveforms(source, groups) if source.has("waveform") else _from_notes(source, groups)
     return {
         "path": str(source.path),
+        "title": marked(name, source.attributes),
+        "caveat": caveat(source.attributes),
         "trimmed": source.attributes.get("trimmed"),
         "waveforms": source.has("waveform"),
         "clips": len(source.clips),

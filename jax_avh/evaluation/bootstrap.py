@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from jax_avh.evaluation.metrics import METRICS, Ranking, all_metrics, detection_metrics, operating_points, rank_clips
 
 PERCENTILES = (2.5, 97.5)  # of the resamples: a 95 % interval
+FEWEST = 5  # clips of a class, below which resamples say nothing: of one clip, all are the same
 DRAWS = 1 << 18  # clips drawn at a time: what is made of them stays near the processor
 
 

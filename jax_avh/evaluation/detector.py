@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from extract.schema import InputError
+from extract.schema import InputError, marks
 from jax_avh.methods import METHODS, ExampleMethod, FrameMethod
 from jax_avh.models import FrameBatch, check_features, read_notes, weights_file
 
@@ -49,7 +49,8 @@ class Detector:
     @property
     def attributes(self) -> dict[str, object]:
         """What its scores say of it."""
-        return {"weights": str(self.path), "alignment_sha256": hashlib.sha256(self.path.read_bytes()).hexdigest()}
+        known = {"weights": str(self.path), "alignment_sha256": hashlib.sha256(self.path.read_bytes()).hexdigest()}
+        return known | ({"trained_on": ",".join(found)} if (found := marks(self.notes)) else {})
 
     def check_fits(self, width: int, attributes: Mapping[str, object], what: object) -> None:
         """Raises an InputError if features of a width and encoder are not those that it was trained on."""

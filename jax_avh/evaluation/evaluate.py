@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta, InputError, caveat, ends_beyond
-from jax_avh.evaluation.bootstrap import bootstrap_intervals
+from jax_avh.evaluation.bootstrap import FEWEST, bootstrap_intervals
 from jax_avh.evaluation.delong import delong_test
 from jax_avh.evaluation.localize import localisation
 from jax_avh.evaluation.metrics import METRICS, detection_metrics, worst_case
@@ -82,10 +82,11 @@ def _numbers(
     threshold: float | None,
     resamples: int,
 ) -> dict:
-    """Metrics of some of the clips, with intervals."""
+    """Metrics of some of the clips, with intervals unless the clips are too few."""
     label, score = entry.label[chosen], score[chosen]
     values = detection_metrics(label, score, threshold)
-    intervals = bootstrap_intervals(label, score, values["threshold"], resamples)
+    few = _too_few(values["real"], values["fake"])
+    intervals = dict.fromkeys(METRICS) if few else bootstrap_intervals(label, score, values["threshold"], resamples)
     return {
         "real": values["real"],
         "fake": values["fake"],
@@ -93,6 +94,11 @@ def _numbers(
         "metrics": {name: values[name] for name in METRICS},
         "intervals": {name: interval and list(interval) for name, interval in intervals.items()},
     }
+
+
+def _too_few(*counts: int) -> bool:
+    """Whether a class has some clips, but too few for intervals and p-values."""
+    return any(0 < count < FEWEST for count in counts)
 
 
 def _groups(entry: Entry) -> Iterator[tuple[str, str, Bool[np.ndarray, " N"]]]:
@@ -120,12 +126,13 @@ def _comparison(one: Entry, other: Entry) -> dict:
     mine, theirs = ([entry.rows[path] for path in common] for entry in (one, other))
     label = one.label[mine] if common else np.zeros(0, np.int64)
     test = delong_test(label, one.score[mine], other.score[theirs]) if common else None
+    told = test and not _too_few(int((label == REAL).sum()), int((label == FAKE).sum()))
     key = {"dataset": one.dataset, "trimmed": one.trimmed, "one": one.method, "other": other.method}
     return key | {
         "clips": len(common),
         "difference": test and float(test.difference),
-        "interval": test and [float(test.low), float(test.high)],
-        "p_value": test and float(test.p_value),
+        "interval": [float(test.low), float(test.high)] if told else None,
+        "p_value": float(test.p_value) if told else None,
     }
 
 
@@ -163,8 +170,12 @@ def _warnings(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> Iterator[
         frames = np.diff(entry.table.offset).tolist()
         if entry.table.frame is not None and (beyond := sum(map(ends_beyond, entry.clips, frames))):
             yield f"{name}: {beyond} clips have fake segments beyond their end, so what is said of frames is wrong."
-        for kind, value in (("real", REAL), ("fake", FAKE)):
-            if not (label == value).any():
+        counts = {kind: int((label == value).sum()) for kind, value in (("real", REAL), ("fake", FAKE))}
+        if _too_few(*counts.values()):
+            many = f"{counts['real']} real and {counts['fake']} fake clips"
+            yield f"{name}: {many} are too few to say how sure its numbers are."
+        for kind, count in counts.items():
+            if not count:
                 yield f"{name}: no clip is labelled {kind}, so what compares both is undefined."
         if listed and not _shared(entry, listed):
             yield f"{name}: none of its clips is in the list, so there is no coverage of it."

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int64
 
-from extract.schema import ClipMeta, InputError
+from extract.schema import ClipMeta, InputError, marked
 from jax_avh.evaluation.pooling import pool_all
 from jax_avh.evaluation.scores import ScoreTable
 
@@ -18,7 +18,7 @@ from jax_avh.evaluation.scores import ScoreTable
 class Entry:
     """One score file among those compared."""
 
-    dataset: str  # "" = not told
+    dataset: str  # "" = unknown; marked if its features are random or simulated
     method: str  # name in the comparison
     trimmed: bool | None  # leading silence dropped; None = not known
     table: ScoreTable
@@ -94,7 +94,8 @@ def as_named(tables: Sequence[tuple[Path, ScoreTable]], names: Sequence[str]) ->
 def _entry(path: Path, table: ScoreTable, name: Callable[[Path, ScoreTable], str]) -> Entry:
     trimmed = table.attributes.get("trimmed")
     state = bool(trimmed) if isinstance(trimmed, bool | np.bool_) else None
-    return Entry(str(table.attributes.get("dataset", "")), name(path, table), state, table)
+    dataset = marked(str(table.attributes.get("dataset", "")), table.attributes)
+    return Entry(dataset, name(path, table), state, table)
 
 
 def _by_method(path: Path, table: ScoreTable) -> str:

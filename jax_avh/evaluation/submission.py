@@ -57,6 +57,7 @@ def write_submission(table: ScoreTable, test_files: str | os.PathLike, output: s
     scores = zip(files, confidence(table.clip[row]).tolist(), strict=True)
     with whole_file(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         _write_lines(archive, SCORES, (f"{file}{SEPARATOR}{score!r}\n" for file, score in scores))
+        archive.comment = caveat(table.attributes).encode()  # what the server reads has no room for it
         _write_lines(archive, SEGMENTS, _json_lines((file, _rows(segments, clip)) for file, clip in clips.items()))
     count = sum(len(segments[clip.path]) for clip in clips.values())
     others = len(table.clips) - len(clips)

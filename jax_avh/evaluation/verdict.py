@@ -4,19 +4,26 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from extract.schema import one_line
 from jax_avh.evaluation.audit import LABELS, Found
+from jax_avh.evaluation.bootstrap import FEWEST
 from jax_avh.evaluation.overlap import overlap_in_words
 from jax_avh.methods.leading_silence import START
 
 # AUC from which on labels "can", "can partly" be told; an AUC below 0.5 counts as its mirror. Where its 95 % interval
-# reaches down to 0.5, nothing is said to be told: on few clips, chance looks like a shortcut.
+# reaches down to 0.5, nothing is said to be told: on few clips, chance looks like a shortcut. Nor is it said that they
+# cannot be told where the interval reaches MISSED, or a class has fewer clips than FEWEST.
 CAN, PARTLY = 0.9, 0.6
+MISSED = 0.75
 
 
 def verdict(result: Found) -> list[str]:
     """Sentences about each source of an audit, and about what each two share."""
-    about = [f"{name}: {text}" for name, found in result["sources"].items() for text in _in_words(found)]
-    return about + [text for pair in result["overlaps"] for text in overlap_in_words(pair)]
+    title = {name: found["title"] for name, found in result["sources"].items()}
+    about = [f"{title[name]}: {text}" for name, found in result["sources"].items() for text in _in_words(found)]
+    pairs = [pair | {end: title[pair[end]] for end in ("source", "other")} for pair in result["overlaps"]]
+    about += [text for pair in pairs for text in overlap_in_words(pair)]
+    return [*map(one_line, about), *dict.fromkeys(filter(None, (f["caveat"] for f in result["sources"].values())))]
 
 
 def _in_words(found: Found) -> Iterator[str]:
@@ -45,9 +52,12 @@ def _told(what: str, trait: Found, unit: str) -> str:
     auc = trait["auc"]
     if auc is None:
         return f"whether labels can be told from {what} is not defined: that takes real clips and fakes"
+    if _too_few(trait):
+        counts = ", ".join(f"{trait['label'][name]['count']} {name}" for name in ("real", "fake"))
+        return f"too few clips to say whether labels can be told from {what} ({counts})"
     low, high = trait["interval"] or (0.5, 0.5)
     known = f"{_auc(auc)}, 95 % {low:.2f}-{high:.2f}"
-    if _power(auc) != "cannot" and low <= 0.5 <= high:
+    if low <= 0.5 <= high and (_power(auc) != "cannot" or max(1 - low, high) >= MISSED):
         return f"too few clips to say whether labels can be told from {what} ({known})"
     if _power(auc) == "cannot":
         return f"labels cannot be told from {what} ({known})"
@@ -57,7 +67,7 @@ def _told(what: str, trait: Found, unit: str) -> str:
 
 def _more_telling(what: str, trait: Found, sweep: Found, where: str) -> Iterator[str]:
     """A sentence if labels can be told better somewhere else in a sweep, by more than the interval is wide."""
-    if trait["auc"] is None or trait["interval"] is None:
+    if trait["auc"] is None or trait["interval"] is None or _too_few(trait):
         return
     places, aucs = (np.array(column) for column in sweep.values())
     best = int(np.abs(aucs - 0.5).argmax())
@@ -65,6 +75,10 @@ def _more_telling(what: str, trait: Found, sweep: Found, where: str) -> Iterator
     if _power(aucs[best]) != _power(trait["auc"]) and abs(aucs[best] - 0.5) > width:
         place = where.format(_digits(places[best]), len(places))
         yield f"labels {_power(aucs[best])} be told from {what} {place}: {_auc(aucs[best])}"
+
+
+def _too_few(trait: Found) -> bool:
+    return min(trait["label"][name]["count"] for name in ("real", "fake")) < FEWEST
 
 
 def _without_waveforms(found: Found) -> str:

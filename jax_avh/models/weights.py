@@ -123,7 +123,10 @@ def check_features(
         raise InputError(f"{path}: takes features of width {width}, but those of {what} have {attributes['width']}")
     made_of, found = (str(known.get("weights_sha256", "unknown")) for known in (notes, attributes))
     if "unknown" not in (made_of, found) and made_of != found:
-        raise InputError(f"{path}: was trained on features of another encoder than those of {what}")
+        raise InputError(
+            f"{path}: was trained on features of another encoder than those of {what}: weights_sha256 {made_of}, not "
+            f"{found}"
+        )
 
 
 def parameter_table(network: nnx.Module) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from extract.schema import SILENCE, InputError, check_output, place, whole_file
+from extract.schema import SILENCE, InputError, check_output, place, printable, whole_file
 from extract.schema.files import AnyPath
 from jax_avh.data import open_source
 from jax_avh.evaluation.audit import LONG, Found, audit
@@ -70,18 +70,18 @@ def draw_audit(result: Found) -> dict[str, Figure]:
     """The pictures of an audit, by the names of their files."""
     figures = {}
     for name, found in result["sources"].items():
-        figures[f"{name}_length.png"] = _figure([_length], name, found)
+        figures[f"{name}_length.png"] = _figure([_length], found)
         if found["leading_silence_ms"]:
             starts = [_silence, _amplitude] if found["amplitude"] else [_silence]
-            figures[f"{name}_start.png"] = _figure(starts, name, found)
+            figures[f"{name}_start.png"] = _figure(starts, found)
         if found["by_threshold"] and found["leading_silence_ms"]["auc"] is not None:
-            figures[f"{name}_auc.png"] = _figure([_by_threshold, _by_moment], name, found)
+            figures[f"{name}_auc.png"] = _figure([_by_threshold, _by_moment], found)
     return figures
 
 
-def _figure(draw: Sequence[Callable[[Axes, Found], None]], name: str, found: Found) -> Figure:
+def _figure(draw: Sequence[Callable[[Axes, Found], None]], found: Found) -> Figure:
     figure = Figure((PANEL[0] * len(draw), PANEL[1]), layout="constrained")
-    figure.suptitle(name, fontsize=FONT_SIZE + 3, fontweight="bold")
+    figure.suptitle(printable(found["title"]), parse_math=False, fontsize=FONT_SIZE + 3, fontweight="bold")
     for axes, panel in zip(figure.subplots(1, len(draw), squeeze=False)[0], draw, strict=True):
         panel(axes, found)
         axes.grid(alpha=0.25)

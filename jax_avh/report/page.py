@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from extract.schema import whole_file
+from extract.schema import printable, whole_file
 from extract.schema.files import AnyPath
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -17,6 +17,7 @@ DECIMALS, SMALLEST = 4, 1e-4  # of printed numbers; what is smaller but not zero
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES),
     autoescape=True,
+    finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

@@ -6,13 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from extract.schema import ClipMeta, check_outputs, whole_file
+from extract.schema import ClipMeta, caveat, check_outputs, format_table, one_line, whole_file
 from extract.schema.files import AnyPath
 from jax_avh.evaluation.evaluate import RESAMPLES, evaluate
 from jax_avh.evaluation.results import Entry, Evaluation
 from jax_avh.report.comparison import write_report
 
 FILES = ("metrics.json", "clips.csv", "report.html")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how text begins that a spreadsheet would run
 COLUMNS = ("path", "label", "dataset", "category", "split")
 STATES = {True: "trimmed", False: "untrimmed", None: "-"}
 METRICS = {"auc": "AUC", "ap": "AP", "eer": "EER"}  # that the text shows
@@ -65,7 +66,9 @@ def format_results(evaluation: Evaluation) -> str:
     rows = [["data set", "method", "leading silence", "pooling", "AUC", "95 %", "AP", "EER", "real", "fake"]]
     for result in (r for r in evaluation.metrics["results"] if r["group"] == "all"):
         own = "*" if result["own"] else " "
-        low_high = "-".join(f"{bound:.3f}" for bound in result["intervals"]["auc"] or ())
+        bounds = result["intervals"]["auc"]
+        few = "" if result["metrics"]["auc"] is None else "too few clips"
+        low_high = "-".join(f"{bound:.3f}" for bound in bounds) if bounds else few
         auc, ap, eer = (_number(result["metrics"][name]) for name in METRICS)
         state = STATES[result["trimmed"]]
         counts = str(result["real"]), str(result["fake"])
@@ -82,9 +85,7 @@ def format_results(evaluation: Evaluation) -> str:
                 *counts,
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join([*table, *evaluation.metrics["warnings"]])
+    return "\n".join([format_table(rows), *map(one_line, evaluation.metrics["warnings"])])
 
 
 def _number(value: float | None) -> str:
@@ -92,7 +93,11 @@ def _number(value: float | None) -> str:
 
 
 def _write_clips(entries: Sequence[Entry], path: Path) -> None:
-    """A row a clip of any file; a column a file and pooling, empty where it has not scored the clip."""
+    """Writes a row for each clip of any file; a column for each file and pooling, empty where it did not score it.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe in front. The last column is `caveat`, if any
+    number needs one.
+    """
     clips = {(entry.dataset, clip.path): clip for entry in entries for clip in entry.clips}
     columns: dict[str, dict[tuple[str, str], float]] = {}
     for entry in entries:
@@ -101,9 +106,17 @@ def _write_clips(entries: Sequence[Entry], path: Path) -> None:
         for pooling, values in scores.items():
             name = pooling if len(entries) == 1 else f"{entry.method}/{STATES[entry.trimmed]}/{pooling}"
             columns.setdefault(name, {}).update(zip(keys, values.tolist(), strict=True))
+    notes = {(entry.dataset, clip.path): caveat(entry.table.attributes) for entry in entries for clip in entry.clips}
+    notes = notes if any(notes.values()) else {}
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*COLUMNS, *columns])
+        writer.writerow(map(_cell, [*COLUMNS, *columns, *(["caveat"] if notes else [])]))
         for key, clip in clips.items():
             known = clip.path, clip.label, key[0], clip.category, clip.split
-            writer.writerow([*known, *(column.get(key, "") for column in columns.values())])
+            scores = (column.get(key, "") for column in columns.values())
+            writer.writerow([*map(_cell, known), *scores, *([notes[key]] if notes else [])])
+
+
+def _cell(value: str | int) -> str | int:
+    """A cell that no spreadsheet runs."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

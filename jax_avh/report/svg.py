@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from extract.schema import printable
+
 WIDTH = 340  # points
 MARGINS = {"left": 50, "right": 10, "top": 8, "bottom": 40}  # points
 TICKS = 6  # of an axis, at most
@@ -86,5 +88,5 @@ def _inline(svg: str, label: str, height: int) -> Markup:
         body = re.sub(pattern, replacement, body, flags=re.DOTALL)
     for placeholder, variable in VARIABLES.items():
         body = body.replace(placeholder, variable)
-    head = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}">').format(label, WIDTH, height)
+    head = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}">').format(printable(label), WIDTH, height)
     return head + Markup(body.strip())  # noqa: S704 (holds no text but our own)

@@ -18,7 +18,15 @@ WARM_UP, TRACED = 2, 8  # segments before a trace, and in it
 class MetricsLog:
     """Writes metrics; lines after the restored epoch are cut back first, so that a killed run leaves no trace."""
 
-    def __init__(self, workdir: Path, last_epoch: int):
+    def __init__(self, workdir: Path, last_epoch: int, caveat: str = ""):
+        """Opens the files of a run.
+
+        Args:
+          workdir: of the run.
+          last_epoch: that was restored; -1 = none.
+          caveat: what must accompany every number of the run; its first word is TensorBoard's group of the charts.
+        """
+        self._caveat = caveat
         self.path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path) if line["epoch"] <= last_epoch]
         with whole_file(self.path) as temporary:
@@ -30,10 +38,12 @@ class MetricsLog:
     def write(self, metrics: dict[str, int | float]) -> None:
         """Appends an epoch's line; it is on disk when this returns."""
         with self.path.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(metrics | ({"caveat": self._caveat} if self._caveat else {})) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items() if name != "epoch"]
+        group = f"{self._caveat.split()[0]}/" if self._caveat else ""
+        named = {f"{group}{name}": value for name, value in metrics.items() if name != "epoch"}
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in named.items()]
         summary = Summary(value=values)
         self._events.add_event(Event(wall_time=time.time(), step=int(metrics["epoch"]), summary=summary))
 

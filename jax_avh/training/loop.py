@@ -19,7 +19,7 @@ from jax_avh.training.log import MetricsLog, Profiler
 from jax_avh.training.meter import Meter
 from jax_avh.training.placement import Feed, place_examples, place_features
 from jax_avh.training.preemption import Preempted, Preemption
-from jax_avh.training.setup import check_fit, frozen, initial_network, open_sources, origin
+from jax_avh.training.setup import check_fit, frozen, initial_network, open_sources, origin, shared_clips
 from jax_avh.training.state import Progress, init_state
 from jax_avh.training.trainer import ExampleTrainer, FrameTrainer
 from jax_avh.training.workdir import adopt, write_result
@@ -75,20 +75,30 @@ class Run:
         known = {"train": train_source.fingerprint(), "val": val_source.fingerprint()}
         adopt(workdir, config, known | frozen(network, method.trained), self.lead)
         graph, state = init_state(network, method.trained)
+        self.notes = origin(config, train_source)
         self.trainer, self.dtype = trainer.of(config, graph, self.mesh), network.dtype
         self.state = put_copies(self.mesh, state)
         self.progress = Progress.before(config)
         self.checkpoints = Checkpoints(workdir / "checkpoints")
         self.state, self.progress = self.checkpoints.restore(self.state, self.progress)
-        self.log = MetricsLog(workdir, self.progress.epoch) if self.lead else None
+        self.log = MetricsLog(workdir, self.progress.epoch, caveat(self.notes)) if self.lead else None
         self.profiler = Profiler(workdir / "profile" if profile and self.lead else None)
 
     def start(self) -> None:
         """Says what there is; measures the losses before training (epoch 0), unless a restored run has done so."""
         devices = f"{self.mesh.size} {jax.devices()[0].platform} devices of {jax.process_count()} processes"
         self._say(parameter_table(self._network()), f"{devices}, {self.config.train.precision}", self.placement)
-        if note := caveat(self.train_feed.source.attributes):
+        if note := caveat(self.notes):
             self._say(note)
+        if count := shared_clips(self.train_feed.source, self.val_feed.source):
+            self._say(
+                f"warning: {count} of the {len(self.val_feed.source.clips)} validation clips are training clips, too; "
+                "the validation loss will not show overfitting: give --config.data.val other clips"
+            )
+        if self.progress.finished(self.config):
+            self._say(f"{self.workdir}: this run has ended already; there is nothing to train")
+        elif self.progress.epoch >= 0:
+            self._say(f"{self.workdir}: resumes after epoch {self.progress.epoch}, step {self.progress.step}")
         if self.progress.epoch >= 0:
             return
         started = time.perf_counter()
@@ -109,15 +119,20 @@ class Run:
         self.progress = self.progress.after_epoch(val_loss, self.config)
         self._report(train_loss, val_loss, speed, rate)
         if val_loss < best and self.lead:
-            notes = origin(self.config, self.train_feed.source)
-            save_weights(self._network(), self.workdir / BEST_WEIGHTS, notes)
+            save_weights(self._network(), self.workdir / BEST_WEIGHTS, self.notes)
         # Last: what a checkpoint says was done has been done, and what it does not say is done again.
         self._save(val_loss)
 
     def finish(self) -> None:
-        """Writes what the run came to."""
+        """Writes what the run came to, and says where it is and what to do next."""
         if self.lead:
-            write_result(self.workdir, self.progress)
+            write_result(self.workdir, self.progress, caveat(self.notes))
+        if not math.isfinite(self.progress.best_loss):
+            self._say("no epoch was trained, so there are no weights")
+            return
+        best = f"best epoch {self.progress.epoch - self.progress.stale_epochs}, val_loss {self.progress.best_loss:.6g}"
+        following = f"python -m launch.score --weights={self.workdir} --features=SHARDS --output=scores.h5"
+        self._say(f"{best}: {self.workdir / BEST_WEIGHTS}; next: {following}")
 
     def stop(self) -> None:
         """Saves a run that must stop before its end."""

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from extract.schema import InputError
+from extract.schema import InputError, marks
 from jax_avh.config import Config
 from jax_avh.data import FeatureSource, open_source
 from jax_avh.data.source import SET_ATTRIBUTES
 from jax_avh.methods import METHODS, ExampleMethod
-from jax_avh.models import read_notes
+from jax_avh.models import read_notes, weights_file
 
 
 def open_sources(config: Config) -> tuple[FeatureSource, FeatureSource]:
@@ -30,10 +30,21 @@ def open_sources(config: Config) -> tuple[FeatureSource, FeatureSource]:
     return (train.sample(config.data.train_clips, config.seed) if config.data.train_clips else train), val
 
 
+def shared_clips(one: FeatureSource, other: FeatureSource) -> int:
+    """Returns how many clips of one source are in the other, too: of the same path, label and length."""
+    first, second = (
+        {(clip.path, clip.label, length) for clip, length in zip(source.clips, source.lengths.tolist(), strict=True)}
+        for source in (one, other)
+    )
+    return len(first & second)
+
+
 def origin(config: Config, source: FeatureSource) -> dict[str, str]:
-    """What trained weights say of themselves."""
+    """Returns the notes of weights trained on these features, from the weights that the configuration names."""
     known = {name: str(source.attributes[name]) for name in SET_ATTRIBUTES if name in source.attributes}
-    return {"method": config.method.name} | known
+    earlier = [read_notes(weights_file(path)) for path in (config.init, config.method.sync_weights) if path]
+    trained_on = {"trained_on": ",".join(found)} if (found := marks(*earlier)) else {}
+    return {"method": config.method.name} | known | trained_on
 
 
 def initial_network(config: Config, source: FeatureSource) -> nnx.Module:
@@ -53,8 +64,8 @@ def initial_network(config: Config, source: FeatureSource) -> nnx.Module:
         raise InputError(f"{config.init}: weights trained as {trained}; they do not start {method.name}")
     given = method.load(Path(config.init), config.train.precision)
     if given.kind != network.kind:
-        kind = ", ".join(f"{name} {value}" for name, value in given.kind.items())
-        raise InputError(f"{config.init}: weights of another kind than asked for ({kind})")
+        wanted, found = (", ".join(f"{name} {value}" for name, value in n.kind.items()) for n in (network, given))
+        raise InputError(f"{config.init}: weights of another kind than asked for: {found}, not {wanted}")
     return given
 
 
@@ -71,8 +82,13 @@ def check_fit(config: Config, network: nnx.Module, devices: int, train: FeatureS
     Raises:
       InputError: saying which.
     """
-    if any(train.attributes.get(name) != val.attributes.get(name) for name in SET_ATTRIBUTES):
-        raise InputError(f"{val.path}: from another encoder or trimming than {train.path}")
+    for name in SET_ATTRIBUTES:
+        found, wanted = val.attributes.get(name), train.attributes.get(name)
+        if found != wanted:
+            raise InputError(
+                f"{val.path}: its {name} is {found}, but that of {train.path} is {wanted}; extract both with the same "
+                "encoder and --trimmed"
+            )
     for source in (train, val):
         if network.width not in (None, source.width):
             raise InputError(f"{source.path}: features of width {source.width}, but the network takes {network.width}")

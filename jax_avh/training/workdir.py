@@ -26,30 +26,57 @@ def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> No
     path, record = workdir / SETTINGS, dataclasses.asdict(config) | {"fingerprint": data}
     if path.exists():
         try:
-            same = _what_matters(json.loads(path.read_text())) == _what_matters(json.loads(json.dumps(record)))
+            found = json.loads(path.read_text())
+            differences = _differences(_what_matters(found), _what_matters(json.loads(json.dumps(record))))
+            where = {f"fingerprint.{name}": found["data"][name] for name in ("train", "val")}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path}: not a run's settings ({error}); choose another --workdir") from error
-        if not same:
-            raise InputError(f"{workdir}: holds a run with other settings or features; choose another --workdir")
+        if differences:
+            told = "; ".join(_in_words(*known, where, config) for known in differences.items())
+            raise InputError(
+                f"{workdir}: holds a run with other settings or features: {told}; choose another --workdir"
+            )
     multihost_utils.sync_global_devices("settings compared")
     if lead:
         (workdir / RESULT).unlink(missing_ok=True)
         _write(path, record)
 
 
-def write_result(workdir: Path, progress: Progress) -> None:
-    """Writes what a finished run came to."""
+def write_result(workdir: Path, progress: Progress, caveat: str = "") -> None:
+    """Writes what a finished run came to, and what must accompany its numbers."""
     result = {
         "epochs": progress.epoch,
         "best_epoch": progress.epoch - progress.stale_epochs,
         "best_val_loss": progress.best_loss if math.isfinite(progress.best_loss) else None,
     }
-    _write(workdir / RESULT, result)
+    _write(workdir / RESULT, result | ({"caveat": caveat} if caveat else {}))
 
 
 def _write(path: Path, record: dict) -> None:
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _differences(old: dict, new: dict) -> dict[str, tuple[object, object]]:
+    """What two nested records hold differently, old and new, by dotted names."""
+    found = {}
+    for name in dict.fromkeys([*old, *new]):
+        pair = old.get(name), new.get(name)
+        if all(isinstance(value, dict) for value in pair):
+            found |= {f"{name}.{inner}": values for inner, values in _differences(*pair).items()}
+        elif pair[0] != pair[1]:
+            found[name] = pair
+    return found
+
+
+def _in_words(name: str, pair: tuple[object, object], where: dict[str, str], config: Config) -> str:
+    """How one setting, or the features of one folder, differ from those of the run that a workdir holds."""
+    if name in where:
+        split = name.rpartition(".")[2]
+        return f"--config.data.{split}={getattr(config.data, split)} holds other features than {where[name]} did"
+    if name == "fingerprint.frozen":
+        return "--config.method.sync_weights holds other weights"
+    return f"--config.{name} was {pair[0]!r}, now {pair[1]!r}"
 
 
 def _what_matters(record: dict) -> dict:
