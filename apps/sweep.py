@@ -1,6 +1,6 @@
 """A grid of training runs, each in a process of its own: restartable, with a table of results at the end."""
 
-import concurrent.futures
+import collections
 import dataclasses
 import itertools
 import json
@@ -8,17 +8,19 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
+import time
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-from extract.schema import InputError, format_table, one_line
+from extract.schema import InputError, format_table, locked, one_line
 from jax_avh.config import RESULT, SETTINGS, check_config, make_config
 
 PREFIX = "--config."
 LOG = "train.log"  # in a run's workdir: what it printed
 COLUMNS = ("epochs", "best_epoch", "best_val_loss")
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+POLL = 0.1  # seconds between looks at the runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Job:
         try:
             record = json.loads((self.workdir / SETTINGS).read_text())
             result = json.loads((self.workdir / RESULT).read_text())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError, RecursionError):
+            return None
+        if not isinstance(record, dict) or not isinstance(result, dict) or not set(COLUMNS) <= result.keys():
             return None
         wanted = dataclasses.asdict(make_config(self.settings))
         return result if wanted == {name: record.get(name) for name in wanted} else None
@@ -73,41 +77,51 @@ def make_jobs(flags: Sequence[str], workdir: str) -> list[Job]:
 
 
 def sweep(jobs: Sequence[Job], parallel: int) -> list[Job]:
-    """Runs the jobs that have not ended yet, `parallel` at a time; returns those that failed."""
-    running: set[subprocess.Popen] = set()
-    lock, stopped = threading.Lock(), threading.Event()
+    """Runs the jobs that have not ended yet, `parallel` at a time; returns those that failed.
 
-    def run(job: Job) -> bool:
-        if job.result() is not None:
-            return True
-        job.workdir.mkdir(parents=True, exist_ok=True)
-        with (job.workdir / LOG).open("ab") as log, lock:
-            if stopped.is_set():
-                return False
-            process = subprocess.Popen(job.command, stdout=log, stderr=log)  # noqa: S603
-            running.add(process)
-        status = process.wait()
-        with lock:
-            running.discard(process)
-        print(f"{job.workdir.name}: {'done' if not status else f'exit status {status}'}", flush=True)
-        return not status
+    Each run is in a session of its own, so that a Ctrl-C reaches only the sweep. At the first SIGINT, SIGTERM or SIGHUP
+    the sweep tells its runs to save their state and end, and waits for them; at a second SIGINT it kills them.
 
-    def stop(*_: object) -> None:
+    Raises:
+      InputError: another sweep is running in the same folder.
+      KeyboardInterrupt: after such a signal, once no run is left.
+    """
+    signals: list[int] = []
+    running: dict[subprocess.Popen, Job] = {}
+    heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in heeded}
+    try:
+        with locked(jobs[0].workdir.parent):
+            waiting = collections.deque(job for job in jobs if job.result() is None)
+            told = False
+            while running or (waiting and not signals):
+                while waiting and len(running) < parallel and not signals:
+                    job = waiting.popleft()
+                    running[_start(job)] = job
+                if signals and not told:
+                    told = True
+                    for process in running:
+                        process.terminate()
+                if signals.count(signal.SIGINT) > 1:
+                    for process in running:
+                        process.kill()
+                time.sleep(POLL)
+                for process in [process for process in running if process.poll() is not None]:
+                    job = running.pop(process)
+                    ending = "stopped" if signals else f"exit status {process.returncode}, without a result"
+                    print(f"{job.workdir.name}: {'done' if job.result() else ending}", flush=True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if signals:
         raise KeyboardInterrupt
+    return [job for job in jobs if job.result() is None]
 
-    before = signal.signal(signal.SIGTERM, stop)
-    with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
-        try:
-            ended = list(pool.map(run, jobs))
-        except KeyboardInterrupt:  # the runs save their state and end
-            with lock:
-                stopped.set()
-                for process in running:
-                    process.terminate()
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    return [job for job, well in zip(jobs, ended, strict=True) if not well]
+
+def _start(job: Job) -> subprocess.Popen:
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    with (job.workdir / LOG).open("ab") as log:
+        return subprocess.Popen(job.command, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
 
 
 def format_results(jobs: Sequence[Job]) -> str:

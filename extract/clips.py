@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import errno
 import functools
 import io
 import json
@@ -22,17 +23,30 @@ LABELS = {"0": REAL, "1": FAKE, "-1": UNKNOWN, "": UNKNOWN, "real": REAL, "fake"
 LABELS |= {"0.0": REAL, "1.0": FAKE, "-1.0": UNKNOWN}  # pandas' spelling, where a label of the column is missing
 NUMBERS = {int, float}
 LONGEST_NAME = 255  # bytes: no common file system holds a longer one
+RETRIED = ("none", "passing", "all")  # failures that a restarted run tries again (--retry_failed)
+PASSING_ERRORS = {  # of the machine, a mount or the network: a clip's own content gives others
+    getattr(errno, name)
+    for name in (
+        *("ENOENT", "EACCES", "EPERM", "EIO", "ESTALE", "EREMOTEIO", "ENODEV", "ENXIO", "EBUSY", "EAGAIN", "EINTR"),
+        *("ENOMEM", "ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ETIMEDOUT", "ENOTCONN", "ESHUTDOWN", "ECONNRESET"),
+        *("ECONNREFUSED", "ECONNABORTED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
+    )
+}
+OPENCV_NO_MEMORY = -4  # cv::Error::StsNoMem
 
 
 class ClipError(InputError):
-    """A clip that cannot be used: the stage at which that showed, and the reason in one sentence."""
+    """A clip that cannot be used: the stage at which that showed, and the reason in one sentence.
 
-    def __init__(self, stage: str, reason: str):
+    `passing` says that the reason may be gone when the clip is tried again: a file that is not there yet, say.
+    """
+
+    def __init__(self, stage: str, reason: str, passing: bool = False):
         super().__init__(reason)
-        self.stage, self.reason = stage, reason
+        self.stage, self.reason, self.passing = stage, reason, passing
 
     def __reduce__(self):
-        return ClipError, (self.stage, self.reason)
+        return ClipError, (self.stage, self.reason, self.passing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +56,21 @@ class Failure:
     path: str
     stage: str
     reason: str
+    passing: bool = False  # the reason may be gone when the clip is tried again
+
+    def retried(self, kind: str) -> bool:
+        """Whether a run that retries failures of a kind (of RETRIED) tries the clip again."""
+        return kind == "all" or (kind == "passing" and self.passing)
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, is of the machine and not of the clip's file."""
+    while error is not None:
+        memory = isinstance(error, MemoryError) or getattr(error, "code", None) == OPENCV_NO_MEMORY
+        if memory or getattr(error, "errno", None) in PASSING_ERRORS or getattr(error, "passing", False):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def read_clip_list(path: AnyPath) -> list[ClipMeta]:

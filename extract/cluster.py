@@ -15,7 +15,7 @@ import torch
 from extract.clips import Failure
 from extract.encoder import Encoder, EncodeSettings
 from extract.job import Job, make_shard
-from extract.pipeline import missing_shards
+from extract.pipeline import add_gaining_shards, failed_clips, missing_shards
 from extract.progress import Progress
 from extract.schema import ClipMeta, InputError
 from extract.shard_set import ShardSet, merge
@@ -43,18 +43,32 @@ def extract_on_ray(
     Arguments, results and errors are those of `pipeline.extract`; the shards are, too.
     """
     job.start(index)
-    sets = job.shard_sets(Encoder(avhubert, job.settings.encode).attributes)
-    missing = missing_shards(sets, index, count)
-    _connect()
-    try:
-        _make_shards(job, avhubert, sets, missing)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None  # as it would be on one machine
-    except ray.exceptions.RayError as error:
-        raise InputError(
-            f"the Ray cluster failed: {' '.join(str(error).split())}; start again: the run goes on"
-        ) from error
+    with job.locked(index, count):
+        sets = job.shard_sets(Encoder(avhubert, job.settings.encode).attributes)
+        missing = missing_shards(sets, index, count)
+        failed = failed_clips(sets, missing, index, count, job.settings.retry_failed)
+        _connect()
+        try:
+            add_gaining_shards(missing, sets, failed, _try_again(job.task, failed))
+            _make_shards(job, avhubert, sets, missing)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None  # as it would be on one machine
+        except ray.exceptions.RayError as error:
+            raise InputError(
+                f"the Ray cluster failed: {' '.join(str(error).split())}; run the same command again to resume"
+            ) from error
     return [merge(folder) for folder in job.folders().values()]
+
+
+def _try_again(task: PrepareTask, failed: dict[int, list[ClipMeta]]) -> Iterator[dict[bool, Failure | None]]:
+    """Why clips that failed before fail now, by form."""
+    shared = ray.put(task)
+    tried = [(clip, _failures.remote(clip, shared)) for clips in failed.values() for clip in clips]
+    for clip, reference in tried:
+        try:
+            yield ray.get(reference)
+        except LOST:
+            yield task.all_failed(_lost(clip)).failures
 
 
 def _make_shards(
@@ -108,6 +122,17 @@ def _prepare(clip: ClipMeta, task: PrepareTask) -> Prepared:
     return prepared
 
 
+@ray.remote(num_cpus=1, max_retries=RETRIES)
+def _failures(clip: ClipMeta, task: PrepareTask) -> dict[bool, Failure | None]:
+    """Prepares a clip likewise, and gives only the reasons why not."""
+    (prepared,) = prepare_all(_worker_pool(), [clip], task, 1)
+    return prepared.failures
+
+
+def _lost(clip: ClipMeta) -> Failure:
+    return Failure(clip.path, "prepare", f"its machine died {RETRIES + 1} times", passing=True)
+
+
 @functools.cache
 def _worker_pool():
     """This worker's pool, of one process."""
@@ -141,4 +166,4 @@ class _EncoderActor:
         try:
             return ray.get(reference)
         except LOST:
-            return self.task.all_failed(Failure(clip.path, "prepare", f"its machine died {RETRIES + 1} times"))
+            return self.task.all_failed(_lost(clip))

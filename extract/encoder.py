@@ -105,7 +105,7 @@ class Encoder:
         piece = (piece or len(batch[0].audio)) // 2
         if piece >= CONTEXT:
             return self._start(batch, multimodal, piece)
-        failure = Failure(batch[0].meta.path, "encode", f"cannot be encoded: {reason}")
+        failure = Failure(batch[0].meta.path, "encode", f"cannot be encoded: {reason}", passing=True)
         return lambda: [(batch[0], failure)]
 
     def _checked(self, results: Iterable[Encoded], dtype: str) -> Iterator[Encoded]:

@@ -25,10 +25,8 @@ from extract.schema import (
     shard_name,
 )
 from extract.schema.files import Place
-from extract.shard_set import CLIP_LIST, read_set
+from extract.shard_set import CLIP_LIST, SET_ATTRIBUTES, read_set
 from extract.shards import failure_log, read_failures
-
-SET_ATTRIBUTES = ("encoder", "weights_sha256", "width", "trimmed", "settings", "created_by")
 
 
 @dataclasses.dataclass

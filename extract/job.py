@@ -1,5 +1,6 @@
 """An extraction job: everything that its parts, on one machine or many, need to know, and the making of one shard."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,8 +11,8 @@ from extract.clips import Failure, refuse_shared_names
 from extract.contact_sheet import write_contact_sheet
 from extract.encoder import Encoder, EncodeSettings
 from extract.prepare.clip import FINDERS, PreparedClip, PrepareSettings
-from extract.schema import RAGGED, ClipMeta, InputError, check_output, place, reachable
-from extract.shard_set import CLIP_LIST, ShardSet, merge
+from extract.schema import RAGGED, ClipMeta, InputError, check_output, locked, place, reachable
+from extract.shard_set import CLIP_LIST, ShardSet, merge, task_lock
 from extract.shards import ClipFeatures, ShardWriter, StoredClip
 from extract.stopwatch import Stopwatch
 from extract.workers import Prepared, PrepareTask
@@ -22,7 +23,7 @@ FORM_FOLDERS = {False: "untrimmed", True: "trimmed"}  # of the two sets of --tri
 
 @dataclasses.dataclass(frozen=True)
 class ExtractSettings:
-    """Choices of an extraction run; all but the last two change numbers or their place."""
+    """Choices of an extraction run; all but the last three change numbers or their place."""
 
     prepare: PrepareSettings = dataclasses.field(default_factory=PrepareSettings)
     encode: EncodeSettings = dataclasses.field(default_factory=EncodeSettings)
@@ -32,6 +33,7 @@ class ExtractSettings:
     clips_per_shard: int = 256
     processes: int = len(os.sched_getaffinity(0))  # that prepare clips
     clip_timeout: float = 600.0  # seconds after which a clip's preparation counts as hung
+    retry_failed: str = "passing"  # failures of an earlier run that are tried again: of clips.RETRIED
 
     @property
     def forms(self) -> tuple[bool, ...]:
@@ -69,6 +71,18 @@ class Job:
         if self.contact_sheet and index == 0:
             check_output(self.contact_sheet)
             write_contact_sheet(self.contact_sheet, self.clips, self.task, self.settings.processes)
+
+    @contextlib.contextmanager
+    def locked(self, index: int, count: int) -> Iterator[None]:
+        """Keeps other runs of a task from writing to its folders while the block lasts.
+
+        Raises:
+          InputError: there is another one.
+        """
+        with contextlib.ExitStack() as stack:
+            for folder in self.folders().values():
+                stack.enter_context(locked(folder, task_lock(folder, index, count)))
+            yield
 
     @property
     def task(self) -> PrepareTask:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.clips import Failure, inside, near_name, refuse_shared_names
+from extract.clips import ClipError, Failure, inside, is_passing, near_name, refuse_shared_names
 from extract.progress import Progress
-from extract.schema import SIMULATED, ClipMeta, InputError, place
-from extract.shard_set import ShardSet, merge
+from extract.schema import SIMULATED, ClipMeta, InputError, locked, one_line, place
+from extract.shard_set import ShardSet, merge, task_lock
 from extract.shards import ClipFeatures, ShardWriter, StoredClip, check_features
 from extract.stopwatch import Stopwatch
 
@@ -23,6 +23,7 @@ def import_features(
     dtype: str = "float16",
     width: int = 1024,
     clips_per_shard: int = 256,
+    retry_failed: str = "passing",
 ) -> dict[str, object]:
     """Packs AVH-Align's npz features (keys `visual` and `audio`, [T, D]) into shards.
 
@@ -30,16 +31,17 @@ def import_features(
       clips: the clip list; `a/b.mp4` means the file `a/b.npz`. Whether the set is marked as simulated is decided by
         the first file that can be read; files that differ from it are failures.
       features: folder of the npz files.
-      output: folder of the shards; shards that are already there are kept.
+      output: folder of the shards; shards that are already there are kept, as in `pipeline.extract`.
       dtype: of the stored features.
       width: D; features of another width are failures.
       clips_per_shard: clips in one shard.
+      retry_failed: which clips that failed before are tried again: none, passing or all.
 
     Returns:
       What `extraction.json` says.
 
     Raises:
-      InputError: there is no such folder, or `output` holds shards of another run.
+      InputError: there is no such folder, `output` holds shards of another run, or another run is writing there.
     """
     if not Path(features).is_dir():
         raise InputError(f"{features}: no such folder of npz features")
@@ -52,29 +54,39 @@ def import_features(
     attributes["settings"] = json.dumps(settings, sort_keys=True)
     writer = ShardWriter(place(output), dtype, attributes)
     shards = ShardSet(writer, clips, clips_per_shard)
-    missing = shards.missing()
-    with Progress(len(clips), len(clips) - sum(len(shards.clips_of(shard)) for shard in missing)) as progress:
-        for shard in missing:
-            listed = shards.clips_of(shard)
-            watch = Stopwatch()
-            with watch.stage("read"):
-                outcomes = [_import_clip(clip, features, width, dtype, simulated) for clip in listed]
-            writer.write(shard, listed, outcomes, watch.seconds)
-            failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
-            frames = sum(len(outcome.features.visual) for outcome in outcomes if not isinstance(outcome, Failure))
-            progress.add(len(listed), frames, failed)
+    with locked(writer.directory, task_lock(writer.directory)):
+        missing = shards.missing()
+        for shard in sorted(set(range(shards.count)) - set(missing)):
+            failed = shards.failed(shard, retry_failed)
+            again = {clip.path: _import_clip(clip, features, width, dtype, simulated) for clip in failed}
+            if shards.can_gain(shard, {path: o if isinstance(o, Failure) else None for path, o in again.items()}):
+                missing.append(shard)
+        with Progress(len(clips), len(clips) - sum(len(shards.clips_of(shard)) for shard in missing)) as progress:
+            for shard in sorted(missing):
+                listed = shards.clips_of(shard)
+                watch = Stopwatch()
+                with watch.stage("read"):
+                    outcomes = [_import_clip(clip, features, width, dtype, simulated) for clip in listed]
+                writer.write(shard, listed, outcomes, watch.seconds)
+                failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
+                frames = sum(len(outcome.features.visual) for outcome in outcomes if not isinstance(outcome, Failure))
+                progress.add(len(listed), frames, failed)
     return merge(writer.directory)
 
 
-def read_npz(path: Path) -> ClipFeatures | str:
-    """Official features of one clip, or why there are none."""
+def read_npz(path: Path) -> ClipFeatures:
+    """Official features of one clip.
+
+    Raises:
+      ClipError: there are none.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return ClipFeatures(arrays["visual"], arrays["audio"])
     except FileNotFoundError:
-        return f"no such file: {path}{near_name(path)}"
+        raise ClipError("import", f"no such file: {path}{near_name(path)}", passing=True) from None
     except Exception as error:  # a damaged file can make numpy and zlib raise anything; this clip is then logged
-        return f"not a file of npz features ({' '.join(str(error).split())})"
+        raise ClipError("import", f"not a file of npz features ({one_line(error)})") from error
 
 
 def _is_simulated(path: Path) -> bool | None:
@@ -89,9 +101,12 @@ def _is_simulated(path: Path) -> bool | None:
 def _import_clip(
     clip: ClipMeta, features: str | os.PathLike, width: int, dtype: str, simulated: bool
 ) -> StoredClip | Failure:
-    path = inside(features, clip.path, ".npz")
-    found = read_npz(path)
-    reason = found if isinstance(found, str) else check_features(found, width, dtype)
+    try:
+        path = inside(features, clip.path, ".npz")
+        found = read_npz(path)
+    except ClipError as error:
+        return Failure(clip.path, error.stage, error.reason, is_passing(error))
+    reason = check_features(found, width, dtype)
     if not reason and _is_simulated(path) != simulated:
         reason = "SIMULATED features among others, or the reverse; import them into a set of their own"
     return Failure(clip.path, "import", reason) if reason else StoredClip(clip, found)

@@ -10,8 +10,8 @@ from extract.schema import FRAME_RATE
 class Progress:
     """A bar over clips, with the seconds of video prepared in each second and the failures so far."""
 
-    def __init__(self, total: int, done: int = 0):
-        self.bar = tqdm.tqdm(desc="clips", unit=" clips", initial=done, total=total, smoothing=0.05, mininterval=1.0)
+    def __init__(self, total: int, done: int = 0, title: str = "clips"):
+        self.bar = tqdm.tqdm(desc=title, unit=" clips", initial=done, total=total, smoothing=0.05, mininterval=1.0)
         self.started = time.perf_counter()
         self.frames = self.failed = 0
 

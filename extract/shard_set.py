@@ -2,6 +2,10 @@
 
 Shard k of a set holds clips k*n .. (k+1)*n - 1 of the clip list, less those that failed, in list order. So a run that
 is resumed, split into tasks or spread over a cluster gives the shards of one unbroken run.
+
+A failure may be a passing one: the file was not there yet, a mount was lost, memory was short. A restarted run tries
+those clips again, and only them; a shard is made again, as a whole, once one of its clips can be had. It is replaced in
+one step, after its failure log: a shard that contradicts its log was interrupted there, and is made again, too.
 """
 
 import collections
@@ -9,11 +13,14 @@ import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from extract.clips import clip_list_text, read_clip_list
+from extract.clips import Failure, clip_list_text, read_clip_list
 from extract.schema import (
     FRAME_RATE,
     SHARD_PATTERN,
@@ -21,7 +28,9 @@ from extract.schema import (
     InputError,
     caveat,
     ends_beyond,
+    in_use,
     json_attribute,
+    one_line,
     place,
     read_shard_table,
     read_text,
@@ -32,8 +41,10 @@ from extract.schema.files import AnyPath, Place
 from extract.shards import ShardWriter, failure_log, read_failures, write_failures
 
 CLIP_LIST = "clips.csv"  # the set's clip list, beside its shards
+SETTINGS = "settings.json"  # the root attributes of its shards: those of the first run that started there
 FAILURES = "failures.jsonl"
 SUMMARY = "extraction.json"
+SET_ATTRIBUTES = ("encoder", "weights_sha256", "width", "trimmed", "settings", "created_by")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,43 +65,87 @@ class ShardSet:
         return self.clips[shard * self.clips_per_shard : (shard + 1) * self.clips_per_shard]
 
     def missing(self) -> list[int]:
-        """Shards still to be made. Leaves the clip list beside the shards.
+        """Shards still to be made. Leaves the clip list and the settings beside the shards.
 
         Raises:
-          InputError: the folder holds shards of another run.
+          InputError: the folder holds another run, or its shards.
         """
         directory = self.writer.directory
         found = {path.name for path in directory.glob(SHARD_PATTERN)} if directory.exists() else set()
         self._leave_clip_list(bool(found))
+        if (directory / SETTINGS).exists():
+            self._check_settings()
         if stray := sorted(found - {self.writer.path(shard).name for shard in range(self.count)}):
             raise _other_run(
                 directory / stray[0], f"is beyond the last shard of this clip list, which has {self.count}"
             )
-        return [shard for shard in range(self.count) if not self._is_done(shard, found)]
+        missing = [shard for shard in range(self.count) if not self._is_done(shard, found)]
+        _leave(directory / SETTINGS, json.dumps(self.writer.root_attributes, indent=2) + "\n")
+        self._check_settings()
+        return missing
+
+    def failed(self, shard: int, retry: str) -> list[ClipMeta]:
+        """The clips that failed, of a shard that is there, and are to be tried again.
+
+        Args:
+          shard: its number.
+          retry: which failures: none, passing or all.
+        """
+        failures = read_failures(failure_log(self.writer.path(shard))) if retry != "none" else []
+        paths = {failure.path for failure in failures if failure.retried(retry)}
+        return [clip for clip in self.clips_of(shard) if clip.path in paths]
+
+    def can_gain(self, shard: int, tried: Mapping[str, Failure | None]) -> bool:
+        """Whether a shard should be made again, now that some clips it lacks were tried again.
+
+        If so, the set's summary is removed, for it holds no longer; otherwise new reasons enter the failure log.
+
+        Args:
+          shard: its number.
+          tried: by path of a clip, why it fails now; None if it can be had.
+        """
+        path = failure_log(self.writer.path(shard))
+        before = read_failures(path)
+        now = [tried.get(failure.path, failure) for failure in before]
+        if None in now:
+            for name in (SUMMARY, FAILURES):
+                (self.writer.directory / name).unlink(missing_ok=True)
+            return True
+        if now != before:
+            write_failures(path, now)
+        return False
 
     def _leave_clip_list(self, shards_there: bool) -> None:
         path, text = self.writer.directory / CLIP_LIST, clip_list_text(self.clips)
-        if path.exists():
-            if (found := read_text(path)) != text:
-                lines = itertools.zip_longest(found.splitlines(), text.splitlines(), fillvalue="nothing")
-                number, (old, new) = next((n, pair) for n, pair in enumerate(lines, 1) if pair[0] != pair[1])
-                raise _other_run(path, f"is another clip list: its line {number} is {old}, not {new}")
-        elif shards_there:
+        if shards_there and not path.exists():
             raise _other_run(path, "is missing beside shards")
-        else:
-            with whole_file(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        _leave(path, text)
+        if (found := read_text(path)) != text:
+            lines = itertools.zip_longest(found.splitlines(), text.splitlines(), fillvalue="nothing")
+            number, (old, new) = next((n, pair) for n, pair in enumerate(lines, 1) if pair[0] != pair[1])
+            raise _other_run(path, f"is another clip list: its line {number} is {old}, not {new}")
+
+    def _check_settings(self) -> None:
+        path = self.writer.directory / SETTINGS
+        try:
+            found = dict(json.loads(read_text(path)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"{path}: not the settings of a run ({one_line(error)}); remove it") from error
+        self._check_attributes(path, found)
+
+    def _check_attributes(self, path: Place, found: Mapping[str, object]) -> None:
+        """Refuses root attributes of another run."""
+        wanted = self.writer.root_attributes
+        for name, found_value, value in _differences({name: found.get(name) for name in wanted}, wanted):
+            raise _other_run(path, f"was made with {name} = {one_line(repr(found_value))}, this run has {value!r}")
 
     def _is_done(self, shard: int, found: set[str]) -> bool:
         path = self.writer.path(shard)
         if path.name not in found:
             return False
         table = read_shard_table(path)
-        for name, value in self.writer.root_attributes.items():
-            if (found_value := table.attributes.get(name)) != value:
-                raise _other_run(path, f"was made with {name} = {found_value!r}, this run has {value!r}")
-        _check_complete(path, table.clips, self.clips_of(shard))
-        return True
+        self._check_attributes(path, table.attributes)
+        return _failures(path, table.clips, self.clips_of(shard)) is not None
 
 
 def merge(directory: AnyPath) -> dict[str, object] | None:
@@ -100,10 +155,10 @@ def merge(directory: AnyPath) -> dict[str, object] | None:
 
     Returns:
       What `extraction.json` says: counts, and the seconds that all runs and tasks spent on the shards, by stage. None
-      while a shard is missing.
+      while a shard is missing, or still to be made again.
 
     Raises:
-      InputError: the folder holds no set, or a damaged one.
+      InputError: the folder holds no set, a damaged one, or shards of different settings.
     """
     directory = place(directory)
     if not any(directory.glob(SHARD_PATTERN)):
@@ -113,10 +168,20 @@ def merge(directory: AnyPath) -> dict[str, object] | None:
     paths = [directory / shard_name(shard) for shard in range(len(parts))]
     if not all(path.exists() for path in paths):
         return None
-    totals, failures, seconds = collections.Counter(), [], collections.Counter()
+    totals, failures, seconds, first = collections.Counter(), [], collections.Counter(), None
     for path, part in zip(paths, parts, strict=True):
         table = read_shard_table(path)
-        failures += _check_complete(path, table.clips, part)
+        attributes = {name: table.attributes.get(name) for name in SET_ATTRIBUTES}
+        first = first or attributes
+        for name, one, other in _differences(first, attributes):
+            raise InputError(
+                f"{path}: was made with {name} = {one_line(repr(other))}, but {paths[0].name} with "
+                f"{one_line(repr(one))}; remove the shards of one of the two runs and run the other again"
+            )
+        own = _failures(path, table.clips, part)
+        if own is None:
+            return None
+        failures += own
         beyond = map(ends_beyond, table.clips, np.diff(table.offset).tolist())
         totals.update(stored=len(table.clips), frames=int(table.offset[-1]), beyond=sum(beyond))
         seconds.update(json_attribute(path, table.attributes, "seconds"))
@@ -125,6 +190,7 @@ def merge(directory: AnyPath) -> dict[str, object] | None:
         "clips": len(clips),
         "stored": totals["stored"],
         "failed": len(failures),
+        "passing": sum(failure.passing for failure in failures),
         "frames": totals["frames"],
         "segments_beyond_end": totals["beyond"],
         "video_seconds": totals["frames"] / FRAME_RATE,
@@ -136,8 +202,9 @@ def merge(directory: AnyPath) -> dict[str, object] | None:
     }
     with whole_file(directory / SUMMARY) as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    for left in directory.glob(".features-*.part"):
-        left.unlink(missing_ok=True)  # another task may sum up too
+    if not in_use(directory):
+        for left in directory.glob(".features-*.part"):
+            left.unlink(missing_ok=True)  # another task may sum up too
     return summary
 
 
@@ -173,21 +240,64 @@ def format_summary(summary: dict[str, object] | None) -> str:
         return "this task's shards are there; the task that ends last sums up (or --merge does)"
     trimmed = ", trimmed" if summary["trimmed"] is True else ""
     text = "{clips} clips: {stored} in {shards} shards ({frames} frames{0}), {failed} failed".format(trimmed, **summary)
-    text += " (see failures.jsonl)" if summary["failed"] else ""
+    text += f" (see {FAILURES})" if summary["failed"] else ""
+    if summary["passing"]:
+        text += f"; {summary['passing']} of them may pass: the same command tries them again"
+    if not summary["stored"]:
+        text += f"\n0 of {summary['clips']} clips succeeded"
     beyond = summary["segments_beyond_end"]
     note = beyond and f"{beyond} clips have fake segments beyond their end; give them in seconds of the whole clip"
     return "\n".join([text, *filter(None, [note, summary["caveat"]])])
 
 
-def _check_complete(path: Place, stored: Sequence[ClipMeta], listed: Sequence[ClipMeta]) -> list:
-    """The failures of a shard, once it is seen that they and its clips make up its part of the list."""
+def _failures(path: Place, stored: Sequence[ClipMeta], listed: Sequence[ClipMeta]) -> list[Failure] | None:
+    """The failures of a shard; None if they and its clips do not make up its part of the list: it was interrupted.
+
+    Raises:
+      InputError: the shard holds other clips than its part of the list.
+    """
+    if not {clip.path for clip in stored} <= {clip.path for clip in listed}:
+        raise _other_run(path, "holds other clips than its part of the clip list")
     failures = read_failures(failure_log(path))
     failed = {failure.path for failure in failures}
-    if [clip.path for clip in stored] != [clip.path for clip in listed if clip.path not in failed] or len(stored) + len(
-        failures
-    ) != len(listed):
-        raise _other_run(path, "and its failure log hold other clips than its part of the clip list")
-    return failures
+    whole = [clip.path for clip in stored] == [clip.path for clip in listed if clip.path not in failed]
+    return failures if whole and len(stored) + len(failures) == len(listed) else None
+
+
+def _differences(one: Mapping[str, object], other: Mapping[str, object]) -> Iterator[tuple[str, object, object]]:
+    """What differs between two runs' attributes: names, and both values; of `settings`, the settings that differ."""
+    for name in sorted(one.keys() | other.keys()):
+        if (a := one.get(name)) == (b := other.get(name)):
+            continue
+        try:
+            settings = json.loads(a), json.loads(b)
+        except (TypeError, ValueError, RecursionError):  # not JSON
+            settings = ()
+        if settings and all(isinstance(value, dict) for value in settings):
+            yield from _differences(*settings)
+        else:
+            yield name, a, b
+
+
+def _leave(path: Place, text: str) -> None:
+    """Writes a file unless there is one: of several runs that start at once, the first one's stays."""
+    if path.exists():
+        return
+    if not isinstance(path, Path):
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return
+    draft = path.with_name(f".features-{path.name}.{uuid.uuid4().hex[:8]}.part")  # cleared away with the shards' own
+    with whole_file(draft) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _other_run(path: Place, what: str) -> InputError:
@@ -197,3 +307,8 @@ def _other_run(path: Place, what: str) -> InputError:
 def tasks_shards(missing: Sequence[int], index: int, count: int) -> Iterator[int]:
     """The shards of one of several tasks: shard k is made by task k mod count."""
     return (shard for shard in missing if shard % count == index)
+
+
+def task_lock(directory: Place, index: int = 0, count: int = 1) -> Place:
+    """The file whose lock a task holds while it writes to a set: tasks write side by side, but none runs twice."""
+    return directory / f".task-{index}-of-{count}.lock"

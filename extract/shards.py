@@ -3,6 +3,7 @@
 A shard's failures stand beside it and are written first, so a shard that exists is a shard that is done.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from extract.schema import (
     ClipMeta,
     InputError,
     offsets,
+    read_shard_table,
     read_text,
     shard_name,
     whole_file,
@@ -78,7 +80,7 @@ class ShardWriter:
         seconds: Mapping[str, float] = MappingProxyType({}),
         notes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Writes a shard's failure log, then the shard.
+        """Writes a shard's failure log, then the shard. A shard that is there is replaced, unless it would lose a clip.
 
         Args:
           shard: which.
@@ -92,7 +94,15 @@ class ShardWriter:
         outcomes = sorted(outcomes, key=lambda outcome: order[_path(outcome)])
         assert [_path(outcome) for outcome in outcomes] == list(order)
         stored = [outcome for outcome in outcomes if isinstance(outcome, StoredClip)]
-        write_failures(failure_log(self.path(shard)), [o for o in outcomes if isinstance(o, Failure)])
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        held = self._held(shard) if failures else set()
+        if lost := next((failure for failure in failures if failure.path in held), None):
+            reason = f"its shard is kept, for {lost.path!r} in it fails now ({lost.reason})"
+            kept = {path: Failure(path, "write", reason, passing=True) for path in order.keys() - held}
+            kept |= {failure.path: failure for failure in failures if failure.path not in held}
+            write_failures(failure_log(self.path(shard)), [kept[path] for path in order if path in kept])
+            return
+        write_failures(failure_log(self.path(shard)), failures)
         with writing_hdf5(self.path(shard)) as file:
             with watch.stage("write"):
                 file.attrs.update(self.root_attributes)
@@ -101,6 +111,13 @@ class ShardWriter:
                 )
                 self._write_arrays(file, stored)
             file.attrs.update({**notes, "seconds": json.dumps(seconds | watch.seconds)})
+
+    def _held(self, shard: int) -> set[str]:
+        """Paths of the clips that a shard already holds; none if it cannot be read."""
+        if self.path(shard).exists():
+            with contextlib.suppress(InputError):
+                return {clip.path for clip in read_shard_table(self.path(shard)).clips}
+        return set()
 
     def _write_arrays(self, file: h5py.File, stored: Sequence[StoredClip]) -> None:
         for name in ("visual", "audio", *(name for name in self.store if name not in RAGGED)):
@@ -138,7 +155,7 @@ def read_failures(path: Place) -> list[Failure]:
     text = read_text(path, "where its shard exists, remove that to extract both again")
     try:
         failures = [Failure(**json.loads(line)) for line in text.splitlines()]
-        return [Failure(*map(str, dataclasses.astuple(failure))) for failure in failures]
+        return [Failure(*map(str, (f.path, f.stage, f.reason)), f.passing is True) for f in failures]
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path}: not a failure log ({error}); remove it and its shard to extract both again"

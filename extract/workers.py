@@ -13,9 +13,9 @@ import cv2
 import pebble
 import threadpoolctl
 
-from extract.clips import ClipError, Failure
+from extract.clips import ClipError, Failure, is_passing
 from extract.prepare.clip import PreparedClip, PrepareSettings, cut_clip, read_clip
-from extract.schema import ClipMeta, InputError
+from extract.schema import ClipMeta, InputError, one_line
 
 AHEAD = 4  # clips in preparation or waiting, for each process: bounds memory
 
@@ -34,7 +34,12 @@ class Prepared(NamedTuple):
     @property
     def failed(self) -> bool:
         """Whether a form is missing."""
-        return any(isinstance(outcome, Failure) for outcome in self.outcomes.values())
+        return any(self.failures.values())
+
+    @property
+    def failures(self) -> dict[bool, Failure | None]:
+        """By form, why it is missing; None if it is not."""
+        return {form: o if isinstance(o, Failure) else None for form, o in self.outcomes.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +75,12 @@ def attempt(work: Callable, clip: ClipMeta, *arguments: object) -> object:
     try:
         return work(clip, *arguments)
     except ClipError as error:
-        return Failure(clip.path, error.stage, error.reason)
+        return Failure(clip.path, error.stage, error.reason, is_passing(error))
     except InputError:  # not this clip's fault: a missing landmark model, say
         raise
     except Exception as error:
-        return Failure(clip.path, "prepare", f"unexpected {type(error).__name__}: {' '.join(str(error).split())}")
+        reason = f"unexpected {type(error).__name__}: {one_line(error)}"
+        return Failure(clip.path, "prepare", reason, is_passing(error))
 
 
 def open_pool(processes: int) -> pebble.ProcessPool:
@@ -120,9 +126,10 @@ def _outcome(
     try:
         return future.result()
     except concurrent.futures.TimeoutError:
-        return task.all_failed(Failure(clip.path, "prepare", f"preparation took longer than {task.timeout:g} s"))
+        return task.all_failed(Failure(clip.path, "prepare", f"preparation took longer than {task.timeout:g} s", True))
     except pebble.ProcessExpired as error:
         if retries:
             again = pool.schedule(task, (clip,), timeout=task.timeout)
             return _outcome(pool, task, clip, again, retries - 1)
-        return task.all_failed(Failure(clip.path, "prepare", f"its decoder crashed (exit status {error.exitcode})"))
+        reason = f"its decoder crashed (exit status {error.exitcode})"
+        return task.all_failed(Failure(clip.path, "prepare", reason, passing=True))

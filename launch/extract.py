@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from extract.avhubert.encode import BATCH_FRAMES
+from extract.clips import RETRIED
 from extract.encoder import PRECISIONS, EncodeSettings
 from extract.job import TRIMMED, ExtractSettings, Job, merge_sets
 from extract.listing import clip_files
@@ -48,17 +49,28 @@ BATCH = flags.DEFINE_integer("batch_frames", BATCH_FRAMES, "Frames of one encode
 COMPILE = flags.DEFINE_bool("compile", False, "torch.compile the encoder: minutes first, faster on a GPU then.")
 PROCESSES = flags.DEFINE_integer("processes", ExtractSettings.processes, "Processes that prepare clips.", lower_bound=1)
 CLIP_TIMEOUT = flags.DEFINE_float("clip_timeout", 600, "Seconds after which a clip is given up.", lower_bound=0.001)
+RETRY_FAILED = flags.DEFINE_enum(
+    "retry_failed",
+    "passing",
+    RETRIED,
+    "Clips that failed in an earlier run, to try again: for passing reasons, or all.",
+)
 CLUSTER = flags.DEFINE_enum("cluster", "none", list(RUNNERS), "ray: spread over the Ray cluster at RAY_ADDRESS.")
-TASK_INDEX = flags.DEFINE_integer("task_index", None, "Of this task of a job array; by default as SLURM or RANK say.")
-TASK_COUNT = flags.DEFINE_integer("task_count", None, "Tasks of the job array.")
+TASK_INDEX = flags.DEFINE_integer(
+    "task_index", None, "Of this task of a job array; from 0; by default as the launcher says."
+)
+TASK_COUNT = flags.DEFINE_integer(
+    "task_count", None, "Tasks of the whole job array, also of one that is run again in part."
+)
 MERGE = flags.DEFINE_bool("merge", False, "Only sum up the shards of --output, once all tasks have ended.")
 CONTACT_SHEET = flags.DEFINE_string("contact_sheet", None, "PNG file: first draw the crops of the first clips there.")
 
 
-def main() -> None:
-    """Parses flags, extracts."""
+def main() -> int:
+    """Parses flags, extracts; exit status 1 if no clip succeeded."""
     summaries = merge_sets(OUTPUT.value) if MERGE.value else _extract()
     print("\n".join(map(format_summary, summaries)))
+    return int(not any(summary is None or summary["stored"] for summary in summaries))
 
 
 def _extract() -> list:
@@ -72,6 +84,7 @@ def _extract() -> list:
         clips_per_shard=CLIPS_PER_SHARD.value,
         processes=PROCESSES.value,
         clip_timeout=CLIP_TIMEOUT.value,
+        retry_failed=RETRY_FAILED.value,
     )
     clips, media = clip_flags.read_clips()
     if CONTACT_SHEET.value is not None:

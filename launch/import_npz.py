@@ -5,7 +5,7 @@ python -m launch.import_npz --clips=train.csv --features=npz --output=shards
 
 from absl import flags
 
-from extract.clips import read_clip_list
+from extract.clips import RETRIED, read_clip_list
 from extract.listing import warn_of_contradictions
 from extract.official import import_features
 from extract.shard_set import format_summary
@@ -17,14 +17,22 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder of the shards.", required=T
 DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of the stored features.")
 WIDTH = flags.DEFINE_integer("width", 1024, "Feature width (1024 for AV-HuBERT large, 768 for base).", lower_bound=1)
 CLIPS_PER_SHARD = flags.DEFINE_integer("clips_per_shard", 256, "Clips in one shard.", lower_bound=1)
+RETRY_FAILED = flags.DEFINE_enum(
+    "retry_failed",
+    "passing",
+    RETRIED,
+    "Clips that failed in an earlier run, to try again: for passing reasons, or all.",
+)
 
 
-def main() -> None:
-    """Parses flags, imports."""
+def main() -> int:
+    """Parses flags, imports; exit status 1 if no clip succeeded."""
     clips = read_clip_list(CLIPS.value)
     warn_of_contradictions(clips)
-    summary = import_features(clips, FEATURES.value, OUTPUT.value, DTYPE.value, WIDTH.value, CLIPS_PER_SHARD.value)
+    choices = DTYPE.value, WIDTH.value, CLIPS_PER_SHARD.value, RETRY_FAILED.value
+    summary = import_features(clips, FEATURES.value, OUTPUT.value, *choices)
     print(format_summary(summary))
+    return int(not summary["stored"])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python -m launch.train --config.method=avh_sup ...
 
 from absl import flags
 
+from extract.schema import InputError
 from jax_avh.config import describe, make_config
 from jax_avh.training import join_processes, train
 from launch import command
@@ -21,8 +22,11 @@ PROCESS = flags.DEFINE_integer("process_id", None, "Which one this is, from 0, l
 
 def main() -> None:
     """Parses flags, trains."""
+    cluster = {flag.name: flag.value for flag in (COORDINATOR, PROCESSES, PROCESS)}
     if DISTRIBUTED.value:
-        join_processes(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        join_processes(*cluster.values())
+    elif given := [name for name, value in cluster.items() if value is not None]:
+        raise InputError(f"--{given[0]}: needs --distributed; add it, or leave out what describes the cluster")
     train(CONFIG.value, WORKDIR.value, PROFILE.value)
 
 

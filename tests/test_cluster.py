@@ -98,6 +98,16 @@ def test_a_cluster_run_that_was_killed_goes_on_on_one_machine(start, tmp_path):
     assert_same_set(tmp_path / "alone", tmp_path / "broken")
 
 
+@pytest.mark.slow
+def test_a_restart_on_a_cluster_tries_failed_clips_again(start, tmp_path):
+    (tmp_path / "media" / "c3.wav").rename(tmp_path / "c3.wav")
+    assert start("broken", "ray").wait() == 0
+    (tmp_path / "c3.wav").rename(tmp_path / "media" / "c3.wav")
+    assert start("broken", "ray").wait() == 0
+    assert start("alone", "none").wait() == 0
+    assert_same_set(tmp_path / "alone", tmp_path / "broken")
+
+
 def test_without_ray_the_flag_is_told(tmp_path, tiny_checkpoint):
     make_media(tmp_path / "media", 1)
     flags = {"clips": tmp_path / "media.csv", "media": tmp_path / "media", "avhubert": tiny_checkpoint}

@@ -67,6 +67,18 @@ MISTAKES = {
     "no weights to convert": (["convert", "--input=none.pt", "--output=w.safetensors"], "none.pt: no such file"),
     "an unknown setting": (["train", "--config.data.trian=x", "--workdir=w"], "trian"),
     "a setting of another type": (["train", "--config.seed=x", "--workdir=w"], "seed"),
+    "a cluster without --distributed": (
+        ["train", "--coordinator_address=127.0.0.1:1", "--num_processes=2", "--process_id=1", "--workdir=w"],
+        "--coordinator_address: needs --distributed",
+    ),
+    "a number of processes without --distributed": (
+        ["train", "--num_processes=2", "--workdir=w"],
+        "--num_processes: needs --distributed",
+    ),
+    "a part of a job array": (
+        ["extract", "--clips=c.csv", "--media=.", "--avhubert=random", "--output=o", "--task_count=8"],
+        "--task_count=8: no job array or launcher gives the index",
+    ),
     "no training features": (["train", "--config.data.val=x", "--workdir=w"], "--config.data.train"),
     "no shards": (["train", "--config.data.train=.", "--config.data.val=.", "--workdir=w"], "no feature shards"),
     "no weights to score with": (["score", "--weights=none", "--features=.", "--output=s.h5"], "none: no such file"),

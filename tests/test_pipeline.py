@@ -1,5 +1,7 @@
 """Extraction end to end: every clip in a shard or in the failure log, whatever the clip or the machine does."""
 
+import dataclasses
+import errno
 import json
 import os
 import random
@@ -8,6 +10,8 @@ import shutil
 import signal
 import time
 
+import av
+import cv2
 import numpy as np
 import psutil
 import pytest
@@ -15,15 +19,15 @@ import torch
 
 from extract.avhubert import encode_clips
 from extract.avhubert.encode import start_encoding
-from extract.clips import Failure
+from extract.clips import ClipError, Failure
 from extract.contact_sheet import CAPTION, draw_clip
 from extract.encoder import Encoder
 from extract.job import ExtractSettings, Job, make_shard, merge_sets
 from extract.pipeline import extract as extract_job
 from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from extract.schema import ClipMeta, InputError, list_shards, open_shard, place
-from extract.shards import ShardWriter, read_failures
-from extract.workers import Prepared, PrepareTask
+from extract.shards import ShardWriter, failure_log, read_failures, write_failures
+from extract.workers import Prepared, PrepareTask, attempt
 from tests.conftest import TESTDATA
 from tests.media import ramp, tone, write_media
 from tests.sets import assert_same_set, make_media, start_extract
@@ -151,7 +155,7 @@ def test_a_crash_or_a_hang_costs_its_clip_alone(tmp_path, tiny_checkpoint, monke
 def test_whatever_a_library_raises_is_the_clips_failure(tmp_path, monkeypatch):
     monkeypatch.setattr("extract.workers.read_clip", strange)
     task = PrepareTask(str(tmp_path), ROI, (False, True))
-    failure = Failure("a.mp4", "prepare", "unexpected ZeroDivisionError: of a library")
+    failure = Failure("a.mp4", "prepare", "unexpected ZeroDivisionError: of a library", passing=False)
     assert task(ClipMeta("a.mp4")).outcomes == {False: failure, True: failure}
 
 
@@ -250,6 +254,82 @@ def test_tasks_of_an_array_make_the_shards_of_one_run(tmp_path, tiny_checkpoint)
     assert merge_sets(job.output) == [merged]
     extract(clips, tmp_path, tiny_checkpoint, tmp_path / "one", settings(clips_per_shard=2))
     assert_same_set(tmp_path / "one", tmp_path / "array")
+
+
+def raised_from(cause: BaseException) -> ClipError:
+    error = ClipError("video", "cannot be decoded")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (OSError(errno.EIO, "Input/output error"), True),
+        (OSError(errno.ESTALE, "Stale file handle"), True),
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), True),
+        (PermissionError(errno.EACCES, "Permission denied"), True),
+        (MemoryError(), True),
+        (cv2.error("Insufficient memory"), False),  # OpenCV's own carry a code, see below
+        (ClipError("media", "no such file: a.mp4", passing=True), True),
+        (ClipError("landmarks", "no face found"), False),
+        (raised_from(av.error.InvalidDataError(1094995529, "Invalid data")), False),
+        (raised_from(av.error.PermissionError(errno.EACCES, "Permission denied")), True),
+        (raised_from(MemoryError()), True),
+        (OSError(errno.EINVAL, "Invalid argument"), False),
+        (ZeroDivisionError(), False),
+    ],
+)
+def test_a_failure_of_the_machine_is_a_passing_one(error, passing):
+    def work(clip):
+        raise error
+
+    assert attempt(work, ClipMeta("a.mp4")).passing is passing
+
+
+def test_memory_that_opencv_lacks_is_a_passing_failure():
+    def work(clip):
+        error = cv2.error("Insufficient memory")
+        error.code = cv2.Error.StsNoMem
+        raise error
+
+    assert attempt(work, ClipMeta("a.mp4")).passing
+
+
+def give(folder, *names):
+    """Copies of s4 under these names."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        for suffix in ("_roi.mp4", ".wav"):
+            shutil.copy(TESTDATA / f"s4{suffix}", folder / f"{name}{suffix}")
+
+
+def test_a_restart_tries_clips_again_that_failed_for_passing_reasons(tmp_path, tiny_checkpoint):
+    """In both forms; a run killed between a failure log and its shard is repaired, too."""
+    clips = [ClipMeta(f"{name}.mp4") for name in "abc"]
+    give(tmp_path / "media", "a", "c")
+    job = Job(clips, str(tmp_path / "media"), str(tmp_path / "out"), settings(trimmed="both", clips_per_shard=2))
+    assert [(s["stored"], s["passing"]) for s in extract_job(job, tiny_checkpoint)] == [(2, 1)] * 2
+    give(tmp_path / "media", "b")
+    write_failures(failure_log(tmp_path / "out" / "trimmed" / "features-00000.h5"), [])
+    with pytest.raises(InputError, match="shards are missing"):
+        merge_sets(job.output)
+    assert [s["stored"] for s in extract_job(job, tiny_checkpoint)] == [3, 3]
+    extract_job(dataclasses.replace(job, output=str(tmp_path / "whole")), tiny_checkpoint)
+    for form in ("trimmed", "untrimmed"):
+        assert_same_set(tmp_path / "whole" / form, tmp_path / "out" / form)
+
+
+def test_a_run_in_which_no_clip_succeeded_is_told(tmp_path, tiny_checkpoint, launch):
+    (tmp_path / "media").mkdir()
+    (tmp_path / "c.csv").write_text("path\na.mp4\nb.mp4\n")
+    flags = {"clips": tmp_path / "c.csv", "output": tmp_path / "out", "clips_per_shard": 1}
+    flags |= {"media": tmp_path / "media", "avhubert": tiny_checkpoint}
+    for extra in ([], ["--merge"]):
+        status, output = launch("extract", *(f"--{name}={value}" for name, value in flags.items()), *extra)
+        assert status == 1
+        assert "\n0 of 2 clips succeeded\n" in output
+        assert "2 of them may pass" in output
 
 
 def test_shards_at_a_url_are_those_of_a_folder(tmp_path, tiny_checkpoint):

@@ -1,9 +1,15 @@
 """Sweeps: every combination once, restartable, failures told, a table."""
 
 import json
+import os
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 
 from apps.sweep import format_results, make_jobs, sweep
@@ -50,6 +56,50 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, flags):
     table = format_results(jobs)
     assert len(table.splitlines()) == 3
     assert table.endswith("init=none.safetensors: error: none.safetensors: no such file of weights")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_an_interrupted_sweep_stops_its_runs_once_and_resumes(tmp_path, flags, launch, number):
+    """As a terminal does it: the signal reaches the whole process group, while two runs train."""
+    endless = [flag for flag in flags if "epochs" not in flag] + ["--config.seed=0,1", f"--workdir={tmp_path}"]
+    command = [sys.executable, "-m", "launch.sweep", *endless, "--config.train.epochs=100000", "--parallel=2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    while not all((tmp_path / f"seed={seed}" / "metrics.jsonl").exists() for seed in "01"):
+        assert process.poll() is None
+        time.sleep(0.1)
+    runs = psutil.Process(process.pid).children()
+    os.killpg(process.pid, number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert errors.splitlines() == ["error: interrupted"]
+    assert sorted(output.splitlines()) == ["seed=0: stopped", "seed=1: stopped"]
+    assert not any(run.is_running() for run in runs)
+    for seed in "01":
+        assert not (tmp_path / f"seed={seed}" / "result.json").exists()
+        log = (tmp_path / f"seed={seed}" / "train.log").read_text()
+        assert log.count("stopped by SIGTERM, saved after") == 1
+        assert "Traceback" not in log
+    done = max(len((tmp_path / f"seed={seed}" / "metrics.jsonl").read_text().splitlines()) for seed in "01")
+    status, output = launch("sweep", *endless, f"--config.train.epochs={done}", "--parallel=2")
+    assert status == 0
+    assert sorted(output.splitlines()[:2]) == ["seed=0: done", "seed=1: done"]
+
+
+def test_a_run_that_ends_without_a_result_is_not_done(tmp_path, flags, monkeypatch, capsys):
+    monkeypatch.setattr("apps.sweep.Job.command", [sys.executable, "-c", ""])
+    jobs = make_jobs(flags, str(tmp_path))
+    assert sweep(jobs, 1) == jobs
+    assert capsys.readouterr().out == "run: exit status 0, without a result\n"
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"epochs": 1}', "[" * 10000])
+def test_a_result_of_another_kind_is_none(tmp_path, flags, text):
+    (job,) = make_jobs(flags, str(tmp_path))
+    job.workdir.mkdir()
+    for name in ("config.json", "result.json"):
+        (job.workdir / name).write_text(text)
+    assert job.result() is None
 
 
 def test_jobs_are_printed_for_others_to_run(tmp_path, flags, launch):

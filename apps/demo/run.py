@@ -8,7 +8,7 @@ from pathlib import Path
 from apps.demo.fakes import make_clips
 from apps.demo.material import fetch_clips
 from extract.encoder import RANDOM_ENCODER
-from extract.schema import InputError, list_shards, open_shard
+from extract.schema import InputError, list_shards, locked, open_shard
 from jax_avh.data import Corpus, simulate_corpus
 
 TRAINING = {  # small clips want more steps than the official 1e-5 and 1,024 frames give in a minute
@@ -30,28 +30,29 @@ def demo(output: str | os.PathLike, avhubert: str | None = None) -> None:
       avhubert: an official AV-HuBERT file; without it the encoder's weights are random.
 
     Raises:
-      InputError: the clips cannot be fetched, or a command fails.
+      InputError: the clips cannot be fetched, a command fails, or another demo is writing there.
     """
     output = Path(output)
-    _title("1/3  Real clips: from video files to features")
-    if not (output / "clips.csv").is_file():
-        make_clips(fetch_clips(), output / "media", output / "clips.csv")
-    _launch("extract", clips=output / "clips.csv", media=output / "media", avhubert=avhubert or RANDOM_ENCODER,
-            output=output / "features")  # fmt: skip
-    print(_clip_table(output / "features"))
+    with locked(output):
+        _title("1/3  Real clips: from video files to features")
+        if not (output / "clips.csv").is_file():
+            make_clips(fetch_clips(), output / "media", output / "clips.csv")
+        _launch("extract", clips=output / "clips.csv", media=output / "media", avhubert=avhubert or RANDOM_ENCODER,
+                output=output / "features")  # fmt: skip
+        print(_clip_table(output / "features"))
 
-    _title("2/3  A simulated corpus: training on its real clips")
-    corpus = output / "simulated"
-    if not (corpus / "test.csv").is_file():
-        simulate_corpus(corpus, Corpus())
-    for split in ("train", "val", "test"):
-        _launch("import_npz", clips=corpus / f"{split}.csv", features=corpus, output=corpus / "shards" / split)
-    data = {f"config.data.{split}": corpus / "shards" / split for split in ("train", "val")}
-    _launch("train", **data, workdir=output / "run", **TRAINING)
+        _title("2/3  A simulated corpus: training on its real clips")
+        corpus = output / "simulated"
+        if not (corpus / "test.csv").is_file():
+            simulate_corpus(corpus, Corpus())
+        for split in ("train", "val", "test"):
+            _launch("import_npz", clips=corpus / f"{split}.csv", features=corpus, output=corpus / "shards" / split)
+        data = {f"config.data.{split}": corpus / "shards" / split for split in ("train", "val")}
+        _launch("train", **data, workdir=output / "run", **TRAINING)
 
-    _title("3/3  Scores and metrics of its test clips")
-    _launch("score", weights=output / "run", features=corpus / "shards" / "test", output=output / "scores.h5")
-    _launch("evaluate", scores=output / "scores.h5", output=output / "results")
+        _title("3/3  Scores and metrics of its test clips")
+        _launch("score", weights=output / "run", features=corpus / "shards" / "test", output=output / "scores.h5")
+        _launch("evaluate", scores=output / "scores.h5", output=output / "results")
     print("", SIMULATED_NOTE, "" if avhubert else RANDOM_NOTE, "", _map(output), sep="\n")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from apps.paper.plan import DATASETS, STATES, TRAINED_IN, Detector, detectors, test_sets
 from apps.paper.tables import format_tables
-from extract.schema import InputError, caveat, check_output, whole_file
+from extract.schema import InputError, caveat, check_output, locked, whole_file
 from jax_avh.config import RESULT, Config, check_config, make_config
 from jax_avh.data import FeatureSource, open_source
 from jax_avh.evaluation import evaluate, open_scores
@@ -34,7 +34,8 @@ def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[st
       The tables.
 
     Raises:
-      InputError: there are no shards, a setting is refused, or a training or scoring fails.
+      InputError: there are no shards, a setting is refused, a training or scoring fails, or another run is
+        writing to the output's folder.
     """
     root, output = Path(root), Path(output)
     if output.is_file():
@@ -44,31 +45,36 @@ def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[st
     if not sets:
         raise InputError(f"{root}: no test shards; lay them out as <data set>/<untrimmed, trimmed>/test")
     configs = _configs(root, output, planned, flags)
-    scored, skipped = [], []
-    sources = {where: open_source(root.joinpath(*where, "test")) for where in sets}
-    for detector in planned:
-        config = configs.get(detector.name)
-        reads = METHODS[detector.method].needs
-        if config and reads and (lacks := _lacks(detector, *map(open_source, (config.data.train, config.data.val)))):
-            skipped.append(f"{detector.name}: the shards to train on hold no {lacks}")
-            continue
-        weights = _trained(detector, config, output / RUNS / detector.name)
-        for (dataset, state), source in sources.items():
-            if detector.within and dataset != detector.trained_on:
+    with locked(output):
+        scored, skipped = [], []
+        sources = {where: open_source(root.joinpath(*where, "test")) for where in sets}
+        for detector in planned:
+            config = configs.get(detector.name)
+            reads = METHODS[detector.method].needs
+            if (
+                config
+                and reads
+                and (lacks := _lacks(detector, *map(open_source, (config.data.train, config.data.val))))
+            ):
+                skipped.append(f"{detector.name}: the shards to train on hold no {lacks}")
                 continue
-            if lacks := _lacks(detector, source):
-                skipped.append(f"{detector.name} on {dataset}, {state}: its shards hold no {lacks}")
-                continue
-            file = output / "scores" / f"{detector.name},{dataset},{state}.h5"
-            _score(detector, weights, source, file, dataset, state)
-            scored.append((detector.name, file))
-    names, files = zip(*scored, strict=True)
-    evaluation = evaluate(files, names=names)
-    write_evaluation(evaluation, output)
-    note = caveat(*(entry.table.attributes for entry in evaluation.entries))
-    text = "\n".join([format_tables(evaluation.metrics["results"]), *([note] if note else []), *skipped])
-    with whole_file(output / TABLES) as temporary:
-        temporary.write_text(text + "\n")
+            weights = _trained(detector, config, output / RUNS / detector.name)
+            for (dataset, state), source in sources.items():
+                if detector.within and dataset != detector.trained_on:
+                    continue
+                if lacks := _lacks(detector, source):
+                    skipped.append(f"{detector.name} on {dataset}, {state}: its shards hold no {lacks}")
+                    continue
+                file = output / "scores" / f"{detector.name},{dataset},{state}.h5"
+                _score(detector, weights, source, file, dataset, state)
+                scored.append((detector.name, file))
+        names, files = zip(*scored, strict=True)
+        evaluation = evaluate(files, names=names)
+        write_evaluation(evaluation, output)
+        note = caveat(*(entry.table.attributes for entry in evaluation.entries))
+        text = "\n".join([format_tables(evaluation.metrics["results"]), *([note] if note else []), *skipped])
+        with whole_file(output / TABLES) as temporary:
+            temporary.write_text(text + "\n")
     return text
 
 

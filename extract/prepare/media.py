@@ -149,7 +149,7 @@ def open_media(path: str | os.PathLike, kind: str = "media") -> Iterator[av.cont
       ClipError: the file is missing or cannot be decoded, also when that shows within the block.
     """
     if not Path(path).is_file():
-        raise ClipError("media", f"no such file: {one_line(path)}{near_name(path)}")
+        raise ClipError("media", f"no such file: {one_line(path)}{near_name(path)}", passing=True)
     try:
         with _Bytes(path) as file:
             if file.read(32).startswith(LISTS):

@@ -12,7 +12,7 @@ import tqdm
 from flax import nnx
 from jaxtyping import Array, Float
 
-from extract.schema import SHARD_PATTERN, InputError, check_outputs, offsets
+from extract.schema import SHARD_PATTERN, InputError, check_outputs, file_lock, locked, offsets
 from jax_avh.data import FeatureSource, open_source
 from jax_avh.devices.passes import example_scorer, frame_outputs
 from jax_avh.evaluation.detector import Detector, choose_method, load_detector
@@ -49,7 +49,8 @@ def score_shards(
       What was written.
 
     Raises:
-      InputError: the weights or the features are missing, damaged, lack what the method needs, or do not fit.
+      InputError: the weights or the features are missing, damaged, lack what the method needs, or do not fit; or
+        another run is writing the same score file.
     """
     detector = load_detector(weights, method) if weights is not None else None
     chosen = detector.method if detector else METHODS[choose_method(method, None)]
@@ -61,15 +62,16 @@ def score_shards(
     attributes |= detector.attributes if detector else {}
     for content in chosen.needs:
         source.check_has(content)
-    frame, clip = _scores(chosen, detector and detector.network, source, batch_frames)
-    if isinstance(chosen, FrameMethod):
-        attributes |= {"pooling": chosen.pooling}
-        attributes |= {} if chosen.threshold is None else {"threshold": chosen.threshold}
-    if isinstance(chosen, ExampleMethod) and chosen.deviation:
-        attributes |= {"deviation": chosen.deviation}
-    clips = tuple(source.clips), offsets(source.lengths)
-    table = ScoreTable(chosen.name, *clips, frame, clip.astype(np.float32), attributes)
-    write_scores(table, output)
+    with locked(output, file_lock(output)):
+        frame, clip = _scores(chosen, detector and detector.network, source, batch_frames)
+        if isinstance(chosen, FrameMethod):
+            attributes |= {"pooling": chosen.pooling}
+            attributes |= {} if chosen.threshold is None else {"threshold": chosen.threshold}
+        if isinstance(chosen, ExampleMethod) and chosen.deviation:
+            attributes |= {"deviation": chosen.deviation}
+        clips = tuple(source.clips), offsets(source.lengths)
+        table = ScoreTable(chosen.name, *clips, frame, clip.astype(np.float32), attributes)
+        write_scores(table, output)
     return table
 
 

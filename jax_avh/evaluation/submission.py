@@ -8,7 +8,18 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_outputs, place, read_lines, whole_file
+from extract.schema import (
+    FRAME_RATE,
+    ClipMeta,
+    InputError,
+    caveat,
+    check_outputs,
+    file_lock,
+    locked,
+    place,
+    read_lines,
+    whole_file,
+)
 from jax_avh.evaluation.localize import confidence, table_proposals
 from jax_avh.evaluation.scores import ScoreTable, open_scores
 
@@ -24,7 +35,8 @@ def submit(scores: str | os.PathLike, test_files: str | os.PathLike, output: str
       InputError: what is read is missing, damaged or wrong, or the output is an input or cannot be written.
     """
     check_outputs([output], [scores, test_files])
-    return write_submission(open_scores(scores), test_files, output)
+    with locked(output, file_lock(output)):
+        return write_submission(open_scores(scores), test_files, output)
 
 
 def write_submission(table: ScoreTable, test_files: str | os.PathLike, output: str | os.PathLike) -> str:

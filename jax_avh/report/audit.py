@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from extract.schema import SILENCE, InputError, check_output, place, printable, whole_file
+from extract.schema import SILENCE, InputError, check_output, locked, place, printable, whole_file
 from extract.schema.files import AnyPath
 from jax_avh.data import open_source
 from jax_avh.evaluation.audit import LONG, Found, audit
@@ -34,17 +34,18 @@ def write_audit(features: Sequence[AnyPath], output: AnyPath) -> str:
       The verdict, a sentence a line.
 
     Raises:
-      InputError: features are missing, damaged, or named twice.
+      InputError: features are missing, damaged, or named twice; or another run is writing to the folder.
     """
     folder = place(output)
     check_output(folder / "audit.json")
     names = source_names(features)
-    result = audit({name: open_source(path) for name, path in zip(names, features, strict=True)})
-    with whole_file(folder / "audit.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    for name, figure in draw_audit(result).items():
-        with whole_file(folder / name) as temporary:
-            figure.savefig(temporary, format="png", dpi=DPI)
+    with locked(folder):
+        result = audit({name: open_source(path) for name, path in zip(names, features, strict=True)})
+        with whole_file(folder / "audit.json") as temporary:
+            temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        for name, figure in draw_audit(result).items():
+            with whole_file(folder / name) as temporary:
+                figure.savefig(temporary, format="png", dpi=DPI)
     return "\n".join(verdict(result))
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from extract.schema import ClipMeta, caveat, check_outputs, format_table, one_line, whole_file
+from extract.schema import ClipMeta, caveat, check_outputs, format_table, locked, one_line, whole_file
 from extract.schema.files import AnyPath
 from jax_avh.evaluation.evaluate import RESAMPLES, evaluate
 from jax_avh.evaluation.results import Entry, Evaluation
@@ -43,11 +43,13 @@ def write_results(
       The main numbers as a table to print, and what must be known beside them.
 
     Raises:
-      InputError: a score file is missing or damaged, two contradict each other, or the results cannot be written.
+      InputError: a score file is missing or damaged, two contradict each other, the results cannot be written, or
+        another run is writing them.
     """
     check_outputs([Path(output) / name for name in FILES], [*scores, *inputs])
-    evaluation = evaluate(scores, listed, failed, thresholds, resamples)
-    write_evaluation(evaluation, output)
+    with locked(output):
+        evaluation = evaluate(scores, listed, failed, thresholds, resamples)
+        write_evaluation(evaluation, output)
     return format_results(evaluation)
 
 

@@ -22,7 +22,7 @@ from jax_avh.training.preemption import Preempted, Preemption
 from jax_avh.training.setup import check_fit, frozen, initial_network, open_sources, origin, shared_clips
 from jax_avh.training.state import Progress, init_state
 from jax_avh.training.trainer import ExampleTrainer, FrameTrainer
-from jax_avh.training.workdir import adopt, write_result
+from jax_avh.training.workdir import adopt, claimed, write_result
 
 
 def train(config: Config, workdir: str | Path, profile: bool = False) -> Progress:
@@ -38,12 +38,12 @@ def train(config: Config, workdir: str | Path, profile: bool = False) -> Progres
       Where the run ended: or, after SIGTERM, where it will go on.
 
     Raises:
-      InputError: a setting, the features, the initial weights, or a workdir of another run.
+      InputError: a setting, the features, the initial weights, or a workdir of another run, or of one still under way.
     """
     check_config(config)
     if "://" in str(workdir):
         raise InputError(f"--workdir={workdir}: a URL; give a folder that all processes see")
-    with Preemption() as preemption:
+    with claimed(Path(workdir)), Preemption() as preemption:
         run = Run(config, Path(workdir), preemption, profile)
         try:
             run.start()

@@ -1,13 +1,17 @@
 """The folder of a run: its settings, written once and compared ever after, and its result."""
 
+import contextlib
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
-from extract.schema import InputError, whole_file
+from extract.schema import InputError, locked, whole_file
 from jax_avh.config import RESULT, SETTINGS, Config
 from jax_avh.training.state import Progress
 
@@ -15,6 +19,25 @@ RESUMABLE = {  # settings that a restarted run may change: how long it lasts, wh
     "train": ("epochs", "checkpoint_steps"),
     "data": ("train", "val", "placement"),
 }
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path) -> Iterator[None]:
+    """Keeps other runs out of a workdir while the block lasts; the lead process holds the lock for all of its run.
+
+    Raises:
+      InputError: another run is writing there; every process of this one is told so.
+    """
+    refusal = None
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(locked(workdir))
+            except InputError as error:
+                refusal = error
+        if multihost_utils.broadcast_one_to_all(np.array(refusal is not None)):
+            raise refusal or InputError(f"{workdir}: another run is writing there, as the lead process found")
+        yield
 
 
 def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> None:
