@@ -19,6 +19,7 @@ from extract.schema.files import AnyPath
 
 COLUMNS = ("path", "label", "category", "split", "identity", "fake_segments")
 UNREAD = ("num_frames",)  # further columns of AVH-Align's own lists
+MAX_FRAMES = 15_000  # of a clip, 10 minutes: the encoder sees it in one piece, if memory allows
 LABELS = {"0": REAL, "1": FAKE, "-1": UNKNOWN, "": UNKNOWN, "real": REAL, "fake": FAKE, "unknown": UNKNOWN}
 LABELS |= {"0.0": REAL, "1.0": FAKE, "-1.0": UNKNOWN}  # pandas' spelling, where a label of the column is missing
 NUMBERS = {int, float}

@@ -54,7 +54,7 @@ def compare(path: str, features: str | os.PathLike) -> list[Comparison]:
 
 def _compare_clip(path: str, ours: Float[np.ndarray, "2 T D"], features: str | os.PathLike) -> Comparison:
     try:
-        official = read_npz(inside(features, path, ".npz"))
+        official = read_npz(inside(features, path, ".npz"), ours.shape[2])
     except ValueError as error:  # a path that leaves its folder
         official = str(error)
     reason = official if isinstance(official, str) else check_features(official, ours.shape[2], "float64")

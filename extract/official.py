@@ -6,9 +6,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from extract.clips import ClipError, Failure, inside, is_passing, near_name, refuse_shared_names
+from extract.archives import read_arrays
+from extract.clips import MAX_FRAMES, ClipError, Failure, inside, is_passing, near_name, refuse_shared_names
 from extract.progress import Progress
 from extract.schema import SIMULATED, ClipMeta, InputError, locked, one_line, place
 from extract.shard_set import ShardSet, merge, task_lock
@@ -74,19 +73,19 @@ def import_features(
     return merge(writer.directory)
 
 
-def read_npz(path: Path) -> ClipFeatures:
-    """Official features of one clip.
+def read_npz(path: Path, width: int) -> ClipFeatures:
+    """Returns the official features of one clip, no longer than a clip of that width may be.
 
     Raises:
       ClipError: there are none.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return ClipFeatures(arrays["visual"], arrays["audio"])
+        return ClipFeatures(*read_arrays(path, ["visual", "audio"], MAX_FRAMES * width))
     except FileNotFoundError:
         raise ClipError("import", f"no such file: {path}{near_name(path)}", passing=True) from None
     except Exception as error:  # a damaged file can make numpy and zlib raise anything; this clip is then logged
-        raise ClipError("import", f"not a file of npz features ({one_line(error)})") from error
+        reason = one_line(f"{type(error).__name__}: {error}"[:200])
+        raise ClipError("import", f"not a file of npz features ({reason})") from error
 
 
 def _is_simulated(path: Path) -> bool | None:
@@ -103,7 +102,7 @@ def _import_clip(
 ) -> StoredClip | Failure:
     try:
         path = inside(features, clip.path, ".npz")
-        found = read_npz(path)
+        found = read_npz(path, width)
     except ClipError as error:
         return Failure(clip.path, error.stage, error.reason, is_passing(error))
     reason = check_features(found, width, dtype)

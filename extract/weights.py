@@ -4,12 +4,11 @@ import io
 import os
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 
 from extract.released import COUNTER, OFFICIAL, Network, counters, misfits
-from extract.schema import InputError, pack_notes, unpack_notes, whole_file
+from extract.schema import InputError, one_line, open_safetensors, pack_notes, unpack_notes, whole_file
 from extract.unpickle import load_restricted, plain
 
 OURS = ".safetensors"
@@ -60,8 +59,8 @@ def _from_official(path: Path) -> bytes:
     weights = _state_dict(path, checkpoint)
     if path.suffix == BARE:
         weights = _own_names(weights)
-    network = _network(path, weights, _settings(checkpoint), path.suffix)
-    return safetensors.torch.save(_float32(weights), pack_notes(network.notes))
+    network = _network(path, weights, _settings(path, checkpoint), path.suffix)
+    return safetensors.torch.save(_float32(path, weights), pack_notes(network.notes))
 
 
 def _to_official(path: Path, ending: str) -> bytes:
@@ -72,7 +71,7 @@ def _to_official(path: Path, ending: str) -> bytes:
         raise InputError(f"{path}: holds weights of {told['method']}, but {ending} files do not: {PURPOSES}")
     if notes.get("normalised", "true") != "true":
         raise InputError(f"{path}: was trained without normalisation, but the official programs always normalise")
-    network, content = _network(path, weights, told, ending), _float32(weights)
+    network, content = _network(path, weights, told, ending), _float32(path, weights)
     if ending == BARE:
         content |= {name: torch.zeros((), dtype=torch.int64) for name in counters(network)}
     else:
@@ -86,22 +85,20 @@ def _to_official(path: Path, ending: str) -> bytes:
 
 
 def _read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            notes = unpack_notes(file.metadata())
-        return safetensors.torch.load_file(path), notes
-    except (OSError, safetensors.SafetensorError, ValueError) as error:
-        raise InputError(f"{path}: not a readable {OURS} file ({error})") from error
+    with open_safetensors(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, unpack_notes(file.metadata())  # noqa: SIM118
 
 
 def _state_dict(path: Path, checkpoint: object) -> Weights:
     """The named tensors that an official file holds."""
     title = OFFICIAL[path.suffix].title
+    encoder = isinstance(checkpoint, dict) and isinstance(checkpoint.get("model"), dict)
+    hint = ", but a `model`, as AV-HuBERT's files do: give such a file to --avhubert as it is" if encoder else ""
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if path.suffix == BARE and _named_tensors(checkpoint):
         weights = checkpoint
     if not isinstance(weights, dict) or not weights:
-        raise InputError(f"{path}: not {title} file: it holds no `state_dict`")
+        raise InputError(f"{path}: not {title} file: it holds no `state_dict`{hint}")
     if not _named_tensors(weights):
         raise InputError(f"{path}: not {title} file: its `state_dict` holds more than named tensors")
     return weights
@@ -120,14 +117,18 @@ def _own_names(weights: Weights) -> Weights:
     return {name: value for name, value in named.items() if not name.endswith(f".{COUNTER}")}
 
 
-def _settings(checkpoint: dict) -> Told:
+def _settings(path: Path, checkpoint: dict) -> Told:
     """What Lightning's hyper-parameters tell of the network; other files have none."""
-    found = plain(checkpoint.get("hyper_parameters"))
+    try:
+        found = plain(checkpoint.get("hyper_parameters"))
+    except ValueError as error:
+        title = OFFICIAL[path.suffix].title
+        raise InputError(f"{path}: not {title} file: its `hyper_parameters` are {error}") from None
     for name in ("config", "model_hparams"):
         found = found.get(name) if isinstance(found, dict) else None
     found = found if isinstance(found, dict) else {}
     told = {"head": found.get("model_type"), "modality": found.get("input_type")}
-    return {name: str(value) for name, value in told.items() if value is not None}
+    return {name: one_line(str(value)[:100]) for name, value in told.items() if value is not None}
 
 
 def _network(path: Path, weights: Weights, told: Told, ending: str) -> Network:
@@ -145,7 +146,7 @@ def _network(path: Path, weights: Weights, told: Told, ending: str) -> Network:
     if not fitting:
         details, nearest = min(wrong, key=lambda pair: len(pair[0]))
         hint = "" if len({network.method for network in allowed}) == 1 else f"; {PURPOSES}"
-        details = ", ".join(details[:MOST_DETAILS])
+        details = one_line(", ".join(details[:MOST_DETAILS])[:1000])
         raise InputError(f"{path}: parameters that do not fit the official {nearest.name}: {details}{hint}")
     if len(fitting) > 1:
         raise InputError(f"{path}: does not say whether it is for audio or video; use a .ckpt with hyper_parameters")
@@ -157,6 +158,8 @@ def _agrees(network: Network, told: Told) -> bool:
     return all(told.get(name, own) == own for name, own in network.notes.items() if name != "image")
 
 
-def _float32(weights: Weights) -> Weights:
+def _float32(path: Path, weights: Weights) -> Weights:
     """Each parameter in memory of its own."""
+    if wrong := [name for name, value in weights.items() if not value.is_floating_point()]:
+        raise InputError(f"{path}: {wrong[0]} holds {weights[wrong[0]].dtype}, not floating-point numbers")
     return {name: value.to(torch.float32, copy=True).contiguous() for name, value in weights.items()}

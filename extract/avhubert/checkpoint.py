@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from extract.avhubert.network import AVHubert, AVHubertConfig
-from extract.schema import InputError
+from extract.schema import InputError, one_line
 from extract.unpickle import load_restricted, plain
 
 FINE_TUNED_PREFIX = "encoder.w2v_model."
@@ -35,11 +35,16 @@ def load_avhubert(path: str | os.PathLike) -> AVHubert:
     """
     checkpoint = load_restricted(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        raise InputError(f"{path}: not an AV-HuBERT file: it holds no `model`")
-    network = AVHubert(_config(checkpoint, path))
+        detector = isinstance(checkpoint, dict) and "state_dict" in checkpoint
+        hint = ", but a `state_dict`, as weights of detectors do; convert those with launch.convert" if detector else ""
+        raise InputError(f"{path}: not an AV-HuBERT file: it holds no `model`{hint}")
+    with torch.device("meta"):  # only names and shapes: memory is allocated once the file is known to fill it
+        network = AVHubert(_config(checkpoint, path))
     weights = _encoder_weights(checkpoint["model"], path)
     _check_fit(network, weights, path)
-    network.load_state_dict(weights)
+    dtypes = {name: value.dtype for name, value in network.state_dict().items()}
+    owned = {name: value.to(dtypes[name], copy=True).contiguous() for name, value in weights.items()}
+    network.load_state_dict(owned, assign=True)
     return network
 
 
@@ -58,24 +63,25 @@ def sha256(path: str | os.PathLike) -> str:
 
 def _config(checkpoint: dict, path: str | os.PathLike) -> AVHubertConfig:
     """The encoder's sizes, out of every form in which files of different ages keep them."""
-    settings = plain(checkpoint.get("cfg") or checkpoint.get("args"))
-    settings = _section(settings, "model")
-    if "w2v_args" in settings:  # fine-tuned: the encoder's own settings lie inside
-        settings = _section(settings["w2v_args"], "model")
     try:
+        kept = [plain(checkpoint.get(name)) for name in ("cfg", "args")]
+        settings = next((settings for settings in kept if isinstance(settings, dict) and settings), {})
+        settings = _section(settings, "model")
+        if "w2v_args" in settings:  # fine-tuned: the encoder's own settings lie inside
+            settings = _section(_section(settings, "w2v_args"), "model")
         return AVHubertConfig(**{field: int(settings[name]) for field, name in CONFIG_NAMES.items()})
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not an AV-HuBERT file: its configuration lacks or garbles {error}") from None
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:  # int() of whatever is there
+        reason = one_line(str(error)[:200])
+        raise InputError(f"{path}: not an AV-HuBERT file: its configuration lacks or garbles {reason}") from None
 
 
-def _section(settings: object, name: str) -> dict:
+def _section(settings: dict, name: str) -> dict:
     """`settings[name]` where the settings have sections, else the settings themselves."""
-    settings = settings if isinstance(settings, dict) else {}
     return settings[name] if isinstance(settings.get(name), dict) else settings
 
 
 def _encoder_weights(model: dict, path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The encoder's part of a file's parameters, in float32."""
+    """The encoder's part of a file's parameters."""
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in model.items()):
         raise InputError(f"{path}: not an AV-HuBERT file: its `model` holds more than named tensors")
     if any(name.startswith(FINE_TUNED_PREFIX) for name in model):
@@ -84,11 +90,7 @@ def _encoder_weights(model: dict, path: str | os.PathLike) -> dict[str, torch.Te
             for name, value in model.items()
             if name.startswith(FINE_TUNED_PREFIX)
         }
-    return {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in model.items()
-        if not name.startswith(UNUSED)
-    }
+    return {name: value for name, value in model.items() if not name.startswith(UNUSED)}
 
 
 def _check_fit(network: AVHubert, weights: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
@@ -97,4 +99,6 @@ def _check_fit(network: AVHubert, weights: dict[str, torch.Tensor], path: str | 
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if wrong:
         details = ", ".join(f"{n} {found.get(n, 'missing')} for {wanted.get(n, 'nothing')}" for n in wrong[:8])
-        raise InputError(f"{path}: {len(wrong)} parameters do not fit AV-HuBERT: {details}")
+        raise InputError(f"{path}: {len(wrong)} parameters do not fit AV-HuBERT: {one_line(details[:1000])}")
+    if sum(value.nbytes for value in weights.values()) > Path(path).stat().st_size:
+        raise InputError(f"{path}: not an AV-HuBERT file: its parameters share their numbers")

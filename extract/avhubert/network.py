@@ -18,6 +18,7 @@ AUDIO_WIDTH = 104  # 26 filters x 4 stacked frames
 TRUNK_WIDTH = 512  # ResNet-18's output
 POSITION_KERNEL, POSITION_GROUPS = 128, 16
 STAGE_WIDTHS = (64, 128, 256, 512)
+LARGEST = (1 << 8, 1 << 14, 1 << 16, 1 << 10)  # layers, width, ffn_width, heads: far beyond AV-HuBERT large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,9 @@ class AVHubertConfig:
     heads: int
 
     def __post_init__(self):
-        if min(self.layers, self.width, self.ffn_width, self.heads) < 1:
-            raise ValueError(f"sizes that are not positive: {self}")
+        sizes = self.layers, self.width, self.ffn_width, self.heads
+        if min(sizes) < 1 or any(size > largest for size, largest in zip(sizes, LARGEST, strict=True)):
+            raise ValueError(f"sizes that are not positive or too large: {self}")
         if self.width % self.heads or self.width % POSITION_GROUPS:
             raise ValueError(
                 f"a width that neither {self.heads} heads nor {POSITION_GROUPS} groups can share: {self.width}"
@@ -228,8 +230,9 @@ class _PositionalConvolution(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(width, width // POSITION_GROUPS, POSITION_KERNEL))
         self.weight_g = nn.Parameter(torch.empty(1, 1, POSITION_KERNEL))
         self.bias = nn.Parameter(torch.zeros(width))
-        nn.init.normal_(self.weight_v, std=(4 / (POSITION_KERNEL * width)) ** 0.5)
-        self.weight_g.data.copy_(self._norm())
+        if not self.weight_v.is_meta:  # on that device the first random number costs two seconds of imports
+            nn.init.normal_(self.weight_v, std=(4 / (POSITION_KERNEL * width)) ** 0.5)
+            self.weight_g.data.copy_(self._norm())
 
     def _norm(self) -> Tensor:
         return self.weight_v.square().sum(dim=(0, 1), keepdim=True).sqrt()

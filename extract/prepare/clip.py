@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
-from extract.clips import ClipError, inside, shift_segments
+from extract.clips import MAX_FRAMES, ClipError, inside, shift_segments
 from extract.prepare.audio import filterbank_frames, frames_of_silence
 from extract.prepare.landmarks import CountingFinder, Frame, GivenPoints, every_frame
 from extract.prepare.media import Sound, iterate_video, read_sound, to_grey
@@ -21,7 +21,6 @@ from extract.stopwatch import Stopwatch
 INPUTS = ("media", "roi")
 FINDERS = {"dlib": every_frame, "dlib-tracked": tracked}  # where landmarks come from; else files
 MIN_FRAMES = 2  # of a usable clip
-MAX_FRAMES = 15_000  # 10 minutes: the encoder sees a clip in one piece, if memory allows
 
 
 @dataclasses.dataclass(frozen=True)

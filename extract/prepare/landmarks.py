@@ -15,9 +15,10 @@ import dlib
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from extract.clips import ClipError
+from extract.archives import read_arrays
+from extract.clips import MAX_FRAMES, ClipError
 from extract.prepare.media import to_grey
-from extract.schema import InputError
+from extract.schema import InputError, one_line
 
 POINTS = 68
 UPSAMPLINGS = 1  # before detection: finds faces of 40 pixels
@@ -171,12 +172,13 @@ def overlap(a: dlib.rectangle, b: dlib.rectangle) -> float:
 
 def _read_points(path: Path) -> Float[np.ndarray, "T 68 2"]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            points = np.asarray(file["landmarks"], dtype=np.float64)
+        (points,) = read_arrays(path, ["landmarks"], MAX_FRAMES * POINTS * 2)
+        points = np.asarray(points, dtype=np.float64)
     except FileNotFoundError:
         raise ClipError("landmarks", f"no such file: {path}") from None
     except Exception as error:  # a damaged zip or npy raises whatever its parsers do
-        raise ClipError("landmarks", f"{path}: not a npz file with `landmarks` ({type(error).__name__})") from error
+        reason = one_line(str(error)[:200])
+        raise ClipError("landmarks", f"{path}: not a npz file with `landmarks` ({reason})") from error
     if points.ndim != 3 or points.shape[1:] != (POINTS, 2) or np.isinf(points).any() or not len(points):
         raise ClipError("landmarks", f"{path}: `landmarks` is {list(points.shape)}, not finite [T, {POINTS}, 2]")
     return points

@@ -1,6 +1,6 @@
 """The shard format and its files: all that the PyTorch side and the JAX side share.
 
-It needs numpy, h5py and fsspec alone.
+It needs only numpy, h5py, fsspec and safetensors.
 """
 
 from extract.schema.clip import (
@@ -40,6 +40,7 @@ from extract.schema.hdf5 import (
 from extract.schema.lists import read_lines, read_table, read_text
 from extract.schema.lock import file_lock, in_use, locked
 from extract.schema.notes import pack_notes, unpack_notes
+from extract.schema.safetensors import open_safetensors
 from extract.schema.shard import (
     CAVEATS,
     FORMAT,
@@ -108,6 +109,7 @@ __all__ = [
     "nearest",
     "offsets",
     "one_line",
+    "open_safetensors",
     "open_shard",
     "pack_notes",
     "place",

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping
 
+from extract.schema.text import one_line
+
 NOTES = "avh-align"  # key of the metadata
 
 
@@ -13,13 +15,13 @@ def pack_notes(notes: Mapping[str, str]) -> dict[str, str]:
 
 
 def unpack_notes(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    """Notes out of a file's metadata: `method`, `head`, `modality`, `normalised`, ...; empty if it has none.
+    """Returns the notes in a file's metadata: `method`, `head`, `modality`, ...; each on one line, none if it has none.
 
     Raises:
-      ValueError: they are no JSON object, or one nested too deep.
+      ValueError: they are not a JSON object, or one nested too deep.
     """
     try:
         notes = json.loads((metadata or {}).get(NOTES, "{}"))
-        return {name: str(text) for name, text in notes.items()}
+        return {name: one_line(text) for name, text in notes.items()}
     except (ValueError, AttributeError, RecursionError):
         raise ValueError(f"its metadata `{NOTES}` is no JSON object") from None

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Int64, Key
 
-from extract.schema import InputError
+from extract.schema import InputError, one_line
 from jax_avh.config import Config
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource
@@ -107,11 +107,12 @@ class ExampleMethod:
           InputError: they are damaged, or of another kind of network.
         """
 
-        def make(path: Path, arrays: object, notes: Mapping[str, str], precision: str) -> nnx.Module:
+        def make(path: Path, shapes: object, notes: Mapping[str, str], precision: str) -> nnx.Module:
             try:
                 return self.rebuild(notes, precision)
-            except (KeyError, ValueError) as error:
-                raise InputError(f"{path}: does not say what {self.name} needs to know of it ({error})") from error
+            except (KeyError, ValueError, TypeError, ArithmeticError) as error:  # notes may hold anything
+                reason = one_line(str(error)[:200])
+                raise InputError(f"{path}: does not say what {self.name} needs to know of it ({reason})") from error
 
         return load_weights(path, precision, make)
 

@@ -1,19 +1,17 @@
 """Weights in .safetensors files: official names, PyTorch's layout ([out, in]), and what they were trained as."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from extract.schema import InputError, pack_notes, unpack_notes, whole_file
+from extract.schema import InputError, one_line, open_safetensors, pack_notes, unpack_notes, whole_file
 from jax_avh.models.alignment import AlignmentNetwork
 from jax_avh.models.linear import LinearNetwork
 from jax_avh.models.network import MODALITIES, FrameNetwork
@@ -26,8 +24,9 @@ HEADS = {network.head: network for network in (AlignmentNetwork, LinearNetwork)}
 RENAMED = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var", "head_layer": "head"}
 SEQUENCE = "layers"
 
-# (file, its arrays, what it says of itself, precision) -> a network of that kind, its arrays still to be set
-Make = Callable[[Path, Mapping[str, np.ndarray], Mapping[str, str], str], nnx.Module]
+Shapes = Mapping[str, tuple[int, ...]]
+# (file, shapes of its arrays, its notes, precision) -> a network of that kind, its arrays still to be set
+Make = Callable[[Path, Shapes, Mapping[str, str], str], nnx.Module]
 
 
 class Named(NamedTuple):
@@ -39,7 +38,8 @@ class Named(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the official array."""
-        return self.official(np.broadcast_to(0, self.variable.shape)).shape
+        sizes = self.variable.shape
+        return (sizes[-1], sizes[-2], *sizes[:-2]) if self.kernel else sizes
 
     def official(self, array: np.ndarray) -> np.ndarray:
         """Our layout -> the official one."""
@@ -69,18 +69,27 @@ def load_weights(path: str | os.PathLike, precision: str = "float32", make: Make
     Raises:
       InputError: the file is missing or damaged, or its arrays do not fit; all that do not are listed at once.
     """
-    arrays, notes = _read(Path(path)), read_notes(path)
-    network = (make or frame_network)(Path(path), arrays, notes, precision)
-    named = named_arrays(network)
-    wanted, found = ({name: v.shape for name, v in these.items()} for these in (named, arrays))
-    if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
-        wrong = wrong[:MOST_DETAILS]
-        details = ", ".join(f"{n} {found.get(n, 'missing')} for {wanted.get(n, 'nothing')}" for n in wrong)
-        raise InputError(f"{path}: parameters that do not fit the network: {details}")
-    if spoilt := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-        raise InputError(f"{path}: {spoilt[0]} holds NaN or infinity")
-    for name, (variable, _) in named.items():
-        variable.set_value(jnp.asarray(named[name].ours(arrays[name]), variable.dtype))
+    path = Path(path)
+    with open_safetensors(path, "numpy") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        notes = unpack_notes(file.metadata())
+        # Only shapes so far: what a file says of its network is compared with what it holds before memory is allocated.
+        network = nnx.eval_shape(lambda: (make or frame_network)(path, shapes, notes, precision))
+        named = named_arrays(network)
+        wanted = {name: array.shape for name, array in named.items()}
+        if wrong := sorted(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name)):
+            details = (f"{n} {shapes.get(n, 'missing')} for {wanted.get(n, 'nothing')}" for n in wrong[:MOST_DETAILS])
+            details = one_line(", ".join(details)[:1000])
+            raise InputError(f"{path}: parameters that do not fit the network: {details}")
+        for name, (variable, _) in named.items():
+            array = file.get_tensor(name)
+            if array.dtype.kind != "f":
+                raise InputError(f"{path}: {name} holds {array.dtype}, not floating-point numbers")
+            with np.errstate(over="ignore"):  # a large float64 becomes infinity
+                array = array.astype(variable.dtype)
+            if not np.isfinite(array).all():
+                raise InputError(f"{path}: {name} holds NaN or infinity")
+            variable.set_value(jnp.asarray(named[name].ours(array)))
     return network
 
 
@@ -100,7 +109,7 @@ def read_notes(path: str | os.PathLike) -> dict[str, str]:
     Raises:
       InputError: the file is missing or damaged.
     """
-    with _reading(Path(path)), safetensors.safe_open(path, "numpy") as file:
+    with open_safetensors(Path(path), "numpy") as file:
         return unpack_notes(file.metadata())
 
 
@@ -152,38 +161,20 @@ def weights_file(weights: str | os.PathLike) -> Path:
     return path / BEST_WEIGHTS
 
 
-def frame_network(
-    path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str], precision: str
-) -> FrameNetwork:
+def frame_network(path: Path, shapes: Shapes, notes: Mapping[str, str], precision: str) -> FrameNetwork:
     """A network on frames of the kind that a file's parameters are of, its own parameters still to be set.
 
     Raises:
       InputError: the file does not tell its kind.
     """
-    head = "linear" if "head.weight" in arrays else "mlp"
-    modality = notes.get("modality", "" if "proj.weight" in arrays else "both")
+    head = "linear" if "head.weight" in shapes else "mlp"
+    modality = notes.get("modality", "" if "proj.weight" in shapes else "both")
     if modality not in MODALITIES:
         raise InputError(f"{path}: does not say which modality it is for; convert it from its official .ckpt")
     first = {"linear": "head", "mlp": "visual_proj" if modality == "both" else "proj"}[head]
-    matrix = arrays.get(f"{first}.weight", np.empty(0))
-    if matrix.ndim != 2 or 0 in matrix.shape:
+    matrix = shapes.get(f"{first}.weight", ())
+    if len(matrix) != 2 or 0 in matrix:
         raise InputError(f"{path}: not alignment weights: it holds no matrix `{first}.weight`")
-    width = matrix.shape[1] // (len(MODALITIES[modality]) if head == "linear" else 1)
+    width = matrix[1] // (len(MODALITIES[modality]) if head == "linear" else 1)
     normalised = notes.get("normalised", "true") == "true"
     return HEADS[head](width, rngs=nnx.Rngs(0), modality=modality, normalised=normalised, precision=precision)
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    with _reading(path):
-        return safetensors.numpy.load_file(path)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turns what reading a file of weights may raise into an InputError."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of weights")
-    try:
-        yield
-    except (OSError, safetensors.SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a readable .safetensors file ({error})") from error

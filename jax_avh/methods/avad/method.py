@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from extract.schema import InputError
-from jax_avh.config import Config
+from jax_avh.config import BOUNDARIES, Config
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource
 from jax_avh.devices.passes import frame_outputs
@@ -107,9 +107,12 @@ def build(config: Config, source: FeatureSource) -> AVAD:
 
 def rebuild(notes: Mapping[str, str], precision: str) -> AVAD:
     """The network that weights say they are of."""
+    width, windows, tau = (int(notes[name]) for name in ("sync_width", "windows", "tau"))
+    if width < 1 or windows < LEAST or tau < 0 or notes["boundary"] not in BOUNDARIES:
+        raise ValueError(f"width {width}, {windows} windows, tau {tau}, boundary {notes['boundary']}")
     kind = {"modality": notes["sync_modality"], "normalised": notes["sync_normalised"] == "true"}
-    sync = HEADS[notes["sync_head"]](int(notes["sync_width"]), rngs=nnx.Rngs(0), precision=precision, **kind)
-    return AVAD(sync, nnx.Rngs(0), int(notes["windows"]), int(notes["tau"]), notes["boundary"], precision)
+    sync = HEADS[notes["sync_head"]](width, rngs=nnx.Rngs(0), precision=precision, **kind)
+    return AVAD(sync, nnx.Rngs(0), windows, tau, notes["boundary"], precision)
 
 
 def loss(

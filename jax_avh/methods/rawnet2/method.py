@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from extract.schema import FULL_SCALE
-from jax_avh.config import Config
+from extract.schema import FULL_SCALE, SAMPLE_RATE
+from jax_avh.config import LEAST_SAMPLES, Config
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource
 from jax_avh.methods.interface import ExampleMethod
@@ -19,6 +19,8 @@ from jax_avh.methods.rawnet2.cuts import SAMPLES, cut
 from jax_avh.methods.rawnet2.losses import weighted_cross_entropy
 from jax_avh.methods.rawnet2.network import RawNet2
 from jax_avh.methods.rawnet2.sinc import loudness
+
+MOST_SAMPLES = 600 * SAMPLE_RATE  # of the cut that weights ask for: 10 minutes, the longest clip
 
 
 class Cuts(Examples):
@@ -41,7 +43,10 @@ def build(config: Config, source: FeatureSource) -> RawNet2:
 
 def rebuild(notes: Mapping[str, str], precision: str) -> RawNet2:
     """The network that weights say they are of; released ones say nothing."""
-    return RawNet2(nnx.Rngs(0), precision, samples=int(notes.get("samples", SAMPLES)))
+    samples = int(notes.get("samples", SAMPLES))
+    if not LEAST_SAMPLES <= samples <= MOST_SAMPLES:
+        raise ValueError(f"cuts of {samples} samples")
+    return RawNet2(nnx.Rngs(0), precision, samples=samples)
 
 
 def prepare(inputs: dict[str, Array]) -> Float[Array, "B U F"]:
