@@ -62,8 +62,7 @@ def attempt(number: int) -> None:
         path.write_bytes(content[: draw.choice([len(content)] * 9 + [draw.randrange(len(content))])])
         with contextlib.suppress(InputError):
             GivenPoints(path)
-        found = read_npz(path, WIDTH)
-        reason = found if isinstance(found, str) else check_features(found, WIDTH, "float16")
+        reason = check_features(read_npz(path, WIDTH), WIDTH, "float16")
     if reason:
         raise InputError(reason)
 
