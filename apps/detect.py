@@ -13,7 +13,19 @@ from apps.playable import playable
 from extract.clips import Failure
 from extract.encoder import Encoder
 from extract.prepare import PrepareSettings, prepare_clip
-from extract.schema import FRAME_RATE, ClipMeta, InputError, caveat, check_outputs, one_line, printable, whole_file
+from extract.schema import (
+    FRAME_RATE,
+    ClipMeta,
+    InputError,
+    caveat,
+    check_outputs,
+    one_line,
+    place,
+    printable,
+    results_folder,
+    whole_file,
+)
+from extract.schema.files import HTML
 from extract.workers import attempt
 from jax_avh.evaluation.detector import Detector, load_detector
 from jax_avh.evaluation.pooling import pool_all
@@ -21,6 +33,7 @@ from jax_avh.report.video import EMBEDDED_BYTES, VideoVerdict, write_video_page
 
 MIN_FACE_SHARE = PrepareSettings.min_face_share  # below it, where extraction would reject the clip, a verdict warns
 SEVERAL_FACES = 0.1  # share of frames with several faces above which a verdict warns; detectors err now and then
+VERDICTS = rb'\[\s*(\{\s*"path"|\])'  # how their JSON file begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +96,17 @@ def detect(
       InputError: the weights are missing, damaged, or do not fit each other; two videos would have one page; or an
         output cannot be written, or is an input.
     """
-    written = {} if pages is None else {Path(video).stem: Path(pages) / f"{Path(video).stem}.html" for video in videos}
-    if pages is not None and len(written) < len(videos):
+    folder = None if pages is None else results_folder(pages)
+    written = {} if folder is None else {Path(video).stem: folder / f"{Path(video).stem}.html" for video in videos}
+    if folder is not None and len(written) < len(videos):
         raise InputError("two of the videos have the same name, and so would their pages; give them one by one")
     detector = load_detector(weights)
-    check_outputs([*written.values(), *([] if output is None else [output])], [*videos, avhubert, detector.path])
+    outputs = dict.fromkeys(written.values(), HTML) | ({} if output is None else {place(output): VERDICTS})
+    check_outputs(outputs, [*videos, avhubert, detector.path])
     encoder = Encoder(avhubert)
     detector.check_fits(encoder.width, encoder.attributes, avhubert)
+    for path in outputs:  # results of a former run would pass for this one's if it were killed
+        path.unlink(missing_ok=True)
     verdicts = []
     try:
         for video in videos:

@@ -14,7 +14,17 @@ import numpy as np
 from apps.paper.plan import MAIN, STATES, TRAINED_IN
 from extract.clips import shift_segments
 from extract.prepare.audio import frames_to_trim, leading_silence
-from extract.schema import FRAME_RATE, FULL_SCALE, SAMPLES_PER_FRAME, SIMULATED, ClipMeta, InputError, locked
+from extract.schema import (
+    FRAME_RATE,
+    FULL_SCALE,
+    SAMPLES_PER_FRAME,
+    SIMULATED,
+    ClipMeta,
+    InputError,
+    locked,
+    place,
+    whole_file,
+)
 from extract.shards import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.data.simulate import Corpus, SimulatedClip, clip_names, simulate_clip
 
@@ -63,14 +73,16 @@ def simulate(root: str | os.PathLike) -> None:
     Raises:
       InputError: ROOT holds something already, or another run is writing to it.
     """
-    lock = Path(root) / ".lock"
+    root = place(root)
+    lock = root / ".lock"
     with locked(root, lock):
-        if any(path != lock for path in Path(root).iterdir()):
+        if any(path != lock for path in root.iterdir()):
             raise InputError(f"--output={root}: is not an empty folder; name a new one")
         for dataset, corpus in CORPORA.items():
             for split, count in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test)):
-                _simulate_split(Path(root), dataset, split, clip_names(f"{dataset}/{split}", count, corpus))
-        (Path(root) / FLAG_FILE).write_text(FLAGS)
+                _simulate_split(root, dataset, split, clip_names(f"{dataset}/{split}", count, corpus))
+        with whole_file(root / FLAG_FILE) as temporary:
+            temporary.write_text(FLAGS)
 
 
 def _simulate_split(root: Path, dataset: str, split: str, names: list[tuple[str, str]]) -> None:

@@ -13,7 +13,7 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-from extract.schema import InputError, format_table, locked, one_line
+from extract.schema import InputError, format_table, locked, one_line, results_folder
 from jax_avh.config import RESULT, SETTINGS, check_config, make_config
 
 PREFIX = "--config."
@@ -38,7 +38,7 @@ class Job:
         return [sys.executable, "-m", "launch.train", *flags, f"--workdir={self.workdir}"]
 
     def result(self) -> dict[str, object] | None:
-        """What the run came to; None if it has not ended with just these settings."""
+        """What the run came to; None if it has not ended with just these settings, or its files are damaged."""
         try:
             record = json.loads((self.workdir / SETTINGS).read_text())
             result = json.loads((self.workdir / RESULT).read_text())
@@ -47,7 +47,9 @@ class Job:
         if not isinstance(record, dict) or not isinstance(result, dict) or not set(COLUMNS) <= result.keys():
             return None
         wanted = dataclasses.asdict(make_config(self.settings))
-        return result if wanted == {name: record.get(name) for name in wanted} else None
+        same = wanted == {name: record.get(name) for name in wanted}
+        numbers = all(isinstance(result[name], int | float | None) for name in COLUMNS)
+        return result if same and numbers else None
 
 
 def make_jobs(flags: Sequence[str], workdir: str) -> list[Job]:
@@ -66,13 +68,13 @@ def make_jobs(flags: Sequence[str], workdir: str) -> list[Job]:
         if not flag.startswith(PREFIX) or not equals or name in grid:
             raise InputError(f"{flag}: give {PREFIX}FIELD=VALUE,VALUE,... once for each field")
         grid[name] = list(dict.fromkeys(values.split(",")))
-    jobs = []
+    folder, jobs = results_folder(workdir), []
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
         check_config(make_config(settings))
         varied = {name: value for name, value in settings.items() if len(grid[name]) > 1}
         label = ",".join(f"{name}={urllib.parse.quote(value, safe='')}" for name, value in varied.items())
-        jobs.append(Job(Path(workdir) / (label or "run"), settings, varied))
+        jobs.append(Job(folder / (label or "run"), settings, varied))
     return jobs
 
 

@@ -12,6 +12,7 @@ from extract.contact_sheet import write_contact_sheet
 from extract.encoder import Encoder, EncodeSettings
 from extract.prepare.clip import FINDERS, PreparedClip, PrepareSettings
 from extract.schema import RAGGED, ClipMeta, InputError, check_output, locked, place, reachable
+from extract.schema.files import PNG
 from extract.shard_set import CLIP_LIST, ShardSet, merge, task_lock
 from extract.shards import ClipFeatures, ShardWriter, StoredClip
 from extract.stopwatch import Stopwatch
@@ -69,7 +70,7 @@ class Job:
         if prepare.input == "roi" or files:
             refuse_shared_names(self.clips)
         if self.contact_sheet and index == 0:
-            check_output(self.contact_sheet)
+            check_output(self.contact_sheet, PNG)
             write_contact_sheet(self.contact_sheet, self.clips, self.task, self.settings.processes)
 
     @contextlib.contextmanager

@@ -8,7 +8,17 @@ import safetensors.torch
 import torch
 
 from extract.released import COUNTER, OFFICIAL, Network, counters, misfits
-from extract.schema import InputError, one_line, open_safetensors, pack_notes, unpack_notes, whole_file
+from extract.schema import (
+    InputError,
+    check_outputs,
+    one_line,
+    open_safetensors,
+    pack_notes,
+    place,
+    unpack_notes,
+    whole_file,
+)
+from extract.schema.files import SAFETENSORS, ZIP
 from extract.unpickle import load_restricted, plain
 
 OURS = ".safetensors"
@@ -37,7 +47,8 @@ def convert_weights(source: str | os.PathLike, target: str | os.PathLike) -> Non
       InputError: there is no such conversion; the source is missing, damaged or refused, contradicts itself, does not
         say enough, or is of a network that the official programs do not have.
     """
-    source, target = Path(source), Path(target)
+    source, target = place(source), place(target)
+    check_outputs({target: SAFETENSORS if target.suffix == OURS else ZIP}, [source])
     if source.suffix in OFFICIAL and target.suffix == OURS:
         _write(target, _from_official(source))
     elif source.suffix == OURS and target.suffix in OFFICIAL:

@@ -16,6 +16,17 @@ HEADS = ("mlp", "linear")
 MODALITIES = ("both", "audio", "video")
 LEAST_SAMPLES = 3211  # of a cut that leave rawnet2 a step after all poolings
 METHODS = ("avh_align", "avh_sup", "rawnet2", "mds", "avad")  # that learn
+# Larger values than anyone needs, so that a mistyped one is refused instead of being compiled for hours, or filling all
+# memory.
+MOST = {
+    "model.tau": 250,  # ten seconds on each side of a frame
+    "data.batch_frames": 10_000_000,  # 111 hours; what fits the memory is less
+    "data.batch_examples": 65_536,
+    "method.samples": 9_600_000,  # ten minutes
+    "method.image": 1_024,
+    "method.windows": 15_000,  # ten minutes
+}
+MOST_OF_ALL = 2**31 - 1  # for other whole numbers
 IMAGE_STEP = 32  # of the sizes of images that mds takes
 
 # Settings of the paper, where a method's are other than the defaults below, which are AVH-Align's.
@@ -198,6 +209,10 @@ def check_config(config: Config) -> None:
     for name, value in at_least_one.items():
         if value < 1:
             raise InputError(f"--config.{name}={value}: must be at least 1")
+    sections = {name: fields for name, fields in dataclasses.asdict(config).items() if isinstance(fields, dict)}
+    for name, value in ((f"{section}.{name}", v) for section, fields in sections.items() for name, v in fields.items()):
+        if isinstance(value, int) and value > (most := MOST.get(name, MOST_OF_ALL)):
+            raise InputError(f"--config.{name}={value}: must be at most {most}")
     if min(config.data.train_clips, config.data.batch_clips) < 0:
         raise InputError("--config.data.train_clips and --config.data.batch_clips must not be negative")
     if min(config.train.epochs, config.optimizer.plateau_patience, config.optimizer.warmup_epochs) < 0:

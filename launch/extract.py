@@ -17,6 +17,7 @@ from extract.pipeline import RUNNERS
 from extract.prepare.clip import INPUTS, PrepareSettings
 from extract.prepare.media import FPS_POLICIES
 from extract.schema import OPTIONAL, ClipMeta, InputError, check_outputs
+from extract.schema.files import PNG
 from extract.shard_set import format_summary
 from extract.tasks import this_task
 from launch import clip_flags, command
@@ -96,7 +97,7 @@ def _extract() -> list:
 def _check_contact_sheet(clips: Sequence[ClipMeta], media: str) -> None:
     """Rejects a contact sheet that would replace an input or a file of another kind, before any work is done."""
     read = [clip_flags.CLIPS.value, clip_flags.SELECTION.value, AVHUBERT.value, LANDMARKS.value]
-    check_outputs([CONTACT_SHEET.value], [*filter(None, read), *clip_files(clips, media, INPUT.value)])
+    check_outputs({CONTACT_SHEET.value: PNG}, [*filter(None, read), *clip_files(clips, media, INPUT.value)])
     if Path(CONTACT_SHEET.value).suffix.lower() != ".png":
         raise InputError(f"{CONTACT_SHEET.value}: a contact sheet is a PNG file; name it *.png")
 

@@ -99,6 +99,24 @@ def test_verdicts_spare_their_inputs(tmp_path, tiny_checkpoint, narrow_weights, 
         detect([video], str(tiny_checkpoint), str(narrow_weights), pages=tmp_path / "file" / "pages")
 
 
+def test_older_verdicts_are_gone_before_the_first_new_one(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
+    """A killed run would leave them beside new ones."""
+
+    def verdict(*_):
+        assert list((tmp_path / "out").rglob("*.*")) == []
+        return Verdict("x.mp4", error="none"), np.zeros(0, np.float32)
+
+    monkeypatch.setattr("apps.detect._verdict", verdict)
+    (tmp_path / "out" / "pages").mkdir(parents=True)
+    (tmp_path / "out" / "v.json").write_text("[]\n")
+    (tmp_path / "out" / "pages" / "x.html").write_text("<!doctype html>\n")
+    outputs = {"output": tmp_path / "out" / "v.json", "pages": tmp_path / "out" / "pages"}
+    assert detect(["x.mp4"], str(tiny_checkpoint), str(narrow_weights), **outputs) == 2
+    (tmp_path / "out" / "v.json").write_text('{"settings": 1}\n')
+    with pytest.raises(InputError, match=r"v\.json: exists, and this command did not write it"):
+        detect(["x.mp4"], str(tiny_checkpoint), str(narrow_weights), **outputs)
+
+
 def test_verdicts_are_kept_if_a_page_fails(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
     def fail(*_):
         raise OSError("no space left")

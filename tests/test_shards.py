@@ -319,7 +319,7 @@ def test_a_file_appears_only_when_whole(tmp_path):
 def test_an_output_is_checked_without_a_trace(tmp_path):
     (tmp_path / "file").write_text("x")
     check_output(tmp_path / "new" / "deep" / "x")
-    for path, reason in {"file/x": "no folder that takes files", ".": "is a folder or a device"}.items():
+    for path, reason in {"file/x": "not a folder that takes files", ".": "is a folder or a device"}.items():
         with pytest.raises(InputError, match=reason):
             check_output(tmp_path / path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

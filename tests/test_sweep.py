@@ -1,5 +1,6 @@
 """Sweeps: every combination once, restartable, failures told, a table."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -93,12 +94,17 @@ def test_a_run_that_ends_without_a_result_is_not_done(tmp_path, flags, monkeypat
     assert capsys.readouterr().out == "run: exit status 0, without a result\n"
 
 
-@pytest.mark.parametrize("text", ["[]", "3", '{"epochs": 1}', "[" * 10000])
-def test_a_result_of_another_kind_is_none(tmp_path, flags, text):
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+@pytest.mark.parametrize("content", ["", "[]", "3", '{"epochs": "many"}', '{"train": []}', "[" * 100_000])
+def test_damaged_files_of_a_run_are_no_result(tmp_path, flags, name, content):
     (job,) = make_jobs(flags, str(tmp_path))
     job.workdir.mkdir()
-    for name in ("config.json", "result.json"):
-        (job.workdir / name).write_text(text)
+    written = {"config.json": json.dumps(dataclasses.asdict(make_config(job.settings)))}
+    written["result.json"] = json.dumps({"epochs": 1, "best_epoch": 1, "best_val_loss": 3.5})
+    for file, text in written.items():
+        (job.workdir / file).write_text(text)
+    assert job.result()["best_val_loss"] == 3.5
+    (job.workdir / name).write_text(content)
     assert job.result() is None
 
 

@@ -419,6 +419,17 @@ def test_a_damaged_checkpoint_is_told(tmp_path, launch):
     assert "/jax_avh/" not in output  # no traceback of ours (Orbax's abandoned reads may still complain)
 
 
+def test_damaged_metrics_of_a_checkpoint_are_told(tmp_path):
+    """At the start, not when the next checkpoint is compared with them."""
+    config = small_config(tmp_path)
+    train(config, tmp_path / "run")
+    file = max((tmp_path / "run" / "checkpoints").glob("*/metrics/metrics"))
+    for content in (b"", b'{"val_loss": 3.0', b"\xff", b"[]", b"{}", b'{"val_loss": "low"}', b'{"val_loss": NaN}'):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=r"run/checkpoints: a checkpoint in it cannot be read \(.+\); remove this"):
+            train(config, tmp_path / "run")
+
+
 def test_a_metrics_line_cut_off_by_a_kill_is_dropped(tmp_path):
     train(small_config(tmp_path), tmp_path / "run")
     whole = curve(tmp_path / "run")

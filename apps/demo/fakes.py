@@ -15,6 +15,7 @@ from extract.schema import SAMPLE_RATE, whole_file
 
 SHIFTS = (0.2, 0.4, 0.6)  # seconds by which the sound of the first, second, third clip comes late
 SPLICE = (0.35, 0.65)  # part of a clip whose sound is another clip's
+COLUMNS = ("path", "label", "category", "identity", "fake_segments")  # of the clip list
 
 
 def make_clips(sources: dict[str, Path], media: str | os.PathLike, clip_list: str | os.PathLike) -> None:
@@ -35,7 +36,7 @@ def make_clips(sources: dict[str, Path], media: str | os.PathLike, clip_list: st
             rows.append((path, int(category != "own"), category, name, json.dumps(segments)))
     with whole_file(clip_list) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerows([("path", "label", "category", "identity", "fake_segments"), *rows])
+        writer.writerows([COLUMNS, *rows])
 
 
 def _variants(own: Float[np.ndarray, " S"], other: Float[np.ndarray, " R"], shift: float) -> dict[str, tuple]:

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from apps.demo.fakes import make_clips
+from apps.demo.fakes import COLUMNS, make_clips
 from apps.demo.material import fetch_clips
 from extract.encoder import RANDOM_ENCODER
-from extract.schema import InputError, list_shards, locked, open_shard
+from extract.schema import InputError, check_outputs, list_shards, locked, open_shard, results_folder
 from jax_avh.data import Corpus, simulate_corpus
 
 TRAINING = {  # small clips want more steps than the official 1e-5 and 1,024 frames give in a minute
@@ -32,7 +32,8 @@ def demo(output: str | os.PathLike, avhubert: str | None = None) -> None:
     Raises:
       InputError: the clips cannot be fetched, a command fails, or another demo is writing there.
     """
-    output = Path(output)
+    output = results_folder(output)
+    check_outputs({output / "clips.csv": ",".join(COLUMNS).encode()})
     with locked(output):
         _title("1/3  Real clips: from video files to features")
         if not (output / "clips.csv").is_file():

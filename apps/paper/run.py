@@ -6,19 +6,20 @@ from pathlib import Path
 
 from apps.paper.plan import DATASETS, STATES, TRAINED_IN, Detector, detectors, test_sets
 from apps.paper.tables import format_tables
-from extract.schema import InputError, caveat, check_output, locked, whole_file
+from extract.schema import InputError, caveat, check_outputs, locked, place, results_folder
 from jax_avh.config import RESULT, Config, check_config, make_config
 from jax_avh.data import FeatureSource, open_source
 from jax_avh.evaluation import evaluate, open_scores
 from jax_avh.evaluation.detector import load_detector
 from jax_avh.evaluation.score import score_shards
 from jax_avh.methods import METHODS
-from jax_avh.report.results import write_evaluation
+from jax_avh.report.results import FILES, write_evaluation
 from jax_avh.training import train
 
 EVERY = "config"  # of settings: for all trainings; otherwise a method's, or a detector's own
 SIZES = ("method.image", "method.width_multiplier", "method.samples")  # a small corpus may want less
 TABLES, RUNS = "tables.txt", "runs"  # in the output's folder
+TABLES_KIND = b"Table "  # how the tables begin
 
 
 def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[str] = ()) -> str:
@@ -37,10 +38,8 @@ def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[st
       InputError: there are no shards, a setting is refused, a training or scoring fails, or another run is
         writing to the output's folder.
     """
-    root, output = Path(root), Path(output)
-    if output.is_file():
-        raise InputError(f"{output}: is a file; name a folder for the results")
-    check_output(output / TABLES)
+    root, output = place(root), results_folder(output)
+    check_outputs({output / name: kind for name, kind in (FILES | {TABLES: TABLES_KIND}).items()})
     sets, planned = test_sets(root), detectors(root)
     if not sets:
         raise InputError(f"{root}: no test shards; lay them out as <data set>/<untrimmed, trimmed>/test")
@@ -70,11 +69,9 @@ def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[st
                 scored.append((detector.name, file))
         names, files = zip(*scored, strict=True)
         evaluation = evaluate(files, names=names)
-        write_evaluation(evaluation, output)
         note = caveat(*(entry.table.attributes for entry in evaluation.entries))
         text = "\n".join([format_tables(evaluation.metrics["results"]), *([note] if note else []), *skipped])
-        with whole_file(output / TABLES) as temporary:
-            temporary.write_text(text + "\n")
+        write_evaluation(evaluation, output, {TABLES: text + "\n"})
     return text
 
 
@@ -123,8 +120,10 @@ def _score(
 ) -> None:
     """Writes a score file, unless there is one of the same clips and weights."""
     wanted = {"fingerprint": source.fingerprint()} | (load_detector(weights).attributes if weights else {})
-    if file.is_file() and wanted.items() <= open_scores(file).attributes.items():
-        return
+    if file.is_file():
+        if wanted.items() <= open_scores(file).attributes.items():
+            return
+        file.unlink()
     file.parent.mkdir(parents=True, exist_ok=True)
     notes = {"dataset": DATASETS[dataset], "trimmed": STATES[state]}
     score_shards(source.path, file, detector.method, weights, notes)

@@ -27,7 +27,9 @@ from extract.schema.files import (
     place,
     reachable,
     refuse_inputs,
+    unwritable,
     whole_file,
+    whole_files,
 )
 from extract.schema.hdf5 import (
     Extent,
@@ -62,6 +64,7 @@ from extract.schema.shard import (
     marks,
     open_shard,
     read_shard_table,
+    results_folder,
     shard_name,
 )
 from extract.schema.text import format_table, nearest, one_line, printable, unprintable, warn
@@ -123,11 +126,14 @@ __all__ = [
     "read_table",
     "read_text",
     "refuse_inputs",
+    "results_folder",
     "shard_name",
     "unpack_notes",
     "unprintable",
+    "unwritable",
     "warn",
     "whole_file",
+    "whole_files",
     "write_clip_table",
     "write_text",
     "writing_hdf5",

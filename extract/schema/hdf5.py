@@ -143,8 +143,7 @@ def writing_hdf5(path: AnyPath) -> Iterator[h5py.File]:
         with target, h5py.File(target, "w") as file:
             yield file
         if target.error is not None:
-            reason = (target.error.strerror or str(target.error)).lower()
-            raise InputError(f"{path}: cannot be written: {reason}; make room or choose another place")
+            raise target.error
 
 
 def write_text(file: h5py.File, name: str, values: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from extract.schema.files import AnyPath, InputError, place
+from extract.schema.files import AnyPath, InputError, place, unwritable
 from extract.schema.text import one_line
 
 ATTEMPTS, PAUSE = 3, 0.1  # of taking a lock, and seconds between them: `in_use` may hold it for an instant
@@ -93,13 +93,13 @@ def _take(path: Path, lock: Path) -> TextIO:
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                         file.truncate(0)
-                        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                        file.flush()
+                        with contextlib.suppress(OSError):  # on a full disk the lock is nameless
+                            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                         return file
                 holder = "a run that has just ended"
             file.close()
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise unwritable(path, error) from error
     raise InputError(f"{path}: another run is writing there ({holder}); wait for it to end, or choose another output")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from extract.schema.clip import FRAME_RATE, ClipMeta, read_clip_table
-from extract.schema.files import AnyPath, InputError, Place, reachable
+from extract.schema.files import AnyPath, InputError, Place, place, reachable
 from extract.schema.hdf5 import Extent, HDF5File, read_hdf5
 from extract.schema.text import one_line
 
@@ -134,6 +134,20 @@ def list_shards(directory: AnyPath) -> list:
     if not paths:
         raise InputError(f"{directory}: no feature shards ({SHARD_PATTERN}) there; make them with launch.extract")
     return paths
+
+
+def results_folder(path: AnyPath) -> Place:
+    """The place of a folder for results, which may be new.
+
+    Raises:
+      InputError: it is a file, or holds shards, beside which nothing else is written.
+    """
+    folder = place(path)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is not a folder; name one for the results")
+    if folder.exists() and any(folder.glob(SHARD_PATTERN)):
+        raise InputError(f"{folder}: holds feature shards; name another folder for the results")
+    return folder
 
 
 def marks(*records: Mapping[str, object]) -> list[str]:

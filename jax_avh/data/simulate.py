@@ -81,7 +81,8 @@ def simulate_corpus(root: str | os.PathLike, corpus: Corpus) -> None:
         rows = [("path", "label", "category", "identity")]
         for index, (name, kind) in enumerate(clip_names(split, count, corpus)):
             clip = simulate_clip(name, kind, corpus)
-            np.savez(Path(root) / f"{name}.npz", visual=clip.visual, audio=clip.audio, **{SIMULATED: True})
+            with whole_file(Path(root) / f"{name}.npz") as temporary, temporary.open("wb") as file:
+                np.savez(file, visual=clip.visual, audio=clip.audio, **{SIMULATED: True})
             rows.append((f"{name}.mp4", int(kind != "real"), kind, f"{split}-{index:03d}"))
         with whole_file(Path(root) / f"{split}.csv") as temporary, temporary.open("w", newline="") as file:
             csv.writer(file).writerows(rows)

@@ -12,12 +12,13 @@ import tqdm
 from flax import nnx
 from jaxtyping import Array, Float
 
-from extract.schema import SHARD_PATTERN, InputError, check_outputs, file_lock, locked, offsets
+from extract.schema import SHARD_PATTERN, InputError, check_outputs, file_lock, locked, offsets, one_line, place
+from extract.schema.files import HDF5
 from jax_avh.data import FeatureSource, open_source
 from jax_avh.devices.passes import example_scorer, frame_outputs
 from jax_avh.evaluation.detector import Detector, choose_method, load_detector
 from jax_avh.evaluation.pooling import POOLINGS
-from jax_avh.evaluation.scores import ScoreTable, write_scores
+from jax_avh.evaluation.scores import ScoreTable, open_scores, write_scores
 from jax_avh.methods import METHODS, ClipMethod, ExampleMethod, FrameMethod
 from jax_avh.models import FrameBatch, FrameNetwork
 
@@ -57,8 +58,8 @@ def score_shards(
     source = open_source(features)
     if detector:
         detector.check_fits(source.width, source.attributes, source.path)
-    _check_free(output, source, detector)
     attributes = _known(source, notes) | {"features": str(features), "fingerprint": source.fingerprint()}
+    _check_free(output, source, detector, {"method": chosen.name, "fingerprint": attributes["fingerprint"]})
     attributes |= detector.attributes if detector else {}
     for content in chosen.needs:
         source.check_has(content)
@@ -75,11 +76,33 @@ def score_shards(
     return table
 
 
-def _check_free(output: str | os.PathLike, source: FeatureSource, detector: Detector | None) -> None:
-    """Refuses an output that cannot be written, that is an input, or that would pass for a shard."""
-    check_outputs([output], [*(shard.path for shard in source.shards), *([detector.path] if detector else [])])
+def _check_free(
+    output: str | os.PathLike, source: FeatureSource, detector: Detector | None, own: dict[str, str]
+) -> None:
+    """Refuses an output that cannot be written, is an input, would pass for a shard, or holds other scores.
+
+    Args:
+      output: the score file to write.
+      source: features to score.
+      detector: weights to score them with.
+      own: attributes that a score file has in common with one that it may replace.
+    """
+    inputs = [*(shard.path for shard in source.shards), *([detector.path] if detector else [])]
+    check_outputs({output: HDF5}, inputs)
     if Path(output).match(SHARD_PATTERN):
         raise InputError(f"{output}: is named like a shard ({SHARD_PATTERN}); name the scores otherwise")
+    if not place(output).exists() or not place(output).stat().st_size:
+        return
+    found = open_scores(output).attributes
+    if found.get("method") != own["method"]:
+        raise InputError(
+            f"{output}: holds scores of {one_line(found.get('method'))}, not of {own['method']}; name another file"
+        )
+    if found.get("fingerprint") != own["fingerprint"]:
+        raise InputError(
+            f"{output}: holds scores of other features ({one_line(found.get('features'))}) than {source.path}; "
+            "name another file"
+        )
 
 
 def _known(source: FeatureSource, notes: Mapping[str, object]) -> dict[str, object]:

@@ -20,6 +20,7 @@ from extract.schema import (
     read_lines,
     whole_file,
 )
+from extract.schema.files import ZIP
 from jax_avh.evaluation.localize import confidence, table_proposals
 from jax_avh.evaluation.scores import ScoreTable, open_scores
 
@@ -34,7 +35,7 @@ def submit(scores: str | os.PathLike, test_files: str | os.PathLike, output: str
     Raises:
       InputError: what is read is missing, damaged or wrong, or the output is an input or cannot be written.
     """
-    check_outputs([output], [scores, test_files])
+    check_outputs({output: ZIP}, [scores, test_files])
     with locked(output, file_lock(output)):
         return write_submission(open_scores(scores), test_files, output)
 

@@ -7,13 +7,25 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from extract.schema import SILENCE, InputError, check_output, locked, place, printable, whole_file
-from extract.schema.files import AnyPath
+from extract.schema import (
+    SILENCE,
+    InputError,
+    check_outputs,
+    locked,
+    place,
+    printable,
+    results_folder,
+    whole_files,
+)
+from extract.schema.files import PNG, AnyPath, Place
 from jax_avh.data import open_source
 from jax_avh.evaluation.audit import LONG, Found, audit
 from jax_avh.evaluation.verdict import verdict
 from jax_avh.methods.leading_silence import START
 
+REPORT = "audit.json"
+REPORT_KIND = rb'\{.*?"sources":'  # how it begins
+PICTURES = ("length", "start", "auc")  # of a source: NAME_length.png, ...
 COLOURS = {"real": "#0072B2", "fake": "#D55E00", "unknown": "#777777"}  # Okabe and Ito: told apart by the colour-blind
 DASHES = {"real": "-", "fake": "--", "unknown": ":"}  # and in print
 CURVE = "#000000"
@@ -36,16 +48,18 @@ def write_audit(features: Sequence[AnyPath], output: AnyPath) -> str:
     Raises:
       InputError: features are missing, damaged, or named twice; or another run is writing to the folder.
     """
-    folder = place(output)
-    check_output(folder / "audit.json")
+    folder = results_folder(output)
     names = source_names(features)
+    possible = [folder / picture for name in names for picture in _pictures(name).values()]
+    check_outputs({folder / REPORT: REPORT_KIND} | dict.fromkeys(possible, PNG), features)
     with locked(folder):
         result = audit({name: open_source(path) for name, path in zip(names, features, strict=True)})
-        with whole_file(folder / "audit.json") as temporary:
-            temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        for name, figure in draw_audit(result).items():
-            with whole_file(folder / name) as temporary:
-                figure.savefig(temporary, format="png", dpi=DPI)
+        figures = draw_audit(result)
+        stale = {*possible, *_former_pictures(folder)}
+        with whole_files([folder / name for name in (REPORT, *figures)], stale) as (report, *pictures):
+            report.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            for figure, picture in zip(figures.values(), pictures, strict=True):
+                figure.savefig(picture, format="png", dpi=DPI)
     return "\n".join(verdict(result))
 
 
@@ -71,13 +85,29 @@ def draw_audit(result: Found) -> dict[str, Figure]:
     """The pictures of an audit, by the names of their files."""
     figures = {}
     for name, found in result["sources"].items():
-        figures[f"{name}_length.png"] = _figure([_length], found)
+        file = _pictures(name)
+        figures[file["length"]] = _figure([_length], found)
         if found["leading_silence_ms"]:
             starts = [_silence, _amplitude] if found["amplitude"] else [_silence]
-            figures[f"{name}_start.png"] = _figure(starts, found)
+            figures[file["start"]] = _figure(starts, found)
         if found["by_threshold"] and found["leading_silence_ms"]["auc"] is not None:
-            figures[f"{name}_auc.png"] = _figure([_by_threshold, _by_moment], found)
+            figures[file["auc"]] = _figure([_by_threshold, _by_moment], found)
     return figures
+
+
+def _pictures(name: str) -> dict[str, str]:
+    """File names of a source's pictures."""
+    return {picture: f"{name}_{picture}.png" for picture in PICTURES}
+
+
+def _former_pictures(folder: Place) -> list[Place]:
+    """The pictures of the audit that is in a folder already."""
+    try:
+        sources = json.loads((folder / REPORT).read_text(encoding="utf-8"))["sources"]
+        inside = [name for name in map(str, sources) if "/" not in name]
+        return [path for name in inside for file in _pictures(name).values() if (path := folder / file).is_file()]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # none, or not an audit's
+        return []
 
 
 def _figure(draw: Sequence[Callable[[Axes, Found], None]], found: Found) -> Figure:

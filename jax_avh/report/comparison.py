@@ -4,11 +4,11 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
-from extract.schema import FAKE
+from extract.schema import FAKE, whole_file
 from extract.schema.files import AnyPath
 from jax_avh.evaluation.results import Entry, Evaluation
 from jax_avh.report.charts import dash
-from jax_avh.report.page import UNDEFINED, keyed_number, write_page
+from jax_avh.report.page import UNDEFINED, keyed_number, render_page
 from jax_avh.report.pictures import (
     STATES,
     TIMED,
@@ -46,22 +46,24 @@ class Section:
 
 
 def write_report(evaluation: Evaluation, path: AnyPath) -> None:
-    """Writes an evaluation as one HTML file that needs no other and no network.
-
-    Args:
-      evaluation: numbers under names, and the scores that they come from.
-      path: the HTML file.
+    """Writes the report of an evaluation; see `render_report`.
 
     Raises:
       InputError: the file cannot be written.
     """
+    text = render_report(evaluation)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def render_report(evaluation: Evaluation) -> str:
+    """Renders an evaluation, numbers and the scores that they come from, as HTML that needs no file and no network."""
     metrics, entries = evaluation.metrics, evaluation.entries
     records = [*metrics["results"], *metrics["coverage"], *metrics["localisation"]]
     methods = {name: n for n, name in enumerate(_distinct(_named("method", records, entries)))}
     datasets = _distinct(_named("dataset", records, entries))
     sections = [_section(evaluation, name, f"data-{n}", methods) for n, name in enumerate(datasets)]
-    write_page(
-        path,
+    return render_page(
         "comparison.html.jinja",
         metrics=metrics,
         number=functools.partial(keyed_number, metrics),

@@ -24,21 +24,25 @@ ENVIRONMENT = jinja2.Environment(
 )
 
 
-def write_page(path: AnyPath, template: str, script: str = "", **values: object) -> None:
-    """Fills a template and writes the page, whole or not at all.
+def render_page(template: str, script: str = "", **values: object) -> str:
+    """Fills a template: the text of an HTML file.
 
     The page may fetch nothing and may run its own script alone, by the script's hash: text of a clip list that were
     ever taken for HTML would still do nothing.
 
     Args:
-      path: the HTML file.
       template: name of the template.
       script: name of the page's script in the templates' folder; "" = none.
       values: what the template names.
     """
     source = (TEMPLATES / script).read_text(encoding="utf-8") if script else ""
     digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
-    text = ENVIRONMENT.get_template(template).render(script=Markup(source), digest=digest, **values)  # noqa: S704
+    return ENVIRONMENT.get_template(template).render(script=Markup(source), digest=digest, **values)  # noqa: S704
+
+
+def write_page(path: AnyPath, template: str, script: str = "", **values: object) -> None:
+    """Writes the page that `render_page` makes, whole or not at all."""
+    text = render_page(template, script, **values)
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

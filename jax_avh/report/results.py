@@ -5,16 +5,31 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
-from extract.schema import ClipMeta, caveat, check_outputs, format_table, locked, one_line, whole_file
-from extract.schema.files import AnyPath
+from extract.schema import (
+    ClipMeta,
+    caveat,
+    check_outputs,
+    format_table,
+    locked,
+    one_line,
+    place,
+    results_folder,
+    whole_files,
+)
+from extract.schema.files import HTML, AnyPath
 from jax_avh.evaluation.evaluate import RESAMPLES, evaluate
 from jax_avh.evaluation.results import Entry, Evaluation
-from jax_avh.report.comparison import write_report
+from jax_avh.report.comparison import render_report
 
-FILES = ("metrics.json", "clips.csv", "report.html")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how text begins that a spreadsheet would run
 COLUMNS = ("path", "label", "dataset", "category", "split")
+FILES = {  # how they begin; where the first is, all are
+    "metrics.json": rb'\{.*?"resamples":',
+    "clips.csv": ",".join(COLUMNS).encode(),
+    "report.html": HTML,
+}
 STATES = {True: "trimmed", False: "untrimmed", None: "-"}
 METRICS = {"auc": "AUC", "ap": "AP", "eer": "EER"}  # that the text shows
 
@@ -46,21 +61,32 @@ def write_results(
       InputError: a score file is missing or damaged, two contradict each other, the results cannot be written, or
         another run is writing them.
     """
-    check_outputs([Path(output) / name for name in FILES], [*scores, *inputs])
-    with locked(output):
+    folder = results_folder(output)
+    check_outputs({folder / name: kind for name, kind in FILES.items()}, [*scores, *inputs])
+    with locked(folder):
         evaluation = evaluate(scores, listed, failed, thresholds, resamples)
-        write_evaluation(evaluation, output)
+        write_evaluation(evaluation, folder)
     return format_results(evaluation)
 
 
-def write_evaluation(evaluation: Evaluation, output: str | os.PathLike) -> None:
-    """Writes an evaluation's files into a folder."""
-    metrics, clips, report = (Path(output) / name for name in FILES)
-    with whole_file(metrics) as temporary:
-        temporary.write_text(json.dumps(evaluation.metrics, indent=1, allow_nan=False) + "\n")
-    with whole_file(clips) as temporary:
-        _write_clips(evaluation.entries, temporary)
-    write_report(evaluation, report)
+def write_evaluation(evaluation: Evaluation, output: AnyPath, texts: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Writes an evaluation's files into a folder, all of them or none.
+
+    Args:
+      evaluation: what they are made of.
+      output: the folder.
+      texts: further files that belong with them, by name.
+
+    Raises:
+      InputError: a file cannot be written.
+    """
+    paths = [place(output) / name for name in (*FILES, *texts)]
+    with whole_files(paths) as (metrics, clips, report, *others):
+        metrics.write_text(json.dumps(evaluation.metrics, indent=1, allow_nan=False) + "\n")
+        _write_clips(evaluation.entries, clips)
+        report.write_text(render_report(evaluation), encoding="utf-8")
+        for path, text in zip(others, texts.values(), strict=True):
+            path.write_text(text, encoding="utf-8")
 
 
 def format_results(evaluation: Evaluation) -> str:

@@ -1,39 +1,75 @@
 """Checkpoints of a run by Orbax: the latest, to go on from, and the best."""
 
+import contextlib
 import dataclasses
 import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
-from extract.schema import InputError
+from extract.schema import InputError, one_line, unwritable
+from extract.schema.files import FULL, UNWRITABLE
 from jax_avh.training.state import Progress, TrainState
 
 policies = ocp.training.preservation_policies
+SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in TensorStore's errors, which are ValueErrors
+HALF = "*.orbax-checkpoint-tmp"  # folders of checkpoints that are not whole
+METADATA_BYTES = 2**20  # of a checkpoint, apart from its arrays; usually a tenth of it
+MOST_TOLD = 300  # characters of a library's error
 
 
 class Checkpoints:
     """The folder of a run's checkpoints, numbered by training step."""
 
     def __init__(self, directory: Path):
+        """Opens the folder, and makes it if it is new.
+
+        Raises:
+          InputError: it cannot be written, or a checkpoint in it is damaged.
+        """
+        self._directory = directory.absolute()
+        logging.getLogger("absl").addFilter(_not_raised_again)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax drops its other reads when one fails
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["val_loss"],
             reverse=True,
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
-            cleanup_tmp_directories=True,
-        )
+        with self._told("a checkpoint in it cannot be read"):
+            self._checkpointer = ocp.training.Checkpointer(
+                self._directory,
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
+                cleanup_tmp_directories=True,
+            )
+            for checkpoint in self._checkpointer.checkpoints:
+                if checkpoint.metrics is not None and not math.isfinite(checkpoint.metrics["val_loss"]):
+                    raise ValueError(f"the metrics of {checkpoint.step} are not finite")
 
     def save(self, step: int, state: TrainState, progress: Progress, val_loss: float | None = None) -> None:
-        """Saves the run at a step, whole or not at all, unless it is there already; returns when it is on disk."""
+        """Saves the run at a step, whole or not at all, unless it is there already; returns when it is on disk.
+
+        Raises:
+          InputError: it cannot be written: no space, no permission, ...
+        """
         if (latest := self._checkpointer.latest) and latest.step == step:
             return
         metrics = None if val_loss is None else {"val_loss": val_loss}
-        self._checkpointer.save(step, _tree(state, progress), metrics=metrics, force=True)
+        # Asked beforehand: on a full disk Orbax's threads fail one after the other. A quota shows only in writing.
+        needed = sum(array.nbytes for array in jax.tree.leaves(state)) + METADATA_BYTES
+        if (free := shutil.disk_usage(self._directory).free) < needed:
+            raise InputError(
+                f"{self._directory}: cannot be written: a checkpoint takes {needed / 1e6:.1f} MB, but "
+                f"{free / 1e6:.1f} MB are free; free some space, and the same command resumes"
+            )
+        with self._told():
+            self._checkpointer.save(step, _tree(state, progress), metrics=metrics, force=True)
 
     def restore(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """The latest checkpoint, placed as `state` is; what was given if there is none.
@@ -43,16 +79,54 @@ class Checkpoints:
         """
         if self._checkpointer.latest is None:
             return state, progress
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax drops its other reads when one fails
-        try:
+        with self._told("the latest checkpoint cannot be restored"):
             tree = self._checkpointer.load(None, _tree(state, progress))
-        except (ValueError, KeyError, OSError) as error:
-            raise InputError(f"the latest checkpoint cannot be restored: {' '.join(str(error).split())}") from error
         return tree["state"], Progress(**tree["progress"])
 
     def close(self) -> None:
-        """Frees the folder."""
-        self._checkpointer.close()
+        """Frees the folder, and removes what a failed save left there."""
+        try:
+            with self._told():  # raises again what ended a save
+                self._checkpointer.close()
+        finally:
+            if jax.process_index() == 0:
+                for half in self._directory.glob(HALF):
+                    shutil.rmtree(half, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _told(self, damage: str = "") -> Iterator[None]:
+        """Turns a failure to write, or any to read, into an InputError.
+
+        Args:
+          damage: what errors mean that are not of a full disk, in reading; "" = in writing, where others than the
+            system's are raised as they are.
+        """
+        try:
+            yield
+        except Exception as error:  # JSON, asyncio, TensorStore and Orbax's handlers have each their own
+            found = _system_error(error)
+            if found and (not damage or found.errno in FULL):
+                raise unwritable(self._directory, found) from error
+            if not damage:
+                raise
+            reason = one_line(error)[:MOST_TOLD]
+            raise InputError(f"{self._directory}: {damage} ({reason}); remove this folder to train anew") from error
+
+
+def _not_raised_again(record: logging.LogRecord) -> bool:
+    """Leaves out the tracebacks of Orbax's threads, which print what the main thread raises."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The error of a full disk or the like that another one was raised for."""
+    while error is not None:
+        code = SYSTEM_ERROR.search(str(error))
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        if number in UNWRITABLE:
+            return OSError(number, os.strerror(number))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _tree(state: TrainState, progress: Progress) -> dict:

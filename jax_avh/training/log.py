@@ -1,55 +1,69 @@
 """What a run writes about itself: a line an epoch in `metrics.jsonl`, and the same for TensorBoard."""
 
+import io
 import json
 import os
+import socket
 import time
 from pathlib import Path
 
 import jax
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from extract.schema import InputError, whole_file
+from extract.schema import InputError, unwritable, whole_file
+from jax_avh.training.workdir import EVENTS, METRICS
 
+EVENT_FILE = "brain.Event:2"  # version of TensorBoard's format
 WARM_UP, TRACED = 2, 8  # segments before a trace, and in it
 
 
 class MetricsLog:
-    """Writes metrics; lines after the restored epoch are cut back first, so that a killed run leaves no trace."""
+    """Writes metrics; lines after the restored epoch are cut back first, so that a killed run leaves no trace.
+
+    TensorBoard's own writer has a thread, whose errors (a full disk) end in a traceback; an epoch's event can wait.
+    """
 
     def __init__(self, workdir: Path, last_epoch: int, caveat: str = ""):
-        """Opens the files of a run.
+        """Starts the files of a run.
 
         Args:
           workdir: of the run.
           last_epoch: that was restored; -1 = none.
           caveat: what must accompany every number of the run; its first word is TensorBoard's group of the charts.
+
+        Raises:
+          InputError: they cannot be written, or contain something other than metrics.
         """
         self._caveat = caveat
-        self.path = workdir / "metrics.jsonl"
+        self.path = workdir / METRICS
         kept = [line for line in read_metrics(self.path) if line["epoch"] <= last_epoch]
         with whole_file(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+        self._events = workdir / EVENTS / name
+        self._add_event(file_version=EVENT_FILE)
         restart = SessionLog(status=SessionLog.START)  # tells TensorBoard to forget what was cut
-        self._events.add_event(Event(wall_time=time.time(), step=last_epoch + 1, session_log=restart))
+        self._add_event(step=last_epoch + 1, session_log=restart)
 
     def write(self, metrics: dict[str, int | float]) -> None:
-        """Appends an epoch's line; it is on disk when this returns."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(metrics | ({"caveat": self._caveat} if self._caveat else {})) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Appends an epoch's line; it is on disk when this returns.
+
+        Raises:
+          InputError: it cannot be written: no space, ...
+        """
+        line = metrics | ({"caveat": self._caveat} if self._caveat else {})
+        _append(self.path, json.dumps(line).encode() + b"\n")
         group = f"{self._caveat.split()[0]}/" if self._caveat else ""
         named = {f"{group}{name}": value for name, value in metrics.items() if name != "epoch"}
         values = [Summary.Value(tag=name, simple_value=value) for name, value in named.items()]
-        summary = Summary(value=values)
-        self._events.add_event(Event(wall_time=time.time(), step=int(metrics["epoch"]), summary=summary))
+        self._add_event(step=int(metrics["epoch"]), summary=Summary(value=values))
 
-    def close(self) -> None:
-        """Flushes the events."""
-        self._events.close()
+    def _add_event(self, **content: object) -> None:
+        record = io.BytesIO()
+        RecordWriter(record).write(Event(wall_time=time.time(), **content).SerializeToString())
+        _append(self._events, record.getvalue())
 
 
 class Profiler:
@@ -76,6 +90,23 @@ class Profiler:
         self._tracing = False
 
 
+def _append(path: Path, data: bytes) -> None:
+    """Adds all of some bytes to a file, or none of them; they are on disk when this returns."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as file:
+            size = file.tell()
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(path, size)
+                raise
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 def read_metrics(path: Path) -> list[dict[str, int | float]]:
     """The whole lines of a metrics file; none if there is no file.
 
@@ -86,7 +117,7 @@ def read_metrics(path: Path) -> list[dict[str, int | float]]:
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             lines.append(json.loads(line))
-        except ValueError:  # cut off by a kill: this and what would follow never happened
+        except (ValueError, RecursionError):  # cut off by a kill: this and what would follow never happened
             break
     if not all(isinstance(line, dict) and isinstance(line.get("epoch"), int) for line in lines):
         raise InputError(f"{path}: not the metrics of a run; choose another --workdir")

@@ -22,7 +22,7 @@ from jax_avh.training.preemption import Preempted, Preemption
 from jax_avh.training.setup import check_fit, frozen, initial_network, open_sources, origin, shared_clips
 from jax_avh.training.state import Progress, init_state
 from jax_avh.training.trainer import ExampleTrainer, FrameTrainer
-from jax_avh.training.workdir import adopt, claimed, write_result
+from jax_avh.training.workdir import CHECKPOINTS, adopt, claimed, open_workdir, write_result
 
 
 def train(config: Config, workdir: str | Path, profile: bool = False) -> Progress:
@@ -41,10 +41,9 @@ def train(config: Config, workdir: str | Path, profile: bool = False) -> Progres
       InputError: a setting, the features, the initial weights, or a workdir of another run, or of one still under way.
     """
     check_config(config)
-    if "://" in str(workdir):
-        raise InputError(f"--workdir={workdir}: a URL; give a folder that all processes see")
-    with claimed(Path(workdir)), Preemption() as preemption:
-        run = Run(config, Path(workdir), preemption, profile)
+    folder = open_workdir(workdir, config)
+    with claimed(folder), Preemption() as preemption:
+        run = Run(config, folder, preemption, profile)
         try:
             run.start()
             while not run.progress.finished(config):
@@ -79,13 +78,15 @@ class Run:
         self.trainer, self.dtype = trainer.of(config, graph, self.mesh), network.dtype
         self.state = put_copies(self.mesh, state)
         self.progress = Progress.before(config)
-        self.checkpoints = Checkpoints(workdir / "checkpoints")
-        self.state, self.progress = self.checkpoints.restore(self.state, self.progress)
-        self.log = MetricsLog(workdir, self.progress.epoch, caveat(self.notes)) if self.lead else None
+        self.checkpoints = Checkpoints(workdir / CHECKPOINTS)
+        self.log: MetricsLog | None = None
         self.profiler = Profiler(workdir / "profile" if profile and self.lead else None)
 
     def start(self) -> None:
-        """Says what there is; measures the losses before training (epoch 0), unless a restored run has done so."""
+        """Restores a stopped run, or measures the losses before training (epoch 0)."""
+        self.state, self.progress = self.checkpoints.restore(self.state, self.progress)
+        if self.lead:
+            self.log = MetricsLog(self.workdir, self.progress.epoch, caveat(self.notes))
         devices = f"{self.mesh.size} {jax.devices()[0].platform} devices of {jax.process_count()} processes"
         self._say(parameter_table(self._network()), f"{devices}, {self.config.train.precision}", self.placement)
         if note := caveat(self.notes):
@@ -144,8 +145,6 @@ class Run:
     def close(self) -> None:
         """Closes the run's files."""
         self.profiler.close()
-        if self.log:
-            self.log.close()
         self.checkpoints.close()
 
     def _train_epoch(self) -> tuple[float, float]:

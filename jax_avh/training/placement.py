@@ -14,6 +14,7 @@ from jax_avh.data import Batching, FeatureSource, FrameBatches, frame_stream
 from jax_avh.data.examples import ExampleBatches, Examples, shuffled
 from jax_avh.devices.sharding import own_devices
 from jax_avh.methods import METHODS
+from jax_avh.models.alignment import HIDDEN_WIDTHS
 from jax_avh.training.resident import Resident
 from jax_avh.training.streamed import Streamed
 
@@ -47,8 +48,10 @@ def place_features(config: Config, mesh: Mesh, train: FeatureSource, val: Featur
     Raises:
       InputError: features that do not fit the devices' memory.
     """
+    memory = measure(mesh)
+    _check_batch(config, train.width, memory)
     size = Size(train.nbytes + val.nbytes, train.local and val.local, len(train.shards) + len(val.shards))
-    placement, reason = choose(config.data.placement, size, measure(mesh))
+    placement, reason = choose(config.data.placement, size, memory)
     layout = batching(config), halo(config), mesh
     if placement == "device":
         feeds = [Resident(source, *layout, config.train.checkpoint_steps) for source in (train, val)]
@@ -56,6 +59,17 @@ def place_features(config: Config, mesh: Mesh, train: FeatureSource, val: Featur
         held = (source.in_memory() if placement == "host" else source for source in (train, val))
         feeds = [stream_frames(source, *layout) for source in held]
     return *feeds, f"features: {placement} ({reason})"
+
+
+def _check_batch(config: Config, width: int, memory: Memory) -> None:
+    """Raises an InputError if a batch's features and the hidden layers that training keeps are too much for memory."""
+    pairs = (2 * halo(config) + 1) * sum(HIDDEN_WIDTHS[1:])
+    needed = 4 * config.data.batch_frames * (2 * width + pairs)
+    if needed > memory.devices:
+        raise InputError(
+            f"--config.data.batch_frames={config.data.batch_frames}: a step takes about {needed / GIGABYTE:.3g} GB, "
+            f"more than the {memory.devices / GIGABYTE:.3g} GB of memory; lower it"
+        )
 
 
 def place_examples(

@@ -11,14 +11,36 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from extract.schema import InputError, locked, whole_file
+from extract.schema import InputError, check_outputs, locked, one_line, results_folder, whole_file
+from extract.schema.files import SAFETENSORS, AnyPath
 from jax_avh.config import RESULT, SETTINGS, Config
+from jax_avh.models import BEST_WEIGHTS, weights_file
 from jax_avh.training.state import Progress
 
+METRICS, EVENTS, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
 RESUMABLE = {  # settings that a restarted run may change: how long it lasts, where its features lie and are kept
     "train": ("epochs", "checkpoint_steps"),
     "data": ("train", "val", "placement"),
 }
+
+
+def open_workdir(workdir: AnyPath, config: Config) -> Path:
+    """Returns the folder of a run, which may be new, once it is clear that the run replaces nothing but its own files.
+
+    Raises:
+      InputError: the folder is a URL or a file, holds shards or files of no run, cannot be written to, or holds the
+        weights that the run reads.
+    """
+    if "://" in str(workdir):
+        raise InputError(f"--workdir={workdir}: a URL; give a folder that all processes see")
+    folder = results_folder(workdir)
+    read = [config.init] if config.init else []
+    read += [weights_file(config.method.sync_weights)] if config.method.sync_weights else []
+    check_outputs({folder / SETTINGS: rb"\{", folder / BEST_WEIGHTS: SAFETENSORS}, read)
+    names = (RESULT, METRICS, EVENTS, CHECKPOINTS, BEST_WEIGHTS)
+    if not (folder / SETTINGS).exists() and (found := next((n for n in names if (folder / n).exists()), None)):
+        raise InputError(f"{folder}: holds {found}, but not the {SETTINGS} of its run; choose another --workdir")
+    return folder
 
 
 @contextlib.contextmanager
@@ -52,8 +74,8 @@ def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> No
             found = json.loads(path.read_text())
             differences = _differences(_what_matters(found), _what_matters(json.loads(json.dumps(record))))
             where = {f"fingerprint.{name}": found["data"][name] for name in ("train", "val")}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{path}: not a run's settings ({error}); choose another --workdir") from error
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise InputError(f"{path}: not a run's settings ({one_line(error)}); choose another --workdir") from error
         if differences:
             told = "; ".join(_in_words(*known, where, config) for known in differences.items())
             raise InputError(
