@@ -58,7 +58,7 @@ MISTAKES = {
     ),
     "a contact sheet in place of another file": (
         ["extract", "--clips=c.csv", "--media=.", "--avhubert=random", "--output=r", "--contact_sheet=r/clips.csv"],
-        "r/clips.csv: a contact sheet is a PNG file",
+        "r/clips.csv: exists, and this command did not write it",
     ),
     "no encoder": (
         ["extract", "--clips=c.csv", "--media=.", "--avhubert=none.pt", "--output=o"],
