@@ -17,6 +17,8 @@ from extract.schema import (
     InputError,
     check_output,
     check_outputs,
+    file_lock,
+    locked,
     place,
     results_folder,
     whole_file,
@@ -159,7 +161,7 @@ def test_an_error_of_reading_is_not_taken_for_one_of_writing(tmp_path):
 def test_any_name_that_a_file_may_have_will_do(tmp_path, length):
     for name in ("x" * length, "é" * (length // 2)):
         check_outputs({tmp_path / name: b""})
-        with whole_file(tmp_path / name) as temporary:
+        with locked(tmp_path / name, file_lock(tmp_path / name)), whole_file(tmp_path / name) as temporary:
             temporary.write_text("x")
         assert (tmp_path / name).read_text() == "x"
 

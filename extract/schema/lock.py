@@ -7,6 +7,7 @@ dies, so what a killed run leaves behind keeps nobody out.
 import contextlib
 import fcntl
 import functools
+import hashlib
 import os
 import socket
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from extract.schema.files import AnyPath, InputError, place, unwritable
+from extract.schema.files import STEM, AnyPath, InputError, place, unwritable
 from extract.schema.text import one_line
 
 ATTEMPTS, PAUSE = 3, 0.1  # of taking a lock, and seconds between them: `in_use` may hold it for an instant
@@ -55,9 +56,10 @@ def locked(path: AnyPath, lock: AnyPath | None = None) -> Iterator[None]:
 
 
 def file_lock(path: AnyPath) -> AnyPath:
-    """The file whose lock guards a single output file: hidden, next to it."""
+    """The file whose lock guards a single output file: hidden, next to it, of a name no longer than allowed."""
     path = place(path)
-    return path.with_name(f".{path.name}.lock")
+    digest = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:8]
+    return path.with_name(f".{path.name[:STEM]}.{digest}.lock")
 
 
 def in_use(folder: AnyPath) -> bool:
