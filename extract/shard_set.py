@@ -28,7 +28,6 @@ from extract.schema import (
     InputError,
     caveat,
     ends_beyond,
-    in_use,
     json_attribute,
     one_line,
     place,
@@ -37,7 +36,7 @@ from extract.schema import (
     shard_name,
     whole_file,
 )
-from extract.schema.files import AnyPath, Place
+from extract.schema.files import AnyPath, Place, remove_leftovers
 from extract.shards import ShardWriter, failure_log, read_failures, write_failures
 
 CLIP_LIST = "clips.csv"  # the set's clip list, beside its shards
@@ -202,9 +201,8 @@ def merge(directory: AnyPath) -> dict[str, object] | None:
     }
     with whole_file(directory / SUMMARY) as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    if not in_use(directory):
-        for left in directory.glob(".features-*.part"):
-            left.unlink(missing_ok=True)  # another task may sum up too
+    if isinstance(directory, Path):
+        remove_leftovers(directory, ".features-")
     return summary
 
 

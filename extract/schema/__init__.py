@@ -40,7 +40,7 @@ from extract.schema.hdf5 import (
     writing_hdf5,
 )
 from extract.schema.lists import read_lines, read_table, read_text
-from extract.schema.lock import file_lock, in_use, locked
+from extract.schema.lock import file_lock, locked
 from extract.schema.notes import pack_notes, unpack_notes
 from extract.schema.safetensors import open_safetensors
 from extract.schema.shard import (
@@ -102,7 +102,6 @@ __all__ = [
     "ends_beyond",
     "file_lock",
     "format_table",
-    "in_use",
     "json_attribute",
     "list_shards",
     "local_file",

@@ -66,7 +66,7 @@ def reachable(path: AnyPath) -> Place:
     try:
         found.exists()
     except Exception as error:  # each file system's package has its own
-        raise InputError(f"{path}: cannot be reached: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path}: cannot be reached: {one_line(error)}") from error
     return found
 
 
@@ -187,6 +187,15 @@ def whole_files(paths: Sequence[AnyPath], stale: Iterable[Place] = ()) -> Iterat
             raise unwritable(paths[0] if len(paths) == 1 else place(paths[0]).parent, error) from error
 
 
+def remove_leftovers(folder: Path, start: str) -> None:
+    """Removes the temporaries of killed processes whose names begin with `start`; those in use are locked and stay."""
+    for left in folder.iterdir():
+        if left.name.startswith(start) and left.name.endswith(DRAFT):
+            with contextlib.suppress(OSError), left.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # NFS locks exclusively only what is open for writing
+                left.unlink()
+
+
 @contextlib.contextmanager
 def local_file(path: AnyPath) -> Iterator[Path]:
     """The file itself if it is local, else a copy for the time of the block.
@@ -219,11 +228,7 @@ def _draft(path: Place) -> Iterator[Path]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     stem = f".{path.name[:STEM]}."
-    for left in path.parent.iterdir():
-        if left.name.startswith(stem) and left.name.endswith(DRAFT):
-            with contextlib.suppress(OSError), left.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                left.unlink()
+    remove_leftovers(path.parent, stem)
     while True:
         temporary = path.with_name(f"{stem}{uuid.uuid4().hex[:8]}{DRAFT}")
         with temporary.open("xb") as file:

@@ -19,7 +19,7 @@ from typing import TextIO
 from extract.schema.files import STEM, AnyPath, InputError, place, unwritable
 from extract.schema.text import one_line
 
-ATTEMPTS, PAUSE = 3, 0.1  # of taking a lock, and seconds between them: `in_use` may hold it for an instant
+ATTEMPTS, PAUSE = 3, 0.1  # of taking a lock, and seconds between them: the run before may be about to end
 HOLDER = 200  # characters that are read of a lock's file
 
 
@@ -60,19 +60,6 @@ def file_lock(path: AnyPath) -> AnyPath:
     path = place(path)
     digest = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:8]
     return path.with_name(f".{path.name[:STEM]}.{digest}.lock")
-
-
-def in_use(folder: AnyPath) -> bool:
-    """Whether another run may be writing to a folder: it holds a lock there, or nobody can know for want of locks."""
-    for lock in place(folder).glob(".*lock"):
-        try:
-            with lock.open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:  # that run has just ended
-            continue
-        except OSError:
-            return True
-    return False
 
 
 def _take(path: Path, lock: Path) -> TextIO:
