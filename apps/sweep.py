@@ -113,6 +113,10 @@ def sweep(jobs: Sequence[Job], parallel: int) -> list[Job]:
                     ending = "stopped" if signals else f"exit status {process.returncode}, without a result"
                     print(f"{job.workdir.name}: {'done' if job.result() else ending}", flush=True)
     finally:
+        for process in running:  # none, unless the sweep itself failed: nobody would know of them
+            process.terminate()
+        for process in running:
+            process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
     if signals:

@@ -1,6 +1,7 @@
 """Sweeps: every combination once, restartable, failures told, a table."""
 
 import dataclasses
+import errno
 import json
 import os
 import shlex
@@ -57,6 +58,21 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, flags):
     table = format_results(jobs)
     assert len(table.splitlines()) == 3
     assert table.endswith("init=none.safetensors: error: none.safetensors: no such file of weights")
+
+
+def test_a_sweep_that_fails_itself_leaves_no_run_behind(tmp_path, flags, monkeypatch):
+    started = []
+
+    def start(job):
+        if started:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.workdir))
+        started.append(subprocess.Popen(["sleep", "60"]))
+        return started[0]
+
+    monkeypatch.setattr("apps.sweep._start", start)
+    with pytest.raises(OSError, match="No space left"):
+        sweep(make_jobs([*flags, "--config.seed=0,1"], str(tmp_path)), 2)
+    assert started[0].returncode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
