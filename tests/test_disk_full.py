@@ -16,6 +16,7 @@ from jax_avh.evaluation.scores import write_scores
 from jax_avh.report.audit import write_audit
 from jax_avh.report.results import write_results
 from jax_avh.training import train
+from jax_avh.training.log import _append
 from tests import rules
 from tests.runs import curve
 from tests.sets import assert_same_set, make_media
@@ -107,6 +108,14 @@ def test_training(tmp_path, disk):
     assert curve(small.path / "run") == curve(tmp_path / "elsewhere")
     for name in ("result.json", "best.safetensors"):
         assert (small.path / "run" / name).read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()
+
+
+def test_a_line_of_the_log_is_added_whole_or_not_at_all(disk):
+    log = disk("8k").path / "metrics.jsonl"
+    log.write_bytes(b"a" * 4000)
+    with pytest.raises(InputError, match=f"metrics.jsonl: {FULL}"):
+        _append(log, b"b" * 6000)  # fits in part
+    assert log.read_bytes() == b"a" * 4000
 
 
 def test_training_whose_disk_fills_while_a_checkpoint_is_written(tmp_path, disk, monkeypatch):

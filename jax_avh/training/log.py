@@ -94,11 +94,11 @@ def _append(path: Path, data: bytes) -> None:
     """Adds all of some bytes to a file, or none of them; they are on disk when this returns."""
     try:
         path.parent.mkdir(exist_ok=True)
-        with path.open("ab") as file:
-            size = file.tell()
+        with path.open("ab", buffering=0) as file:  # a buffer would be written once more when the file is closed
+            size, rest = file.tell(), memoryview(data)
             try:
-                file.write(data)
-                file.flush()
+                while rest:
+                    rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except OSError:
                 os.truncate(path, size)
