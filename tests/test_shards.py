@@ -223,6 +223,7 @@ def compressed(name):
         (lambda f: f.attrs.update(format="other"), "format 'other'"),
         (lambda f: f.attrs.pop("format"), "format None"),
         (lambda f: f.attrs.update(width=9), "promise"),
+        (lambda f: f.attrs.update(width=0), "attribute 'width' is 0"),
         (lambda f: f.pop("audio"), "audio"),
         (lambda f: f.pop("clips"), "clips"),
         (lambda f: f.pop("segments"), "segments"),

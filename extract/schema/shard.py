@@ -236,7 +236,7 @@ def _check_attributes(path: AnyPath, attributes: Mapping[str, object]) -> None:
         for name in TEXT_ATTRIBUTES
         if not isinstance(text := attributes.get(name, ""), str) or not text.isprintable()
     ]
-    wrong += [] if type(attributes.get("width")) is int else ["width"]
+    wrong += [] if type(width := attributes.get("width")) is int and width > 0 else ["width"]
     wrong += [] if attributes.get("trimmed") in (True, False, UNKNOWN_STATE, None) else ["trimmed"]
     for name in wrong:
         raise InputError(f"{path}: its attribute {name!r} is {attributes.get(name)!r}; extract this shard again")
