@@ -2,11 +2,10 @@
 
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from extract.archives import read_arrays
+from extract.archives import open_archive, read_arrays
 from extract.clips import MAX_FRAMES, ClipError, Failure, inside, is_passing, near_name, refuse_shared_names
 from extract.progress import Progress
 from extract.schema import SIMULATED, ClipMeta, InputError, locked, one_line, place
@@ -91,7 +90,7 @@ def read_npz(path: Path, width: int) -> ClipFeatures:
 def _is_simulated(path: Path) -> bool | None:
     """Whether a file of features is marked as simulated (launch.demo's are); None if it cannot be read."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path) as archive:
             return f"{SIMULATED}.npy" in archive.namelist()
     except Exception:  # a damaged file can make zipfile raise anything
         return None
