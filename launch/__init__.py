@@ -17,7 +17,8 @@ def explain(kind: type[BaseException], error: BaseException, trace: TracebackTyp
         sys.__excepthook__(kind, error, trace)
         return
     files = [Path(frame.filename) for frame in traceback.extract_tb(trace)]
-    wanting = [file.relative_to(ROOT).parts for file in files if file.is_relative_to(ROOT)][-1]  # who imports it
+    parts = [file.relative_to(ROOT).parts for file in files if file.is_relative_to(ROOT)]
+    wanting = [part for part in parts if part[0] in (*EXTRAS, __name__)][-1]  # who imports it, if only indirectly
     extra = "." if wanting[:2] == ("extract", "schema") else EXTRAS.get(wanting[0], ".")
     print(f'error: the package {name} is not installed; run pip install -e "{extra}" (see BUILD.md)', file=sys.stderr)
     raise SystemExit(USER_ERROR)
