@@ -17,7 +17,7 @@ from extract.encoder import Encoder, EncodeSettings
 from extract.job import Job, make_shard
 from extract.pipeline import add_gaining_shards, failed_clips, missing_shards
 from extract.progress import Progress
-from extract.schema import ClipMeta, InputError
+from extract.schema import ClipMeta, InputError, one_line
 from extract.shard_set import ShardSet, merge
 from extract.shards import ShardWriter
 from extract.workers import Prepared, PrepareTask, open_pool, prepare_all
@@ -55,7 +55,7 @@ def extract_on_ray(
             raise error.cause from None  # as it would be on one machine
         except ray.exceptions.RayError as error:
             raise InputError(
-                f"the Ray cluster failed: {' '.join(str(error).split())}; run the same command again to resume"
+                f"the Ray cluster failed: {one_line(error)}; run the same command again to resume"
             ) from error
     return [merge(folder) for folder in job.folders().values()]
 

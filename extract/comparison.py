@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from extract.clips import inside
+from extract.clips import ClipError, inside
 from extract.official import read_npz
 from extract.schema import InputError, list_shards, local_file, one_line, open_shard, printable
 from extract.shards import check_features
@@ -55,7 +55,7 @@ def compare(path: str, features: str | os.PathLike) -> list[Comparison]:
 def _compare_clip(path: str, ours: Float[np.ndarray, "2 T D"], features: str | os.PathLike) -> Comparison:
     try:
         official = read_npz(inside(features, path, ".npz"), ours.shape[2])
-    except ValueError as error:  # a path that leaves its folder
+    except ClipError as error:
         official = str(error)
     reason = official if isinstance(official, str) else check_features(official, ours.shape[2], "float64")
     if reason:

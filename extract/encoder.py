@@ -11,7 +11,7 @@ from extract.avhubert.encode import BATCH_FRAMES, CONTEXT, batches, start_encodi
 from extract.avhubert.network import AVHubertConfig
 from extract.clips import Failure
 from extract.prepare.clip import PreparedClip
-from extract.schema import RANDOM_WEIGHTS, InputError
+from extract.schema import RANDOM_WEIGHTS, InputError, one_line
 from extract.shards import ClipFeatures, check_features
 
 RANDOM_ENCODER = "random"  # in place of a file: seeded random weights, at the size of the official large model
@@ -90,7 +90,7 @@ class Encoder:
         try:
             features = start_encoding(self.network, batch, multimodal, piece)
         except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             if not _is_out_of_memory(error):  # no clip's fault: they all have the right shapes
                 raise InputError(f"the encoder fails: {reason}") from error
         else:

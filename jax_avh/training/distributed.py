@@ -2,7 +2,7 @@
 
 import jax
 
-from extract.schema import InputError
+from extract.schema import InputError, one_line
 
 
 def join_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -25,6 +25,6 @@ def join_processes(coordinator: str | None = None, processes: int | None = None,
         jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, RuntimeError) as error:
         raise InputError(
-            f"--distributed: {' '.join(str(error).split())}; outside of Cloud TPU, SLURM and Open MPI give "
+            f"--distributed: {one_line(error)}; outside of Cloud TPU, SLURM and Open MPI give "
             "--coordinator_address=HOST:PORT, --num_processes and --process_id"
         ) from error
