@@ -263,7 +263,7 @@ def _plain(name: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _listing(folder: Path, changed: int) -> dict[str, list[str]]:
-    """The names in a folder by their plain form without case; read anew only once it has changed."""
+    """The names in a folder by their plain form without case; read again only once it has changed."""
     names: dict[str, list[str]] = {}
     for name in os.listdir(folder):  # noqa: PTH208 (names, not paths)
         names.setdefault(_plain(name).casefold(), []).append(name)

@@ -124,7 +124,7 @@ def _prepare(clip: ClipMeta, task: PrepareTask) -> Prepared:
 
 @ray.remote(num_cpus=1, max_retries=RETRIES)
 def _failures(clip: ClipMeta, task: PrepareTask) -> dict[bool, Failure | None]:
-    """Prepares a clip likewise, and gives only the reasons why not."""
+    """Prepares a clip in the same way, and returns only why forms are missing."""
     (prepared,) = prepare_all(_worker_pool(), [clip], task, 1)
     return prepared.failures
 

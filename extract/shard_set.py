@@ -1,4 +1,4 @@
-"""A set of shards made from one clip list: which clip goes where, what is still to be made, and the sum of it all.
+"""A set of shards made from one clip list: which clip goes where, what is still to be made, and the summary.
 
 Shard k of a set holds clips k*n .. (k+1)*n - 1 of the clip list, less those that failed, in list order. So a run that
 is resumed, split into tasks or spread over a cluster gives the shards of one unbroken run.
@@ -64,7 +64,7 @@ class ShardSet:
         return self.clips[shard * self.clips_per_shard : (shard + 1) * self.clips_per_shard]
 
     def missing(self) -> list[int]:
-        """Shards still to be made. Leaves the clip list and the settings beside the shards.
+        """Returns the shards still to be made; writes the clip list and the settings next to the shards, if new.
 
         Raises:
           InputError: the folder holds another run, or its shards.
@@ -97,7 +97,7 @@ class ShardSet:
     def can_gain(self, shard: int, tried: Mapping[str, Failure | None]) -> bool:
         """Whether a shard should be made again, now that some clips it lacks were tried again.
 
-        If so, the set's summary is removed, for it holds no longer; otherwise new reasons enter the failure log.
+        If so, the set's summary is removed, as it is out of date; otherwise new reasons enter the failure log.
 
         Args:
           shard: its number.
@@ -133,7 +133,7 @@ class ShardSet:
         self._check_attributes(path, found)
 
     def _check_attributes(self, path: Place, found: Mapping[str, object]) -> None:
-        """Refuses root attributes of another run."""
+        """Rejects root attributes of another run."""
         wanted = self.writer.root_attributes
         for name, found_value, value in _differences({name: found.get(name) for name in wanted}, wanted):
             raise _other_run(path, f"was made with {name} = {one_line(repr(found_value))}, this run has {value!r}")

@@ -1,4 +1,4 @@
-"""The commands, `python -m launch.X`. One that lacks a package says in one sentence how to install it."""
+"""The commands, `python -m launch.X`. If a package is missing, one sentence says how to install it."""
 
 import sys
 import traceback

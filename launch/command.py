@@ -58,7 +58,7 @@ def define_config(make: Callable[[dict[str, str]], object], describe: Callable[[
       describe: names the fields of a configuration.
     """
     try:
-        given = _given(sys.argv[1:])  # config flags look at the command line alone
+        given = _given(sys.argv[1:])  # config flags look only at the command line
         sys.argv[1:] = [METHOD.sub(r"--config.method.name\1", argument) for argument in given]
         config = make(_given_method())
         for name in re.findall(r"^--?config\.([^=\n]+)", "\n".join(sys.argv), re.MULTILINE):

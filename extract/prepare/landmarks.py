@@ -104,7 +104,7 @@ class GivenPoints:
         return (~np.isnan(self.points).any(axis=(1, 2))).astype(np.int64)
 
     def check_all_used(self) -> None:
-        """Refuses points of another video, or of other frames of it.
+        """Rejects points of another video, or of other frames of it.
 
         Raises:
           ClipError: there are more or fewer points than there were frames.

@@ -38,7 +38,7 @@ MAX_SECONDS = 3600  # of sound
 MAX_HELD = 600  # seconds for which a picture may be shown
 MIN_DECODED = 0.95  # of what the header promises; less means that the file is cut short
 GAP = 0.02  # seconds by which samples may differ from their timestamps; beyond, silence is put in or samples dropped
-RESTART = 0.1  # seconds by which a recorder's clock goes back when it starts anew
+RESTART = 0.1  # seconds by which a recorder's clock goes back when it restarts
 REORDERED = 16  # frames: the most by which H.264 and HEVC decode a picture before it is shown
 SQUARE = (0.01, 4.0)  # pixels' shapes (width / height - 1) too close to square to matter, and too far off to be true
 SAMPLE_RATES = (1000, 768_000)  # Hz
@@ -58,7 +58,7 @@ class Sound:
 def iterate_video(
     path: str | os.PathLike, fps_policy: str = "resample", heard: float | None = None
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Decodes the video stream that FFmpeg holds for the best of a file, one frame after the other.
+    """Decodes the video stream that FFmpeg considers the best of a file, frame by frame.
 
     Args:
       path: a media file.
@@ -107,7 +107,7 @@ def read_audio(path: str | os.PathLike) -> Float[np.ndarray, " S"]:
 
 
 def read_sound(path: str | os.PathLike) -> Sound:
-    """Decodes the audio stream that FFmpeg holds for the best of a file.
+    """Decodes the audio stream that FFmpeg considers the best of a file.
 
     Returns:
       The mean of the channels, resampled by soxr at quality HQ; instead of the mean, the loudest channel where the
@@ -212,7 +212,7 @@ def _packets(container: av.container.InputContainer, wanted: av.stream.Stream) -
 
 
 class _Clock:
-    """Joins the clocks of a transport stream whose recorder started anew: times go back, in one stream after the other.
+    """Joins the clocks of a transport stream whose recorder restarted: times go back, in one stream after the other.
 
     The stream that goes back first decides what is added to all later times; the others follow it when they go back.
     """
@@ -290,7 +290,7 @@ def _checked_whole(frames: Iterable[tuple[float, av.VideoFrame]], promised: int,
 
 
 def _check_length(container: av.container.InputContainer, seconds: float) -> None:
-    """Refuses a file of which less could be decoded, in the longer of sound and picture, than its header says."""
+    """Rejects a file of which less could be decoded, in the longer of sound and picture, than its header says."""
     promised = (container.duration or 0) / av.time_base
     if container.format.name.startswith("matroska"):  # its duration is the time of its end
         promised -= max(container.start_time or 0, 0) / av.time_base
@@ -480,7 +480,7 @@ def _decode_sound(path: str | os.PathLike, channels: Iterable[int | None]) -> li
 def _check_sound_whole(
     path: str | os.PathLike, container: av.container.InputContainer, stream: av.AudioStream, seconds: float
 ) -> None:
-    """Refuses sound of which less could be decoded than its file's header says, of kinds that count it."""
+    """Rejects sound of which less could be decoded than its file's header says, for kinds of file that count it."""
     if container.format.name == "wav":
         size = Path(path).stat().st_size
         with Path(path).open("rb") as file:

@@ -48,7 +48,7 @@ class ClipMeta:
 
 
 def ends_beyond(clip: ClipMeta, frames: int) -> bool:
-    """Whether a fake segment starts after a clip of so many frames, or ends more than OVERHANG after it.
+    """Whether a fake segment starts after the end of a clip of `frames` frames, or ends more than OVERHANG after it.
 
     Times in milliseconds or frames show in this way, and segments of another clip.
     """
@@ -114,7 +114,7 @@ def _check_clip_table(columns: dict, offset: np.ndarray, segment_offset: np.ndar
         raise ValueError("/segments/value holds a segment that is not 0 <= start <= end")
     shares = (share for name in LATER_COLUMNS for share in columns.get(name, ()))
     if not all(math.isnan(share) or 0 <= share <= 1 for share in shares):
-        raise ValueError("/clips/face_share or /clips/several_faces holds what is not between 0 and 1")
+        raise ValueError("/clips/face_share or /clips/several_faces holds a value that is not between 0 and 1")
 
 
 def offsets(lengths: Sequence[int] | Int64[np.ndarray, " N"]) -> Int64[np.ndarray, "borders"]:

@@ -154,7 +154,7 @@ def write_text(file: h5py.File, name: str, values: Sequence[str]) -> None:
 
 
 class _Target(io.FileIO):
-    """A file that remembers its first failure to write and lets HDF5 go on: told of it, the library would crash."""
+    """A file that remembers its first failed write and lets HDF5 continue: the library would crash on an error."""
 
     error: OSError | None = None
 
@@ -216,7 +216,7 @@ def _start() -> subprocess.Popen:
 
 
 def _exactly(file: io.IOBase, count: int) -> bytes:
-    """Reads so many bytes.
+    """Reads exactly `count` bytes.
 
     Raises:
       EOFError: there are fewer.

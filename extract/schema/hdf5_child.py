@@ -17,7 +17,7 @@ import h5py
 REQUEST = struct.Struct("<Q")  # the file's size in bytes
 ANSWER = struct.Struct("<BQQ")  # READ, first byte, bytes; or DONE, bytes of JSON that follow, 0
 READ, DONE = 1, 2
-SECONDS, BYTES_PER_SECOND = 3, 2**24  # of computing that any file may take, and one more for so many bytes of it
+SECONDS, BYTES_PER_SECOND = 3, 2**24  # of computing that any file may take, and bytes for which it may take one more
 MEMORY = 2**30  # bytes
 MOST_OBJECTS = 1000  # in a file: ours hold some twenty
 
@@ -55,7 +55,7 @@ class _Remote(io.RawIOBase):
 
 
 def examine(file: h5py.File, size: int) -> dict:
-    """Describes a file of so many bytes.
+    """Describes a file of `size` bytes.
 
     Returns:
       `attributes` of the root; `extents`: [start, dtype, shape] by name; `texts`: lists by name.

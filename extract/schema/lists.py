@@ -111,7 +111,7 @@ def _rows(path: AnyPath, text: str, delimiter: str) -> Iterator[tuple[int, list[
         line = reader.line_num + 1
         try:
             row = next(reader, None)
-        except csv.Error as error:  # "unexpected end of data" says little of a quote that is never closed
+        except csv.Error as error:  # "unexpected end of data" does not point to a quote that is never closed
             what = f"not readable as CSV ({error}); check the quotes from this line on"
             raise InputError(f"{path}, line {line}: {what}") from None
         if row is None:

@@ -24,4 +24,4 @@ def unpack_notes(metadata: Mapping[str, str] | None) -> dict[str, str]:
         notes = json.loads((metadata or {}).get(NOTES, "{}"))
         return {name: one_line(text) for name, text in notes.items()}
     except (ValueError, AttributeError, RecursionError):
-        raise ValueError(f"its metadata `{NOTES}` is no JSON object") from None
+        raise ValueError(f"its metadata `{NOTES}` is not a JSON object") from None

@@ -10,7 +10,7 @@ from extract.schema.files import InputError
 from extract.schema.kinds import PYTORCH, SAFETENSORS, file_kind
 from extract.schema.text import one_line
 
-MOST_HEADER = 1 << 22  # bytes of names and shapes; weights of ours have some thousand
+MOST_HEADER = 1 << 22  # bytes of names and shapes; our weights have a few thousand
 
 
 @contextlib.contextmanager

@@ -175,7 +175,7 @@ def marked(name: str, *records: Mapping[str, object]) -> str:
 
 @contextlib.contextmanager
 def describing(path: AnyPath) -> Iterator[None]:
-    """Turns what is wrong with the contents of a file of ours into an InputError that names it."""
+    """Turns errors in the contents of one of our files into an InputError that names the file."""
     try:
         yield
     except InputError:
@@ -196,7 +196,7 @@ def check_format(file: HDF5File, name: str, version: int) -> None:
 
 
 def json_attribute(path: AnyPath, attributes: Mapping[str, object], name: str) -> dict:
-    """An attribute that holds a JSON object; empty if the file has none of this name.
+    """Returns an attribute that is a JSON object; {} if there is none of this name.
 
     Raises:
       InputError: it is not a JSON object.

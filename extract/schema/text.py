@@ -1,4 +1,4 @@
-"""Text of others (file names, notes in files, errors of libraries), made fit to be printed; and text tables."""
+"""Makes text from outside (file names, notes in files, errors of libraries) safe to print; formats text tables."""
 
 import difflib
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def one_line(text: object) -> str:
-    r"""Returns text on one line, with whatever a terminal would obey written out as an escape.
+    r"""Returns text on one line, with everything that could control a terminal written out as an escape.
 
     Runs of white space become one blank; other characters that do not print (terminal escapes, zero-width characters,
     changes of writing direction, lone surrogates) become `\x1b`, `\u200b`, ...
@@ -23,7 +23,7 @@ def printable(text: str) -> str:
 
 
 def format_table(rows: Sequence[Sequence[str]], right: bool = False) -> str:
-    """Returns rows of cells as lines of aligned columns; cells may be text of others.
+    """Returns rows of cells as lines of aligned columns; cells may hold text from outside.
 
     Args:
       rows: of equal length, the headings first.

@@ -79,7 +79,7 @@ def score_shards(
 def _check_free(
     output: str | os.PathLike, source: FeatureSource, detector: Detector | None, own: dict[str, str]
 ) -> None:
-    """Refuses an output that cannot be written, is an input, would pass for a shard, or holds other scores.
+    """Rejects an output that cannot be written, is an input, would pass for a shard, or holds other scores.
 
     Args:
       output: the score file to write.
