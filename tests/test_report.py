@@ -18,7 +18,7 @@ from jax_avh.evaluation.pooling import POOLINGS
 from jax_avh.evaluation.results import Entry, Evaluation
 from jax_avh.evaluation.scores import ScoreTable, write_scores
 from jax_avh.report import charts, video
-from jax_avh.report.comparison import write_report
+from jax_avh.report.comparison import render_report
 from jax_avh.report.page import format_number, value_at
 from jax_avh.report.pictures import timed
 from jax_avh.report.results import write_results
@@ -139,7 +139,7 @@ def full_evaluation(count: int = 240) -> Evaluation:
 def report(tmp_path_factory):
     """A full report: the evaluation and the page."""
     evaluation, path = full_evaluation(), tmp_path_factory.mktemp("report") / "report.html"
-    write_report(evaluation, path)
+    path.write_text(render_report(evaluation), encoding="utf-8")
     return evaluation, path
 
 
@@ -231,7 +231,7 @@ def test_the_report_fits_the_window_and_its_colours_the_scheme(browser, report):
 def test_the_report_is_the_same_each_time(tmp_path):
     evaluation = made_evaluation((made_entry(made_clips(5, np.random.default_rng(0)), "avh_align", True),))
     for name in ("one.html", "two.html"):
-        write_report(evaluation, tmp_path / name)
+        (tmp_path / name).write_text(render_report(evaluation), encoding="utf-8")
     text = (tmp_path / "one.html").read_text()
     assert text == (tmp_path / "two.html").read_text()
     assert "#fe00" not in text
@@ -242,7 +242,7 @@ def test_names_are_text_and_run_nothing(browser, tmp_path):
     clips = [ClipMeta(f"{n}{NASTY}", n % 2, NASTY, NASTY) for n in range(4)]
     table = ScoreTable(NASTY, tuple(clips), np.arange(5), *[np.arange(4, dtype=np.float32)] * 2, {})
     evaluation = made_evaluation((Entry(NASTY, NASTY, None, table),), (NASTY,))
-    write_report(evaluation, tmp_path / "report.html")
+    (tmp_path / "report.html").write_text(render_report(evaluation), encoding="utf-8")
     with opened(browser, tmp_path / "report.html") as page:
         check_look(page, DESKTOP[0])
         for place in (".alarm li", "h2", "tbody th", ".picture h5"):
@@ -259,7 +259,7 @@ def test_names_are_text_and_run_nothing(browser, tmp_path):
 def test_little_is_shown_as_little(browser, tmp_path, chosen, method):
     evaluation = made_evaluation((made_entry(made_clips(8, np.random.default_rng(0))[chosen], method, None),))
     defined = evaluation.metrics["results"][0]["metrics"]["auc"] is not None
-    write_report(evaluation, tmp_path / "report.html")
+    (tmp_path / "report.html").write_text(render_report(evaluation), encoding="utf-8")
     with opened(browser, tmp_path / "report.html", PHONE) as page:
         check_numbers(page, evaluation.metrics)
         check_look(page, PHONE[0])
@@ -272,7 +272,7 @@ def test_little_is_shown_as_little(browser, tmp_path, chosen, method):
 def test_methods_may_have_scored_other_clips(tmp_path):
     clips = made_clips(16, np.random.default_rng(0))
     entries = made_entry(clips[:8], METHODS[0], True), made_entry(clips[8:], METHODS[2], True)
-    write_report(made_evaluation(entries), tmp_path / "report.html")
+    (tmp_path / "report.html").write_text(render_report(made_evaluation(entries)), encoding="utf-8")
     shown = re.findall(r"<h5>(\S+), score", (tmp_path / "report.html").read_text())
     assert len(shown) == len(set(shown)) == 2 + 4  # the two real clips are both the lowest and the highest
     assert set(shown) <= {clip.path for clip in clips[:8]}
@@ -280,7 +280,7 @@ def test_methods_may_have_scored_other_clips(tmp_path):
 
 def test_an_evaluation_of_numbers_alone_is_shown(browser, report, tmp_path):
     metrics = report[0].metrics
-    write_report(Evaluation(metrics, ()), tmp_path / "report.html")
+    (tmp_path / "report.html").write_text(render_report(Evaluation(metrics, ())), encoding="utf-8")
     with opened(browser, tmp_path / "report.html") as page:
         check_numbers(page, metrics)
 

@@ -16,7 +16,7 @@ from jax_avh.evaluation.audit import audit
 from jax_avh.evaluation.scores import write_scores
 from jax_avh.evaluation.verdict import verdict
 from jax_avh.report.audit import draw_audit, write_audit
-from jax_avh.report.comparison import write_report
+from jax_avh.report.comparison import render_report
 from jax_avh.report.results import write_results
 from jax_avh.training import train
 from tests.test_data import make_source
@@ -100,7 +100,7 @@ def test_pages_hold_no_control_characters(tmp_path):
     evaluation = evaluate([tmp_path / "a.h5"], resamples=10)
     (entry,) = evaluation.entries
     object.__setattr__(entry, "table", table)
-    write_report(evaluation, tmp_path / "r.html")
+    (tmp_path / "r.html").write_text(render_report(evaluation), encoding="utf-8")
     page = (tmp_path / "r.html").read_text()
     assert harmless(page)
     assert "\\x1b]0;pwned" in page

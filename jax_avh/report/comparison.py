@@ -4,8 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
-from extract.schema import FAKE, whole_file
-from extract.schema.files import AnyPath
+from extract.schema import FAKE
 from jax_avh.evaluation.results import Entry, Evaluation
 from jax_avh.report.charts import dash
 from jax_avh.report.page import UNDEFINED, keyed_number, render_page
@@ -43,17 +42,6 @@ class Section:
     categories: dict[str, int]  # name -> number of its line
     examples: dict[str, tuple[Group, ...]]  # by state
     timed: dict[str, int]  # method drawn over time -> number of its line; the first chooses the examples
-
-
-def write_report(evaluation: Evaluation, path: AnyPath) -> None:
-    """Writes the report of an evaluation; see `render_report`.
-
-    Raises:
-      InputError: the file cannot be written.
-    """
-    text = render_report(evaluation)
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def render_report(evaluation: Evaluation) -> str:
