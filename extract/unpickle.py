@@ -22,7 +22,7 @@ import torch
 
 from extract.archives import open_archive
 from extract.schema import InputError, one_line
-from extract.schema.kinds import LEGACY_MAGIC, PYTORCH, file_kind
+from extract.schema.kinds import LEGACY_MAGIC, PYTORCH_FILE, file_kind
 
 # Programs whose objects lie in the official files. Their code is never imported, nor needed.
 STAND_IN_PACKAGES = (
@@ -104,7 +104,7 @@ def load_restricted(path: str | os.PathLike) -> object:
         raise InputError(f"{path}: no such file")
     try:
         kind = file_kind(path)
-        if kind not in (PYTORCH, None):
+        if kind not in (PYTORCH_FILE, None):
             raise InputError(f"{path}: {kind}, but an official PyTorch file is expected")
         if zipfile.is_zipfile(path):
             with open_archive(path) as archive:

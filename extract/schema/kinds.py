@@ -3,9 +3,8 @@
 import codecs
 from pathlib import Path
 
-PYTORCH = "a PyTorch file"
-SAFETENSORS = "a .safetensors file"
-NPZ = "an .npz file"
+PYTORCH_FILE = "a PyTorch file"
+SAFETENSORS_FILE = "a .safetensors file"
 
 PART = 1 << 16  # bytes at either end that are looked at
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # opens a PyTorch file of the format before torch 1.6, as a pickled number
@@ -35,7 +34,7 @@ RIFF = {b"AVI ": "a video file", b"WAVE": "a sound file", b"WEBP": "a picture"}
 
 
 def file_kind(path: Path) -> str | None:
-    """Returns what a file is, as a phrase such as PYTORCH; None if that cannot be told.
+    """Returns what a file is, as a phrase such as PYTORCH_FILE; None if that cannot be told.
 
     Only a little of the file is read and nothing in it is trusted: it may still be damaged.
     """
@@ -49,9 +48,9 @@ def file_kind(path: Path) -> str | None:
     if head.startswith(b"PK\x03\x04"):
         return _zip_kind(head, tail)
     if LEGACY_MAGIC.to_bytes(10, "little") in head[:32]:
-        return PYTORCH
+        return PYTORCH_FILE
     if head[8:9] == b"{" and head[7] == 0:  # the header's length, then the header
-        return SAFETENSORS
+        return SAFETENSORS_FILE
     for beginning, kind in BEGINNINGS.items():
         if head.startswith(beginning):
             return kind
@@ -72,8 +71,8 @@ def _zip_kind(head: bytes, tail: bytes) -> str:
     if b"/constants.pkl" in members or b"/code/__torch__" in members:
         return "a TorchScript program"
     if b"/data.pkl" in members:
-        return PYTORCH
-    return NPZ if first.endswith(b".npy") else "a zip archive"
+        return PYTORCH_FILE
+    return "an .npz file" if first.endswith(b".npy") else "a zip archive"
 
 
 def _text_kind(head: bytes) -> str | None:

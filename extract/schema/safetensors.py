@@ -7,7 +7,7 @@ from pathlib import Path
 import safetensors
 
 from extract.schema.files import InputError
-from extract.schema.kinds import PYTORCH, SAFETENSORS, file_kind
+from extract.schema.kinds import PYTORCH_FILE, SAFETENSORS_FILE, file_kind
 from extract.schema.text import one_line
 
 MOST_HEADER = 1 << 22  # bytes of names and shapes; our weights have a few thousand
@@ -28,8 +28,8 @@ def open_safetensors(path: Path, framework: str) -> Iterator[safetensors.safe_op
         raise InputError(f"{path}: no such file of weights")
     try:
         kind = file_kind(path)
-        if kind not in (SAFETENSORS, None):
-            way = "; convert it with launch.convert" if kind == PYTORCH else ""
+        if kind not in (SAFETENSORS_FILE, None):
+            way = "; convert it with launch.convert" if kind == PYTORCH_FILE else ""
             raise InputError(f"{path}: {kind}, but .safetensors weights are expected{way}")
         with path.open("rb") as file:
             header, size = int.from_bytes(file.read(8), "little"), file.seek(0, 2)
