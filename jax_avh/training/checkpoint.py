@@ -63,10 +63,11 @@ class Checkpoints:
         metrics = None if val_loss is None else {"val_loss": val_loss}
         # Asked beforehand: on a full disk Orbax's threads fail one after the other. A quota shows only in writing.
         needed = sum(array.nbytes for array in jax.tree.leaves(state)) + METADATA_BYTES
-        if (free := shutil.disk_usage(self._directory).free) < needed:
+        disk = shutil.disk_usage(self._directory)
+        if disk.total and disk.free < needed:  # some network file systems report zeros
             raise InputError(
                 f"{self._directory}: cannot be written: a checkpoint takes {needed / 1e6:.1f} MB, but "
-                f"{free / 1e6:.1f} MB are free; free some space, and the same command resumes"
+                f"{disk.free / 1e6:.1f} MB are free; free some space, and the same command resumes"
             )
         with self._told():
             self._checkpointer.save(step, _tree(state, progress), metrics=metrics, force=True)
