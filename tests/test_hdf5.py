@@ -46,6 +46,16 @@ def test_text_of_fixed_and_of_variable_length_is_the_same(tmp_path):
     assert repr(open_shard(path).clips) == repr(before)
 
 
+def test_the_child_keeps_to_a_limit_that_is_lower_already():
+    code = (
+        "import resource; from extract.schema.hdf5_child import _limit; kind = resource.RLIMIT_NOFILE\n"
+        "resource.setrlimit(kind, (64, 64)); _limit(kind, 128); print(resource.getrlimit(kind))\n"
+        "_limit(kind, 32); print(resource.getrlimit(kind))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split("\n")[:2] == ["(64, 64)", "(32, 32)"]
+
+
 def test_a_heap_that_never_ends_is_refused_in_seconds(tmp_path):
     path = write_one(tmp_path)
     variable_text(path)

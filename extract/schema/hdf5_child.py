@@ -116,11 +116,18 @@ def _describe(name: str, item: h5py.Dataset, size: int, found: dict) -> None:
         found["extents"][name] = [start or 0, item.dtype.str, item.shape]
 
 
+def _limit(kind: int, most: int) -> None:
+    """Limits a resource of this process, unless its limit is lower already, which it may not raise."""
+    _, hard = resource.getrlimit(kind)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
+
+
 def serve() -> None:
     """Answers one request after the other until standard input ends."""
     replies, requests = sys.stdin.buffer, sys.stdout.buffer
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_DATA, MEMORY)
+    _limit(resource.RLIMIT_CORE, 0)
     while len(request := replies.read(REQUEST.size)) == REQUEST.size:
         (size,) = REQUEST.unpack(request)
         # Counts this process's computing, not its waiting; and ends it, whatever loop it is in.
