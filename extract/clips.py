@@ -25,10 +25,12 @@ LABELS |= {"0.0": REAL, "1.0": FAKE, "-1.0": UNKNOWN}  # pandas' spelling, where
 NUMBERS = {int, float}
 LONGEST_NAME = 255  # bytes: no common file system holds a longer one
 RETRIED = ("none", "passing", "all")  # failures that a restarted run tries again (--retry_failed)
-PASSING_ERRORS = {  # of the machine, a mount or the network: a clip's own content gives others
+# Of the machine, a mount or the network: a clip's own content gives others. EPERM is not among them: it is -1, which
+# FFmpeg's decoders return for faults of all kinds.
+PASSING_ERRORS = {
     getattr(errno, name)
     for name in (
-        *("ENOENT", "EACCES", "EPERM", "EIO", "ESTALE", "EREMOTEIO", "ENODEV", "ENXIO", "EBUSY", "EAGAIN", "EINTR"),
+        *("ENOENT", "EACCES", "EIO", "ESTALE", "EREMOTEIO", "ENODEV", "ENXIO", "EBUSY", "EAGAIN", "EINTR"),
         *("ENOMEM", "ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ETIMEDOUT", "ENOTCONN", "ESHUTDOWN", "ECONNRESET"),
         *("ECONNREFUSED", "ECONNABORTED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
     )

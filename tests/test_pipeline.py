@@ -275,6 +275,7 @@ def raised_from(cause: BaseException) -> ClipError:
         (ClipError("landmarks", "no face found"), False),
         (raised_from(av.error.InvalidDataError(1094995529, "Invalid data")), False),
         (raised_from(av.error.PermissionError(errno.EACCES, "Permission denied")), True),
+        (raised_from(av.error.PermissionError(errno.EPERM, "Operation not permitted")), False),
         (raised_from(MemoryError()), True),
         (OSError(errno.EINVAL, "Invalid argument"), False),
         (ZeroDivisionError(), False),
