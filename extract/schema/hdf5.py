@@ -140,8 +140,12 @@ def writing_hdf5(path: AnyPath) -> Iterator[h5py.File]:
     """
     with whole_file(path) as temporary:
         target = _Target(temporary, "w+")
-        with target, h5py.File(target, "w") as file:
-            yield file
+        try:
+            with target, h5py.File(target, "w") as file:
+                yield file
+        except Exception:  # perhaps the library's at reading back what was not written
+            if target.error is None:
+                raise
         if target.error is not None:
             raise target.error
 
