@@ -1,5 +1,6 @@
 """AVH-Align's official features, an npz file a clip, into shards."""
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -45,8 +46,7 @@ def import_features(
         raise InputError(f"{features}: no such folder of npz features")
     refuse_shared_names(clips)
     settings = {"source": "npz", "dtype": dtype, "clips_per_shard": clips_per_shard}
-    marks = (_is_simulated(inside(features, clip.path, ".npz")) for clip in clips)
-    simulated = next((mark for mark in marks if mark is not None), False)
+    simulated = _is_simulated_set(clips, features, width)
     attributes = {"encoder": "imported", "weights_sha256": SIMULATED if simulated else "unknown", "width": width}
     attributes |= {"trimmed": "unknown"}
     attributes["settings"] = json.dumps(settings, sort_keys=True)
@@ -87,13 +87,20 @@ def read_npz(path: Path, width: int) -> ClipFeatures:
         raise ClipError("import", f"not a file of npz features ({reason})") from error
 
 
-def _is_simulated(path: Path) -> bool | None:
-    """Whether a file of features is marked as simulated (launch.demo's are); None if it cannot be read."""
-    try:
-        with open_archive(path) as archive:
-            return f"{SIMULATED}.npy" in archive.namelist()
-    except Exception:  # a damaged file can make zipfile raise anything
-        return None
+def _is_simulated_set(clips: Sequence[ClipMeta], features: str | os.PathLike, width: int) -> bool:
+    """Whether the first file that holds features is marked as simulated: one that cannot be read decides nothing."""
+    for clip in clips:
+        with contextlib.suppress(ClipError):
+            path = inside(features, clip.path, ".npz")
+            read_npz(path, width)
+            return _is_simulated(path)
+    return False
+
+
+def _is_simulated(path: Path) -> bool:
+    """Whether a file of features is marked as simulated (launch.demo's are)."""
+    with open_archive(path) as archive:
+        return f"{SIMULATED}.npy" in archive.namelist()
 
 
 def _import_clip(

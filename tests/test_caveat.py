@@ -12,7 +12,7 @@ import safetensors
 from flax import nnx
 
 from apps.sweep import format_results, make_jobs
-from extract.clips import read_clip_list
+from extract.clips import MAX_FRAMES, read_clip_list
 from extract.official import import_features
 from extract.schema import CAVEATS, caveat, marked, marks, open_shard, read_shard_table
 from jax_avh.config import make_config
@@ -168,6 +168,17 @@ def test_simulated_and_other_features_do_not_share_a_set(tmp_path):
     (tmp_path / "train" / "c000.npz").write_bytes(b"no npz")  # the first that can be read decides
     summary = import_features(clips, tmp_path, tmp_path / "others", width=16)
     assert (summary["stored"], summary["caveat"]) == (1, "")
+
+
+@pytest.mark.parametrize("damage", ["no arrays", "too large"])
+def test_a_damaged_first_file_costs_only_its_clip(tmp_path, damage):
+    simulate_corpus(tmp_path, Corpus(train=3, val=1, test=2, frames=(20, 30), width=16))
+    huge = np.zeros((MAX_FRAMES * 16 + 1, 1), np.float32)
+    arrays = {"no arrays": {"other": np.zeros(1)}, "too large": {"visual": huge, "audio": huge}}[damage]
+    np.savez_compressed(tmp_path / "train" / "c000.npz", **arrays)
+    summary = import_features(read_clip_list(tmp_path / "train.csv"), tmp_path, tmp_path / "shards", width=16)
+    assert (summary["stored"], summary["failed"]) == (2, 1)
+    assert "SIMULATED" in summary["caveat"]
 
 
 def test_results_of_a_sweep_say_so(simulated):
