@@ -9,8 +9,9 @@ from pathlib import Path
 from extract.archives import open_archive, read_arrays
 from extract.clips import MAX_FRAMES, ClipError, Failure, inside, is_passing, near_name, refuse_shared_names
 from extract.progress import Progress
-from extract.schema import SIMULATED, ClipMeta, InputError, locked, one_line, place
-from extract.shard_set import ShardSet, merge, task_lock
+from extract.schema import SIMULATED, ClipMeta, InputError, locked, one_line, place, read_text
+from extract.schema.files import Place
+from extract.shard_set import SETTINGS, ShardSet, merge, task_lock
 from extract.shards import ClipFeatures, ShardWriter, StoredClip, check_features
 from extract.stopwatch import Stopwatch
 
@@ -46,7 +47,7 @@ def import_features(
         raise InputError(f"{features}: no such folder of npz features")
     refuse_shared_names(clips)
     settings = {"source": "npz", "dtype": dtype, "clips_per_shard": clips_per_shard}
-    simulated = _is_simulated_set(clips, features, width)
+    simulated = _is_simulated_set(clips, features, width, place(output) / SETTINGS)
     attributes = {"encoder": "imported", "weights_sha256": SIMULATED if simulated else "unknown", "width": width}
     attributes |= {"trimmed": "unknown"}
     attributes["settings"] = json.dumps(settings, sort_keys=True)
@@ -87,8 +88,11 @@ def read_npz(path: Path, width: int) -> ClipFeatures:
         raise ClipError("import", f"not a file of npz features ({reason})") from error
 
 
-def _is_simulated_set(clips: Sequence[ClipMeta], features: str | os.PathLike, width: int) -> bool:
-    """Whether the first file that holds features is marked as simulated: one that cannot be read decides nothing."""
+def _is_simulated_set(clips: Sequence[ClipMeta], features: str | os.PathLike, width: int, settings: Place) -> bool:
+    """Whether a set is one of simulated features: as an earlier run recorded, else as the first readable file says."""
+    if settings.exists():
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):  # damaged: the set itself says so
+            return json.loads(read_text(settings)).get("weights_sha256") == SIMULATED
     for clip in clips:
         with contextlib.suppress(ClipError):
             path = inside(features, clip.path, ".npz")

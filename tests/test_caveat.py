@@ -179,6 +179,10 @@ def test_a_damaged_first_file_costs_only_its_clip(tmp_path, damage):
     summary = import_features(read_clip_list(tmp_path / "train.csv"), tmp_path, tmp_path / "shards", width=16)
     assert (summary["stored"], summary["failed"]) == (2, 1)
     assert "SIMULATED" in summary["caveat"]
+    for file in (tmp_path / "train").iterdir():  # what a restart finds: the set stays what it was
+        file.unlink()
+    again = import_features(read_clip_list(tmp_path / "train.csv"), tmp_path, tmp_path / "shards", width=16)
+    assert "SIMULATED" in again["caveat"]
 
 
 def test_results_of_a_sweep_say_so(simulated):

@@ -232,6 +232,7 @@ def compressed(name):
         (replaced("clips/offset", [1, 3, 8]), "does not rise"),
         (replaced("clips/label", np.int8([1])), "different lengths"),
         (replaced("clips/label", [0.0, 1.0]), "cast"),
+        (replaced("clips/label", np.int8([0, 7])), "/clips/label holds what is not 0, 1 or -1"),
         (replaced("clips/offset", [0.0, 3.0, 8.0]), "cast"),
         (replaced("clips/path", ["a", "a"]), "twice"),
         (replaced("clips/face_share", np.float32([0.5, 1.5])), "not between 0 and 1"),

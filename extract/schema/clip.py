@@ -104,6 +104,8 @@ def _check_clip_table(columns: dict, offset: np.ndarray, segment_offset: np.ndar
         raise ValueError("the columns of /clips have different lengths")
     if len(set(columns["path"])) != count:
         raise ValueError("/clips/path names a clip twice")
+    if not set(columns["label"]) <= {REAL, FAKE, UNKNOWN}:
+        raise ValueError("/clips/label holds what is not 0, 1 or -1")
     if not all(text.isprintable() for name in TEXT_COLUMNS for text in columns[name]):
         raise ValueError("a text of /clips holds control characters")
     if offset[0] != 0 or (np.diff(offset) < 1).any():

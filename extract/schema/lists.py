@@ -41,8 +41,11 @@ def read_text(path: AnyPath, remedy: str = "") -> str:
         data = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{remedy and f'; {remedy}'}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); name a file that can be") from None
+    except InputError:
+        raise
+    except Exception as error:  # each file system's package has its own
+        reason = one_line(getattr(error, "strerror", None) or error)
+        raise InputError(f"{path}: cannot be read ({reason}); name a file that can be") from None
     for start, what in NOT_TEXT.items():
         if data.startswith(start):
             raise InputError(f"{path}: is {what}")

@@ -56,8 +56,9 @@ def locked(path: AnyPath, lock: AnyPath | None = None) -> Iterator[None]:
 
 
 def file_lock(path: AnyPath) -> AnyPath:
-    """The file whose lock guards a single output file: hidden, next to it, of a name no longer than allowed."""
+    """The file whose lock guards a single output file, however its path is spelt: hidden, next to it."""
     path = place(path)
+    path = Path(os.path.realpath(path)) if isinstance(path, Path) else path
     digest = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:8]
     return path.with_name(f".{path.name[:STEM]}.{digest}.lock")
 
