@@ -19,6 +19,7 @@ from jax_avh.config import make_config
 from jax_avh.data import Corpus, open_source, simulate_corpus
 from jax_avh.evaluation import open_scores
 from jax_avh.evaluation.audit import audit
+from jax_avh.evaluation.results import Entry
 from jax_avh.evaluation.score import score_shards
 from jax_avh.models import HEADS, read_notes, save_weights
 from jax_avh.report.audit import draw_audit
@@ -135,6 +136,8 @@ def test_a_detector_trained_on_simulated_features_says_so_on_others(simulated, t
     weights = simulated / "sweep" / "run" / "best.safetensors"
     table = score_shards(source.path, tmp_path / "scores.h5", weights=weights)
     assert "SIMULATED" in caveat(table.attributes)
+    titles = [Entry(name, "m", None, table).title for name in ("", "set (SIMULATED)", "(SIMULATED)")]
+    assert titles == ["m", "m (set (SIMULATED))", "m (SIMULATED)"]
     data = {"data.train": str(source.path), "data.val": str(source.path)}
     train(make_config(SETTINGS | data | {"init": str(weights)}), tmp_path / "run")
     assert marks(read_notes(tmp_path / "run" / "best.safetensors")) == ["simulated"]

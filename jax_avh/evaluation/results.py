@@ -28,7 +28,9 @@ class Entry:
         """Method, data set and state, for sentences."""
         state = {True: "trimmed", False: "untrimmed", None: ""}[self.trimmed]
         where = " ".join(part for part in (self.dataset, state) if part)
-        return f"{self.method} ({where})" if where else self.method
+        if not where or where.startswith("("):  # an unknown data set, marked: the parentheses are there
+            return f"{self.method} {where}".rstrip()
+        return f"{self.method} ({where})"
 
     @property
     def clips(self) -> tuple[ClipMeta, ...]:
