@@ -1,6 +1,7 @@
 """Strictness for every test, and what they share: small official outputs, real clips, rule-made weights."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests.forks import Forks
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
 flags.FLAGS.mark_as_parsed()  # grain and orbax read flags; no command line is parsed here
 torch.set_num_threads(1)  # the tests run side by side
 hypothesis.settings.register_profile("untimed", deadline=None)  # machines differ; speed is for benchmarks

@@ -87,7 +87,10 @@ def test_an_interrupted_sweep_stops_its_runs_once_and_resumes(tmp_path, flags, l
         time.sleep(0.1)
     runs = psutil.Process(process.pid).children()
     os.killpg(process.pid, number)
-    output, errors = process.communicate(timeout=120)
+    try:
+        output, errors = process.communicate(timeout=120)
+    finally:  # of no effect on a sweep that has stopped
+        process.terminate()
     assert process.returncode == 2
     assert errors.splitlines() == ["error: interrupted"]
     assert sorted(output.splitlines()) == ["seed=0: stopped", "seed=1: stopped"]
