@@ -285,10 +285,10 @@ def test_length_and_silence_are_scores_of_clips(tmp_path):
         "leading_silence": [0, 0.03, 2.4],
         "leading_amplitude": [-99 / 32768, 0, 0],
     }.items():
-        table = score_shards(folder, tmp_path / "s.h5", method)
+        table = score_shards(folder, tmp_path / f"{method}.h5", method)
         assert table.frame is None
         np.testing.assert_allclose(table.clip, wanted, rtol=1e-6)
-        assert open_scores(tmp_path / "s.h5").frame is None
+        assert open_scores(tmp_path / f"{method}.h5").frame is None
 
 
 # --- which method is meant -------------------------------------------------------------------------------------------
