@@ -81,8 +81,9 @@ def make_jobs(flags: Sequence[str], workdir: str) -> list[Job]:
 def sweep(jobs: Sequence[Job], parallel: int) -> list[Job]:
     """Runs the jobs that have not ended yet, `parallel` at a time; returns those that failed.
 
-    Each run is in a session of its own, so that a Ctrl-C reaches only the sweep. At the first SIGINT, SIGTERM or SIGHUP
-    the sweep tells its runs to save their state and end, and waits for them; at a second SIGINT it kills them.
+    A run ignores the terminal's signals, so that a Ctrl-C is the sweep's to handle; what kills the process group kills
+    them all. At the first SIGINT, SIGTERM or SIGHUP the sweep tells its runs to save their state and end, and waits for
+    them; at a second SIGINT it kills them.
 
     Raises:
       InputError: another sweep is running in the same folder.
@@ -127,7 +128,12 @@ def sweep(jobs: Sequence[Job], parallel: int) -> list[Job]:
 def _start(job: Job) -> subprocess.Popen:
     job.workdir.mkdir(parents=True, exist_ok=True)
     with (job.workdir / LOG).open("ab") as log:
-        return subprocess.Popen(job.command, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
+        return subprocess.Popen(job.command, stdout=log, stderr=log, preexec_fn=_ignore_terminal)  # noqa: S603
+
+
+def _ignore_terminal() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def format_results(jobs: Sequence[Job]) -> str:
