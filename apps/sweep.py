@@ -127,13 +127,13 @@ def sweep(jobs: Sequence[Job], parallel: int) -> list[Job]:
 
 def _start(job: Job) -> subprocess.Popen:
     job.workdir.mkdir(parents=True, exist_ok=True)
-    with (job.workdir / LOG).open("ab") as log:
-        return subprocess.Popen(job.command, stdout=log, stderr=log, preexec_fn=_ignore_terminal)  # noqa: S603
-
-
-def _ignore_terminal() -> None:
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    # The run inherits the mask; a signal that arrives meanwhile waits for the sweep, so that none is lost.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        with (job.workdir / LOG).open("ab") as log:
+            return subprocess.Popen(job.command, stdout=log, stderr=log)  # noqa: S603
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def format_results(jobs: Sequence[Job]) -> str:
