@@ -120,6 +120,7 @@ CASES = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", CASES)
 def test_commands_killed_at_random(tmp_path, name):
     case = CASES[name](tmp_path)
