@@ -10,25 +10,25 @@ import numpy as np
 from jaxtyping import Float
 
 from apps.playable import playable
-from extract.clips import Failure
-from extract.encoder import Encoder
-from extract.prepare import PrepareSettings, prepare_clip
-from extract.schema import (
+from avh_shards import (
     FRAME_RATE,
     ClipMeta,
-    InputError,
+    UserError,
+    as_path,
+    atomic_write,
     caveat,
     check_outputs,
     one_line,
-    place,
     printable,
     results_folder,
-    whole_file,
 )
-from extract.schema.files import HTML
-from extract.workers import attempt
-from jax_avh.evaluation.detector import Detector, load_detector
-from jax_avh.evaluation.pooling import pool_all
+from avh_shards.clip_list import Failure
+from avh_shards.paths import HTML
+from extract.avhubert.encoder import Encoder
+from extract.prepare import PrepareSettings, prepare_clip
+from extract.run.pool import attempt
+from jax_avh.inference.detector import Detector, load_detector
+from jax_avh.inference.pooling import pool_all
 from jax_avh.report.video import EMBEDDED_BYTES, VideoVerdict, write_video_page
 
 MIN_FACE_SHARE = PrepareSettings.min_face_share  # below it, where extraction would reject the clip, a verdict warns
@@ -93,15 +93,15 @@ def detect(
       Exit status: 0, or 2 if a video could not be scored.
 
     Raises:
-      InputError: the weights are missing, damaged, or do not fit each other; two videos would have one page; or an
+      UserError: the weights are missing, damaged, or do not fit each other; two videos would have one page; or an
         output cannot be written, or is an input.
     """
     folder = None if pages is None else results_folder(pages)
     written = {} if folder is None else {Path(video).stem: folder / f"{Path(video).stem}.html" for video in videos}
     if folder is not None and len(written) < len(videos):
-        raise InputError("two of the videos have the same name, and so would their pages; give them one by one")
+        raise UserError("two of the videos have the same name, and so would their pages; give them one by one")
     detector = load_detector(weights)
-    outputs = dict.fromkeys(written.values(), HTML) | ({} if output is None else {place(output): VERDICTS})
+    outputs = dict.fromkeys(written.values(), HTML) | ({} if output is None else {as_path(output): VERDICTS})
     check_outputs(outputs, [*videos, avhubert, detector.path])
     encoder = Encoder(avhubert)
     detector.check_fits(encoder.width, encoder.attributes, avhubert)
@@ -117,7 +117,7 @@ def detect(
                 _write_page(written[Path(video).stem], Path(video), verdict, frame)
     finally:  # what was found is kept, even if a page could not be written
         if output is not None:
-            with whole_file(output) as temporary:
+            with atomic_write(output) as temporary:
                 temporary.write_text(json.dumps([dataclasses.asdict(v) for v in verdicts], indent=2) + "\n")
     return 2 if any(verdict.error for verdict in verdicts) else 0
 

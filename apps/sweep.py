@@ -13,7 +13,7 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-from extract.schema import InputError, format_table, locked, one_line, results_folder
+from avh_shards import UserError, format_table, locked, one_line, results_folder
 from jax_avh.config import RESULT, SETTINGS, check_config, make_config
 
 PREFIX = "--config."
@@ -60,13 +60,13 @@ def make_jobs(flags: Sequence[str], workdir: str) -> list[Job]:
       workdir: folder of the runs' workdirs, each named after its varied settings.
 
     Raises:
-      InputError: something else among the flags, or settings that are refused.
+      UserError: something else among the flags, or settings that are refused.
     """
     grid: dict[str, list[str]] = {}
     for flag in flags:
         name, equals, values = flag.removeprefix(PREFIX).partition("=")
         if not flag.startswith(PREFIX) or not equals or name in grid:
-            raise InputError(f"{flag}: give {PREFIX}FIELD=VALUE,VALUE,... once for each field")
+            raise UserError(f"{flag}: give {PREFIX}FIELD=VALUE,VALUE,... once for each field")
         grid[name] = list(dict.fromkeys(values.split(",")))
     folder, jobs = results_folder(workdir), []
     for values in itertools.product(*grid.values()):
@@ -86,7 +86,7 @@ def sweep(jobs: Sequence[Job], parallel: int) -> list[Job]:
     them; at a second SIGINT it kills them.
 
     Raises:
-      InputError: another sweep is running in the same folder.
+      UserError: another sweep is running in the same folder.
       KeyboardInterrupt: after such a signal, once no run is left.
     """
     signals: list[int] = []

@@ -16,11 +16,11 @@ import safetensors.torch
 import torch
 from flax import nnx
 
+from avh_shards import FORMAT, FRAME_RATE, VERSION, ClipMeta, offsets, shard_name, write_clip_table
 from benchmarks.straightforward_training import Network, unit
-from extract.schema import FORMAT, FRAME_RATE, VERSION, ClipMeta, offsets, shard_name, write_clip_table
-from jax_avh.evaluation import open_scores
 from jax_avh.evaluation.bootstrap import bootstrap_intervals
-from jax_avh.evaluation.score import score_shards
+from jax_avh.inference.score import score_shards
+from jax_avh.inference.score_file import open_scores
 from jax_avh.models import AlignmentNetwork, save_weights
 from jax_avh.report.results import write_results
 

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from apps.demo.material import fetch_clips
+from avh_shards import FRAME_RATE, ClipMeta
 from benchmarks import straightforward
 from extract.avhubert import AVHubertConfig, random_avhubert
-from extract.encoder import RANDOM_ENCODER, Encoder, EncodeSettings
-from extract.prepare.clip import PreparedClip, PrepareSettings, prepare_clip
-from extract.prepare.landmarks import detect_landmarks
-from extract.prepare.media import iterate_video
-from extract.prepare.tracking import tracked
-from extract.schema import FRAME_RATE, ClipMeta
-from extract.workers import PrepareTask, open_pool, prepare_all
+from extract.avhubert.encoder import RANDOM_ENCODER, Encoder, EncodeSettings
+from extract.face.landmarks import detect_landmarks
+from extract.face.tracking import tracked
+from extract.media.decode import iterate_video
+from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
+from extract.run.pool import PrepareTask, open_pool, prepare_all
 
 REPEATS = 3
 

@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from flax import nnx
 
+from avh_shards import FULL_SCALE, SAMPLE_RATE
 from benchmarks import straightforward_methods
 from benchmarks.training import describe
-from extract.schema import FULL_SCALE, SAMPLE_RATE
 from jax_avh.config import Config, make_config
 from jax_avh.data.examples import ExampleBatch
-from jax_avh.devices.passes import batch_outputs
-from jax_avh.devices.sharding import by_device, make_mesh, put_copies, put_parts
+from jax_avh.inference.passes import batch_outputs
 from jax_avh.methods import METHODS
 from jax_avh.methods.avad.method import AVAD
 from jax_avh.methods.mds.frames import network_frames
@@ -34,6 +33,7 @@ from jax_avh.methods.mds.network import MDS
 from jax_avh.methods.rawnet2.network import RawNet2
 from jax_avh.models import AlignmentNetwork
 from jax_avh.models.weights import named_arrays
+from jax_avh.parallel import by_device, make_mesh, put_copies, put_parts
 from jax_avh.training.state import init_state
 from jax_avh.training.streamed import StreamedSegment
 from jax_avh.training.trainer import ExampleTrainer

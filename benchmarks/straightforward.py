@@ -12,10 +12,12 @@ from torch import Tensor
 
 from extract.avhubert import AVHubert
 from extract.avhubert.encode import normalise_crops
-from extract.prepare import detect_landmarks, filterbank_frames, iterate_video, read_audio
-from extract.prepare.clip import PreparedClip
-from extract.prepare.media import to_grey
-from extract.prepare.mouth import CANVAS, CROP, MOUTH, REFERENCE, STABLE, WINDOW
+from extract.face import detect_landmarks
+from extract.face.mouth import CANVAS, CROP, MOUTH, REFERENCE, STABLE, WINDOW
+from extract.media import iterate_video, read_audio
+from extract.media.audio import filterbank_frames
+from extract.media.decode import to_grey
+from extract.prepare import PreparedClip
 
 
 def prepare(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

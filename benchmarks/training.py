@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from flax import nnx
 
+from avh_shards.clip_list import read_clip_list
 from benchmarks import straightforward_training
-from extract.clips import read_clip_list
-from extract.official import import_features
+from extract.convert.npz import import_features
 from jax_avh.config import Config, DataConfig, TrainConfig
 from jax_avh.data import open_source
-from jax_avh.devices.sharding import make_mesh, put_copies
 from jax_avh.models import AlignmentNetwork, save_weights
+from jax_avh.parallel import make_mesh, put_copies
 from jax_avh.training.placement import place_features
 from jax_avh.training.setup import initial_network
 from jax_avh.training.state import init_state

@@ -4,7 +4,7 @@ import time
 
 import tqdm
 
-from extract.schema import FRAME_RATE
+from avh_shards import FRAME_RATE
 
 
 class Progress:

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 
-from extract.schema import InputError, nearest
+from avh_shards import UserError, nearest
 
 SETTINGS, RESULT = "config.json", "result.json"  # in the workdir of a run
 
@@ -146,7 +146,7 @@ def make_config(settings: dict[str, str]) -> Config:
       settings: field -> value: {"optimizer.learning_rate": "1e-4"}; "method" is short for "method.name".
 
     Raises:
-      InputError: there is no such field, or the value is not of its type.
+      UserError: there is no such field, or the value is not of its type.
     """
     settings = {"method.name" if name == "method" else name: text for name, text in settings.items()}
     config = Config()
@@ -154,13 +154,13 @@ def make_config(settings: dict[str, str]) -> Config:
         section, _, field = name.rpartition(".")
         holder = getattr(config, section, None) if section else config
         if not dataclasses.is_dataclass(holder) or dataclasses.is_dataclass(getattr(holder, field, holder)):
-            raise InputError(
+            raise UserError(
                 f"--config.{name}: there is no such setting{nearest(name, describe(Config()), '--config.')}"
             )
         try:
             setattr(holder, field, _parsed(text, type(getattr(holder, field))))
         except (ValueError, KeyError) as error:
-            raise InputError(f"--config.{name}={text}: not a value of this setting") from error
+            raise UserError(f"--config.{name}={text}: not a value of this setting") from error
     return config
 
 
@@ -194,11 +194,11 @@ def check_config(config: Config) -> None:
     """Refuses settings that could only fail later or mean nothing.
 
     Raises:
-      InputError: naming the flag at fault.
+      UserError: naming the flag at fault.
     """
     for name in ("train", "val"):
         if not getattr(config.data, name):
-            raise InputError(f"--config.data.{name} is missing: a folder of feature shards")
+            raise UserError(f"--config.data.{name} is missing: a folder of feature shards")
     at_least_one = {
         "data.batch_frames": config.data.batch_frames,
         "data.batch_examples": config.data.batch_examples,
@@ -208,22 +208,22 @@ def check_config(config: Config) -> None:
     }
     for name, value in at_least_one.items():
         if value < 1:
-            raise InputError(f"--config.{name}={value}: must be at least 1")
+            raise UserError(f"--config.{name}={value}: must be at least 1")
     sections = {name: fields for name, fields in dataclasses.asdict(config).items() if isinstance(fields, dict)}
     for name, value in ((f"{section}.{name}", v) for section, fields in sections.items() for name, v in fields.items()):
         if isinstance(value, int) and value > (most := MOST.get(name, MOST_OF_ALL)):
-            raise InputError(f"--config.{name}={value}: must be at most {most}")
+            raise UserError(f"--config.{name}={value}: must be at most {most}")
     if min(config.data.train_clips, config.data.batch_clips) < 0:
-        raise InputError("--config.data.train_clips and --config.data.batch_clips must not be negative")
+        raise UserError("--config.data.train_clips and --config.data.batch_clips must not be negative")
     if min(config.train.epochs, config.optimizer.plateau_patience, config.optimizer.warmup_epochs) < 0:
-        raise InputError(
+        raise UserError(
             "--config.train.epochs, --config.optimizer.plateau_patience and --config.optimizer.warmup_epochs must not "
             "be negative"
         )
     if not 0 < config.optimizer.learning_rate < float("inf"):
-        raise InputError(f"--config.optimizer.learning_rate={config.optimizer.learning_rate}: must be positive")
+        raise UserError(f"--config.optimizer.learning_rate={config.optimizer.learning_rate}: must be positive")
     if not 0 < config.optimizer.plateau_factor <= 1:
-        raise InputError(f"--config.optimizer.plateau_factor={config.optimizer.plateau_factor}: must be in (0, 1]")
+        raise UserError(f"--config.optimizer.plateau_factor={config.optimizer.plateau_factor}: must be in (0, 1]")
     one_of = {
         "method.name": (config.method.name, METHODS),
         "method.head": (config.method.head, HEADS),
@@ -235,20 +235,20 @@ def check_config(config: Config) -> None:
     }
     for name, (value, allowed) in one_of.items():
         if value not in allowed:
-            raise InputError(f"--config.{name}={value}: must be {' or '.join(allowed)}")
+            raise UserError(f"--config.{name}={value}: must be {' or '.join(allowed)}")
     if not 0 <= config.optimizer.weight_decay < float("inf"):
-        raise InputError(f"--config.optimizer.weight_decay={config.optimizer.weight_decay}: must not be negative")
+        raise UserError(f"--config.optimizer.weight_decay={config.optimizer.weight_decay}: must not be negative")
     if config.method.image < IMAGE_STEP or config.method.image % IMAGE_STEP:
-        raise InputError(f"--config.method.image={config.method.image}: must be a multiple of {IMAGE_STEP}")
+        raise UserError(f"--config.method.image={config.method.image}: must be a multiple of {IMAGE_STEP}")
     if not 0 < config.method.width_multiplier <= 1:
-        raise InputError(
+        raise UserError(
             f"--config.method.width_multiplier={config.method.width_multiplier}: must be above 0 and at most 1"
         )
     if config.method.samples < LEAST_SAMPLES:
-        raise InputError(f"--config.method.samples={config.method.samples}: must be at least {LEAST_SAMPLES}")
+        raise UserError(f"--config.method.samples={config.method.samples}: must be at least {LEAST_SAMPLES}")
     if config.method.windows < 2:
-        raise InputError(f"--config.method.windows={config.method.windows}: must be at least 2")
+        raise UserError(f"--config.method.windows={config.method.windows}: must be at least 2")
     if config.method.name == "avad" and not config.method.sync_weights:
-        raise InputError("--config.method.sync_weights is missing: a trained avh_align, .safetensors or its workdir")
+        raise UserError("--config.method.sync_weights is missing: a trained avh_align, .safetensors or its workdir")
     if not 0 <= config.seed < 2**32:
-        raise InputError(f"--config.seed={config.seed}: must be at least 0 and below 2**32")
+        raise UserError(f"--config.seed={config.seed}: must be at least 0 and below 2**32")

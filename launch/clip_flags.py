@@ -2,10 +2,10 @@
 
 from absl import flags
 
-from extract.clips import read_clip_list
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip_list import read_clip_list
+from extract.check.clip_list import warn_of_contradictions
 from extract.datasets import DATASETS, of_splits, read_dataset
-from extract.listing import warn_of_contradictions
-from extract.schema import ClipMeta, InputError
 
 CLIPS = flags.DEFINE_string("clips", None, "Clip list: a CSV file with the column `path`.")
 MEDIA = flags.DEFINE_string("media", None, "Folder that the paths of --clips are relative to.")
@@ -25,12 +25,12 @@ def read_clips() -> tuple[list[ClipMeta], str]:
 def _read() -> tuple[list[ClipMeta], str]:
     if DATASET.value:
         if CLIPS.value or MEDIA.value:
-            raise InputError("--dataset stands instead of --clips and --media; give one or the other")
+            raise UserError("--dataset stands instead of --clips and --media; give one or the other")
         if not ROOT.value:
-            raise InputError(f"--dataset={DATASET.value} needs --root, the folder of the data set")
+            raise UserError(f"--dataset={DATASET.value} needs --root, the folder of the data set")
         return read_dataset(DATASET.value, ROOT.value, SPLIT.value, SELECTION.value), ROOT.value
     if given := [flag.name for flag in (ROOT, SELECTION) if flag.value]:
-        raise InputError(f"--{given[0]} goes with --dataset; give that too")
+        raise UserError(f"--{given[0]} goes with --dataset; give that too")
     if not CLIPS.value or not MEDIA.value:
-        raise InputError("no clips named: give --clips and --media, or --dataset and --root")
+        raise UserError("no clips named: give --clips and --media, or --dataset and --root")
     return of_splits(CLIPS.value, read_clip_list(CLIPS.value), SPLIT.value), MEDIA.value

@@ -7,9 +7,9 @@ import sys
 
 from absl import flags
 
-from extract.clips import clip_list_text, refuse_shared_names
-from extract.listing import count_clips, format_missing, missing_files
-from extract.prepare.clip import INPUTS
+from avh_shards.clip_list import clip_list_text, refuse_shared_names
+from extract.check.clip_list import count_clips, format_missing, missing_files
+from extract.prepare import INPUTS
 from launch import clip_flags, command
 
 INPUT = flags.DEFINE_enum("input", "media", INPUTS, "media: video files; roi: x_roi.mp4 and x.wav for x.mp4.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from extract.schema import InputError, nearest, one_line
+from avh_shards import UserError, nearest, one_line
 from launch import USER_ERROR
 
 HOME = re.compile(r"(?<=[=,])~(?=[/,]|$)")  # a shell expands it at the start of a word only, not in --output=~/x
@@ -36,7 +36,7 @@ def run(main: Callable[..., int | None], arguments: str | None = None, settings:
     def guarded(rest: list[str]) -> int | None:
         try:
             return main(rest[1:]) if arguments else main()
-        except InputError as error:
+        except UserError as error:
             return _complain(error)
         except OSError as error:  # a full disk, a folder without permission, a file where a folder should be
             return _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
@@ -94,7 +94,7 @@ def define_paths(name: str, text: str) -> flags.FlagHolder:
 def require(flag: flags.FlagHolder) -> None:
     """Refuses to go on without a flag that some uses of a command can do without."""
     if flag.value is None:
-        raise InputError(f"--{flag.name} is needed")
+        raise UserError(f"--{flag.name} is needed")
 
 
 class _Choices(flags.ArgumentParser):

@@ -7,8 +7,8 @@ python -m launch.convert --input=rawnet2.pth --output=rawnet2.safetensors
 
 from absl import flags
 
-from extract.schema import one_line
-from extract.weights import convert_weights
+from avh_shards import one_line
+from extract.convert.weights import convert_weights
 from launch import command
 
 INPUT = flags.DEFINE_string("input", None, "To read: .pt, .ckpt, .pth or .safetensors.", required=True)

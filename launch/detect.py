@@ -6,7 +6,7 @@ python -m launch.detect clip.mp4 --avhubert=self_large_vox_433h.pt --weights=avh
 from absl import flags
 
 from apps.detect import detect
-from extract.prepare.clip import FINDERS, PrepareSettings
+from extract.prepare import FINDERS, PrepareSettings
 from launch import command
 
 AVHUBERT = flags.DEFINE_string("avhubert", None, "Official AV-HuBERT file, or `random` to try the path.", required=True)

@@ -5,9 +5,9 @@ python -m launch.evaluate --scores=a.h5,b.h5 --output=results
 
 from absl import flags
 
-from extract.clips import read_clip_list
-from extract.schema import place
-from extract.shards import read_failures
+from avh_shards import as_path
+from avh_shards.clip_list import read_clip_list
+from extract.store.shard import read_failures
 from jax_avh.report.results import write_results
 from launch import command
 
@@ -23,7 +23,7 @@ def main() -> None:
     if FAILURES.value:
         command.require(CLIPS)
     listed = read_clip_list(CLIPS.value) if CLIPS.value else []
-    failed = [failure.path for failure in read_failures(place(FAILURES.value))] if FAILURES.value else []
+    failed = [failure.path for failure in read_failures(as_path(FAILURES.value))] if FAILURES.value else []
     lists = [flag.value for flag in (CLIPS, FAILURES) if flag.value]
     print(write_results(SCORES.value, OUTPUT.value, listed, failed, THRESHOLD.value, inputs=lists))
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from absl import flags
 
+from avh_shards import OPTIONAL, ClipMeta, UserError, check_outputs
+from avh_shards.clip_list import RETRIED
+from avh_shards.paths import PNG
 from extract.avhubert.encode import BATCH_FRAMES
-from extract.clips import RETRIED
-from extract.encoder import PRECISIONS, EncodeSettings
-from extract.job import TRIMMED, ExtractSettings, Job, merge_sets
-from extract.listing import clip_files
-from extract.pipeline import RUNNERS
-from extract.prepare.clip import INPUTS, PrepareSettings
-from extract.prepare.media import FPS_POLICIES
-from extract.schema import OPTIONAL, ClipMeta, InputError, check_outputs
-from extract.schema.files import PNG
-from extract.shard_set import format_summary
-from extract.tasks import this_task
+from extract.avhubert.encoder import PRECISIONS, EncodeSettings
+from extract.check.clip_list import clip_files
+from extract.media.decode import FPS_POLICIES
+from extract.prepare import INPUTS, PrepareSettings
+from extract.run.array_job import this_task
+from extract.run.job import TRIMMED, ExtractSettings, Job, merge_sets
+from extract.run.local import extract
+from extract.store.shard_set import format_summary
 from launch import clip_flags, command
 
 AVHUBERT = flags.DEFINE_string("avhubert", None, "Official AV-HuBERT file, or `random` to try the path.")
@@ -56,7 +56,7 @@ RETRY_FAILED = flags.DEFINE_enum(
     RETRIED,
     "Clips that failed in an earlier run, to try again: for passing reasons, or all.",
 )
-CLUSTER = flags.DEFINE_enum("cluster", "none", list(RUNNERS), "ray: spread over the Ray cluster at RAY_ADDRESS.")
+CLUSTER = flags.DEFINE_enum("cluster", "none", ["none", "ray"], "ray: spread over the Ray cluster at RAY_ADDRESS.")
 TASK_INDEX = flags.DEFINE_integer(
     "task_index", None, "Of this task of a job array; from 0; by default as the launcher says."
 )
@@ -91,7 +91,10 @@ def _extract() -> list:
     if CONTACT_SHEET.value is not None:
         _check_contact_sheet(clips, media)
     job = Job(clips, media, OUTPUT.value, settings, CONTACT_SHEET.value)
-    return RUNNERS[CLUSTER.value](job, AVHUBERT.value, *this_task(TASK_INDEX.value, TASK_COUNT.value))
+    run = extract
+    if CLUSTER.value == "ray":
+        from extract.run.ray import extract_on_ray as run  # needs the extra `ray`
+    return run(job, AVHUBERT.value, *this_task(TASK_INDEX.value, TASK_COUNT.value))
 
 
 def _check_contact_sheet(clips: Sequence[ClipMeta], media: str) -> None:
@@ -99,7 +102,7 @@ def _check_contact_sheet(clips: Sequence[ClipMeta], media: str) -> None:
     read = [clip_flags.CLIPS.value, clip_flags.SELECTION.value, AVHUBERT.value, LANDMARKS.value]
     check_outputs({CONTACT_SHEET.value: PNG}, [*filter(None, read), *clip_files(clips, media, INPUT.value)])
     if Path(CONTACT_SHEET.value).suffix.lower() != ".png":
-        raise InputError(f"{CONTACT_SHEET.value}: a contact sheet is a PNG file; name it *.png")
+        raise UserError(f"{CONTACT_SHEET.value}: a contact sheet is a PNG file; name it *.png")
 
 
 if __name__ == "__main__":

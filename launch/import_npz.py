@@ -5,10 +5,10 @@ python -m launch.import_npz --clips=train.csv --features=npz --output=shards
 
 from absl import flags
 
-from extract.clips import RETRIED, read_clip_list
-from extract.listing import warn_of_contradictions
-from extract.official import import_features
-from extract.shard_set import format_summary
+from avh_shards.clip_list import RETRIED, read_clip_list
+from extract.check.clip_list import warn_of_contradictions
+from extract.convert.npz import import_features
+from extract.store.shard_set import format_summary
 from launch import command
 
 CLIPS = flags.DEFINE_string("clips", None, "Clip list: a CSV file with the column `path`.", required=True)

@@ -5,9 +5,9 @@ python -m launch.inspect shards --against=npz
 
 from absl import flags
 
-from extract.comparison import compare, format_comparison
-from extract.inspection import inspect
-from extract.schema import InputError
+from avh_shards import UserError
+from extract.check.parity import compare, format_comparison
+from extract.check.shards import inspect
 from launch import command
 
 AGAINST = flags.DEFINE_string("against", None, "Folder of official npz features to compare with, a file a clip.")
@@ -16,7 +16,7 @@ AGAINST = flags.DEFINE_string("against", None, "Folder of official npz features 
 def main(paths: list[str]) -> int:
     """Parses flags, inspects."""
     if len(paths) > 1:
-        raise InputError(f"name one folder or shard, not {len(paths)}")
+        raise UserError(f"name one folder or shard, not {len(paths)}")
     report = inspect(paths[0])
     print(report.text())
     if report.damage or not AGAINST.value:

@@ -6,8 +6,8 @@ python -m launch.score --method=speech_forensics --features=shards/test --output
 
 from absl import flags
 
-from extract.schema import caveat, one_line
-from jax_avh.evaluation.score import score_shards
+from avh_shards import caveat, one_line
+from jax_avh.inference.score import score_shards
 from jax_avh.methods import METHODS
 from launch import command
 

@@ -6,7 +6,7 @@ python -m launch.train --config.method=avh_sup ...
 
 from absl import flags
 
-from extract.schema import InputError
+from avh_shards import UserError
 from jax_avh.config import describe, make_config
 from jax_avh.training import join_processes, train
 from launch import command
@@ -26,7 +26,7 @@ def main() -> None:
     if DISTRIBUTED.value:
         join_processes(*cluster.values())
     elif given := [name for name, value in cluster.items() if value is not None]:
-        raise InputError(f"--{given[0]}: needs --distributed; add it, or leave out what describes the cluster")
+        raise UserError(f"--{given[0]}: needs --distributed; add it, or leave out what describes the cluster")
     train(CONFIG.value, WORKDIR.value, PROFILE.value)
 
 

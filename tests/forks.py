@@ -6,9 +6,9 @@ import sys
 
 SERVER = """
 import json, os, pkgutil, runpy, sys, tempfile
-import apps.demo, apps.detect, apps.paper.run, apps.simulate, apps.sweep
-import extract.cluster, extract.comparison, extract.inspection, extract.listing, extract.weights
-import jax_avh.evaluation.submission, jax_avh.report.audit, jax_avh.training
+import apps.demo, apps.detect, apps.paper.run, apps.simulate.shards, apps.sweep
+import extract.run.ray, extract.check.parity, extract.check.shards, extract.check.clip_list, extract.convert.weights
+import jax_avh.evaluation.submission, jax_avh.audit.report, jax_avh.training
 for line in sys.stdin:
     command, *arguments = json.loads(line)
     with tempfile.TemporaryFile() as file:

@@ -6,8 +6,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from extract.prepare import iterate_video
-from extract.prepare.landmarks import CountingFinder
+from extract.face.landmarks import CountingFinder
+from extract.media import iterate_video
 
 CLOCK = 1000  # ticks a second of the video's timestamps
 POINTS = np.random.default_rng(0).uniform(5, 40, (68, 2))

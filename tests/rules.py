@@ -11,9 +11,9 @@ import safetensors.numpy
 import torch
 from flax import nnx
 
+from avh_shards.clip_list import read_clip_list
 from extract.avhubert import AVHubert, AVHubertConfig
-from extract.clips import read_clip_list
-from extract.official import import_features
+from extract.convert.npz import import_features
 from jax_avh.models.weights import named_arrays
 
 HIDDEN = (512, 256, 128)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.schema import list_shards, open_shard
+from avh_shards import list_shards, open_shard
 from tests.conftest import TESTDATA
 
 

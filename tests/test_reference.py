@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.schema import list_shards, open_shard
-from jax_avh.evaluation import open_scores
+from avh_shards import list_shards, open_shard
+from jax_avh.inference.score_file import open_scores
 from jax_avh.training.log import read_metrics
 from tests import reference
 from tests.conftest import TESTDATA

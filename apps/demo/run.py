@@ -7,9 +7,9 @@ from pathlib import Path
 
 from apps.demo.fakes import COLUMNS, make_clips
 from apps.demo.material import fetch_clips
-from extract.encoder import RANDOM_ENCODER
-from extract.schema import InputError, check_outputs, list_shards, locked, open_shard, results_folder
-from jax_avh.data import Corpus, simulate_corpus
+from apps.simulate import Corpus, simulate_corpus
+from avh_shards import UserError, check_outputs, list_shards, locked, open_shard, results_folder
+from extract.avhubert.encoder import RANDOM_ENCODER
 
 TRAINING = {  # small clips want more steps than the official 1e-5 and 1,024 frames give in a minute
     "config.optimizer.learning_rate": 1e-3,
@@ -30,7 +30,7 @@ def demo(output: str | os.PathLike, avhubert: str | None = None) -> None:
       avhubert: an official AV-HuBERT file; without it the encoder's weights are random.
 
     Raises:
-      InputError: the clips cannot be fetched, a command fails, or another demo is writing there.
+      UserError: the clips cannot be fetched, a command fails, or another demo is writing there.
     """
     output = results_folder(output)
     check_outputs({output / "clips.csv": ",".join(COLUMNS).encode()})
@@ -62,7 +62,7 @@ def _launch(command: str, **flags: object) -> None:
     arguments = ["-m", f"launch.{command}", *(f"--{name}={value}" for name, value in flags.items())]
     print("\n$ python", " ".join(arguments), flush=True)
     if subprocess.run([sys.executable, *arguments], check=False).returncode:  # noqa: S603
-        raise InputError(f"the demo stops: launch.{command} failed")
+        raise UserError(f"the demo stops: launch.{command} failed")
 
 
 def _clip_table(features: Path) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from extract.schema import InputError
+from avh_shards import UserError
 from jax_avh.data import open_source
 
 DATASETS = {"fakeavceleb": "FakeAVCeleb", "av_deepfake1m": "AV-Deepfake1M"}  # folder -> name, in the tables' order
@@ -31,12 +31,12 @@ def detectors(root: Path) -> list[Detector]:
     """All detectors that the training sets below a root allow; the first is the one that reports look at closest.
 
     Raises:
-      InputError: there are none.
+      UserError: there are none.
     """
     there = [dataset for dataset in DATASETS if (root / dataset / TRAINED_IN / "train").is_dir()]
     if not there:
         layout = f"{'|'.join(DATASETS)}/{'|'.join(STATES)}/{{train,val,test}}"
-        raise InputError(f"{root}: no training shards; lay them out as {layout}")
+        raise UserError(f"{root}: no training shards; lay them out as {layout}")
     unsupervised = [Detector("avh_align-mlp", "avh_align", MAIN), Detector("avad", "avad", MAIN, sync="avh_align-mlp")]
     untrained = [Detector(method, method) for method in UNTRAINED]
     supervised = [

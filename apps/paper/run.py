@@ -6,12 +6,13 @@ from pathlib import Path
 
 from apps.paper.plan import DATASETS, STATES, TRAINED_IN, Detector, detectors, test_sets
 from apps.paper.tables import format_tables
-from extract.schema import InputError, caveat, check_outputs, locked, place, results_folder
+from avh_shards import UserError, as_path, caveat, check_outputs, locked, results_folder
 from jax_avh.config import RESULT, Config, check_config, make_config
 from jax_avh.data import FeatureSource, open_source
-from jax_avh.evaluation import evaluate, open_scores
-from jax_avh.evaluation.detector import load_detector
-from jax_avh.evaluation.score import score_shards
+from jax_avh.evaluation import evaluate
+from jax_avh.inference.detector import load_detector
+from jax_avh.inference.score import score_shards
+from jax_avh.inference.score_file import open_scores
 from jax_avh.methods import METHODS
 from jax_avh.report.results import FILES, write_evaluation
 from jax_avh.training import train
@@ -35,14 +36,14 @@ def paper(root: str | os.PathLike, output: str | os.PathLike, flags: Sequence[st
       The tables.
 
     Raises:
-      InputError: there are no shards, a setting is refused, a training or scoring fails, or another run is
+      UserError: there are no shards, a setting is refused, a training or scoring fails, or another run is
         writing to the output's folder.
     """
-    root, output = place(root), results_folder(output)
+    root, output = as_path(root), results_folder(output)
     check_outputs({output / name: kind for name, kind in (FILES | {TABLES: TABLES_KIND}).items()})
     sets, planned = test_sets(root), detectors(root)
     if not sets:
-        raise InputError(f"{root}: no test shards; lay them out as <data set>/<untrimmed, trimmed>/test")
+        raise UserError(f"{root}: no test shards; lay them out as <data set>/<untrimmed, trimmed>/test")
     configs = _configs(root, output, planned, flags)
     with locked(output):
         scored, skipped = [], []
@@ -82,9 +83,9 @@ def _configs(root: Path, output: Path, planned: Sequence[Detector], flags: Seque
         setting, equals, value = flag.removeprefix("--").partition("=")
         owner, _, field = setting.partition(".")
         if owner not in given or not equals:
-            raise InputError(f"{flag}: give --NAME.FIELD=VALUE, NAME being {EVERY}, a method or one of runs/")
+            raise UserError(f"{flag}: give --NAME.FIELD=VALUE, NAME being {EVERY}, a method or one of runs/")
         if field in ("data.train", "data.val") or (field.startswith("method") and field not in SIZES):
-            raise InputError(f"{flag}: is what the tables are about; it cannot be set")
+            raise UserError(f"{flag}: is what the tables are about; it cannot be set")
         given[owner][field] = value
     configs = {}
     for detector in planned:
@@ -105,7 +106,7 @@ def _trained(detector: Detector, config: Config | None, workdir: Path) -> Path |
     print(f"\n=== {detector.name}, trained on {detector.trained_on}", flush=True)
     train(config, workdir)
     if not (workdir / RESULT).is_file():
-        raise InputError(f"{workdir}: stopped before its end; the same command goes on")
+        raise UserError(f"{workdir}: stopped before its end; the same command goes on")
     return workdir
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from apps.paper.plan import DATASETS, SHARES, STATES
-from extract.schema import format_table
+from avh_shards import format_table
 from jax_avh.evaluation import POOLINGS
 
 Published = Mapping[tuple[str, str], tuple[float, float]]

@@ -2,6 +2,6 @@
 
 from extract.avhubert.checkpoint import load_avhubert, random_avhubert
 from extract.avhubert.encode import encode_clips
-from extract.avhubert.network import AVHubert, AVHubertConfig
+from extract.avhubert.model import AVHubert, AVHubertConfig
 
 __all__ = ["AVHubert", "AVHubertConfig", "encode_clips", "load_avhubert", "random_avhubert"]

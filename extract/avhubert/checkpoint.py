@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from extract.avhubert.network import AVHubert, AVHubertConfig
-from extract.schema import InputError, one_line
-from extract.unpickle import load_restricted, plain
+from avh_shards import UserError, one_line
+from extract.avhubert.model import AVHubert, AVHubertConfig
+from extract.convert.unpickle import load_restricted, plain
 
 FINE_TUNED_PREFIX = "encoder.w2v_model."
 UNUSED = ("mask_emb", "label_embs_concat", "final_proj.")  # of the pre-training task, not of the encoder
@@ -30,14 +30,14 @@ def load_avhubert(path: str | os.PathLike) -> AVHubert:
       The encoder in float32, in evaluation mode, on the CPU.
 
     Raises:
-      InputError: the file is missing or damaged, names a class that is not allowed, or is no AV-HuBERT file; all
+      UserError: the file is missing or damaged, names a class that is not allowed, or is no AV-HuBERT file; all
         parameters that do not fit are listed at once.
     """
     checkpoint = load_restricted(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         detector = isinstance(checkpoint, dict) and "state_dict" in checkpoint
         hint = ", but a `state_dict`, as weights of detectors do; convert those with launch.convert" if detector else ""
-        raise InputError(f"{path}: not an AV-HuBERT file: it holds no `model`{hint}")
+        raise UserError(f"{path}: not an AV-HuBERT file: it holds no `model`{hint}")
     with torch.device("meta"):  # only names and shapes: memory is allocated once the file is known to fill it
         network = AVHubert(_config(checkpoint, path))
     weights = _encoder_weights(checkpoint["model"], path)
@@ -72,7 +72,7 @@ def _config(checkpoint: dict, path: str | os.PathLike) -> AVHubertConfig:
         return AVHubertConfig(**{field: int(settings[name]) for field, name in CONFIG_NAMES.items()})
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:  # int() of whatever is there
         reason = one_line(str(error)[:200])
-        raise InputError(f"{path}: not an AV-HuBERT file: its configuration lacks or garbles {reason}") from None
+        raise UserError(f"{path}: not an AV-HuBERT file: its configuration lacks or garbles {reason}") from None
 
 
 def _section(settings: dict, name: str) -> dict:
@@ -83,7 +83,7 @@ def _section(settings: dict, name: str) -> dict:
 def _encoder_weights(model: dict, path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """The encoder's part of a file's parameters."""
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in model.items()):
-        raise InputError(f"{path}: not an AV-HuBERT file: its `model` holds more than named tensors")
+        raise UserError(f"{path}: not an AV-HuBERT file: its `model` holds more than named tensors")
     if any(name.startswith(FINE_TUNED_PREFIX) for name in model):
         model = {
             name.removeprefix(FINE_TUNED_PREFIX): value
@@ -99,6 +99,6 @@ def _check_fit(network: AVHubert, weights: dict[str, torch.Tensor], path: str | 
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if wrong:
         details = ", ".join(f"{n} {found.get(n, 'missing')} for {wanted.get(n, 'nothing')}" for n in wrong[:8])
-        raise InputError(f"{path}: {len(wrong)} parameters do not fit AV-HuBERT: {one_line(details[:1000])}")
+        raise UserError(f"{path}: {len(wrong)} parameters do not fit AV-HuBERT: {one_line(details[:1000])}")
     if sum(value.nbytes for value in weights.values()) > Path(path).stat().st_size:
-        raise InputError(f"{path}: not an AV-HuBERT file: its parameters share their numbers")
+        raise UserError(f"{path}: not an AV-HuBERT file: its parameters share their numbers")

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from extract.avhubert.network import AVHubert
-from extract.prepare.clip import PreparedClip
-from extract.shards import ClipFeatures
+from extract.avhubert.model import AVHubert
+from extract.prepare import PreparedClip
+from extract.store.shard import ClipFeatures
 
 MEAN, STD = 0.421, 0.165  # of grey mouth crops in [0, 1], AV-HuBERT's normalisation
 MARGIN = 4  # pixels cut off each side of a 96x96 crop

@@ -6,8 +6,8 @@ from extract.datasets.common import of_splits
 from extract.datasets.fakeavceleb import read_fakeavceleb
 from extract.datasets.folder import read_folder
 from extract.datasets.lavdf import read_lavdf
+from extract.datasets.registry import DATASETS, Reader, read_dataset
 from extract.datasets.selection import select
-from extract.datasets.table import DATASETS, Reader, read_dataset
 
 __all__ = [
     "DATASETS",

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from avh_shards import FAKE, REAL, ClipMeta, UserError, read_lines
 from extract.datasets.common import category, check_splits, choice, clip_path, collect, field, segments
 from extract.datasets.files import list_files, read_json, read_json_list
-from extract.schema import FAKE, REAL, ClipMeta, InputError, read_lines
 
 LISTINGS = {"train": "train_metadata.json", "val": "val_metadata.json", "test": "test_files.txt"}
 CATEGORIES = {
@@ -32,7 +32,7 @@ def read_av_deepfake1m(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMet
       official program counts it, whatever `modify_type` says. The labels of the test split are withheld.
 
     Raises:
-      InputError: a split is unknown or not there, or metadata is wrong.
+      UserError: a split is unknown or not there, or metadata is wrong.
     """
     check_splits("av_deepfake1m", splits, tuple(LISTINGS))
     clips = []
@@ -42,9 +42,9 @@ def read_av_deepfake1m(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMet
         if (entries := _entries(root, split)) is not None:
             clips += collect(root / listing, entries, functools.partial(_clip, split))
         elif splits:
-            raise InputError(f"{root / listing}: no such file; put it there or choose of {', '.join(LISTINGS)}")
+            raise UserError(f"{root / listing}: no such file; put it there or choose of {', '.join(LISTINGS)}")
     if not clips:
-        raise InputError(f"{root}: holds none of {', '.join(LISTINGS.values())}; name the folder that does")
+        raise UserError(f"{root}: holds none of {', '.join(LISTINGS.values())}; name the folder that does")
     return clips
 
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from avh_shards import FAKE, REAL, ClipMeta
 from extract.datasets.common import category, check_splits, clip_path, collect
 from extract.datasets.files import list_files
-from extract.schema import FAKE, REAL, ClipMeta
 
 FOLDERS = {"0_real": (REAL, category(False, False)), "1_fake": (FAKE, "")}
 
@@ -20,7 +20,7 @@ def read_avlips(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
       The clips, the real ones first, in the order of their numbers.
 
     Raises:
-      InputError: a split is named, a folder is missing or there is no clip.
+      UserError: a split is named, a folder is missing or there is no clip.
     """
     check_splits("avlips", splits, ())
     above = ["AVLips"] if (root / "AVLips").is_dir() else []

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from extract.clips import check_path, check_segments
-from extract.schema import ClipMeta, InputError
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip_list import check_path, check_segments
 
 T = TypeVar("T")
 Entry = TypeVar("Entry")
@@ -38,19 +38,19 @@ def collect(source: Path, entries: Iterable[tuple[str, Entry]], to_clip: Callabl
       The clips, in the entries' order; of several entries of one path, the first.
 
     Raises:
-      InputError: an entry is wrong, contradicts an earlier one of the same path, or there is none.
+      UserError: an entry is wrong, contradicts an earlier one of the same path, or there is none.
     """
     clips: dict[str, ClipMeta] = {}
     for where, entry in entries:
         try:
             clip = to_clip(entry)
         except ValueError as error:
-            raise InputError(f"{where}: {error}") from None
+            raise UserError(f"{where}: {error}") from None
         first = clips.setdefault(clip.path, clip)
         if (first.label, first.category, first.segments) != (clip.label, clip.category, clip.segments):
-            raise InputError(f"{where}: contradicts an earlier entry of {clip.path!r}; remove the wrong one")
+            raise UserError(f"{where}: contradicts an earlier entry of {clip.path!r}; remove the wrong one")
     if not clips:
-        raise InputError(f"{source}: holds no clip; name the folder of the released data set")
+        raise UserError(f"{source}: holds no clip; name the folder of the released data set")
     return list(clips.values())
 
 
@@ -58,11 +58,11 @@ def check_splits(place: str, splits: Sequence[str], known: Sequence[str]) -> Non
     """Rejects splits that are not there.
 
     Raises:
-      InputError: naming the first of them, and those that are there.
+      UserError: naming the first of them, and those that are there.
     """
     if unknown := [split for split in splits if split not in known]:
         there = f"choose from {', '.join(known)}" if known else "it has none, so name none"
-        raise InputError(f"{place}: has no split {unknown[0]!r}; {there}")
+        raise UserError(f"{place}: has no split {unknown[0]!r}; {there}")
 
 
 def of_splits(place: str, clips: Sequence[ClipMeta], splits: Sequence[str]) -> list[ClipMeta]:
@@ -74,7 +74,7 @@ def of_splits(place: str, clips: Sequence[ClipMeta], splits: Sequence[str]) -> l
       splits: names of splits.
 
     Raises:
-      InputError: no clip is of such a split.
+      UserError: no clip is of such a split.
     """
     check_splits(place, splits, sorted({clip.split for clip in clips} - {""}))
     return [clip for clip in clips if not splits or clip.split in splits]

@@ -3,9 +3,9 @@
 import functools
 from pathlib import Path
 
+from avh_shards import FAKE, REAL, ClipMeta, read_table
 from extract.datasets.common import LETTERS, check_splits, choice, clip_path, collect, field
 from extract.datasets.files import REMEDY
-from extract.schema import FAKE, REAL, ClipMeta, read_table
 
 FOLDER = "FakeAVCeleb"  # stands before every folder of the metadata, but is not in every copy of the data set
 UNNAMED = ("Unnamed: 9", "")  # the released column of folders: pandas' name for it, and none
@@ -24,7 +24,7 @@ def read_fakeavceleb(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]
       The clips, in the metadata's order; of several rows of one file, the first.
 
     Raises:
-      InputError: a split is named, or the metadata is wrong.
+      UserError: a split is named, or the metadata is wrong.
     """
     check_splits("fakeavceleb", splits, ())
     metadata = root / "meta_data.csv"

@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from extract.schema import InputError, read_text, warn
+from avh_shards import UserError, read_text, warn
 
 DIGITS = re.compile("([0-9]+)")
 REMEDY = "put the released file there"
@@ -17,24 +17,24 @@ def read_json(path: Path) -> object:
     """What a JSON file holds.
 
     Raises:
-      InputError: the file is missing or is not JSON, or an object in it has two values under one name.
+      UserError: the file is missing or is not JSON, or an object in it has two values under one name.
     """
     text = read_text(path, REMEDY)
     try:
         return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error}); {REMEDY}") from None
+        raise UserError(f"{path}: not a readable JSON file ({error}); {REMEDY}") from None
 
 
 def read_json_list(path: Path) -> Iterator[tuple[str, object]]:
     """The entries of a JSON file that holds one list, each with its place in words.
 
     Raises:
-      InputError: the file is missing, or is not a JSON list.
+      UserError: the file is missing, or is not a JSON list.
     """
     entries = read_json(path)
     if not isinstance(entries, list):
-        raise InputError(f"{path}: holds no list of clips; put the released file there")
+        raise UserError(f"{path}: holds no list of clips; put the released file there")
     for number, entry in enumerate(entries, 1):
         yield f"{path}, clip {number}", entry
 
@@ -48,7 +48,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
       Paths relative to the folder, sorted with numbers as numbers (2.mp4 before 10.mp4).
 
     Raises:
-      InputError: the folder, or one below it, cannot be listed.
+      UserError: the folder, or one below it, cannot be listed.
     """
     found, linked = [], []
     for parent, folders, names in os.walk(folder, onerror=_refuse):
@@ -78,4 +78,4 @@ def _natural(path: str) -> tuple[list[str | int], str]:
 
 def _refuse(error: OSError) -> None:
     """An error of a listing, which os.walk would otherwise skip, as the user's."""
-    raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); name a folder that can be") from None
+    raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); name a folder that can be") from None

@@ -4,9 +4,9 @@ import collections
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from avh_shards import ClipMeta, warn
 from extract.datasets.common import check_splits, clip_path, collect
 from extract.datasets.files import list_files
-from extract.schema import ClipMeta, warn
 
 # Files that FFmpeg opens as video. The names of its own formats would bring in sound, pictures, subtitles and texts,
 # and lack many of these; looking into every file would take as long as decoding does.
@@ -29,7 +29,7 @@ def read_folder(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
       The clips, sorted by path with numbers as numbers, all of unknown label.
 
     Raises:
-      InputError: a split is named, the folder cannot be listed or holds no media file.
+      UserError: a split is named, the folder cannot be listed or holds no media file.
     """
     check_splits("folder", splits, ())
     return collect(root, ((f"{root}", path) for path in _media_files(root)), ClipMeta)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from avh_shards import FAKE, REAL, ClipMeta
 from extract.datasets.common import category, check_splits, choice, clip_path, collect, field, of_splits, segments
 from extract.datasets.files import read_json_list
-from extract.schema import FAKE, REAL, ClipMeta
 
 SPLITS = ("train", "dev", "test")
 
@@ -20,7 +20,7 @@ def read_lavdf(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
       The clips, in the metadata's order.
 
     Raises:
-      InputError: a split is unknown or not there, or the metadata is wrong.
+      UserError: a split is unknown or not there, or the metadata is wrong.
     """
     check_splits("lavdf", splits, SPLITS)
     full = root / "metadata.json"

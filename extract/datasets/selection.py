@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path, PurePosixPath
 
-from extract.clips import check_path
+from avh_shards import FAKE, REAL, UNKNOWN, ClipMeta, read_table
+from avh_shards.clip_list import check_path
 from extract.datasets.common import LETTERS, choice, collect, field
-from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta, read_table
 
 COLUMNS = ("path", "label", "category", "full_path")
 UNREAD = ("source", "num_frames")
@@ -29,7 +29,7 @@ def select(clips: Sequence[ClipMeta], list_path: str | os.PathLike) -> list[Clip
       label, with the list's.
 
     Raises:
-      InputError: the list is wrong, or names no clip, several, or one of another label.
+      UserError: the list is wrong, or names no clip, several, or one of another label.
     """
     path = Path(list_path)
     rows = [(f"{path}, line {line}", row) for line, row in read_table(path, COLUMNS, (), UNREAD)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from extract.schema import ShardTable, read_bytes
+from avh_shards import ShardTable, read_bytes
 
 Rows = Callable[[ShardTable, str, int, int], np.ndarray]  # (shard, content, first, last)
 
@@ -17,7 +17,7 @@ def rows_of_file(shard: ShardTable, content: str, first: int, last: int) -> Shap
     It holds no file open, so that any number of shards will do.
 
     Raises:
-      InputError: the file has become shorter, or its file system fails.
+      UserError: the file has become shorter, or its file system fails.
     """
     extent = shard.extent(content)
     return extent.view(read_bytes(shard.path, *extent.span(first, last)))

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, Int16, UInt8
 
-from extract.schema import FAKE, REAL, ClipMeta, InputError, ShardTable, list_shards, place, read_shard_table
-from extract.schema.files import AnyPath, Place
+from avh_shards import FAKE, REAL, ClipMeta, ShardTable, UserError, as_path, list_shards, read_shard_table
+from avh_shards.paths import AnyPath, FilePath
 from jax_avh.data.rows import Rows, rows_in_memory, rows_of_file
 
 SET_ATTRIBUTES = ("width", "weights_sha256", "trimmed")  # equal in all shards that belong together
@@ -22,7 +22,7 @@ MODALITIES = ("visual", "audio")
 class FeatureSource:
     """Clips of one or more shards, local or at a URL. Features stay there until they are asked for."""
 
-    path: Place
+    path: FilePath
     shards: tuple[ShardTable, ...]
     members: tuple[tuple[int, int], ...]  # clip -> (shard, clip within the shard)
     rows: Rows = rows_of_file
@@ -98,15 +98,15 @@ class FeatureSource:
         return self._first_without(content) is None
 
     def check_has(self, content: str) -> None:
-        """Raises an InputError that names the first shard without an optional content, if there is one."""
+        """Raises an UserError that names the first shard without an optional content, if there is one."""
         if shard := self._first_without(content):
-            raise InputError(f"{shard.path}: its shards hold no {content}; extract them with --store={content}")
+            raise UserError(f"{shard.path}: its shards hold no {content}; extract them with --store={content}")
 
     def real(self) -> "FeatureSource":
         """The clips labelled real.
 
         Raises:
-          InputError: there is none.
+          UserError: there is none.
         """
         return self._labelled(REAL)
 
@@ -114,7 +114,7 @@ class FeatureSource:
         """The clips labelled real or fake.
 
         Raises:
-          InputError: there are none of either.
+          UserError: there are none of either.
         """
         for label in (REAL, FAKE):
             self._labelled(label)
@@ -135,7 +135,7 @@ class FeatureSource:
         members = [member for member, label in zip(self.members, self.labels, strict=True) if label in labels]
         if not members:
             kind = "real" if REAL in labels else "fake"
-            raise InputError(
+            raise UserError(
                 f"{self.path}: none of its {len(self.members)} clips is labelled {kind}; training needs them"
             )
         return dataclasses.replace(self, members=tuple(members))
@@ -151,23 +151,23 @@ class FeatureSource:
         return hashlib.sha256(json.dumps([known, made_by, str(self.dtype)]).encode()).hexdigest()
 
     def check_unchanged(self) -> None:
-        """Raises an InputError if a local shard differs in size from what it was when it was opened.
+        """Raises an UserError if a local shard differs in size from what it was when it was opened.
 
         It may be mapped into memory, and touching a page beyond its new end would kill the process.
         """
         for shard in self.shards if self.local else ():
             size = shard.path.stat().st_size if shard.path.exists() else 0
             if size != shard.size:
-                raise InputError(
+                raise UserError(
                     f"{shard.path}: has {size} bytes, but had {shard.size} when it was opened; restart once it is whole"
                 )
 
     def check_finite(self) -> None:
-        """Raises an InputError that names the first clip with NaN or infinity, if there is one."""
+        """Raises an UserError that names the first clip with NaN or infinity, if there is one."""
         for clip, (shard, _) in enumerate(self.members):
             if not all(np.isfinite(self.features(modality, clip)).all() for modality in MODALITIES):
                 where = self.shards[shard].path
-                raise InputError(
+                raise UserError(
                     f"{where}: the features of {self.clips[clip].path!r} hold NaN; extract this shard again"
                 )
 
@@ -179,14 +179,14 @@ def open_source(path: AnyPath) -> FeatureSource:
     """Opens a folder of shards, or one shard.
 
     Raises:
-      InputError: there is no shard, one is damaged, or they do not belong together.
+      UserError: there is no shard, one is damaged, or they do not belong together.
     """
     shards = tuple(read_shard_table(file) for file in list_shards(path))
     _check_together(shards)
     members = tuple((k, n) for k, shard in enumerate(shards) for n in range(len(shard.clips)))
     if not members:
-        raise InputError(f"{path}: its shards hold no clip; see failures.jsonl there")
-    return FeatureSource(place(path), shards, members)
+        raise UserError(f"{path}: its shards hold no clip; see failures.jsonl there")
+    return FeatureSource(as_path(path), shards, members)
 
 
 def _check_together(shards: Sequence[ShardTable]) -> None:
@@ -195,9 +195,9 @@ def _check_together(shards: Sequence[ShardTable]) -> None:
         for name in SET_ATTRIBUTES:
             if shard.attributes.get(name) != first.attributes.get(name):
                 found, wanted = (table.attributes.get(name) for table in (shard, first))
-                raise InputError(
+                raise UserError(
                     f"{shard.path}: its {name} is {found}, but that of {first.path} is {wanted}; they are not one set"
                 )
         for clip in shard.clips:
             if (other := seen.setdefault(clip.path, shard.path)) != shard.path:
-                raise InputError(f"{shard.path}: clip {clip.path!r} is in {other} too")
+                raise UserError(f"{shard.path}: clip {clip.path!r} is in {other} too")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
-from extract.schema import UNKNOWN, offsets
+from avh_shards import UNKNOWN, offsets
 from jax_avh.data.source import FeatureSource
 from jax_avh.models.windows import PADDING
 
@@ -34,7 +34,7 @@ class FrameStream:
         return frames
 
     def places(self, start: int, stop: int) -> Int[np.ndarray, " T"]:
-        """Place of the clip that each of the frames start:stop belongs to; PADDING beyond the stream."""
+        """FilePath of the clip that each of the frames start:stop belongs to; PADDING beyond the stream."""
         places = np.full(stop - start, PADDING, np.int32)
         for place, first, last in self._pieces(start, stop):
             places[first - start : last - start] = place

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from extract.schema import FAKE, REAL
+from avh_shards import FAKE, REAL
 
 QUANTILE = statistics.NormalDist().inv_cdf(0.975)  # standard errors to either side: a 95 % interval
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta, InputError, caveat, ends_beyond
+from avh_shards import FAKE, REAL, UNKNOWN, ClipMeta, UserError, caveat, ends_beyond
 from jax_avh.evaluation.bootstrap import FEWEST, bootstrap_intervals
 from jax_avh.evaluation.delong import delong_test
-from jax_avh.evaluation.localize import localisation
+from jax_avh.evaluation.localisation import localisation
 from jax_avh.evaluation.metrics import METRICS, detection_metrics, worst_case
 from jax_avh.evaluation.results import Entry, Evaluation, as_named, named_entries
-from jax_avh.evaluation.scores import open_scores
+from jax_avh.inference.score_file import open_scores
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -39,13 +39,13 @@ def evaluate(
       names: of the score files' methods in the comparison; None = by their methods and weights.
 
     Raises:
-      InputError: a file is missing or damaged, or two contradict each other.
+      UserError: a file is missing or damaged, or two contradict each other.
     """
     tables = [(Path(path), open_scores(path)) for path in scores]
     entries = named_entries(tables) if names is None else as_named(tables, names)
     _check_labels(entries, listed)
     if unknown := (thresholds or {}).keys() - {entry.method for entry in entries}:
-        raise InputError(f"--threshold names {min(unknown)!r}, but the methods are {_names(entries)}")
+        raise UserError(f"--threshold names {min(unknown)!r}, but the methods are {_names(entries)}")
     rest = {"resamples": resamples, "confidence": CONFIDENCE, "warnings": list(_warnings(entries, listed))}
     results = [result for entry in entries for result in _results(entry, thresholds or {}, resamples)]
     found = [(entry, localisation(entry.table)) for entry in entries]
@@ -201,9 +201,9 @@ def _check_labels(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> None:
         for clip in entry.clips:
             label, title = known.setdefault((entry.dataset, clip.path), (clip.label, entry.title))
             if label != clip.label:
-                raise InputError(f"clip {clip.path!r} has label {clip.label} in {entry.title}, but {label} in {title}")
+                raise UserError(f"clip {clip.path!r} has label {clip.label} in {entry.title}, but {label} in {title}")
             if UNKNOWN not in (label, other := in_list.get(clip.path, UNKNOWN)) and label != other:
-                raise InputError(f"clip {clip.path!r} has label {label} in {title}, but {other} in the clip list")
+                raise UserError(f"clip {clip.path!r} has label {label} in {title}, but {other} in the clip list")
 
 
 def _shared(entry: Entry, listed: Sequence[ClipMeta]) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
 
-from extract.schema import FAKE, REAL
+from avh_shards import FAKE, REAL
 
 FALSE_POSITIVE_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_01": 0.001}  # metric -> the most that it allows
 METRICS = ("auc", "ap", "eer", *FALSE_POSITIVE_RATES, "accuracy", "f1")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from extract.schema import ClipMeta
+from avh_shards import ClipMeta
 
 SPEAKER = re.compile("(?:^|/)(id[0-9]+)/")  # VoxCeleb2's folder of a speaker
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int64
 
-from extract.schema import ClipMeta, InputError, marked
-from jax_avh.evaluation.pooling import pool_all
-from jax_avh.evaluation.scores import ScoreTable
+from avh_shards import ClipMeta, UserError, marked
+from jax_avh.inference.pooling import pool_all
+from jax_avh.inference.score_file import ScoreTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def named_entries(tables: Sequence[tuple[Path, ScoreTable]]) -> tuple[Entry, ...
     """Score files under names that tell them apart: the method's, if need be with that of its weights, or of the file.
 
     Raises:
-      InputError: two files of one name, method, data set and state.
+      UserError: two files of one name, method, data set and state.
     """
     entries: list[Entry] = []
     for name in (_by_method, _by_weights, _by_file):
@@ -82,7 +82,7 @@ def named_entries(tables: Sequence[tuple[Path, ScoreTable]]) -> tuple[Entry, ...
         if max(keys.values()) == 1 and all(len(of_one) == 1 for of_one in weights.values()):
             return tuple(entries)
     if max(keys.values()) > 1:
-        raise InputError(f"two score files are named {keys.most_common(1)[0][0][1]!r}; rename one")
+        raise UserError(f"two score files are named {keys.most_common(1)[0][0][1]!r}; rename one")
     return tuple(entries)
 
 

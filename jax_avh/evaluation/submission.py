@@ -8,21 +8,21 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from extract.schema import (
+from avh_shards import (
     FRAME_RATE,
     ClipMeta,
-    InputError,
+    UserError,
+    as_path,
+    atomic_write,
     caveat,
     check_outputs,
     file_lock,
     locked,
-    place,
     read_lines,
-    whole_file,
 )
-from extract.schema.files import ZIP
-from jax_avh.evaluation.localize import confidence, table_proposals
-from jax_avh.evaluation.scores import ScoreTable, open_scores
+from avh_shards.paths import ZIP
+from jax_avh.evaluation.localisation import confidence, table_proposals
+from jax_avh.inference.score_file import ScoreTable, open_scores
 
 SCORES, SEGMENTS = "prediction.txt", "prediction.json"  # names in the zip
 SEPARATOR = ";"  # between a file's name and its score
@@ -33,7 +33,7 @@ def submit(scores: str | os.PathLike, test_files: str | os.PathLike, output: str
     """Writes a submission out of a score file; see write_submission.
 
     Raises:
-      InputError: what is read is missing, damaged or wrong, or the output is an input or cannot be written.
+      UserError: what is read is missing, damaged or wrong, or the output is an input or cannot be written.
     """
     check_outputs({output: ZIP}, [scores, test_files])
     with locked(output, file_lock(output)):
@@ -57,18 +57,18 @@ def write_submission(table: ScoreTable, test_files: str | os.PathLike, output: s
       What was written, in a sentence.
 
     Raises:
-      InputError: the method has no frame scores, the list is wrong, or a clip of it is missing or ambiguous.
+      UserError: the method has no frame scores, the list is wrong, or a clip of it is missing or ambiguous.
     """
     if table.frame is None:
-        raise InputError(f"{table.method}: has no frame scores, but a submission wants segments; use a method that has")
-    if place(output).suffix != ".zip":
-        raise InputError(f"{output}: a submission is a zip file; name it .zip")
+        raise UserError(f"{table.method}: has no frame scores, but a submission wants segments; use a method that has")
+    if as_path(output).suffix != ".zip":
+        raise UserError(f"{output}: a submission is a zip file; name it .zip")
     files = _read_list(Path(test_files))
     row = _find_clips(files, [clip.path for clip in table.clips], Path(test_files))
     segments = table_proposals(table)
     clips = {file: table.clips[n] for file, n in zip(files, row, strict=True)}
     scores = zip(files, confidence(table.clip[row]).tolist(), strict=True)
-    with whole_file(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with atomic_write(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         _write_lines(archive, SCORES, (f"{file}{SEPARATOR}{score!r}\n" for file, score in scores))
         archive.comment = caveat(table.attributes).encode()  # what the server reads has no room for it
         _write_lines(archive, SEGMENTS, _json_lines((file, _rows(segments, clip)) for file, clip in clips.items()))
@@ -83,11 +83,11 @@ def _read_list(path: Path) -> list[str]:
     lines: dict[str, int] = {}
     for number, file in read_lines(path, "it comes with the data set"):
         if SEPARATOR in file:
-            raise InputError(f"{path}, line {number}: {file!r} is not a file name; correct or remove the line")
+            raise UserError(f"{path}, line {number}: {file!r} is not a file name; correct or remove the line")
         if (first := lines.setdefault(file, number)) != number:
-            raise InputError(f"{path}, line {number}: {file!r} is also in line {first}; list each file once")
+            raise UserError(f"{path}, line {number}: {file!r} is also in line {first}; list each file once")
     if not lines:
-        raise InputError(f"{path}: names no file; use the test_files.txt of the data set")
+        raise UserError(f"{path}: names no file; use the test_files.txt of the data set")
     return list(lines)
 
 
@@ -99,7 +99,7 @@ def _find_clips(files: Sequence[str], paths: Sequence[str], source: Path) -> lis
             rows.setdefault(name, []).append(n)
     found = [[n for n in rows.get(file, []) if paths[n] == file] or rows.get(file, []) for file in files]
     if missing := [file for file, clips in zip(files, found, strict=True) if not clips]:
-        raise InputError(
+        raise UserError(
             f"{source}: {len(missing)} of its {len(files)} files have no score, the first is {missing[0]!r}; "
             "score the whole test split"
         )
@@ -107,9 +107,9 @@ def _find_clips(files: Sequence[str], paths: Sequence[str], source: Path) -> lis
     for file, clips in zip(files, found, strict=True):
         if len(clips) > 1:
             a, b = (paths[n] for n in clips[:2])
-            raise InputError(f"{source}: {file!r} may be the clip {a!r} or {b!r}; score the test split alone")
+            raise UserError(f"{source}: {file!r} may be the clip {a!r} or {b!r}; score the test split alone")
         if (other := chosen.setdefault(clips[0], file)) != file:
-            raise InputError(f"{source}: {other!r} and {file!r} mean one clip, {paths[clips[0]]!r}; list it once")
+            raise UserError(f"{source}: {other!r} and {file!r} mean one clip, {paths[clips[0]]!r}; list it once")
     return list(chosen)
 
 

@@ -1,6 +1,6 @@
 """The length of a clip as its score: an audit of what a data set, or a pooling that grows with the length, leaks."""
 
-from extract.schema import FRAME_RATE
+from avh_shards import FRAME_RATE
 from jax_avh.data.source import FeatureSource
 from jax_avh.methods.interface import ClipMethod
 

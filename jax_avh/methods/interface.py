@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Int64, Key
 
-from extract.schema import InputError, one_line
+from avh_shards import UserError, one_line
 from jax_avh.config import Config
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource
@@ -70,7 +70,7 @@ class FrameMethod:
         """The network of a file of weights.
 
         Raises:
-          InputError: they are damaged, or of another kind of network.
+          UserError: they are damaged, or of another kind of network.
         """
         return load_weights(path, precision)
 
@@ -104,7 +104,7 @@ class ExampleMethod:
         """The network of a file of weights.
 
         Raises:
-          InputError: they are damaged, or of another kind of network.
+          UserError: they are damaged, or of another kind of network.
         """
 
         def make(path: Path, shapes: object, notes: Mapping[str, str], precision: str) -> nnx.Module:
@@ -112,7 +112,7 @@ class ExampleMethod:
                 return self.rebuild(notes, precision)
             except (KeyError, ValueError, TypeError, ArithmeticError) as error:  # notes may hold anything
                 reason = one_line(str(error)[:200])
-                raise InputError(f"{path}: does not say what {self.name} needs to know of it ({reason})") from error
+                raise UserError(f"{path}: does not say what {self.name} needs to know of it ({reason})") from error
 
         return load_weights(path, precision, make)
 

@@ -6,7 +6,7 @@ Source: AVH-Align, section 3: fakes of several data sets start with some 30 ms o
 import numpy as np
 from jaxtyping import Float, Int16, Int32
 
-from extract.schema import FULL_SCALE, SAMPLE_RATE, SILENCE
+from avh_shards import FULL_SCALE, SAMPLE_RATE, SILENCE
 from jax_avh.data.source import FeatureSource
 from jax_avh.methods.interface import ClipMethod
 

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from extract.schema import InputError, one_line, open_safetensors, pack_notes, unpack_notes, whole_file
+from avh_shards import UserError, atomic_write, one_line, open_safetensors, pack_notes, unpack_notes
 from jax_avh.models.alignment import AlignmentNetwork
 from jax_avh.models.linear import LinearNetwork
 from jax_avh.models.network import MODALITIES, FrameNetwork
@@ -54,7 +54,7 @@ def save_weights(network: nnx.Module, path: str | os.PathLike, notes: Mapping[st
     """Writes a network's arrays, float32, and in the file's metadata its kind and notes on its origin."""
     arrays = {name: v.official(np.asarray(v.variable[...], np.float32)) for name, v in named_arrays(network).items()}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(safetensors.numpy.save(arrays, metadata=pack_notes({**notes, **network.kind})))
 
 
@@ -67,7 +67,7 @@ def load_weights(path: str | os.PathLike, precision: str = "float32", make: Make
       make: the network of a file that is not of frames; None = a FrameNetwork, its kind and feature width the file's.
 
     Raises:
-      InputError: the file is missing or damaged, or its arrays do not fit; all that do not are listed at once.
+      UserError: the file is missing or damaged, or its arrays do not fit; all that do not are listed at once.
     """
     path = Path(path)
     with open_safetensors(path, "numpy") as file:
@@ -80,15 +80,15 @@ def load_weights(path: str | os.PathLike, precision: str = "float32", make: Make
         if wrong := sorted(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name)):
             details = (f"{n} {shapes.get(n, 'missing')} for {wanted.get(n, 'nothing')}" for n in wrong[:MOST_DETAILS])
             details = one_line(", ".join(details)[:1000])
-            raise InputError(f"{path}: parameters that do not fit the network: {details}")
+            raise UserError(f"{path}: parameters that do not fit the network: {details}")
         for name, (variable, _) in named.items():
             array = file.get_tensor(name)
             if array.dtype.kind != "f":
-                raise InputError(f"{path}: {name} holds {array.dtype}, not floating-point numbers")
+                raise UserError(f"{path}: {name} holds {array.dtype}, not floating-point numbers")
             with np.errstate(over="ignore"):  # a large float64 becomes infinity
                 array = array.astype(variable.dtype)
             if not np.isfinite(array).all():
-                raise InputError(f"{path}: {name} holds NaN or infinity")
+                raise UserError(f"{path}: {name} holds NaN or infinity")
             variable.set_value(jnp.asarray(named[name].ours(array)))
     return network
 
@@ -107,7 +107,7 @@ def read_notes(path: str | os.PathLike) -> dict[str, str]:
     """What a file of weights says of its origin; empty for an official file's weights.
 
     Raises:
-      InputError: the file is missing or damaged.
+      UserError: the file is missing or damaged.
     """
     with open_safetensors(Path(path), "numpy") as file:
         return unpack_notes(file.metadata())
@@ -126,13 +126,13 @@ def check_features(
       what: has these features.
 
     Raises:
-      InputError: another width, or another encoder.
+      UserError: another width, or another encoder.
     """
     if width != attributes["width"]:
-        raise InputError(f"{path}: takes features of width {width}, but those of {what} have {attributes['width']}")
+        raise UserError(f"{path}: takes features of width {width}, but those of {what} have {attributes['width']}")
     made_of, found = (str(known.get("weights_sha256", "unknown")) for known in (notes, attributes))
     if "unknown" not in (made_of, found) and made_of != found:
-        raise InputError(
+        raise UserError(
             f"{path}: was trained on features of another encoder than those of {what}: weights_sha256 {made_of}, not "
             f"{found}"
         )
@@ -151,13 +151,13 @@ def weights_file(weights: str | os.PathLike) -> Path:
     """The file of weights that a path means: itself, or the best of a workdir.
 
     Raises:
-      InputError: a folder without best weights.
+      UserError: a folder without best weights.
     """
     path = Path(weights)
     if not path.is_dir():
         return path
     if not (path / BEST_WEIGHTS).is_file():
-        raise InputError(f"{path}: holds no {BEST_WEIGHTS}; has the run finished its first epoch?")
+        raise UserError(f"{path}: holds no {BEST_WEIGHTS}; has the run finished its first epoch?")
     return path / BEST_WEIGHTS
 
 
@@ -165,16 +165,16 @@ def frame_network(path: Path, shapes: Shapes, notes: Mapping[str, str], precisio
     """A network on frames of the kind that a file's parameters are of, its own parameters still to be set.
 
     Raises:
-      InputError: the file does not tell its kind.
+      UserError: the file does not tell its kind.
     """
     head = "linear" if "head.weight" in shapes else "mlp"
     modality = notes.get("modality", "" if "proj.weight" in shapes else "both")
     if modality not in MODALITIES:
-        raise InputError(f"{path}: does not say which modality it is for; convert it from its official .ckpt")
+        raise UserError(f"{path}: does not say which modality it is for; convert it from its official .ckpt")
     first = {"linear": "head", "mlp": "visual_proj" if modality == "both" else "proj"}[head]
     matrix = shapes.get(f"{first}.weight", ())
     if len(matrix) != 2 or 0 in matrix:
-        raise InputError(f"{path}: not alignment weights: it holds no matrix `{first}.weight`")
+        raise UserError(f"{path}: not alignment weights: it holds no matrix `{first}.weight`")
     width = matrix[1] // (len(MODALITIES[modality]) if head == "linear" else 1)
     normalised = notes.get("normalised", "true") == "true"
     return HEADS[head](width, rngs=nnx.Rngs(0), modality=modality, normalised=normalised, precision=precision)

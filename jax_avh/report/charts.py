@@ -11,7 +11,7 @@ from jaxtyping import Float
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from extract.schema import FRAME_RATE
+from avh_shards import FRAME_RATE
 from jax_avh.report.svg import LINES, QUIET, REAL_CLIPS, SHADE, svg_chart
 
 SQUARE, LOW = 290, 180  # points: height of curves, and that of all other charts

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
-from extract.schema import FAKE
+from avh_shards import FAKE
 from jax_avh.evaluation.results import Entry, Evaluation
 from jax_avh.report.charts import dash
 from jax_avh.report.page import UNDEFINED, keyed_number, render_page

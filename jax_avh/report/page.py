@@ -7,8 +7,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from extract.schema import printable, whole_file
-from extract.schema.files import AnyPath
+from avh_shards import atomic_write, printable
+from avh_shards.paths import AnyPath
 
 TEMPLATES = Path(__file__).parent / "templates"
 UNDEFINED = "undefined"  # what is printed for a metric that a class or a clip too few leaves without a value
@@ -43,7 +43,7 @@ def render_page(template: str, script: str = "", **values: object) -> str:
 def write_page(path: AnyPath, template: str, script: str = "", **values: object) -> None:
     """Writes the page that `render_page` makes, whole or not at all."""
     text = render_page(template, script, **values)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

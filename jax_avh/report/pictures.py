@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
-from extract.schema import FAKE, REAL, ClipMeta
+from avh_shards import FAKE, REAL, ClipMeta
 from jax_avh.evaluation.metrics import precision_recall_points, roc_points
 from jax_avh.evaluation.results import Entry
 from jax_avh.report import charts

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from extract.schema import (
+from avh_shards import (
     ClipMeta,
+    as_path,
+    atomic_writes,
     caveat,
     check_outputs,
     format_table,
     locked,
     one_line,
-    place,
     results_folder,
-    whole_files,
 )
-from extract.schema.files import HTML, AnyPath
+from avh_shards.paths import HTML, AnyPath
 from jax_avh.evaluation.evaluate import RESAMPLES, evaluate
 from jax_avh.evaluation.results import Entry, Evaluation
 from jax_avh.report.comparison import render_report
@@ -58,7 +58,7 @@ def write_results(
       The main numbers as a table to print, and what must be known beside them.
 
     Raises:
-      InputError: a score file is missing or damaged, two contradict each other, the results cannot be written, or
+      UserError: a score file is missing or damaged, two contradict each other, the results cannot be written, or
         another run is writing them.
     """
     folder = results_folder(output)
@@ -78,10 +78,10 @@ def write_evaluation(evaluation: Evaluation, output: AnyPath, texts: Mapping[str
       texts: further files that belong with them, by name.
 
     Raises:
-      InputError: a file cannot be written.
+      UserError: a file cannot be written.
     """
-    paths = [place(output) / name for name in (*FILES, *texts)]
-    with whole_files(paths) as (metrics, clips, report, *others):
+    paths = [as_path(output) / name for name in (*FILES, *texts)]
+    with atomic_writes(paths) as (metrics, clips, report, *others):
         metrics.write_text(json.dumps(evaluation.metrics, indent=1, allow_nan=False) + "\n")
         _write_clips(evaluation.entries, clips)
         report.write_text(render_report(evaluation), encoding="utf-8")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from extract.schema import printable
+from avh_shards import printable
 
 WIDTH = 340  # points
 MARGINS = {"left": 50, "right": 10, "top": 8, "bottom": 40}  # points

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.ticker import MaxNLocator
 
-from extract.schema import FRAME_RATE, InputError
+from avh_shards import FRAME_RATE, UserError
 from jax_avh.report.charts import envelope
 from jax_avh.report.page import format_number, write_page
 
@@ -50,10 +50,10 @@ def write_video_page(
       segments: stretches known to be fake, in seconds.
 
     Raises:
-      InputError: there is no such video, or the page cannot be written.
+      UserError: there is no such video, or the page cannot be written.
     """
     if not video.is_file():
-        raise InputError(f"{video}: no such file; the page of a video shows the video itself")
+        raise UserError(f"{video}: no such file; the page of a video shows the video itself")
     embedded = video.stat().st_size <= EMBEDDED_BYTES
     seconds = len(frame) / FRAME_RATE
     beside = Path(os.path.relpath(video.resolve(), Path(path).resolve().parent)).as_posix()

@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from extract.schema import InputError, one_line, unwritable
-from extract.schema.files import FULL, UNWRITABLE
+from avh_shards import UserError, one_line, unwritable
+from avh_shards.paths import FULL, UNWRITABLE
 from jax_avh.training.state import Progress, TrainState
 
 policies = ocp.training.preservation_policies
@@ -31,7 +31,7 @@ class Checkpoints:
         """Opens the folder, and makes it if it is new.
 
         Raises:
-          InputError: it cannot be written, or a checkpoint in it is damaged.
+          UserError: it cannot be written, or a checkpoint in it is damaged.
         """
         self._directory = directory.absolute()
         logging.getLogger("absl").addFilter(_not_raised_again)
@@ -56,7 +56,7 @@ class Checkpoints:
         """Saves the run at a step, whole or not at all, unless it is there already; returns when it is on disk.
 
         Raises:
-          InputError: it cannot be written: no space, no permission, ...
+          UserError: it cannot be written: no space, no permission, ...
         """
         if (latest := self._checkpointer.latest) and latest.step == step:
             return
@@ -65,7 +65,7 @@ class Checkpoints:
         needed = sum(array.nbytes for array in jax.tree.leaves(state)) + METADATA_BYTES
         disk = shutil.disk_usage(self._directory)
         if disk.total and disk.free < needed:  # some network file systems report zeros
-            raise InputError(
+            raise UserError(
                 f"{self._directory}: cannot be written: a checkpoint takes {needed / 1e6:.1f} MB, but "
                 f"{disk.free / 1e6:.1f} MB are free; free some space, and the same command resumes"
             )
@@ -76,7 +76,7 @@ class Checkpoints:
         """The latest checkpoint, placed as `state` is; what was given if there is none.
 
         Raises:
-          InputError: the checkpoint cannot be read or is of another network.
+          UserError: the checkpoint cannot be read or is of another network.
         """
         if self._checkpointer.latest is None:
             return state, progress
@@ -96,7 +96,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _told(self, damage: str = "") -> Iterator[None]:
-        """Turns a failure to write, or any to read, into an InputError.
+        """Turns a failure to write, or any to read, into an UserError.
 
         Args:
           damage: what errors mean that are not of a full disk, in reading; "" = in writing, where others than the
@@ -111,7 +111,7 @@ class Checkpoints:
             if not damage:
                 raise
             reason = one_line(error)[:MOST_TOLD]
-            raise InputError(f"{self._directory}: {damage} ({reason}); remove this folder to train anew") from error
+            raise UserError(f"{self._directory}: {damage} ({reason}); remove this folder to train anew") from error
 
 
 def _not_raised_again(record: logging.LogRecord) -> bool:

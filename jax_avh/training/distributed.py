@@ -2,7 +2,7 @@
 
 import jax
 
-from extract.schema import InputError, one_line
+from avh_shards import UserError, one_line
 
 
 def join_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -14,17 +14,17 @@ def join_processes(coordinator: str | None = None, processes: int | None = None,
       process: number of this one, from 0.
 
     Raises:
-      InputError: no cluster was found and not all three were given, or the others do not answer.
+      UserError: no cluster was found and not all three were given, or the others do not answer.
     """
     given = coordinator, processes, process
     if any(value is not None for value in given) and None in given:
-        raise InputError("--coordinator_address, --num_processes and --process_id belong together; give all three")
+        raise UserError("--coordinator_address, --num_processes and --process_id belong together; give all three")
     if process is not None and not 0 <= process < processes:
-        raise InputError(f"--process_id={process}: must be from 0 to --num_processes - 1 = {processes - 1}")
+        raise UserError(f"--process_id={process}: must be from 0 to --num_processes - 1 = {processes - 1}")
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, RuntimeError) as error:
-        raise InputError(
+        raise UserError(
             f"--distributed: {one_line(error)}; outside of Cloud TPU, SLURM and Open MPI give "
             "--coordinator_address=HOST:PORT, --num_processes and --process_id"
         ) from error

@@ -12,7 +12,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from extract.schema import InputError, unwritable, whole_file
+from avh_shards import UserError, atomic_write, unwritable
 from jax_avh.training.workdir import EVENTS, METRICS
 
 EVENT_FILE = "brain.Event:2"  # version of TensorBoard's format
@@ -34,12 +34,12 @@ class MetricsLog:
           caveat: what must accompany every number of the run; its first word is TensorBoard's group of the charts.
 
         Raises:
-          InputError: they cannot be written, or contain something other than metrics.
+          UserError: they cannot be written, or contain something other than metrics.
         """
         self._caveat = caveat
         self.path = workdir / METRICS
         kept = [line for line in read_metrics(self.path) if line["epoch"] <= last_epoch]
-        with whole_file(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
         self._events = workdir / EVENTS / name
@@ -51,7 +51,7 @@ class MetricsLog:
         """Appends an epoch's line; it is on disk when this returns.
 
         Raises:
-          InputError: it cannot be written: no space, ...
+          UserError: it cannot be written: no space, ...
         """
         line = metrics | ({"caveat": self._caveat} if self._caveat else {})
         _append(self.path, json.dumps(line).encode() + b"\n")
@@ -111,7 +111,7 @@ def read_metrics(path: Path) -> list[dict[str, int | float]]:
     """The whole lines of a metrics file; none if there is no file.
 
     Raises:
-      InputError: the file holds something else than metrics.
+      UserError: the file holds something else than metrics.
     """
     lines = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -120,5 +120,5 @@ def read_metrics(path: Path) -> list[dict[str, int | float]]:
         except (ValueError, RecursionError):  # cut off by a kill: this and what would follow never happened
             break
     if not all(isinstance(line, dict) and isinstance(line.get("epoch"), int) for line in lines):
-        raise InputError(f"{path}: not the metrics of a run; choose another --workdir")
+        raise UserError(f"{path}: not the metrics of a run; choose another --workdir")
     return lines

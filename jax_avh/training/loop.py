@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from extract.schema import InputError, caveat
+from avh_shards import UserError, caveat
 from jax_avh.config import Config, check_config
-from jax_avh.devices.sharding import make_mesh, put_copies
 from jax_avh.methods import METHODS, ExampleMethod
 from jax_avh.models import BEST_WEIGHTS, parameter_table, save_weights
+from jax_avh.parallel import make_mesh, put_copies
 from jax_avh.training.checkpoint import Checkpoints
 from jax_avh.training.log import MetricsLog, Profiler
 from jax_avh.training.meter import Meter
@@ -38,7 +38,7 @@ def train(config: Config, workdir: str | Path, profile: bool = False) -> Progres
       Where the run ended: or, after SIGTERM, where it will go on.
 
     Raises:
-      InputError: a setting, the features, the initial weights, or a workdir of another run, or of one still under way.
+      UserError: a setting, the features, the initial weights, or a workdir of another run, or of one still under way.
     """
     check_config(config)
     folder = open_workdir(workdir, config)
@@ -176,7 +176,7 @@ class Run:
         if not math.isfinite(total):
             self.train_feed.source.check_finite()
             epoch = self.progress.epoch + 1
-            raise InputError(f"the loss became {total} in epoch {epoch}; lower --config.optimizer.learning_rate")
+            raise UserError(f"the loss became {total} in epoch {epoch}; lower --config.optimizer.learning_rate")
         self.progress = dataclasses.replace(self.progress, step=step, loss_sum=total)
 
     def _evaluate(self, feed: Feed, title: str) -> float:
@@ -190,7 +190,7 @@ class Run:
             mean = meter.take() / steps.plan.items.sum()
         if not math.isfinite(mean):
             feed.source.check_finite()
-            raise InputError(f"the loss on {feed.source.path} is {mean}; the weights hold NaN or infinity")
+            raise UserError(f"the loss on {feed.source.path} is {mean}; the weights hold NaN or infinity")
         return mean
 
     def _network(self) -> nnx.Module:

@@ -8,13 +8,13 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from extract.schema import InputError
+from avh_shards import UserError
 from jax_avh.config import Config
 from jax_avh.data import Batching, FeatureSource, FrameBatches, frame_stream
 from jax_avh.data.examples import ExampleBatches, Examples, shuffled
-from jax_avh.devices.sharding import own_devices
 from jax_avh.methods import METHODS
 from jax_avh.models.alignment import HIDDEN_WIDTHS
+from jax_avh.parallel import own_devices
 from jax_avh.training.resident import Resident
 from jax_avh.training.streamed import Streamed
 
@@ -46,7 +46,7 @@ def place_features(config: Config, mesh: Mesh, train: FeatureSource, val: Featur
       The steps of both sources, and in words which placement and why.
 
     Raises:
-      InputError: features that do not fit the devices' memory.
+      UserError: features that do not fit the devices' memory.
     """
     memory = measure(mesh)
     _check_batch(config, train.width, memory)
@@ -62,11 +62,11 @@ def place_features(config: Config, mesh: Mesh, train: FeatureSource, val: Featur
 
 
 def _check_batch(config: Config, width: int, memory: Memory) -> None:
-    """Raises an InputError if a batch's features and the hidden layers that training keeps are too much for memory."""
+    """Raises an UserError if a batch's features and the hidden layers that training keeps are too much for memory."""
     pairs = (2 * halo(config) + 1) * sum(HIDDEN_WIDTHS[1:])
     needed = 4 * config.data.batch_frames * (2 * width + pairs)
     if needed > memory.devices:
-        raise InputError(
+        raise UserError(
             f"--config.data.batch_frames={config.data.batch_frames}: a step takes about {needed / GIGABYTE:.3g} GB, "
             f"more than the {memory.devices / GIGABYTE:.3g} GB of memory; lower it"
         )
@@ -81,15 +81,15 @@ def place_examples(
       The steps of both sources (of the first, full batches alone), and what there is of them in words.
 
     Raises:
-      InputError: settings that do not fit the examples.
+      UserError: settings that do not fit the examples.
     """
     method = METHODS[config.method.name]
     if config.data.placement == "device":
-        raise InputError(f"--config.data.placement=device: {method.name} reads its examples ahead; use auto")
+        raise UserError(f"--config.data.placement=device: {method.name} reads its examples ahead; use auto")
     held = (source.in_memory() if source.local else source for source in (train, val))
     train_examples, val_examples = (method.examples(source, network) for source in held)
     if len(train_examples.clip) < config.data.batch_examples:
-        raise InputError(
+        raise UserError(
             f"{train.path}: gives {len(train_examples.clip)} examples, fewer than one batch; lower "
             f"--config.data.batch_examples={config.data.batch_examples}"
         )
@@ -135,7 +135,7 @@ def choose(placement: str, size: Size, memory: Memory) -> tuple[str, str]:
     fits_devices, fits_host = size.nbytes <= SHARE * memory.devices, size.nbytes <= SHARE * memory.host
     amount, where = f"{size.nbytes / GIGABYTE:.2f} GB", "devices' memory" if memory.accelerators else "memory"
     if placement == "device" and not fits_devices:
-        raise InputError(
+        raise UserError(
             f"--config.data.placement=device: {amount} of features do not fit into {SHARE:.0%} of the {where} "
             f"({memory.devices / GIGABYTE:.2f} GB); use host or stream"
         )

@@ -15,13 +15,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from extract.schema import offsets
+from avh_shards import offsets
 from jax_avh.data import Batching, FeatureSource, FrameStream, frame_stream
 from jax_avh.data.batches import Plan
 from jax_avh.data.source import MODALITIES
-from jax_avh.devices.sharding import DATA_AXIS, by_device, on_own_part, put_copies
 from jax_avh.models import FrameBatch
 from jax_avh.models.windows import PADDING
+from jax_avh.parallel import DATA_AXIS, by_device, on_own_part, put_copies
 
 SEGMENT_STEPS = 100  # steps of one compiled loop: seconds at most between two looks at the losses
 

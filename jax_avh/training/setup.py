@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from extract.schema import InputError, marks
+from avh_shards import UserError, marks
 from jax_avh.config import Config
 from jax_avh.data import FeatureSource, open_source
 from jax_avh.data.source import SET_ATTRIBUTES
@@ -20,7 +20,7 @@ def open_sources(config: Config) -> tuple[FeatureSource, FeatureSource]:
     """The clips to train on, and to validate on.
 
     Raises:
-      InputError: there are none.
+      UserError: there are none.
     """
     method = METHODS[config.method.name]
     train, val = (open_source(path) for path in (config.data.train, config.data.val))
@@ -51,21 +51,21 @@ def initial_network(config: Config, source: FeatureSource) -> nnx.Module:
     """The network before training: of a file, or drawn from the seed.
 
     Raises:
-      InputError: the file does not do, or the precision is switched off.
+      UserError: the file does not do, or the precision is switched off.
     """
     if config.train.precision == "float64" and not jax.config.jax_enable_x64:
-        raise InputError("--config.train.precision=float64 needs JAX_ENABLE_X64=1 in the environment")
+        raise UserError("--config.train.precision=float64 needs JAX_ENABLE_X64=1 in the environment")
     method = METHODS[config.method.name]
     network = method.build(config, source)
     if not config.init:
         return network
     trained = read_notes(config.init).get("method")
     if trained not in (None, method.name):
-        raise InputError(f"{config.init}: weights trained as {trained}; they do not start {method.name}")
+        raise UserError(f"{config.init}: weights trained as {trained}; they do not start {method.name}")
     given = method.load(Path(config.init), config.train.precision)
     if given.kind != network.kind:
         wanted, found = (", ".join(f"{name} {value}" for name, value in n.kind.items()) for n in (network, given))
-        raise InputError(f"{config.init}: weights of another kind than asked for: {found}, not {wanted}")
+        raise UserError(f"{config.init}: weights of another kind than asked for: {found}, not {wanted}")
     return given
 
 
@@ -80,25 +80,25 @@ def check_fit(config: Config, network: nnx.Module, devices: int, train: FeatureS
     """Refuses features that fit neither each other nor the network, and batches that fit not the devices.
 
     Raises:
-      InputError: saying which.
+      UserError: saying which.
     """
     for name in SET_ATTRIBUTES:
         found, wanted = val.attributes.get(name), train.attributes.get(name)
         if found != wanted:
-            raise InputError(
+            raise UserError(
                 f"{val.path}: its {name} is {found}, but that of {train.path} is {wanted}; extract both with the same "
                 "encoder and --trimmed"
             )
     for source in (train, val):
         if network.width not in (None, source.width):
-            raise InputError(f"{source.path}: features of width {source.width}, but the network takes {network.width}")
+            raise UserError(f"{source.path}: features of width {source.width}, but the network takes {network.width}")
     if isinstance(METHODS[config.method.name], ExampleMethod):
         if config.data.batch_examples % devices:
-            raise InputError(
+            raise UserError(
                 f"--config.data.batch_examples={config.data.batch_examples}: is no multiple of the {devices} devices"
             )
     elif config.data.batch_frames < devices:
-        raise InputError(
+        raise UserError(
             f"--config.data.batch_frames={config.data.batch_frames}: fewer than the {devices} devices, each of which "
             "needs a frame"
         )

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jax_avh.data import FeatureSource, FrameBatches, prefetched
 from jax_avh.data.batches import Plan
 from jax_avh.data.examples import ExampleBatches
-from jax_avh.devices.sharding import put_parts
+from jax_avh.parallel import put_parts
 from jax_avh.training.trainer import Batch
 
 Batches = FrameBatches | ExampleBatches

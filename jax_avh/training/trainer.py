@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from jax_avh.config import Config
 from jax_avh.data.examples import ExampleBatch
-from jax_avh.devices.sharding import DATA_AXIS, on_own_part
 from jax_avh.methods import METHODS
 from jax_avh.models import FrameBatch
+from jax_avh.parallel import DATA_AXIS, on_own_part
 from jax_avh.training.state import TrainState, adam_direction
 
 Batch = FrameBatch | ExampleBatch

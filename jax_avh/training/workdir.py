@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from extract.schema import InputError, check_outputs, locked, one_line, results_folder, whole_file
-from extract.schema.files import SAFETENSORS, AnyPath
+from avh_shards import UserError, atomic_write, check_outputs, locked, one_line, results_folder
+from avh_shards.paths import SAFETENSORS, AnyPath
 from jax_avh.config import RESULT, SETTINGS, Config
 from jax_avh.models import BEST_WEIGHTS, weights_file
 from jax_avh.training.state import Progress
@@ -28,18 +28,18 @@ def open_workdir(workdir: AnyPath, config: Config) -> Path:
     """Returns the folder of a run, which may be new, once it is clear that the run replaces nothing but its own files.
 
     Raises:
-      InputError: the folder is a URL or a file, holds shards or files of no run, cannot be written to, or holds the
+      UserError: the folder is a URL or a file, holds shards or files of no run, cannot be written to, or holds the
         weights that the run reads.
     """
     if "://" in str(workdir):
-        raise InputError(f"--workdir={workdir}: a URL; give a folder that all processes see")
+        raise UserError(f"--workdir={workdir}: a URL; give a folder that all processes see")
     folder = results_folder(workdir)
     read = [config.init] if config.init else []
     read += [weights_file(config.method.sync_weights)] if config.method.sync_weights else []
     check_outputs({folder / SETTINGS: rb"\{", folder / BEST_WEIGHTS: SAFETENSORS}, read)
     names = (RESULT, METRICS, EVENTS, CHECKPOINTS, BEST_WEIGHTS)
     if not (folder / SETTINGS).exists() and (found := next((n for n in names if (folder / n).exists()), None)):
-        raise InputError(f"{folder}: holds {found}, but not the {SETTINGS} of its run; choose another --workdir")
+        raise UserError(f"{folder}: holds {found}, but not the {SETTINGS} of its run; choose another --workdir")
     return folder
 
 
@@ -48,17 +48,17 @@ def claimed(workdir: Path) -> Iterator[None]:
     """Keeps other runs out of a workdir while the block lasts; the lead process holds the lock for all of its run.
 
     Raises:
-      InputError: another run is writing there; every process of this one is told so.
+      UserError: another run is writing there; every process of this one is told so.
     """
     refusal = None
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             try:
                 stack.enter_context(locked(workdir))
-            except InputError as error:
+            except UserError as error:
                 refusal = error
         if multihost_utils.broadcast_one_to_all(np.array(refusal is not None)):
-            raise refusal or InputError(f"{workdir}: another run is writing there, as the lead process found")
+            raise refusal or UserError(f"{workdir}: another run is writing there, as the lead process found")
         yield
 
 
@@ -66,7 +66,7 @@ def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> No
     """Writes the settings and the data's fingerprints into a workdir, once every process has found that they fit it.
 
     Raises:
-      InputError: the workdir holds another run, or something else.
+      UserError: the workdir holds another run, or something else.
     """
     path, record = workdir / SETTINGS, dataclasses.asdict(config) | {"fingerprint": data}
     if path.exists():
@@ -75,12 +75,10 @@ def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> No
             differences = _differences(_what_matters(found), _what_matters(json.loads(json.dumps(record))))
             where = {f"fingerprint.{name}": found["data"][name] for name in ("train", "val")}
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise InputError(f"{path}: not a run's settings ({one_line(error)}); choose another --workdir") from error
+            raise UserError(f"{path}: not a run's settings ({one_line(error)}); choose another --workdir") from error
         if differences:
             told = "; ".join(_in_words(*known, where, config) for known in differences.items())
-            raise InputError(
-                f"{workdir}: holds a run with other settings or features: {told}; choose another --workdir"
-            )
+            raise UserError(f"{workdir}: holds a run with other settings or features: {told}; choose another --workdir")
     multihost_utils.sync_global_devices("settings compared")
     if lead:
         (workdir / RESULT).unlink(missing_ok=True)
@@ -98,7 +96,7 @@ def write_result(workdir: Path, progress: Progress, caveat: str = "") -> None:
 
 
 def _write(path: Path, record: dict) -> None:
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -1,7 +1,7 @@
 """Fuzzing: many damaged inputs, each tried in a process that may hang, crash or run out of memory without harm.
 
 An input is made from its number, so a failure is repeated by its number. A try passes if the reader returns, or says
-in an InputError (one sentence) what is wrong; anything else (another exception, a crash, a hang) is a failure.
+in an UserError (one sentence) what is wrong; anything else (another exception, a crash, a hang) is a failure.
 """
 
 import collections
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pebble
 
-from extract.schema import InputError
+from avh_shards import UserError
 
 SECONDS = 60  # that one try may take: a hang, even on a busy machine
 MEMORY = 2**30  # bytes that a try may add to what its process holds when it starts
@@ -63,7 +63,7 @@ class _Attempt:
         resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, hard))
         try:
             self.attempt(number)
-        except InputError as error:
+        except UserError as error:
             if "\n" in str(error):
                 raise ValueError(f"a message of several lines: {error!r}") from error
             return "refused"

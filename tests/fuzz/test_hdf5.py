@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from extract.schema import ClipMeta, InputError, open_shard
-from extract.shards import ClipFeatures, ShardWriter, StoredClip
-from jax_avh.evaluation.scores import ScoreTable, open_scores, write_scores
+from avh_shards import ClipMeta, UserError, open_shard
+from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
+from jax_avh.inference.score_file import ScoreTable, open_scores, write_scores
 from tests.fuzz.campaign import campaign
 
 NAMES = (
@@ -122,7 +122,7 @@ def attempt(number: int) -> None:
         for read in (open_shard, open_scores):
             try:
                 read(path)
-            except InputError as error:
+            except UserError as error:
                 refused.append(error)
         if len(refused) == 2:  # no file is both
             raise refused[0]

@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from extract.clips import clip_list_text, inside, read_clip_list
+from avh_shards import FAKE, REAL, UNKNOWN, ClipMeta, read_lines
+from avh_shards.clip_list import clip_list_text, inside, read_clip_list
+from extract.check.clip_list import count_clips, format_missing, missing_files, warn_of_contradictions
 from extract.datasets import of_splits, select
-from extract.listing import count_clips, format_missing, missing_files, warn_of_contradictions
-from extract.schema import FAKE, REAL, UNKNOWN, ClipMeta, read_lines
 from tests.fuzz.campaign import campaign
 from tests.fuzz.damage import damaged
 

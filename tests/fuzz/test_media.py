@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.prepare import PrepareSettings, clip, prepare_clip
-from extract.schema import ClipMeta
+from avh_shards import ClipMeta
+from extract import prepare as clip
+from extract.prepare import PrepareSettings, prepare_clip
 from tests.fuzz.campaign import campaign
 from tests.media import pretended_face, tone, write_media
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from extract.datasets import read_dataset
+from tests.extract.datasets.test_datasets import AV1M, FAVC, LAV, plant
 from tests.fuzz.campaign import campaign
 from tests.fuzz.damage import damaged
 from tests.fuzz.test_lists import check_clips
-from tests.test_datasets import AV1M, FAVC, LAV, plant
 
 SETS = [("av_deepfake1m", AV1M), ("lavdf", LAV), ("fakeavceleb", FAVC)]
 VALUES = [

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.official import read_npz
-from extract.prepare.landmarks import GivenPoints
-from extract.schema import InputError
-from extract.shards import check_features
+from avh_shards import UserError
+from extract.convert.npz import read_npz
+from extract.face.landmarks import GivenPoints
+from extract.store.shard import check_features
 from tests.fuzz.campaign import campaign
 
 WIDTH = 8
@@ -60,11 +60,11 @@ def attempt(number: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.npz"
         path.write_bytes(content[: draw.choice([len(content)] * 9 + [draw.randrange(len(content))])])
-        with contextlib.suppress(InputError):
+        with contextlib.suppress(UserError):
             GivenPoints(path)
         reason = check_features(read_npz(path, WIDTH), WIDTH, "float16")
     if reason:
-        raise InputError(reason)
+        raise UserError(reason)
 
 
 def test_random_files_are_read_or_refused():

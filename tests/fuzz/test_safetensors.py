@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from extract.schema import InputError, pack_notes
-from extract.weights import convert_weights
-from jax_avh.evaluation.detector import load_detector
+from avh_shards import UserError, pack_notes
+from extract.convert.weights import convert_weights
+from jax_avh.inference.detector import load_detector
 from tests.fuzz.campaign import campaign
 
 KINDS = {
@@ -88,7 +88,7 @@ def attempt(number: int) -> None:
         path = Path(folder) / "w.safetensors"
         content = weights(draw)
         path.write_bytes((changed(content, draw) if draw.random() < 0.7 else content) if number else wide)
-        with contextlib.suppress(InputError):
+        with contextlib.suppress(UserError):
             convert_weights(path, path.with_suffix(draw.choice([".pt", ".ckpt", ".pth"])))
         load_detector(path)
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from avh_shards import UserError
 from extract.avhubert import load_avhubert
-from extract.schema import InputError
-from extract.unpickle import load_restricted, plain
-from extract.weights import convert_weights
+from extract.convert.unpickle import load_restricted, plain
+from extract.convert.weights import convert_weights
 from tests.fuzz.campaign import campaign
 
 FORBIDDEN_EVENTS = ("os.", "subprocess.", "pickle.", "socket.", "shutil.", "exec", "compile", "import")
@@ -226,7 +226,7 @@ def attempt(number: int) -> None:
         path = Path(folder) / draw.choice(["w.pt", "w.ckpt", "w.pth"])
         path.write_bytes(content)
         for read in (load_avhubert, lambda path: convert_weights(path, path.with_suffix(".safetensors"))):
-            with contextlib.suppress(InputError):
+            with contextlib.suppress(UserError):
                 read(path)
         armed = True
         try:

@@ -14,11 +14,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from extract.schema import InputError
+from avh_shards import UserError
 from jax_avh.config import BOUNDARIES, Config
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource
-from jax_avh.devices.passes import frame_outputs
+from jax_avh.inference.passes import frame_outputs
 from jax_avh.methods.avad.losses import kl_divergence, soft_cross_entropy, valid_steps
 from jax_avh.methods.avad.network import Decoder
 from jax_avh.methods.avad.sliding import assemble, clip_score, cut
@@ -93,12 +93,12 @@ def build(config: Config, source: FeatureSource) -> AVAD:
     """The network before training.
 
     Raises:
-      InputError: the alignment weights are missing, damaged, or not for these features.
+      UserError: the alignment weights are missing, damaged, or not for these features.
     """
     path = weights_file(config.method.sync_weights)
     notes = read_notes(path)
     if notes.get("method", "avh_align") != "avh_align":
-        raise InputError(f"{path}: weights of {notes['method']}; --config.method.sync_weights needs avh_align's")
+        raise UserError(f"{path}: weights of {notes['method']}; --config.method.sync_weights needs avh_align's")
     sync = load_weights(path, config.train.precision)
     check_features(path, sync.width, notes, source.attributes | {"width": source.width}, source.path)
     model = config.model

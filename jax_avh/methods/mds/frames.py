@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from extract.schema import FRAME_RATE
+from avh_shards import FRAME_RATE
 
 FRAMES = 30  # of a chunk: one second
 CROP = 96  # height and width, in pixels

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from extract.schema import REAL
+from avh_shards import REAL
 
 MARGIN = 0.99  # distance that a fake's embeddings must keep
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from extract.schema import FRAME_RATE, SAMPLE_RATE
+from avh_shards import FRAME_RATE, SAMPLE_RATE
 from jax_avh.config import IMAGE_STEP, Config
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int16
 
-from extract.schema import SAMPLE_RATE
+from avh_shards import SAMPLE_RATE
 
 WINDOW, HOP = 400, 160  # samples: 25 and 10 ms; the window is rectangular
 FRAMES = 1 + -(-(SAMPLE_RATE - WINDOW) // HOP)  # 99, the last one ends in zeros

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from extract.schema import REAL
+from avh_shards import REAL
 
 CLASS_WEIGHTS = 0.1, 0.9  # of fake and real, in the order of the network's outputs
 

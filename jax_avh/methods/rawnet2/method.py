@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from extract.schema import FULL_SCALE, SAMPLE_RATE
+from avh_shards import FULL_SCALE, SAMPLE_RATE
 from jax_avh.config import LEAST_SAMPLES, Config
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource

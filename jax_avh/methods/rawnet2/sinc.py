@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from extract.schema import SAMPLE_RATE
+from avh_shards import SAMPLE_RATE
 
 FILTERS = 20
 TAPS = 1025

@@ -1,0 +1,124 @@
+"""What is known of a clip, and its columns in a file."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import h5py
+import numpy as np
+from jaxtyping import Int64
+
+from avh_shards.hdf5 import HDF5File, write_text
+
+FRAME_RATE = 25  # Hz, AV-HuBERT's input rate
+SAMPLE_RATE = 16_000  # Hz, of every waveform
+SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
+FULL_SCALE = 32768  # of int16 waveforms: |x| = 1
+SILENCE = 0.0005  # |x| up to this is silence; AVH-Align's threshold
+REAL, FAKE, UNKNOWN = 0, 1, -1  # clip labels
+
+# Columns of /clips that hold one value a clip, under the names of ClipMeta's fields.
+TEXT_COLUMNS = ("path", "category", "split", "identity")
+NUMBER_COLUMNS = {
+    "label": np.int8,
+    "leading_silence": np.float32,
+    "trimmed_frames": np.int32,
+    "face_share": np.float32,
+    "several_faces": np.float32,
+}
+LATER_COLUMNS = ("face_share", "several_faces")  # absent from older files: unknown
+
+OVERHANG = 1.0  # seconds by which a fake segment may end after its clip: rounding, a stream that ends early, trimming
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipMeta:
+    """What is known of a clip beside its features."""
+
+    path: str  # key of the clip: relative, unique in its set
+    label: int = UNKNOWN  # REAL, FAKE or UNKNOWN
+    category: str = ""  # e.g. RealVideo-FakeAudio
+    split: str = ""
+    identity: str = ""  # of the speaker
+    leading_silence: float = math.nan  # seconds, of the untrimmed audio; NaN = unknown
+    trimmed_frames: int = -1  # dropped at the start; -1 = unknown
+    segments: tuple[tuple[float, float], ...] = ()  # fake stretches, seconds of the stored clip
+    face_share: float = math.nan  # share of the untrimmed clip's frames in which a face was found; NaN = unknown
+    several_faces: float = math.nan  # share in which several were; NaN = unknown
+
+
+def ends_beyond(clip: ClipMeta, frames: int) -> bool:
+    """Whether a fake segment starts after the end of a clip of `frames` frames, or ends more than OVERHANG after it.
+
+    Times in milliseconds or frames show in this way, and segments of another clip.
+    """
+    length = frames / FRAME_RATE
+    return any(start >= length or end > length + OVERHANG for start, end in clip.segments)
+
+
+def write_clip_table(file: h5py.File, clips: Sequence[ClipMeta], offset: Int64[np.ndarray, "borders"]) -> None:
+    """Writes /clips and /segments."""
+    file["clips/offset"] = offset
+    for name in TEXT_COLUMNS:
+        write_text(file, f"clips/{name}", [getattr(clip, name) for clip in clips])
+    for name, dtype in NUMBER_COLUMNS.items():
+        file[f"clips/{name}"] = np.array([getattr(clip, name) for clip in clips], dtype=dtype)
+    segments = np.array([segment for clip in clips for segment in clip.segments], dtype=np.float64).reshape(-1, 2)
+    file["segments/offset"] = offsets([len(clip.segments) for clip in clips])
+    file["segments/value"] = np.minimum(segments, np.finfo(np.float32).max).astype(np.float32)
+
+
+def read_clip_table(file: HDF5File) -> tuple[tuple[ClipMeta, ...], Int64[np.ndarray, "borders"]]:
+    """Reads /clips and /segments: the clips and their offset [N+1].
+
+    Raises:
+      ValueError: a column is missing or differs in length, an offset does not rise, a text is not printable, a
+        segment is not 0 <= start <= end, or a share of frames is not between 0 and 1.
+    """
+    columns = {name: file.text(f"clips/{name}") for name in TEXT_COLUMNS}
+    for name, dtype in NUMBER_COLUMNS.items():
+        if name in LATER_COLUMNS and f"clips/{name}" not in file:
+            continue
+        columns[name] = file.array(f"clips/{name}").astype(dtype, casting="safe").tolist()
+    offset, segment_offset = (
+        file.array(f"{of}/offset").astype(np.int64, casting="safe") for of in ("clips", "segments")
+    )
+    value = file.array("segments/value").astype(np.float64, casting="safe")
+    _check_clip_table(columns, offset, segment_offset, value)
+    rows = zip(*columns.values(), strict=True)
+    return tuple(
+        ClipMeta(
+            **dict(zip(columns, row, strict=True)),
+            segments=tuple(map(tuple, value[segment_offset[n] : segment_offset[n + 1]].tolist())),
+        )
+        for n, row in enumerate(rows)
+    ), offset
+
+
+def _check_clip_table(columns: dict, offset: np.ndarray, segment_offset: np.ndarray, value: np.ndarray) -> None:
+    """Raises a ValueError if the parts of a clip table contradict each other."""
+    count = len(offset) - 1
+    if offset.ndim != 1 or segment_offset.ndim != 1 or value.ndim != 2 or value.shape[1] != 2:
+        raise ValueError("/clips/offset, /segments/offset or /segments/value has another shape")
+    if any(len(column) != count for column in columns.values()) or len(segment_offset) != count + 1:
+        raise ValueError("the columns of /clips have different lengths")
+    if len(set(columns["path"])) != count:
+        raise ValueError("/clips/path names a clip twice")
+    if not set(columns["label"]) <= {REAL, FAKE, UNKNOWN}:
+        raise ValueError("/clips/label holds what is not 0, 1 or -1")
+    if not all(text.isprintable() for name in TEXT_COLUMNS for text in columns[name]):
+        raise ValueError("a text of /clips holds control characters")
+    if offset[0] != 0 or (np.diff(offset) < 1).any():
+        raise ValueError("/clips/offset does not rise from 0")
+    if segment_offset[0] != 0 or (np.diff(segment_offset) < 0).any() or segment_offset[-1] != len(value):
+        raise ValueError("/segments/offset does not fit /segments/value")
+    if not ((value[:, 0] >= 0) & (value[:, 0] <= value[:, 1]) & (value[:, 1] < np.inf)).all():
+        raise ValueError("/segments/value holds a segment that is not 0 <= start <= end")
+    shares = (share for name in LATER_COLUMNS for share in columns.get(name, ()))
+    if not all(math.isnan(share) or 0 <= share <= 1 for share in shares):
+        raise ValueError("/clips/face_share or /clips/several_faces holds a value that is not between 0 and 1")
+
+
+def offsets(lengths: Sequence[int] | Int64[np.ndarray, " N"]) -> Int64[np.ndarray, "borders"]:
+    """Start of each of N pieces laid end to end, and the end of the last."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

@@ -1,0 +1,235 @@
+"""HDF5 files, read without trusting them and written so that a full disk does no harm.
+
+The HDF5 library was seen to loop for ever, to crash and to take all memory on damaged files. So a child process opens a
+file first, under limits of computing time and memory, and reports only where its arrays are; they are then read by
+ranges of bytes, here. The child gets the file's bytes from this process: it opens nothing itself, needs no locks, and
+works for any file system that fsspec knows.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from avh_shards.errors import UserError
+from avh_shards.hdf5_child import ANSWER, DONE, READ, REQUEST
+from avh_shards.paths import AnyPath, FilePath, as_path, atomic_write
+from avh_shards.text import one_line
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """Where an array is in its file."""
+
+    start: int  # byte
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """First byte of row `first`, and the byte after row `last - 1`."""
+        row = self.dtype.itemsize * int(np.prod(self.shape[1:]))
+        return self.start + first * row, self.start + last * row
+
+    def view(self, data: np.ndarray) -> np.ndarray:
+        """Bytes of some rows as these rows."""
+        return data.view(self.dtype).reshape(-1, *self.shape[1:])
+
+    def within(self, file: np.ndarray) -> np.ndarray:
+        """The array, out of the bytes of its whole file."""
+        first, last = self.span(0, self.shape[0])
+        return self.view(file[first:last])
+
+
+@dataclasses.dataclass(frozen=True)
+class HDF5File:
+    """What a file contains; no array has been read yet, and every array is within the file."""
+
+    path: FilePath
+    size: int  # bytes
+    attributes: dict[str, bool | int | float | str]  # of the root
+    extents: dict[str, Extent]  # arrays of numbers or of text of fixed length, by name ("clips/offset")
+    texts: dict[str, list[str]]  # arrays of text of variable length
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.extents or name in self.texts
+
+    def array(self, name: str) -> np.ndarray:
+        """Reads an array of numbers.
+
+        Raises:
+          ValueError: there is none of this name, or it has no dimension.
+        """
+        extent = self.extents.get(name)
+        if extent is None or not extent.shape:
+            raise ValueError(f"/{name} holds text, not numbers" if name in self.texts else f"no array /{name}")
+        return extent.view(read_bytes(self.path, *extent.span(0, extent.shape[0]))).reshape(extent.shape)
+
+    def text(self, name: str) -> list[str]:
+        """Reads a column of text.
+
+        Raises:
+          ValueError: there is none of this name, or it is not UTF-8.
+        """
+        if name in self.texts:
+            return self.texts[name]
+        column = self.array(name)
+        if column.dtype.kind != "S" or column.ndim != 1:
+            raise ValueError(f"/{name} is not a column of text")
+        return np.char.decode(column, "utf-8").tolist()
+
+
+def open_hdf5(path: AnyPath) -> HDF5File:
+    """Reads what an HDF5 file, local or at a URL, contains.
+
+    Raises:
+      UserError: the file is missing, damaged, promises more than it contains, draws on other files, or holds arrays or
+        attributes of kinds that this project does not write.
+    """
+    path = as_path(path)
+    try:
+        if not path.is_file():  # a pipe would never end
+            raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        with path.open("rb") as file:
+            size = file.seek(0, io.SEEK_END)
+            found = _examine(file, size)
+    except UserError:
+        raise
+    except Exception as error:  # each file system's package has its own
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
+    if "error" in found:
+        raise UserError(f"{path}: not a whole HDF5 file of ours ({one_line(found['error'])})")
+    extents = {
+        name: Extent(start, np.dtype(dtype), tuple(shape)) for name, (start, dtype, shape) in found["extents"].items()
+    }
+    return HDF5File(path, size, found["attributes"], extents, found["texts"])
+
+
+def read_bytes(path: FilePath, start: int, stop: int) -> np.ndarray:
+    """Reads a range of a file's bytes, uint8; the file is not held open.
+
+    Raises:
+      UserError: the file has become shorter, or its file system fails.
+    """
+    try:
+        if isinstance(path, Path):
+            data = np.fromfile(path, np.uint8, stop - start, offset=start)
+        else:
+            data = np.frombuffer(path.fs.cat_file(path.path, start=start, end=stop), np.uint8) if stop > start else b""
+    except Exception as error:  # each file system's package has its own
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
+    if len(data) != stop - start:
+        raise UserError(f"{path}: has become shorter since it was opened; make it again")
+    return np.asarray(data, np.uint8) if len(data) else np.zeros(0, np.uint8)
+
+
+@contextlib.contextmanager
+def writing_hdf5(path: AnyPath) -> Iterator[h5py.File]:
+    """Yields an open HDF5 file that gets its name only when the block ends well.
+
+    Raises:
+      UserError: the disk is full, or the file cannot be written for another reason.
+    """
+    with atomic_write(path) as temporary:
+        target = _Target(temporary, "w+")
+        try:
+            with target, h5py.File(target, "w") as file:
+                yield file
+        except Exception:  # perhaps the library's at reading back what was not written
+            if target.error is None:
+                raise
+        if target.error is not None:
+            raise target.error
+
+
+def write_text(file: h5py.File, name: str, values: Sequence[str]) -> None:
+    """Writes a column of text of fixed length, whose bytes are in one place (variable lengths go through a heap)."""
+    encoded = [value.encode() for value in values]
+    dtype = h5py.string_dtype("utf-8", max(1, *map(len, encoded)) if encoded else 1)
+    file.create_dataset(name, data=np.array(encoded, dtype=dtype))
+
+
+class _Target(io.FileIO):
+    """A file that remembers its first failed write and lets HDF5 continue: the library would crash on an error."""
+
+    error: OSError | None = None
+
+    def write(self, data: object) -> int:
+        rest = memoryview(data).cast("B")
+        try:
+            while len(rest) and self.error is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(memoryview(data).cast("B"))
+
+
+class _Examiner:
+    """The child process; one serves all files of this process, and is replaced when a file was its end."""
+
+    def __init__(self):
+        self._lock, self._process = threading.Lock(), None
+        atexit.register(self.close)
+
+    def examine(self, file: io.IOBase, size: int) -> dict:
+        """What a file contains, as `hdf5_child` reports it."""
+        with self._lock:
+            process = self._process = self._process or _start()
+            try:
+                process.stdin.write(REQUEST.pack(size))
+                process.stdin.flush()
+                while (answer := ANSWER.unpack(_exactly(process.stdout, ANSWER.size)))[0] == READ:
+                    file.seek(answer[1])
+                    process.stdin.write(_exactly(file, answer[2]))
+                    process.stdin.flush()
+                assert answer[0] == DONE
+                return json.loads(_exactly(process.stdout, answer[1]))
+            except (EOFError, BrokenPipeError):
+                self.close()
+                return {"error": "the HDF5 library crashes on it, or does not come to an end"}
+            except BaseException:  # Ctrl-C, a file system that fails: the child would wait for bytes that never come
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Ends the child."""
+        if self._process is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            self._process.kill()
+            self._process.stdout.close()
+            self._process.wait()
+        self._process = None
+
+
+def _start() -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "from avh_shards.hdf5_child import serve; serve()"]
+    # In a session of its own: Ctrl-C is this process's to handle.
+    return subprocess.Popen(  # noqa: S603
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+    )
+
+
+def _exactly(file: io.IOBase, count: int) -> bytes:
+    """Reads exactly `count` bytes.
+
+    Raises:
+      EOFError: there are fewer.
+    """
+    data = file.read(count)
+    if len(data) != count:
+        raise EOFError
+    return data
+
+
+_examine = _Examiner().examine

@@ -1,0 +1,265 @@
+"""Files and folders, local or at a URL: places, whole files only, local copies."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from upath import UPath
+
+from avh_shards.errors import UserError
+from avh_shards.text import one_line
+
+# How files of a kind begin, as patterns of bytes. A command replaces a file only if it is of the kind that it writes.
+HDF5 = rb"\x89HDF\r\n\x1a\n"
+HTML = rb"<!doctype html>"
+PNG = rb"\x89PNG\r\n\x1a\n"
+SAFETENSORS = rb".{8}\{"  # the length of a JSON header, and the header
+ZIP = rb"PK\x03\x04"
+HEAD = 512  # bytes that a pattern looks at
+DRAFT = ".part"  # ends the names of temporaries
+STEM = 32  # characters of a file's name that its temporary's name repeats: that name must fit wherever the file's does
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)  # of an open file, whose errors do not name it
+
+
+FilePath = Path | UPath
+AnyPath = str | os.PathLike | UPath
+
+
+def as_path(path: AnyPath) -> FilePath:
+    """A local path, "~" being the user's home, or one on any file system that fsspec knows ("s3://bucket/folder").
+
+    Raises:
+      UserError: the path is empty or the home of no user; the URL's file system is unknown, or its package is not
+        installed.
+    """
+    if not str(path):
+        raise UserError("an empty path was given; name a file or a folder")  # pathlib takes it for the current folder
+    try:
+        if "://" not in str(path):
+            return Path(path).expanduser()
+        remote = UPath(path)
+        remote.fs  # noqa: B018 (imports the file system's package)
+        return remote
+    except RuntimeError as error:
+        raise UserError(f"{path}: no user of that name has a home; write ./{path} for a file of that name") from error
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{path}: cannot be reached: {one_line(error)}") from error
+
+
+def reachable(path: AnyPath) -> FilePath:
+    """The place, once its file system has answered.
+
+    Raises:
+      UserError: there is no such file system, no network, no permission, ...
+    """
+    found = as_path(path)
+    try:
+        found.exists()
+    except Exception as error:  # each file system's package has its own
+        raise UserError(f"{path}: cannot be reached: {one_line(error)}") from error
+    return found
+
+
+def check_output(path: AnyPath, kind: bytes = b"") -> None:
+    """Refuses, before any work is done and without a trace, a place where no file can be, or where one must stay.
+
+    Args:
+      path: of the file to write.
+      kind: pattern of how such files begin; an empty file may always be replaced.
+
+    Raises:
+      UserError: the path is a folder or a device, is too long, or its folder cannot be made or written to; or a file
+        of another kind is there.
+    """
+    path = as_path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is a folder or a device; name a file to write")
+        if isinstance(path, Path):
+            there = next(folder for folder in path.absolute().parents if folder.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+                raise UserError(f"{path}: cannot be written: {there} is not a folder that takes files; name another")
+            if any(len(os.fsencode(part)) > os.pathconf(there, "PC_NAME_MAX") for part in path.parts):
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        if kind and path.exists():
+            with path.open("rb") as file:
+                head = file.read(HEAD)
+            if head and not re.match(kind, head, re.DOTALL | re.IGNORECASE):
+                raise UserError(f"{path}: exists, and this command did not write it; name another file")
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def refuse_inputs(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> None:
+    """Refuses to write over what a command reads, however its path is spelt or linked; URLs are compared as text.
+
+    Raises:
+      UserError: naming the first output that is an input.
+    """
+    read = {_identity(path) for path in inputs}
+    for path in outputs:
+        if _identity(path) in read:
+            raise UserError(f"{path}: is an input of this command; name another file to write")
+
+
+def check_outputs(outputs: Mapping[AnyPath, bytes], inputs: Iterable[AnyPath] = ()) -> None:
+    """Refuses, before any work is done, outputs that are inputs, cannot be written, or would replace something else.
+
+    Args:
+      outputs: files to write, and how the files that the command writes there begin: see `check_output`.
+      inputs: files that are read.
+
+    Raises:
+      UserError: naming the first of them.
+    """
+    refuse_inputs(outputs, inputs)
+    for path, kind in outputs.items():
+        check_output(path, kind)
+
+
+def unwritable(path: AnyPath, error: OSError) -> UserError:
+    """The sentence for a file or folder that cannot be written."""
+    reason = one_line(error.strerror or error)
+    advice = "free some space, or name another place" if error.errno in FULL else "name another place"
+    return UserError(f"{path}: cannot be written: {reason[:1].lower()}{reason[1:]}; {advice}")
+
+
+@contextlib.contextmanager
+def atomic_write(path: AnyPath) -> Iterator[Path]:
+    """Yields a temporary local path; the file written there gets the name `path` only when the block ends well.
+
+    Several processes may write the same file: the last one to end wins, and every reader sees a whole file.
+
+    Raises:
+      UserError: the file cannot be written: no space, no permission, ...
+    """
+    with atomic_writes([path]) as (temporary,):
+        yield temporary
+
+
+@contextlib.contextmanager
+def atomic_writes(paths: Sequence[AnyPath], stale: Iterable[FilePath] = ()) -> Iterator[list[Path]]:
+    """Yields temporary local paths for files that belong together; they get their names when the block ends well.
+
+    All are written whole before the old files are removed, and those are gone before the first new one appears: a
+    process killed at any moment leaves old files or new ones, never both. The first path is the first to go and the
+    last to appear: where that file is, all are.
+
+    Args:
+      paths: of the files; a single one replaces its predecessor in one step.
+      stale: further files of the old set, which have no successors.
+
+    Raises:
+      UserError: a file cannot be written: no space, no permission, ...
+    """
+    for path in paths:
+        check_output(path)
+    places = [_real(as_path(path)) for path in paths]
+    with contextlib.ExitStack() as stack:
+        drafts: list[Path] = []
+        try:
+            drafts += [stack.enter_context(_draft(path)) for path in places]
+            yield drafts
+            for draft in drafts:
+                with draft.open("rb") as file:
+                    os.fsync(file.fileno())
+            if len(places) > 1:
+                for path in (*places, *stale):
+                    path.unlink(missing_ok=True)
+            for draft, path in reversed([*zip(drafts, places, strict=True)]):
+                if isinstance(path, Path):
+                    draft.replace(path)
+                else:
+                    path.fs.put_file(str(draft), path.path)
+        except OSError as error:
+            if not _of_writing(error, places):
+                raise
+            raise unwritable(paths[0] if len(paths) == 1 else as_path(paths[0]).parent, error) from error
+
+
+def remove_leftovers(folder: Path, start: str) -> None:
+    """Removes the temporaries of killed processes whose names begin with `start`; those in use are locked and stay."""
+    for left in folder.iterdir():
+        if left.name.startswith(start) and left.name.endswith(DRAFT):
+            with contextlib.suppress(OSError), left.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # NFS locks exclusively only what is open for writing
+                left.unlink()
+
+
+@contextlib.contextmanager
+def local_file(path: AnyPath) -> Iterator[Path]:
+    """The file itself if it is local, else a copy for the time of the block.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    path = as_path(path)
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        try:
+            path.fs.get_file(path.path, str(copy))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        yield copy
+
+
+@contextlib.contextmanager
+def _draft(path: FilePath) -> Iterator[Path]:
+    """Yields a temporary path for a file, in its folder, locked for as long as the block lasts.
+
+    A killed process leaves its temporary behind, but not the lock: the next one to write the file removes it.
+    """
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stem = f".{path.name[:STEM]}."
+    remove_leftovers(path.parent, stem)
+    while True:
+        temporary = path.with_name(f"{stem}{uuid.uuid4().hex[:8]}{DRAFT}")
+        with temporary.open("xb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks: what is left there stays
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not temporary.exists():  # another process took it for a leftover before it was locked
+                continue
+            try:
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+            return
+
+
+def _of_writing(error: OSError, places: Sequence[FilePath]) -> bool:
+    """Whether an error is of writing files, not of reading what goes into them."""
+    if error.filename is None:
+        return error.errno in UNWRITABLE
+    name = os.fsdecode(error.filename)
+    return name.endswith(DRAFT) or any(Path(name) in (path, *path.parents) for path in places)
+
+
+def _real(path: FilePath) -> FilePath:
+    """The file itself, where a local path is a link: replacing the link would leave the file as it was."""
+    return Path(os.path.realpath(path)) if isinstance(path, Path) else path
+
+
+def _identity(path: AnyPath) -> object:
+    """What two paths of one local file have in common; a URL as it is."""
+    if "://" in str(path):
+        return str(path)
+    local = os.path.expanduser(path)  # noqa: PTH111 (pathlib's raises an error where nobody has that home)
+    try:
+        found = os.stat(local)  # noqa: PTH116
+        return found.st_dev, found.st_ino
+    except OSError:
+        return os.path.realpath(local)

@@ -1,0 +1,43 @@
+"""Opening .safetensors files, which anyone may have written, on either side."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors
+
+from avh_shards.errors import UserError
+from avh_shards.kinds import PYTORCH_FILE, SAFETENSORS_FILE, file_kind
+from avh_shards.text import one_line
+
+MOST_HEADER = 1 << 22  # bytes of names and shapes; our weights have a few thousand
+
+
+@contextlib.contextmanager
+def open_safetensors(path: Path, framework: str) -> Iterator[safetensors.safe_open]:
+    """Opens a file of weights; reads no array yet.
+
+    Args:
+      path: the file.
+      framework: of the arrays that are read from it: "numpy" or "pt".
+
+    Raises:
+      UserError: the file is missing, damaged or of another kind, or reading it inside the block fails.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of weights")
+    try:
+        kind = file_kind(path)
+        if kind not in (SAFETENSORS_FILE, None):
+            way = "; convert it with launch.convert" if kind == PYTORCH_FILE else ""
+            raise UserError(f"{path}: {kind}, but .safetensors weights are expected{way}")
+        with path.open("rb") as file:
+            header, size = int.from_bytes(file.read(8), "little"), file.seek(0, 2)
+        if header > min(MOST_HEADER, size - 8):
+            raise ValueError("it does not begin with a header of names and shapes")
+        with safetensors.safe_open(path, framework) as file:
+            yield file
+    except UserError:
+        raise
+    except (OSError, safetensors.SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a readable .safetensors file ({one_line(str(error)[:500])})") from error

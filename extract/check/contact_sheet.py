@@ -1,0 +1,71 @@
+"""A picture of mouth crops, to see at a glance whether the right thing is cut out."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from avh_shards import ClipMeta, atomic_write
+from avh_shards.clip_list import Failure
+from avh_shards.paths import AnyPath
+from extract.face.mouth import CROP, MOUTH, STABLE
+from extract.prepare import PreparedClip
+from extract.run.pool import Prepared, PrepareTask, prepare_all, running_pool
+
+CLIPS = 12  # the first of a list: rows of the sheet
+MOMENTS = 8  # of a clip, evenly spaced: columns
+SCALE = 2  # pixels of the sheet for one of a crop
+CAPTION = 22  # pixels, height
+MOUTH_COLOUR, STABLE_COLOUR, TEXT_COLOUR, ALARM_COLOUR = (80, 220, 80), (60, 160, 255), (230, 230, 230), (90, 90, 255)
+
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+def write_contact_sheet(path: AnyPath, clips: Sequence[ClipMeta], task: PrepareTask, processes: int) -> None:
+    """Prepares the first clips and draws them: a row each, their landmarks drawn, or the reason why there is none.
+
+    Args:
+      path: the PNG file.
+      clips: the clip list.
+      task: how they are prepared.
+      processes: that prepare them.
+    """
+    first = clips[:CLIPS]
+    with running_pool(processes) as pool:
+        prepared = prepare_all(pool, first, task, processes)
+        rows = [draw_clip(clip, outcome) for clip, outcome in zip(first, prepared, strict=True)]
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(cv2.imencode(".png", np.concatenate(rows))[1].tobytes())
+
+
+def draw_clip(clip: ClipMeta, prepared: Prepared) -> Picture:
+    """One row of the sheet, BGR."""
+    outcome = next(iter(prepared.outcomes.values()))
+    width = MOMENTS * CROP * SCALE
+    if isinstance(outcome, Failure):
+        return _caption(f"{clip.path}: {outcome.stage}: {outcome.reason}", width, ALARM_COLOUR)
+    moments = np.linspace(0, len(outcome.crops) - 1, MOMENTS).round().astype(int).tolist()
+    crops = [_draw_crop(outcome, moment) for moment in moments]
+    return np.concatenate([_caption(f"{clip.path}  {len(outcome.crops)} frames", width, TEXT_COLOUR), np.hstack(crops)])
+
+
+def _draw_crop(clip: PreparedClip, moment: int) -> Picture:
+    picture = cv2.resize(clip.crops[moment], None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
+    picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+    if clip.points is not None:
+        _draw_points(picture, clip.points[moment][MOUTH], MOUTH_COLOUR)
+        _draw_points(picture, clip.points[moment][list(STABLE)], STABLE_COLOUR)
+    return picture
+
+
+def _draw_points(picture: Picture, points: Float[np.ndarray, "P 2"], colour: tuple[int, int, int]) -> None:
+    for x, y in (points * SCALE).round().astype(int).tolist():
+        cv2.circle(picture, (x, y), 2, colour, cv2.FILLED, cv2.LINE_AA)
+
+
+def _caption(text: str, width: int, colour: tuple[int, int, int]) -> Picture:
+    line = np.full((CAPTION, width, 3), 40, np.uint8)
+    # OpenCV draws ASCII alone.
+    text = text.encode("ascii", "replace").decode()
+    return cv2.putText(line, text, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)

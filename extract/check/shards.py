@@ -1,0 +1,172 @@
+"""What is in a set of shards, and whether it is whole."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from avh_shards import (
+    FRAME_RATE,
+    OPTIONAL,
+    SHARD_PATTERN,
+    ClipMeta,
+    Shard,
+    UserError,
+    as_path,
+    caveat,
+    list_shards,
+    local_file,
+    one_line,
+    open_shard,
+    shard_name,
+)
+from avh_shards.paths import FilePath
+from extract.check.clip_list import count_clips
+from extract.store.shard import failure_log, read_failures
+from extract.store.shard_set import CLIP_LIST, SET_ATTRIBUTES, read_set
+
+
+@dataclasses.dataclass
+class Report:
+    """What was seen in a set."""
+
+    clips: list[ClipMeta] = dataclasses.field(default_factory=list)
+    frames: int = 0
+    failures: int = 0
+    shards: int = 0
+    attributes: dict[str, object] = dataclasses.field(default_factory=dict)
+    contents: dict[str, str] = dataclasses.field(default_factory=dict)  # name -> dtype
+    damage: list[str] = dataclasses.field(default_factory=list)
+
+    def text(self) -> str:
+        """The report in words, the verdict last."""
+        lines = [f"{name:<16} {one_line(self.attributes[name])}" for name in SET_ATTRIBUTES if name in self.attributes]
+        lines.append(f"{'contents':<16} {', '.join(f'{name} ({dtype})' for name, dtype in self.contents.items())}")
+        lines.append(f"{'frames':<16} {self.frames:,} ({self.frames / FRAME_RATE:,.1f} s)")
+        lines.append(f"{'clips':<16} {len(self.clips):,} in {self.shards:,} shards, {self.failures:,} failed")
+        lines += _faces(self.clips)
+        lines += ["", count_clips(self.clips), "", *filter(None, [caveat(self.attributes)])]
+        return "\n".join([*lines, *(map(one_line, self.damage) if self.damage else ["every shard is whole"])])
+
+
+def inspect(path: str) -> Report:
+    """Reads every array of a shard, or of a set of them, and checks it.
+
+    Checked: each shard's format, offsets and counts, that all features are finite; of a set, that no clip is in two
+    shards, that all shards were made alike, and that shards and failure logs make up the clip list.
+
+    Args:
+      path: a shard, or the folder or URL of a set.
+
+    Raises:
+      UserError: there is no shard.
+    """
+    report, owners = Report(), {}
+    for file in list_shards(path):
+        try:
+            with local_file(file) as copy:
+                _inspect_shard(_open(copy, file), file.name, report, owners)
+            report.failures += len(read_failures(failure_log(file)))
+        except UserError as error:
+            report.damage.append(str(error))
+    if not as_path(path).is_file():
+        report.damage += _check_set(as_path(path), {clip.path: clip.label for clip in report.clips})
+    return report
+
+
+def _faces(clips: Sequence[ClipMeta]) -> list[str]:
+    """The line on faces, if they are known of any clip."""
+    known = [clip for clip in clips if not math.isnan(clip.face_share)]
+    if not known:
+        return []
+    lowest = min(known, key=lambda clip: clip.face_share)
+    several = sum(clip.several_faces > 0 for clip in clips)
+    least = f"{lowest.face_share:.0%}".replace("%", " %")
+    return [f"{'faces':<16} {several:,} clips with several; fewest frames with one: {least}, of {lowest.path!r}"]
+
+
+def _open(copy: Path, file: FilePath) -> Shard:
+    """Opens a shard's local copy; what is wrong with it is said of the shard."""
+    try:
+        return open_shard(copy)
+    except UserError as error:
+        raise UserError(str(error).replace(str(copy), str(file))) from error
+
+
+def _inspect_shard(shard: Shard, name: str, report: Report, owners: dict[str, str]) -> None:
+    report.shards += 1
+    report.frames += len(shard.visual)
+    report.clips += shard.clips
+    attributes = {key: shard.attributes.get(key) for key in SET_ATTRIBUTES}
+    contents = {key: str(array.dtype) for key, array in _arrays(shard)}
+    report.attributes = report.attributes or attributes
+    report.contents = report.contents or contents
+    made = (attributes, contents), (report.attributes, report.contents)
+    if made[0] != made[1]:
+        found, first = ({**known, "contents": kinds} for known, kinds in made)
+        differing = next(key for key in found if found[key] != first[key])
+        report.damage.append(
+            f"{name}: was made otherwise than the shards before it: {differing} is {found[differing]}, "
+            f"not {first[differing]}"
+        )
+    for clip in shard.clips:
+        if (other := owners.setdefault(clip.path, name)) != name:
+            report.damage.append(f"{name}: holds {clip.path!r}, which is in {other} too")
+    for key in ("visual", "audio", "multimodal"):
+        array = getattr(shard, key)
+        for clip, start, stop in zip(shard.clips, shard.offset, shard.offset[1:], strict=False):
+            if array is not None and not np.isfinite(array[start:stop]).all():
+                report.damage.append(f"{name}: the {key} features of {clip.path!r} hold NaN or infinity")
+
+
+def _arrays(shard: Shard) -> Iterator[tuple[str, np.ndarray]]:
+    for name in ("visual", "audio", *OPTIONAL):
+        if (array := getattr(shard, name)) is not None:
+            yield name, getattr(array, "value", array)
+
+
+def _check_set(directory: FilePath, stored: dict[str, int]) -> Iterator[str]:
+    """What the shards of a set lack, or have too many of, against its clip list.
+
+    Args:
+      directory: of the set.
+      stored: label by path of every clip in a shard.
+    """
+    if not (directory / CLIP_LIST).exists():
+        yield f"{directory}: no {CLIP_LIST}, so nobody can tell whether clips are missing"
+        return
+    try:
+        clips, per_shard = read_set(directory)
+    except UserError as error:
+        yield f"{directory}: its clip list cannot be compared ({error})"
+        return
+    found = {path.name for path in directory.glob(SHARD_PATTERN)}
+    names = [shard_name(shard) for shard in range(-(-len(clips) // per_shard))]
+    for shard, name in enumerate(names):
+        listed = clips[shard * per_shard : (shard + 1) * per_shard]
+        yield from _check_part(directory / name, listed, stored) if name in found else [f"{name}: is missing"]
+    yield from (f"{name}: is beyond the last shard of the clip list" for name in sorted(found - set(names)))
+    if strange := sorted(stored.keys() - {clip.path for clip in clips}):
+        yield f"{len(strange)} clips are not in the clip list, the first {strange[0]!r}"
+
+
+def _check_part(shard: FilePath, listed: Sequence[ClipMeta], stored: dict[str, int]) -> Iterator[str]:
+    """What is wrong with the clips and failures of one shard."""
+    failures = [failure.path for failure in _failures(shard)]
+    for clip in listed:
+        if (clip.path in stored) + failures.count(clip.path) != 1:
+            where = "both in a shard and" if clip.path in stored else "neither in a shard nor"
+            yield f"{shard.name}: {clip.path!r} of the clip list is {where} in its failure log"
+        elif stored.get(clip.path, clip.label) != clip.label:
+            yield f"{shard.name}: {clip.path!r} has another label than in the clip list"
+    if strange := sorted(set(failures) - {clip.path for clip in listed}):
+        yield f"{shard.name}: its failure log names {strange[0]!r}, which is not of its part of the clip list"
+
+
+def _failures(shard: FilePath) -> list:
+    with contextlib.suppress(UserError):  # already told
+        return read_failures(failure_log(shard))
+    return []

@@ -1,0 +1,1 @@
+"""Files of others -> our formats, and back."""

@@ -1,0 +1,122 @@
+"""AVH-Align's official features, an npz file a clip, into shards."""
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from avh_shards import SIMULATED, ClipMeta, UserError, as_path, locked, one_line, read_text
+from avh_shards.clip_list import MAX_FRAMES, Failure, inside, is_passing, near_name, refuse_shared_names
+from avh_shards.errors import ClipError
+from avh_shards.paths import FilePath
+from extract.convert.archives import open_archive, read_arrays
+from extract.progress import Progress
+from extract.store.shard import ClipFeatures, ShardWriter, StoredClip, check_features
+from extract.store.shard_set import SETTINGS, ShardSet, merge, task_lock
+from extract.timing import Stopwatch
+
+
+def import_features(
+    clips: Sequence[ClipMeta],
+    features: str | os.PathLike,
+    output: str | os.PathLike,
+    dtype: str = "float16",
+    width: int = 1024,
+    clips_per_shard: int = 256,
+    retry_failed: str = "passing",
+) -> dict[str, object]:
+    """Packs AVH-Align's npz features (keys `visual` and `audio`, [T, D]) into shards.
+
+    Args:
+      clips: the clip list; `a/b.mp4` means the file `a/b.npz`. Whether the set is marked as simulated is decided by
+        the first file that can be read; files that differ from it are failures.
+      features: folder of the npz files.
+      output: folder of the shards; shards that are already there are kept, as in `pipeline.extract`.
+      dtype: of the stored features.
+      width: D; features of another width are failures.
+      clips_per_shard: clips in one shard.
+      retry_failed: which clips that failed before are tried again: none, passing or all.
+
+    Returns:
+      What `extraction.json` says.
+
+    Raises:
+      UserError: there is no such folder, `output` holds shards of another run, or another run is writing there.
+    """
+    if not Path(features).is_dir():
+        raise UserError(f"{features}: no such folder of npz features")
+    refuse_shared_names(clips)
+    settings = {"source": "npz", "dtype": dtype, "clips_per_shard": clips_per_shard}
+    simulated = _is_simulated_set(clips, features, width, as_path(output) / SETTINGS)
+    attributes = {"encoder": "imported", "weights_sha256": SIMULATED if simulated else "unknown", "width": width}
+    attributes |= {"trimmed": "unknown"}
+    attributes["settings"] = json.dumps(settings, sort_keys=True)
+    writer = ShardWriter(as_path(output), dtype, attributes)
+    shards = ShardSet(writer, clips, clips_per_shard)
+    with locked(writer.directory, task_lock(writer.directory)):
+        missing = shards.missing()
+        for shard in sorted(set(range(shards.count)) - set(missing)):
+            failed = shards.failed(shard, retry_failed)
+            again = {clip.path: _import_clip(clip, features, width, dtype, simulated) for clip in failed}
+            if shards.can_gain(shard, {path: o if isinstance(o, Failure) else None for path, o in again.items()}):
+                missing.append(shard)
+        with Progress(len(clips), len(clips) - sum(len(shards.clips_of(shard)) for shard in missing)) as progress:
+            for shard in sorted(missing):
+                listed = shards.clips_of(shard)
+                watch = Stopwatch()
+                with watch.stage("read"):
+                    outcomes = [_import_clip(clip, features, width, dtype, simulated) for clip in listed]
+                writer.write(shard, listed, outcomes, watch.seconds)
+                failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
+                frames = sum(len(outcome.features.visual) for outcome in outcomes if not isinstance(outcome, Failure))
+                progress.add(len(listed), frames, failed)
+    return merge(writer.directory)
+
+
+def read_npz(path: Path, width: int) -> ClipFeatures:
+    """Returns the official features of one clip, no longer than a clip of that width may be.
+
+    Raises:
+      ClipError: there are none.
+    """
+    try:
+        return ClipFeatures(*read_arrays(path, ["visual", "audio"], MAX_FRAMES * width))
+    except FileNotFoundError:
+        raise ClipError("import", f"no such file: {path}{near_name(path)}", passing=True) from None
+    except Exception as error:  # a damaged file can make numpy and zlib raise anything; this clip is then logged
+        reason = one_line(f"{type(error).__name__}: {error}"[:200])
+        raise ClipError("import", f"not a file of npz features ({reason})") from error
+
+
+def _is_simulated_set(clips: Sequence[ClipMeta], features: str | os.PathLike, width: int, settings: FilePath) -> bool:
+    """Whether a set is one of simulated features: as an earlier run recorded, else as the first readable file says."""
+    if settings.exists():
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):  # damaged: the set itself says so
+            return json.loads(read_text(settings)).get("weights_sha256") == SIMULATED
+    for clip in clips:
+        with contextlib.suppress(ClipError):
+            path = inside(features, clip.path, ".npz")
+            read_npz(path, width)
+            return _is_simulated(path)
+    return False
+
+
+def _is_simulated(path: Path) -> bool:
+    """Whether a file of features is marked as simulated (launch.demo's are)."""
+    with open_archive(path) as archive:
+        return f"{SIMULATED}.npy" in archive.namelist()
+
+
+def _import_clip(
+    clip: ClipMeta, features: str | os.PathLike, width: int, dtype: str, simulated: bool
+) -> StoredClip | Failure:
+    try:
+        path = inside(features, clip.path, ".npz")
+        found = read_npz(path, width)
+    except ClipError as error:
+        return Failure(clip.path, error.stage, error.reason, is_passing(error))
+    reason = check_features(found, width, dtype)
+    if not reason and _is_simulated(path) != simulated:
+        reason = "SIMULATED features among others, or the reverse; import them into a set of their own"
+    return Failure(clip.path, "import", reason) if reason else StoredClip(clip, found)

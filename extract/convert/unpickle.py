@@ -1,0 +1,421 @@
+"""Reading official PyTorch files without running what is pickled in them.
+
+A pickle is a program: its opcodes name importable callables, call them, and set the state of whatever they return. So
+neither `pickle` nor `torch.load` reads these files. A small machine of our own walks through the opcodes: it rebuilds
+plain containers and tensors, keeps objects of the official programs as inert stand-ins, and refuses every other name.
+Nothing that a file names is imported, and no method of any object is looked up, so a tensor cannot be reached through
+its own `__setstate__`. Each opcode and each element that a call copies is counted, which bounds time and memory.
+"""
+
+import dataclasses
+import io
+import math
+import os
+import pickle
+import pickletools
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+
+from avh_shards import UserError, one_line
+from avh_shards.kinds import LEGACY_MAGIC, PYTORCH_FILE, file_kind
+from extract.convert.archives import open_archive
+
+# Programs whose objects lie in the official files. Their code is never imported, nor needed.
+STAND_IN_PACKAGES = (
+    "argparse",
+    "fairseq",
+    "lightning",
+    "lightning_fabric",
+    "lightning_utilities",
+    "omegaconf",
+    "pytorch_lightning",
+    "sentencepiece",
+    "typing",
+)
+
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+# Limits that official files keep far below: theirs hold some ten thousand opcodes in less than a megabyte.
+MOST_BYTES = 1 << 26  # of a file's pickles
+MOST_STEPS = 1 << 19  # opcodes, and elements that calls copy
+MOST_DIMENSIONS = 8  # of a tensor
+LARGEST_KEY = 1 << 60  # of integers in dictionaries: larger ones could be chosen to share one hash
+MOST_SETTINGS = 100_000  # values in a configuration
+DEEPEST = 50  # configuration in configuration
+
+# Opcodes by what they do with the argument that is written in the file; the others are in `_Machine._step`.
+VALUES = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"}
+VALUES |= {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
+VALUES |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+GETS = {"GET", "BINGET", "LONG_BINGET"}
+PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
+
+Storage = Callable[[torch.dtype, str, int], torch.Tensor]
+
+
+class StandIn:
+    """An object of a class that is not loaded: its construction's `arguments`, `state` and `items` set after it."""
+
+    arguments: tuple = ()
+    state: object = None
+    items: Mapping = MappingProxyType({})
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class _Name:
+    """A class or function that a file names."""
+
+    module: str
+    name: str
+
+
+def load_restricted(path: str | os.PathLike) -> object:
+    """Loads a PyTorch file (zip, or the format before it) without running anything in it.
+
+    Returns:
+      The stored object: tensors on the CPU, containers, numbers, text, and StandIn objects.
+
+    Raises:
+      UserError: the file is missing, damaged or of another kind, names a class that is not on the list, or demands
+        more work or memory than official files do.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        kind = file_kind(path)
+        if kind not in (PYTORCH_FILE, None):
+            raise UserError(f"{path}: {kind}, but an official PyTorch file is expected")
+        if zipfile.is_zipfile(path):
+            with open_archive(path) as archive:
+                return _load_zip(archive, path.stat().st_size)
+        with path.open("rb") as file:
+            return _load_legacy(file, path.stat().st_size)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: refused to load: {one_line(error)}") from None
+    except Exception as error:  # a damaged or hostile file can make the readers raise anything
+        reason = one_line(f"{type(error).__name__} {str(error)[:200]}")
+        raise UserError(f"{path}: not a whole PyTorch file ({reason})") from error
+
+
+def plain(value: object) -> object:
+    """Returns configurations as plain dictionaries and lists, whatever they were in the file.
+
+    A dict, an omegaconf DictConfig (its state holds `_content`, whose leaves hold `_val`), an argparse Namespace (its
+    state is its fields) and Lightning's AttributeDict (a dict of its own: it has items) of the same settings give
+    equal results. Keys that are not text are left out.
+
+    Raises:
+      ValueError: the configuration contains itself, or too much.
+    """
+    left = MOST_SETTINGS
+
+    def convert(value: object, depth: int) -> object:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > DEEPEST:
+            raise ValueError("settings that contain themselves or too much")
+        if isinstance(value, StandIn):
+            state = value.state if isinstance(value.state, dict) else {}
+            for content in ("_content", "_val"):
+                if content in state:
+                    return convert(state[content], depth + 1)
+            return convert(dict(state), depth + 1) | convert(dict(value.items), depth + 1)
+        if isinstance(value, dict):
+            return {key: convert(item, depth + 1) for key, item in value.items() if isinstance(key, str)}
+        if isinstance(value, list | tuple):
+            return [convert(item, depth + 1) for item in value]
+        return value
+
+    return convert(value, 0)
+
+
+def _load_zip(archive: zipfile.ZipFile, room: int) -> object:
+    """The object in `<name>/data.pkl`; its storages are the members `<name>/data/<key>`."""
+    members = archive.infolist()
+    if sum(member.file_size for member in members) > room or any(map(_packed, members)):
+        raise pickle.UnpicklingError("its members are compressed or lie in one another, as PyTorch never puts them")
+    (main,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
+    if archive.getinfo(main).file_size > MOST_BYTES:
+        raise pickle.UnpicklingError(f"its pickle is larger than {MOST_BYTES} bytes")
+    folder = main.removesuffix("data.pkl")
+    big_endian = f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big"
+    read: dict[str, torch.Tensor] = {}
+
+    def storage(dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
+        if key not in read:
+            data = bytearray(archive.read(f"{folder}data/{key}"))
+            if len(data) != count * dtype.itemsize:
+                raise pickle.UnpicklingError(f"a storage of {count} numbers is {len(data)} bytes long")
+            flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+            if big_endian and data:
+                flat = flat.reshape(count, -1).flip(1).flatten()
+            read[key] = flat.view(dtype)
+        return read[key]
+
+    return _Machine(storage).load(io.BytesIO(archive.read(main)))
+
+
+def _packed(member: zipfile.ZipInfo) -> bool:
+    return member.compress_type != zipfile.ZIP_STORED
+
+
+def _load_legacy(file: io.BufferedReader, room: int) -> object:
+    """Pickles of a magic number, a version, the writer's machine, the object, its storages' keys; then their bytes."""
+    pickles = io.BytesIO(file.read(MOST_BYTES))
+    storages: dict[str, torch.Tensor] = {}
+
+    def storage(dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
+        nonlocal room
+        if key not in storages:
+            room -= count * dtype.itemsize
+            if room < 0:
+                raise pickle.UnpicklingError("its storages are larger than the file")
+            storages[key] = torch.empty(count, dtype=dtype)
+        return storages[key]
+
+    machine = _Machine(storage)
+    if machine.load(pickles) != LEGACY_MAGIC:
+        raise ValueError("it does not begin as one")
+    _, _, loaded, keys = [machine.load(pickles) for _ in range(4)]
+    if not isinstance(keys, list) or any(not isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
+        raise pickle.UnpicklingError("the storages that it holds are not those of its tensors")
+    file.seek(pickles.tell())
+    for key in keys:
+        flat = storages[key].view(torch.uint8)
+        if int.from_bytes(file.read(8), "little") != len(storages[key]):
+            raise ValueError("a storage has another size than its tensors say")
+        if file.readinto(flat.numpy()) != len(flat):
+            raise ValueError("it is cut short")
+    return loaded
+
+
+class _Machine:
+    """Rebuilds the object that a pickle describes; `storage` gives the tensor of a (dtype, key, number of elements)."""
+
+    def __init__(self, storage: Storage):
+        self._storage = storage
+        self._encoded: dict[str, bytes] = {}
+        self._steps = 0
+
+    def load(self, file: io.BytesIO) -> object:
+        """Reads one pickle, up to its end."""
+        self._stack, self._below, self._memo = [], [], {}
+        for opcode, argument, _ in pickletools.genops(file):
+            self._count(1)
+            self._step(opcode.name, argument)
+        return self._stack.pop()
+
+    def _step(self, name: str, argument: object) -> None:
+        stack = self._stack
+        if name in VALUES:
+            stack.append(argument)
+        elif name in GETS:
+            stack.append(self._memo[argument])
+        elif name in PUTS:
+            self._memo[argument] = stack[-1]
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name])
+        elif name in TUPLES:
+            stack[-TUPLES[name] :] = [tuple(stack[-TUPLES[name] :])]
+        else:
+            self._build(name, argument)
+
+    def _build(self, name: str, argument: object) -> None:
+        """An opcode that opens, fills or makes an object."""
+        stack = self._stack
+        match name:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "MEMOIZE":
+                self._memo[len(self._memo)] = stack[-1]
+            case "MARK":
+                self._below.append(stack)
+                self._stack = []
+            case "POP" | "POP_MARK":
+                if name == "POP_MARK" or not stack:
+                    self._marked()
+                else:
+                    stack.pop()
+            case "DUP":
+                stack.append(stack[-1])
+            case "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
+                stack.append({"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}[name]())
+            case "TUPLE" | "LIST":
+                items = self._marked()
+                self._stack.append(tuple(items) if name == "TUPLE" else items)
+            case "DICT" | "FROZENSET":
+                items = self._marked()
+                self._stack.append(_pairs(items) if name == "DICT" else frozenset(map(_key, items)))
+            case "APPEND" | "APPENDS":
+                items = [stack.pop()] if name == "APPEND" else self._marked()
+                _of(list, self._stack[-1]).extend(items)
+            case "ADDITEMS":
+                items = self._marked()
+                _of(set, self._stack[-1]).update(map(_key, items))
+            case "SETITEM" | "SETITEMS":
+                items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._marked()
+                _set_items(self._stack[-1], _pairs(items))
+            case "GLOBAL":
+                stack.append(_named(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                module, name = stack.pop(-2), stack.pop()
+                stack.append(_named(_of(str, module), _of(str, name)))
+            case "REDUCE" | "NEWOBJ":
+                arguments = _of(tuple, stack.pop())
+                stack.append(self._call(stack.pop(), arguments))
+            case "BUILD":
+                state = stack.pop()
+                _set_state(stack[-1], state)
+            case "PERSID" | "BINPERSID":
+                stack.append(self._refer(argument if name == "PERSID" else stack.pop()))
+            case _:
+                raise pickle.UnpicklingError(f"it uses the opcode {name}, which does not belong in a file of weights")
+
+    def _marked(self) -> list:
+        """What was put on the stack since the last mark."""
+        items, self._stack = self._stack, self._below.pop()
+        return items
+
+    def _count(self, steps: int) -> None:
+        self._steps += steps
+        if self._steps > MOST_STEPS:
+            raise pickle.UnpicklingError(f"it takes more than {MOST_STEPS} steps, which no file of weights does")
+
+    def _call(self, function: object, arguments: tuple) -> object:
+        """What calling a named class or function gives."""
+        self._count(len(arguments) + sum(len(a) for a in arguments if isinstance(a, list | tuple)))
+        match function, arguments:
+            case _Name("torch._utils", "_rebuild_tensor_v2"), (flat, offset, size, stride, *_):
+                return _tensor(flat, offset, size, stride)
+            case _Name("torch._utils", "_rebuild_parameter"), (torch.Tensor() as tensor, *_):
+                return tensor
+            case _Name("torch", "Size"), (tuple() as size,):
+                return size
+            case _Name("collections", "OrderedDict" | "defaultdict"), () | (_Name(),):
+                return {}
+            case _Name("builtins" | "__builtin__", "bytes"), ():
+                return b""
+            case _Name("builtins" | "__builtin__", "set"), (list() as items,):
+                return set(map(_key, items))
+            case _Name("_codecs", "encode"), (str() as text, "latin1"):  # bytes, in protocol 2
+                return self._encoded.setdefault(text, text.encode("latin1"))
+            case _Name(module), _ if _is_stand_in(module):
+                return StandIn(*arguments)
+            case _Name(module, name), _:
+                raise pickle.UnpicklingError(f"it calls {module}.{name} with arguments of another form")
+        raise pickle.UnpicklingError("it calls what is not a function")
+
+    def _refer(self, reference: object) -> torch.Tensor:
+        """The storage that a file refers to from within its pickle."""
+        match reference:
+            case (("storage", torch.dtype() as dtype, str() as key, _, int() as count)) | (
+                ("storage", torch.dtype() as dtype, str() as key, _, int() as count, None)
+            ) if count >= 0:
+                flat = self._storage(dtype, key, count)
+                if (flat.dtype, len(flat)) != (dtype, count):
+                    raise pickle.UnpicklingError("it refers to one storage as if it were two")
+                return flat
+        kind = reference[0] if isinstance(reference, tuple) and reference else reference
+        kind = repr(kind[:80]) if isinstance(kind, str) else "something"
+        raise pickle.UnpicklingError(f"it refers to {kind}, which does not belong in a file of weights")
+
+
+def _named(module: str, name: str) -> _Name | torch.dtype:
+    """The inert form of a name: the dtype of a class of storages, else the name itself if it is allowed."""
+    if module == "torch" and name in STORAGES:
+        return STORAGES[name]
+    if (module, name) not in NAMES and not _is_stand_in(module):
+        named = f"{module}.{name}"[:200]
+        raise pickle.UnpicklingError(f"it names {named}, which does not belong in a file of weights")
+    return _Name(module, name)
+
+
+def _is_stand_in(module: str) -> bool:
+    return module.partition(".")[0] in STAND_IN_PACKAGES
+
+
+def _of(kind: type, value: object):
+    """The value, if it is of this kind."""
+    if not isinstance(value, kind):
+        raise pickle.UnpicklingError(f"it takes a {type(value).__name__} for a {kind.__name__}")
+    return value
+
+
+def _key(value: object) -> object:
+    """A key of a dictionary, or an element of a set: one whose hash is quick to find and not chosen by the file."""
+    if isinstance(value, str | bytes | float | StandIn | None) or (isinstance(value, int) and abs(value) < LARGEST_KEY):
+        return value
+    raise pickle.UnpicklingError(f"it has a key that is a {type(value).__name__}, or too large")
+
+
+def _pairs(items: list) -> dict:
+    """A dictionary of keys and values in turn."""
+    if len(items) % 2:
+        raise pickle.UnpicklingError("it has a key without a value")
+    return dict(zip(map(_key, items[::2]), items[1::2], strict=True))
+
+
+def _set_items(target: object, items: dict) -> None:
+    if isinstance(target, StandIn):
+        target.items = target.items or {}  # its own from the first item on; the class's cannot be changed
+        target.items.update(items)
+    else:
+        _of(dict, target).update(items)
+
+
+def _set_state(target: object, state: object) -> None:
+    """Keeps the state of a stand-in; drops attributes of a dictionary, such as the `_metadata` of a state dict."""
+    if isinstance(target, StandIn):
+        target.state = state
+    elif not isinstance(target, dict):
+        raise pickle.UnpicklingError(f"it sets the state of a {type(target).__name__}")
+
+
+def _tensor(flat: object, offset: object, size: object, stride: object) -> torch.Tensor:
+    """A tensor over a storage; one that is larger than its storage has no place in a file of weights."""
+    flat, size, stride = _of(torch.Tensor, flat), _of(tuple, size), _of(tuple, stride)
+    if len(size) != len(stride) or len(size) > MOST_DIMENSIONS:
+        raise pickle.UnpicklingError(f"a tensor has {len(size)} dimensions and {len(stride)} strides")
+    if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
+        raise pickle.UnpicklingError("a tensor's shape holds more than whole numbers")
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if 0 not in size else 0
+    if math.prod(size) > flat.numel() or last >= max(flat.numel(), 1):
+        raise pickle.UnpicklingError(f"a tensor of {size} reaches beyond its storage of {flat.numel()} numbers")
+    return flat.as_strided(size, stride, offset if 0 not in size else 0)
+
+
+# Names that may occur. Most are only mentioned, as a defaultdict's factory is; `_Machine._call` has what can be called.
+KINDS = ("bytes", "dict", "float", "int", "list", "set")
+NAMES = {
+    ("collections", "OrderedDict"),
+    ("collections", "defaultdict"),
+    ("_codecs", "encode"),
+    ("torch", "Size"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    *((package, kind) for package in ("builtins", "__builtin__") for kind in KINDS),
+    ("__builtin__", "long"),
+}

@@ -1,0 +1,495 @@
+"""Media files become frames at 25 Hz and a 16 kHz waveform on one common timeline.
+
+Time zero is the earliest start of the chosen video and audio streams, so what a player shows and sounds together stays
+together: a stream that starts later is led by its first frame held, or by silence. Pictures are shown in the order in
+which the decoder returns them, at the file's times in rising order; samples are placed by their timestamps.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import errno
+import heapq
+import io
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import soxr
+from av.format import Flags
+from av.stream import Disposition
+from av.video.reformatter import Interpolation, VideoReformatter
+from jaxtyping import Float, Int, UInt8
+
+from avh_shards import FRAME_RATE, SAMPLE_RATE, one_line
+from avh_shards.clip_list import near_name
+from avh_shards.errors import ClipError
+from extract.media.audio import first_sound
+
+FPS_POLICIES = ("resample", "native")
+LISTS = (b"ffconcat version", b"#EXTM3U")  # how files that only name other files begin
+BUFFER = 2**18  # bytes read at once
+MAX_SECONDS = 3600  # of sound
+MAX_HELD = 600  # seconds for which a picture may be shown
+MIN_DECODED = 0.95  # of what the header promises; less means that the file is cut short
+GAP = 0.02  # seconds by which samples may differ from their timestamps; beyond, silence is put in or samples dropped
+RESTART = 0.1  # seconds by which a recorder's clock goes back when it restarts
+REORDERED = 16  # frames: the most by which H.264 and HEVC decode a picture before it is shown
+SQUARE = (0.01, 4.0)  # pixels' shapes (width / height - 1) too close to square to matter, and too far off to be true
+SAMPLE_RATES = (1000, 768_000)  # Hz
+ALONE = 1.05  # energy of all channels' sum, in that of the loudest: up to here the others are silent or cancel it
+DILUTED = SAMPLE_RATE // 100  # samples: the mix may start this much later than a channel, as official mixes do
+NO_SIZE = 0x7FFF0000  # bytes: from here on, a WAV file's size is what recorders write before they know it
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """A file's sound, 16 kHz."""
+
+    waveform: Float[np.ndarray, " S"]  # mono, in [-1, 1]
+    silent: int  # samples before the first that is louder than SILENCE in any channel; S if there is none
+
+
+def iterate_video(
+    path: str | os.PathLike, fps_policy: str = "resample", heard: float | None = None
+) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Decodes the video stream that FFmpeg considers the best of a file, frame by frame.
+
+    Args:
+      path: a media file.
+      fps_policy: "resample": frame k is the one nearest in presentation time to k / 25 s, so that sound and picture
+        stay together whatever the source's rate. "native": every frame of the file, taken for 25 fps (what the
+        official program does, for parity).
+      heard: seconds of the file's sound, if known: of the kinds of file that count no frames (Matroska, FLV, ...) one
+        whose header promises more than both sound and picture hold is rejected.
+
+    Yields:
+      RGB frames, upright, of square pixels, all of the first one's size; one that is shown for several is the same
+      object each time.
+
+    Raises:
+      ClipError: the file is missing, damaged or cut short, or holds no video.
+    """
+    assert fps_policy in FPS_POLICIES, fps_policy
+    frames = timed_pictures(path, heard)
+    yield from _resampled(frames) if fps_policy == "resample" else (picture for _, picture in frames)
+
+
+def timed_pictures(
+    path: str | os.PathLike, heard: float | None = None
+) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]]:
+    """Decodes the pictures of `iterate_video` at the file's own rate.
+
+    Yields:
+      Seconds since the timeline's start, never falling, and the picture.
+    """
+    with _opened(path, "video") as (container, stream):
+        rate = float(stream.average_rate or FRAME_RATE)
+        duration = float(stream.duration * stream.time_base) if stream.duration else math.inf
+        frames = _timed_frames(container, stream, rate)
+        frames = _checked_whole(frames, stream.frames, duration)
+        seen = 0.0
+        for time, picture in _of_one_size(_as_shown(frames, stream)):
+            yield time, picture
+            seen = time + 1 / rate
+        if heard is not None and not stream.frames:
+            _check_length(container, max(seen, heard))
+
+
+def read_audio(path: str | os.PathLike) -> Float[np.ndarray, " S"]:
+    """Decodes the sound of a file: the waveform of `read_sound`."""
+    return read_sound(path).waveform
+
+
+def read_sound(path: str | os.PathLike) -> Sound:
+    """Decodes the audio stream that FFmpeg considers the best of a file.
+
+    Returns:
+      The mean of the channels, resampled by soxr at quality HQ; instead of the mean, the loudest channel where the
+      others add nothing to it, because they are silent (a voice in one channel) or cancel it (opposite signs).
+
+    Raises:
+      ClipError: the file is missing, damaged or cut short, or holds no sound.
+    """
+    runs = _decode_sound(path, itertools.repeat(None))
+    if any(run.loudest_alone() is not None for run in runs):
+        runs = _decode_sound(path, [run.loudest_alone() for run in runs])
+    waveform = np.concatenate([piece for run in runs for piece in run.mixed])
+    silent = first_sound(waveform)
+    starts = np.cumsum([0, *(sum(map(len, run.mixed)) for run in runs)])
+    in_channels = min(
+        (int(start) + run.first for start, run in zip(starts, runs, strict=False) if run.first is not None),
+        default=silent,
+    )
+    return Sound(waveform, in_channels if silent - in_channels > DILUTED else silent)
+
+
+def to_grey(frame: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
+    """Luma of an RGB frame, with OpenCV's weights and rounding (those of the official program)."""
+    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+
+
+@contextlib.contextmanager
+def open_media(path: str | os.PathLike, kind: str = "media") -> Iterator[av.container.InputContainer]:
+    """Opens a media file, and no other: FFmpeg sees its bytes, so neither a name nor a list leads anywhere else.
+
+    Args:
+      path: a file; colons, percent signs and protocols in its name mean nothing.
+      kind: what is wanted of it, for errors.
+
+    Yields:
+      PyAV's container.
+
+    Raises:
+      ClipError: the file is missing or cannot be decoded, also when that shows within the block.
+    """
+    if not Path(path).is_file():
+        raise ClipError("media", f"no such file: {one_line(path)}{near_name(path)}", passing=True)
+    try:
+        with _Bytes(path) as file:
+            if file.read(32).startswith(LISTS):
+                raise ClipError(kind, "is a list of other files, not a media file")
+            file.seek(0)
+            nowhere = {"protocol_whitelist": "none"}
+            with av.open(file, metadata_errors="replace", container_options=nowhere, buffer_size=BUFFER) as container:
+                yield container
+    except av.error.FFmpegError as error:
+        raise ClipError(kind, f"cannot be decoded: {error.strerror}") from error
+    except OSError as error:
+        raise ClipError("media", f"cannot be read: {error.strerror}") from error
+
+
+class _Bytes(io.FileIO):
+    """A file for FFmpeg, which tries to seek where nothing is: an error it can handle, where Python would raise."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            return -(error.errno or errno.EINVAL)
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike, kind: str):
+    """The container and its best stream of a kind."""
+    with open_media(path, kind) as container:
+        stream = container.streams.best(kind)
+        if stream is None or stream.disposition & Disposition.attached_pic:
+            raise ClipError(kind, f"holds no {kind} stream")
+        if stream.codec_context is None:
+            raise ClipError(kind, f"cannot be decoded: its {kind} codec is unknown")
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def _best_streams(container: av.container.InputContainer) -> list:
+    streams = [container.streams.best(kind) for kind in ("video", "audio")]
+    return [stream for stream in streams if stream is not None]
+
+
+def _timeline_start(container: av.container.InputContainer) -> float:
+    """Seconds of the earliest of the video's and the audio's starts, in the container's clock."""
+    starts = [float(s.start_time * s.time_base) for s in _best_streams(container) if s.start_time is not None]
+    return min(starts, default=0.0)
+
+
+def _packets(container: av.container.InputContainer, wanted: av.stream.Stream) -> Iterator[av.Packet]:
+    """A stream's packets, on one clock with those of the other stream."""
+    clock = _Clock()
+    restarts = bool(container.format.flags & Flags.ts_discont.value)
+    for packet in container.demux(*_best_streams(container)):
+        if packet.stream.type == "video" and container.format.name == "avi":
+            packet.pts = packet.dts  # the file stores only an order; FFmpeg guesses times from it, a frame late
+        if restarts:
+            clock.join(packet)
+        if packet.stream.index == wanted.index:
+            yield packet
+
+
+class _Clock:
+    """Joins the clocks of a transport stream whose recorder restarted: times go back, in one stream after the other.
+
+    The stream that goes back first decides what is added to all later times; the others follow it when they go back.
+    """
+
+    def __init__(self):
+        self.added = [Fraction(0)]  # seconds, before the first restart, after it, ...
+        self.restarts = collections.Counter()  # by stream
+        self.last: dict[int, Fraction] = {}  # seconds of the packet before, by stream
+
+    def join(self, packet: av.Packet) -> None:
+        """Moves a packet's times."""
+        stream, base = packet.stream.index, packet.time_base
+        if packet.dts is not None:
+            time = packet.dts * base
+            if time < self.last.get(stream, time) - Fraction(RESTART):
+                self.restarts[stream] += 1
+                if self.restarts[stream] == len(self.added):
+                    length = (packet.duration or 0) * base
+                    self.added.append(self.added[-1] + self.last[stream] + length - time)
+            self.last[stream] = time
+        ticks = round(self.added[self.restarts[stream]] / base) if base else 0
+        if ticks and packet.dts is not None:
+            packet.dts += ticks
+        if ticks and packet.pts is not None:
+            packet.pts += ticks
+
+
+def _timed_frames(
+    container: av.container.InputContainer, stream: av.VideoStream, rate: float
+) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(seconds since the timeline's start, frame); a frame without a time follows the one before it.
+
+    Some files hold no presentation times (AVI, what was copied out of it, raw H.264 in a container): their packets'
+    times only count up in the order of decoding, and so come permuted out of a decoder that reorders. Times are then
+    held back until the earlier ones have come. In other files a reordered packet's time is less than that of the one
+    before, from the first such packet on, and nothing is held.
+    """
+    start = _timeline_start(container)
+    held: collections.deque[av.VideoFrame] = collections.deque()
+    times: list[float] = []  # a heap
+    first, packet_time, counting = None, -math.inf, True
+    time, shown, late = -1 / rate, -math.inf, 0.0
+    for packet in _packets(container, stream):
+        if packet.pts is not None:
+            first = packet.pts * float(packet.time_base) - start if first is None else first
+            counting = counting and packet.pts > packet_time
+            packet_time = packet.pts
+        for frame in packet.decode():
+            before, time = time, frame.time - start if frame.time is not None else time + 1 / rate
+            if counting and time < before and -REORDERED / rate <= first < 0:
+                late = -first  # the first picture cannot be shown before the start: these were times of decoding
+            held.append(frame)
+            heapq.heappush(times, time)
+        wait = REORDERED if counting and stream.codec_context.has_b_frames and packet.size else 0
+        while len(held) > wait:
+            shown = max(shown, heapq.heappop(times) + late)
+            yield shown, held.popleft()
+
+
+def _checked_whole(frames: Iterable[tuple[float, av.VideoFrame]], promised: int, duration: float) -> Iterator:
+    """Passes timed frames on; refuses a stream that ends long before its header says, in frames and in seconds.
+
+    Frames alone would not do: an AVI file counts pictures that are shown twice. Nor would seconds: a last picture may
+    be shown for a minute.
+    """
+    count, first, last = 0, None, 0.0
+    for time, frame in frames:
+        first, last, count = time if first is None else first, time, count + 1
+        yield time, frame
+    if count == 0:
+        raise ClipError("video", "its video stream holds no frame")
+    lasted = (last - first) * count / max(count - 1, 1)  # the last picture as long as the others
+    if count < MIN_DECODED * promised and lasted < MIN_DECODED * duration:
+        raise ClipError("video", f"is cut short: {count} of {promised} frames can be decoded")
+
+
+def _check_length(container: av.container.InputContainer, seconds: float) -> None:
+    """Rejects a file of which less could be decoded, in the longer of sound and picture, than its header says."""
+    promised = (container.duration or 0) / av.time_base
+    if container.format.name.startswith("matroska"):  # its duration is the time of its end
+        promised -= max(container.start_time or 0, 0) / av.time_base
+    if seconds < MIN_DECODED * promised - 1 / FRAME_RATE:
+        raise ClipError("media", f"is cut short: {seconds:.2f} of {promised:.2f} s can be decoded")
+
+
+def _as_shown(
+    frames: Iterable[tuple[float, av.VideoFrame]], stream: av.VideoStream
+) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]]:
+    """Frames as RGB pictures, with square pixels and upright.
+
+    A shape of pixels or an orientation holds until a frame brings another. The container's word on the shape counts
+    more than the codec's, as with FFmpeg, unless the codec's changes midway.
+    """
+    context, converter = stream.codec_context, VideoReformatter()
+    shape, codecs_shape = stream.sample_aspect_ratio, context.sample_aspect_ratio
+    matrix = None
+    for time, frame in frames:
+        if context.sample_aspect_ratio not in (codecs_shape, None):
+            codecs_shape = shape = context.sample_aspect_ratio
+        size = _square_size(frame.width, frame.height, float(shape or 1))
+        if size == (frame.width, frame.height):
+            picture = converter.reformat(frame, format="rgb24").to_ndarray()
+        else:
+            picture = converter.reformat(frame, *size, "rgb24", interpolation=Interpolation.BICUBIC).to_ndarray()
+        side = frame.side_data.get("DISPLAYMATRIX")
+        matrix = matrix if side is None else np.frombuffer(side, np.int32)
+        yield time, picture if matrix is None else _oriented(picture, matrix)
+
+
+def _square_size(width: int, height: int, shape: float) -> tuple[int, int]:
+    """A picture's size in square pixels: the side that is too short is stretched, so that no detail is lost."""
+    off = max(shape, 1 / shape)
+    if not SQUARE[0] < off - 1 < SQUARE[1]:
+        return width, height
+    return (round(width * off), height) if shape > 1 else (width, round(height * off))
+
+
+def _oriented(picture: UInt8[np.ndarray, "h w 3"], matrix: Int[np.ndarray, " 9"]) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture turned and mirrored to the nearest of the eight orientations.
+
+    Args:
+      picture: as stored.
+      matrix: FFmpeg's display matrix: (x, y) is shown at (x m[0] + y m[3], x m[1] + y m[4]).
+    """
+    across, down = matrix[0], matrix[4]
+    if abs(int(matrix[1])) + abs(int(matrix[3])) > abs(int(across)) + abs(int(down)):
+        picture, across, down = picture.transpose(1, 0, 2), matrix[3], matrix[1]
+    return np.ascontiguousarray(picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+
+
+def _of_one_size(frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[tuple[float, np.ndarray]]:
+    """Brings pictures to the first one's size (a stream may change it midway): fitted in, what is left is black."""
+    first = None
+    for time, picture in frames:
+        first = picture.shape if first is None else first
+        yield time, picture if picture.shape == first else _fitted(picture, *first[:2])
+
+
+def _fitted(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture scaled without stretching it, in the middle of a black one."""
+    scale = min(height / picture.shape[0], width / picture.shape[1])
+    inner = [max(round(scale * side), 1) for side in picture.shape[:2]]
+    inner = [whole if whole - side <= 1 else side for side, whole in zip(inner, (height, width), strict=True)]
+    fitted = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    fitted[top : top + inner[0], left : left + inner[1]] = cv2.resize(
+        picture, inner[::-1], interpolation=cv2.INTER_AREA
+    )
+    return fitted
+
+
+def _resampled(frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[np.ndarray]:
+    """The frame nearest to each k / 25 s, up to the end of the last frame."""
+    index, previous, time = 0, None, 0.0
+    duration = 1 / FRAME_RATE
+    for next_time, picture in frames:
+        if next_time - time > MAX_HELD:
+            raise ClipError("video", f"shows one picture for {next_time - time:.0f} s, more than {MAX_HELD} s")
+        if previous is not None:
+            duration = next_time - time
+            while index / FRAME_RATE < (time + next_time) / 2:
+                yield previous
+                index += 1
+        time, previous = next_time, picture
+    while previous is not None and (index == 0 or (index + 0.5) / FRAME_RATE < time + duration):
+        yield previous
+        index += 1
+
+
+class _Run:
+    """A stretch of sound of one rate and number of channels, on its way to 16 kHz mono."""
+
+    def __init__(self, rate: int, channels: int, channel: int | None):
+        """Prepares to mix the channels, or to take only one."""
+        self.rate, self.channel = rate, channel
+        self.length = 0  # samples at `rate`
+        self.mixed: list[np.ndarray] = []  # 16 kHz
+        self.first: int | None = None  # 16 kHz sample: the first that is loud in any channel
+        self.energies = np.zeros(channels)
+        self.energy = 0.0  # of the mean of the channels
+        self._waiting: list[np.ndarray] = []  # [C, N] at `rate`
+        self._scouted = 0  # 16 kHz samples
+        self._mixer = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        self._scout = soxr.ResampleStream(rate, SAMPLE_RATE, channels, dtype="float32", quality="HQ")
+
+    def add(self, samples: Float[np.ndarray, "C N"]) -> None:
+        """Appends samples in [-1, 1]."""
+        self.length += samples.shape[1]
+        self._waiting.append(samples)
+        if sum(part.shape[1] for part in self._waiting) >= self.rate:
+            self._mix()
+
+    def add_silence(self, count: int) -> None:
+        """Appends zeros, a second at a time."""
+        for start in range(0, count, self.rate):
+            self.add(np.zeros((len(self.energies), min(self.rate, count - start)), np.float32))
+
+    def finish(self) -> None:
+        """Completes the 16 kHz samples."""
+        self._mix(last=True)
+
+    def _mix(self, last: bool = False) -> None:
+        """Resamples what waits; a second of it costs hardly more than a frame."""
+        samples = np.concatenate([np.zeros((len(self.energies), 0), np.float32), *self._waiting], axis=1)
+        self._waiting.clear()
+        mean = samples.mean(axis=0)
+        self.energies += np.square(samples, dtype=np.float64).sum(axis=1)
+        self.energy += np.square(mean, dtype=np.float64).sum()
+        mixed = mean if self.channel is None else np.ascontiguousarray(samples[self.channel])
+        self.mixed.append(self._mixer.resample_chunk(mixed, last=last))
+        if self.first is None and len(samples) > 1:
+            heard = np.abs(self._scout.resample_chunk(np.ascontiguousarray(samples.T), last=last))
+            loudest = heard.max(axis=1, initial=0)
+            if (index := first_sound(loudest)) < len(loudest):
+                self.first = self._scouted + index
+            self._scouted += len(loudest)
+
+    def loudest_alone(self) -> int | None:
+        """The loudest channel, if the others add nothing to it."""
+        loudest = int(self.energies.argmax())
+        together = len(self.energies) ** 2 * self.energy
+        alone = len(self.energies) > 1 and together < ALONE * self.energies[loudest]
+        return loudest if alone else None
+
+
+def _decode_sound(path: str | os.PathLike, channels: Iterable[int | None]) -> list[_Run]:
+    """Decodes a file's sound.
+
+    Args:
+      path: a media file.
+      channels: for each run the channel that is taken for its mix, None for the mean.
+    """
+    channels = iter(channels)
+    runs: list[_Run] = []
+    with _opened(path, "audio") as (container, stream):
+        start = _timeline_start(container)
+        began, kind, to_float = 0.0, None, None  # seconds at which the last run began
+        for frame in itertools.chain.from_iterable(packet.decode() for packet in _packets(container, stream)):
+            if kind != (frame.sample_rate, frame.layout.name, frame.format.name):
+                kind = frame.sample_rate, frame.layout.name, frame.format.name
+                to_float = av.AudioResampler(format="fltp")  # sample format only
+            if not runs or (runs[-1].rate, len(runs[-1].energies)) != (frame.sample_rate, frame.layout.nb_channels):
+                if not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
+                    raise ClipError("audio", f"its sound has {frame.sample_rate} samples a second")
+                if runs:
+                    began += runs[-1].length / runs[-1].rate
+                    runs[-1].finish()
+                runs.append(_Run(frame.sample_rate, frame.layout.nb_channels, next(channels, None)))
+            run = runs[-1]
+            gap = 0 if frame.time is None else round((frame.time - start - began) * run.rate) - run.length
+            if began + (run.length + gap) / run.rate > MAX_SECONDS:
+                raise ClipError("audio", f"its sound, or a gap in it, is longer than {MAX_SECONDS} s")
+            beginning = len(runs) == 1 and not run.length
+            if gap > GAP * run.rate or (beginning and gap > 0):
+                run.add_silence(gap)
+            samples = np.concatenate([part.to_ndarray() for part in to_float.resample(frame)], axis=1)
+            run.add(samples[:, -gap if gap < -GAP * run.rate else 0 :])
+        if not runs or not began + runs[-1].length:
+            raise ClipError("audio", "its audio stream holds no samples")
+        _check_sound_whole(path, container, stream, began + runs[-1].length / runs[-1].rate)
+    runs[-1].finish()
+    return runs
+
+
+def _check_sound_whole(
+    path: str | os.PathLike, container: av.container.InputContainer, stream: av.AudioStream, seconds: float
+) -> None:
+    """Rejects sound of which less could be decoded than its file's header says, for kinds of file that count it."""
+    if container.format.name == "wav":
+        size = Path(path).stat().st_size
+        with Path(path).open("rb") as file:
+            head = file.read(8)
+        promised = int.from_bytes(head[4:], "little") + 8
+        if head.startswith(b"RIFF") and size < MIN_DECODED * promised and promised < NO_SIZE:
+            raise ClipError("audio", f"is cut short: {size} of {promised} bytes are there")
+    if container.format.name.startswith("mov") and stream.duration:
+        promised = float(stream.duration * stream.time_base)
+        if seconds < MIN_DECODED * promised - RESTART:
+            raise ClipError("audio", f"its sound is cut short: {seconds:.2f} of {promised:.2f} s can be decoded")

@@ -1,0 +1,186 @@
+"""One clip's media files become the encoder's inputs, or a reason why not."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int16, UInt8
+
+from avh_shards import FRAME_RATE, FULL_SCALE, SAMPLE_RATE, SAMPLES_PER_FRAME, ClipMeta
+from avh_shards.clip_list import MAX_FRAMES, inside, shift_segments
+from avh_shards.errors import ClipError
+from extract.face.landmarks import CountingFinder, Frame, GivenPoints, every_frame
+from extract.face.mouth import CROP, Mouths, find_mouths
+from extract.face.tracking import SEARCH_SIDE, tracked
+from extract.media.audio import filterbank_frames, frames_of_silence
+from extract.media.decode import Sound, iterate_video, read_sound, to_grey
+from extract.timing import Stopwatch
+
+INPUTS = ("media", "roi")
+FINDERS = {"dlib": every_frame, "dlib-tracked": tracked}  # where landmarks come from; else files
+MIN_FRAMES = 2  # of a usable clip
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareSettings:
+    """Every choice in preparation that changes a number."""
+
+    input: str = "media"  # "media": a video file with sound; "roi": x_roi.mp4 (mouth crops) + x.wav for x.mp4
+    fps_policy: str = "resample"  # see media.iterate_video
+    landmarks: str = "dlib-tracked"  # or "dlib", or a folder with a npz file a clip, or the npz file of the only clip
+    min_face_share: float = 0.5  # least share of a usable clip's frames with a face; not applied to "roi"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadClip:
+    """What a clip's files hold, untrimmed."""
+
+    meta: ClipMeta
+    mouths: Mouths
+    sound: Sound
+    seconds: dict[str, float]  # spent, by stage
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedClip:
+    """A clip's network inputs, both of T frames at 25 Hz."""
+
+    meta: ClipMeta
+    crops: UInt8[np.ndarray, "T 96 96"]  # grey
+    audio: Float[np.ndarray, "T 104"]
+    waveform: Int16[np.ndarray, " S"]  # 16 kHz, from the same start on
+    trimmed: bool = False  # whether leading silence was dropped
+    points: Float[np.ndarray, "T 68 2"] | None = None  # landmarks in pixels of the crops, where known
+
+
+def prepare_clip(
+    clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings, trimmed: bool = False
+) -> PreparedClip:
+    """Prepares one clip of a list: `read_clip`, then `cut_clip`."""
+    return cut_clip(read_clip(clip, root, settings), trimmed)
+
+
+def read_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings) -> ReadClip:
+    """Decodes a clip and finds its mouths; each picture is decoded once.
+
+    Args:
+      clip: its path is relative to `root`.
+      root: folder of the media files.
+      settings: what to read and how.
+
+    Raises:
+      ClipError: the clip cannot be used.
+    """
+    watch = Stopwatch()
+    media = inside(root, clip.path)
+    # Sound first: it is cheap, and a clip without sound needs no landmarks.
+    with watch.stage("sound"):
+        sound = read_sound(media if settings.input == "media" else inside(root, clip.path, ".wav"))
+        if sound.silent == len(sound.waveform):
+            raise ClipError("audio", "silent audio")
+    if settings.input == "roi":
+        with watch.stage("decode"):
+            mouths = Mouths(_read_crops(inside(root, clip.path, "_roi.mp4"), settings.fps_policy))
+    else:
+        find = _finder(clip, settings.landmarks)
+        heard = len(sound.waveform) / SAMPLE_RATE
+
+        def decode() -> Iterator[Frame]:
+            side = 0
+            for frame in watch.waiting("decode", _limited(iterate_video(media, settings.fps_policy, heard))):
+                yield frame
+                side = max(frame.shape)
+            _check_faces(find, settings, side)
+
+        with watch.stage("crops"):  # the rest of the time that the frames' stages leave
+            mouths = find_mouths(decode, watch.timed("landmarks", find))
+        watch.seconds["crops"] -= watch.seconds["decode"] + watch.seconds["landmarks"]
+        faces = find.faces()
+        several = math.nan if isinstance(find, GivenPoints) else float((faces > 1).mean())
+        clip = dataclasses.replace(clip, face_share=float((faces > 0).mean()), several_faces=several)
+    return ReadClip(clip, mouths, sound, dict(watch.seconds))
+
+
+def cut_clip(read: ReadClip, trimmed: bool) -> PreparedClip:
+    """Makes the encoder's inputs, with or without the leading silence.
+
+    Returns:
+      Both modalities cut to the shorter, and the clip's record with its leading silence, the number of trimmed frames,
+      and its fake segments in the time of what is left. The shares of frames with faces stay those of the whole clip.
+
+    Raises:
+      ClipError: what is left is too short.
+    """
+    start = frames_of_silence(read.sound.silent) if trimmed else 0
+    sound = read.sound.waveform[start * SAMPLES_PER_FRAME :]
+    audio = filterbank_frames(sound) if len(sound) else ()
+    length = min(len(read.mouths.crops) - start, len(audio))
+    if length < MIN_FRAMES:
+        reason = f"is shorter than {MIN_FRAMES} frames{' after trimming' if trimmed else ''}"
+        still = "; its video is a single picture" if len(read.mouths.crops) == 1 else ""
+        raise ClipError("clip", reason + still)
+    meta = dataclasses.replace(
+        read.meta,
+        leading_silence=read.sound.silent / SAMPLE_RATE,
+        trimmed_frames=start,
+        segments=shift_segments(read.meta.segments, start / FRAME_RATE),
+    )
+    part = slice(start, start + length)
+    points = None if read.mouths.points is None else read.mouths.points[part]
+    return PreparedClip(meta, read.mouths.crops[part], audio[:length], _to_int16(sound), trimmed, points)
+
+
+def _finder(clip: ClipMeta, landmarks: str) -> CountingFinder | GivenPoints:
+    if landmarks in FINDERS:
+        return FINDERS[landmarks]()
+    return GivenPoints(landmarks if Path(landmarks).is_file() else inside(landmarks, clip.path, ".npz"))
+
+
+def _check_faces(find: CountingFinder | GivenPoints, settings: PrepareSettings, side: int) -> None:
+    """Rejects a clip that shows a face in too few frames.
+
+    Args:
+      find: the finder, after the last frame.
+      settings: how the clip is prepared.
+      side: pixels of the frames' longer side.
+
+    Raises:
+      ClipError: there are too few frames with a face, or points for another number of frames.
+    """
+    if isinstance(find, GivenPoints):
+        find.check_all_used()
+    faces = find.faces()
+    found = np.count_nonzero(faces)
+    advice = ""
+    if settings.landmarks == "dlib-tracked" and side > SEARCH_SIDE:
+        advice = f"; pictures were searched at {SEARCH_SIDE} pixels, --landmarks=dlib finds smaller faces"
+    if not found:
+        raise ClipError("landmarks", f"no face found{advice}")
+    if found / len(faces) < settings.min_face_share:
+        least = f"--min_face_share={settings.min_face_share:g}"
+        raise ClipError("landmarks", f"a face in {found} of {len(faces)} frames, less than {least}{advice}")
+
+
+def _limited(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """Refuses a clip as soon as it shows to be too long."""
+    for count, frame in enumerate(frames):
+        if count == MAX_FRAMES:
+            raise ClipError("clip", f"is longer than {MAX_FRAMES // FRAME_RATE // 60} minutes; cut it into pieces")
+        yield frame
+
+
+def _read_crops(path: os.PathLike, fps_policy: str) -> UInt8[np.ndarray, "T 96 96"]:
+    """Mouth crops that another program made."""
+    crops = []
+    for frame in _limited(iterate_video(path, fps_policy)):
+        if frame.shape[:2] != (CROP, CROP):
+            raise ClipError("video", f"its mouth crops are {frame.shape[1]}x{frame.shape[0]}, not {CROP}x{CROP}")
+        crops.append(to_grey(frame))
+    return np.stack(crops)
+
+
+def _to_int16(waveform: Float[np.ndarray, " S"]) -> Int16[np.ndarray, " S"]:
+    return np.clip(np.round(waveform * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)

@@ -1,0 +1,1 @@
+"""An extraction: on one machine, on a Ray cluster, or as an array of jobs."""

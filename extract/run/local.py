@@ -1,0 +1,107 @@
+"""Clips -> shards on one machine: processes prepare, this process encodes and writes."""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+
+from avh_shards import ClipMeta
+from avh_shards.clip_list import Failure
+from extract.avhubert.encoder import Encoder
+from extract.progress import Progress
+from extract.run.job import Job, make_shard
+from extract.run.pool import Prepared, prepare_all, running_pool
+from extract.store.shard_set import ShardSet, merge, tasks_shards
+
+
+def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 1) -> list[dict[str, object] | None]:
+    """Extracts features; shards that are already there are kept, so a killed run resumes where it was.
+
+    First, clips that failed in an earlier run are tried again, by default those that failed for a passing reason
+    (`job.settings.retry_failed`). That costs these clips only: a shard is made again, as a whole, if one of its failed
+    clips can be prepared now, and a clip that it holds already is never lost to a new failure.
+
+    Args:
+      job: what to extract.
+      avhubert: an official AV-HuBERT file, or "random".
+      index: of this task, among
+      count: tasks that share the job.
+
+    Returns:
+      What `extraction.json` says of each set; None while other tasks still have shards to make.
+
+    Raises:
+      UserError: the weights, the folder of media, shards of another run in the output folder, or another run of this
+        task that is still writing there.
+    """
+    job.start(index)
+    processes = job.settings.processes
+    with job.locked(index, count), running_pool(processes) as pool:
+        encoder = Encoder(avhubert, job.settings.encode)
+        sets = job.shard_sets(encoder.attributes)
+        missing = missing_shards(sets, index, count)
+        if failed := failed_clips(sets, missing, index, count, job.settings.retry_failed):
+            again = [clip for clips in failed.values() for clip in clips]
+            with Progress(len(again), title="failed clips again") as progress:
+                prepared = _counted(prepare_all(pool, again, job.task, processes), progress)
+                add_gaining_shards(missing, sets, failed, (clip.failures for clip in prepared))
+        any_set = next(iter(sets.values()))
+        listed = [any_set.clips_of(shard) for shard in sorted(missing)]
+        total = sum(len(any_set.clips_of(shard)) for shard in tasks_shards(range(any_set.count), index, count))
+        pending = [clip for part in listed for clip in part]
+        with Progress(total, total - len(pending)) as progress:
+            prepared = _counted(prepare_all(pool, pending, job.task, processes), progress)
+            for shard, part in zip(sorted(missing), listed, strict=True):
+                writers = {form: sets[form].writer for form in missing[shard]}
+                make_shard(shard, part, itertools.islice(prepared, len(part)), encoder, writers)
+    return [merge(folder) for folder in job.folders().values()]
+
+
+def missing_shards(sets: dict[bool, ShardSet], index: int, count: int) -> dict[int, list[bool]]:
+    """The shards that a task still has to make, and for which forms."""
+    missing: dict[int, list[bool]] = {}
+    for form, shards in sets.items():
+        for shard in tasks_shards(shards.missing(), index, count):
+            missing.setdefault(shard, []).append(form)
+    return missing
+
+
+def failed_clips(
+    sets: dict[bool, ShardSet], missing: dict[int, list[bool]], index: int, count: int, retry: str
+) -> dict[int, list[ClipMeta]]:
+    """The clips that a task tries again, by shard: those that failed in its shards that are there."""
+    any_set = next(iter(sets.values()))
+    failed = {}
+    for shard in tasks_shards(range(any_set.count), index, count):
+        there = [shards for form, shards in sets.items() if form not in missing.get(shard, ())]
+        paths = {clip.path for shards in there for clip in shards.failed(shard, retry)}
+        if paths:
+            failed[shard] = [clip for clip in any_set.clips_of(shard) if clip.path in paths]
+    return failed
+
+
+def add_gaining_shards(
+    missing: dict[int, list[bool]],
+    sets: dict[bool, ShardSet],
+    failed: dict[int, list[ClipMeta]],
+    outcomes: Iterator[Mapping[bool, Failure | None]],
+) -> None:
+    """Adds the shards to make again to those that are missing; brings the failure logs of the others up to date.
+
+    Args:
+      missing: shards to make, and for which forms.
+      sets: by form.
+      failed: the clips that were tried again, by shard.
+      outcomes: for each of them, by form, why it fails now; None if it can be had.
+    """
+    for shard, clips in failed.items():
+        tried = dict(zip([clip.path for clip in clips], itertools.islice(outcomes, len(clips)), strict=True))
+        for form, shards in sets.items():
+            now = {path: outcome[form] for path, outcome in tried.items()}
+            if form not in missing.get(shard, ()) and shards.can_gain(shard, now):
+                missing.setdefault(shard, []).append(form)
+
+
+def _counted(prepared: Iterable[Prepared], progress: Progress) -> Iterator[Prepared]:
+    for clip in prepared:
+        progress.add(1, clip.frames, clip.failed)
+        yield clip

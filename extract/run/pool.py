@@ -1,0 +1,136 @@
+"""Clips prepared in processes of their own: a clip that fails, hangs or crashes its decoder costs that clip alone."""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import pebble
+import threadpoolctl
+
+from avh_shards import ClipMeta, UserError, one_line
+from avh_shards.clip_list import Failure, is_passing
+from avh_shards.errors import ClipError
+from extract.prepare import PreparedClip, PrepareSettings, cut_clip, read_clip
+
+AHEAD = 4  # clips in preparation or waiting, for each process: bounds memory
+
+
+class Prepared(NamedTuple):
+    """What became of a clip."""
+
+    outcomes: dict[bool, PreparedClip | Failure]  # by trimmed or not, for each form that was asked for
+    seconds: dict[str, float]  # spent, by stage
+
+    @property
+    def frames(self) -> int:
+        """Frames of the longest form, 0 if there is none."""
+        return max((len(o.audio) for o in self.outcomes.values() if isinstance(o, PreparedClip)), default=0)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a form is missing."""
+        return any(self.failures.values())
+
+    @property
+    def failures(self) -> dict[bool, Failure | None]:
+        """By form, why it is missing; None if it is not."""
+        return {form: o if isinstance(o, Failure) else None for form, o in self.outcomes.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareTask:
+    """How every clip of a run is prepared; small, and the same on every machine."""
+
+    media: str  # folder of the clips' files
+    settings: PrepareSettings
+    forms: tuple[bool, ...]  # trimmed or not: the forms that are made of each clip
+    timeout: float = 600.0  # seconds after which a clip counts as hung
+
+    def __call__(self, clip: ClipMeta) -> Prepared:
+        """Prepares a clip, in this process.
+
+        Raises:
+          UserError: the folder of media is gone, which is no clip's fault.
+        """
+        if not Path(self.media).is_dir():
+            raise UserError(f"{self.media}: the folder of media is gone; start again once it is back")
+        read = attempt(read_clip, clip, self.media, self.settings)
+        if isinstance(read, Failure):
+            return self.all_failed(read)
+        cut = {trimmed: attempt(lambda _, trimmed=trimmed: cut_clip(read, trimmed), clip) for trimmed in self.forms}
+        return Prepared(cut, read.seconds)
+
+    def all_failed(self, failure: Failure) -> Prepared:
+        """The same failure for every form."""
+        return Prepared(dict.fromkeys(self.forms, failure), {})
+
+
+def attempt(work: Callable, clip: ClipMeta, *arguments: object) -> object:
+    """work(clip, ...); whatever the clip's file makes a library raise becomes the clip's failure."""
+    try:
+        return work(clip, *arguments)
+    except ClipError as error:
+        return Failure(clip.path, error.stage, error.reason, is_passing(error))
+    except UserError:  # not this clip's fault: a missing landmark model, say
+        raise
+    except Exception as error:
+        reason = f"unexpected {type(error).__name__}: {one_line(error)}"
+        return Failure(clip.path, "prepare", reason, is_passing(error))
+
+
+def open_pool(processes: int) -> pebble.ProcessPool:
+    """Processes that prepare clips."""
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
+    return pebble.ProcessPool(processes, initializer=_start_worker, context=spawn)
+
+
+@contextlib.contextmanager
+def running_pool(processes: int) -> Iterator[pebble.ProcessPool]:
+    """The same for the time of a block; an error or Ctrl-C does not wait for the clips in preparation."""
+    with open_pool(processes) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.stop()
+            raise
+
+
+def prepare_all(
+    pool: pebble.ProcessPool, clips: Iterable[ClipMeta], task: PrepareTask, processes: int
+) -> Iterator[Prepared]:
+    """What becomes of each clip, in the clips' order, a bounded number of clips ahead of its use."""
+    waiting = collections.deque()
+    for clip in clips:
+        waiting.append((clip, pool.schedule(task, (clip,), timeout=task.timeout)))
+        if len(waiting) > AHEAD * processes:
+            yield _outcome(pool, task, *waiting.popleft())
+    while waiting:
+        yield _outcome(pool, task, *waiting.popleft())
+
+
+def _start_worker() -> None:
+    # The processes themselves fill the cores.
+    cv2.setNumThreads(1)
+    threadpoolctl.threadpool_limits(1)
+
+
+def _outcome(
+    pool: pebble.ProcessPool, task: PrepareTask, clip: ClipMeta, future: pebble.ProcessFuture, retries: int = 1
+) -> Prepared:
+    """What became of a clip; one whose process died gets another try, for the machine may be short of memory."""
+    try:
+        return future.result()
+    except concurrent.futures.TimeoutError:
+        return task.all_failed(Failure(clip.path, "prepare", f"preparation took longer than {task.timeout:g} s", True))
+    except pebble.ProcessExpired as error:
+        if retries:
+            again = pool.schedule(task, (clip,), timeout=task.timeout)
+            return _outcome(pool, task, clip, again, retries - 1)
+        reason = f"its decoder crashed (exit status {error.exitcode})"
+        return task.all_failed(Failure(clip.path, "prepare", reason, passing=True))

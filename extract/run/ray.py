@@ -1,0 +1,169 @@
+"""Clips -> shards on a Ray cluster: tasks prepare clips on every core, actors encode and write shards.
+
+Both run the functions of one machine: a task prepares its clip in a process of its own, so a crash or a hang costs that
+clip alone; an actor makes a shard as `job.make_shard` does. What a dead node had in hand is done again elsewhere. Every
+node must see the media and the output under the same names.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from avh_shards import ClipMeta, UserError, one_line
+from avh_shards.clip_list import Failure
+from extract.avhubert.encoder import Encoder, EncodeSettings
+from extract.progress import Progress
+from extract.run.job import Job, make_shard
+from extract.run.local import add_gaining_shards, failed_clips, missing_shards
+from extract.run.pool import Prepared, PrepareTask, open_pool, prepare_all
+from extract.store.shard import ShardWriter
+from extract.store.shard_set import ShardSet, merge
+
+try:
+    import ray
+except ImportError as error:
+    raise UserError("--cluster=ray needs the package ray (extra `ray`)") from error
+
+RETRIES = 20  # of a clip whose node or worker died, hardly ever by its own fault; then it counts as failed
+LOST = tuple(  # what a clip's result raises whose workers died too often
+    getattr(ray.exceptions, name)
+    for name in ("WorkerCrashedError", "NodeDiedError", "ObjectLostError", "OutOfMemoryError")
+)
+SHARDS_AHEAD = 2  # in preparation or encoding, for each actor: bounds the object store
+
+
+def extract_on_ray(
+    job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 1
+) -> list[dict[str, object] | None]:
+    """`pipeline.extract` on the cluster at RAY_ADDRESS; without one, on a cluster of this machine alone.
+
+    Arguments, results and errors are those of `pipeline.extract`; the shards are, too.
+    """
+    job.start(index)
+    with job.locked(index, count):
+        sets = job.shard_sets(Encoder(avhubert, job.settings.encode).attributes)
+        missing = missing_shards(sets, index, count)
+        failed = failed_clips(sets, missing, index, count, job.settings.retry_failed)
+        _connect()
+        try:
+            add_gaining_shards(missing, sets, failed, _try_again(job.task, failed))
+            _make_shards(job, avhubert, sets, missing)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None  # as it would be on one machine
+        except ray.exceptions.RayError as error:
+            raise UserError(
+                f"the Ray cluster failed: {one_line(error)}; run the same command again to resume"
+            ) from error
+    return [merge(folder) for folder in job.folders().values()]
+
+
+def _try_again(task: PrepareTask, failed: dict[int, list[ClipMeta]]) -> Iterator[dict[bool, Failure | None]]:
+    """Why clips that failed before fail now, by form."""
+    shared = ray.put(task)
+    tried = [(clip, _failures.remote(clip, shared)) for clips in failed.values() for clip in clips]
+    for clip, reference in tried:
+        try:
+            yield ray.get(reference)
+        except LOST:
+            yield task.all_failed(_lost(clip)).failures
+
+
+def _make_shards(
+    job: Job, avhubert: str | os.PathLike, sets: dict[bool, ShardSet], missing: dict[int, list[bool]]
+) -> None:
+    any_set = next(iter(sets.values()))
+    actors = _start_actors(avhubert, job)
+    task = ray.put(job.task)
+    load: dict[ray.ObjectRef, int] = {}  # shards under way -> their actor
+    with Progress(sum(len(any_set.clips_of(shard)) for shard in missing)) as progress:
+        for shard in sorted(missing):
+            if len(load) >= SHARDS_AHEAD * len(actors):
+                _wait_for_one(load, progress)
+            actor = min(range(len(actors)), key=list(load.values()).count)
+            listed = any_set.clips_of(shard)
+            prepared = [_prepare.remote(clip, task) for clip in listed]
+            writers = {form: sets[form].writer for form in missing[shard]}
+            load[actors[actor].make_shard.remote(shard, listed, prepared, writers)] = actor
+        while load:
+            _wait_for_one(load, progress)
+
+
+def _connect() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
+    try:
+        ray.init(log_to_driver=False, ignore_reinit_error=True, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(f"Ray cannot be reached or started: {error}") from error
+
+
+def _start_actors(avhubert: str | os.PathLike, job: Job) -> list:
+    """One encoder a GPU of the cluster; without any, one on the CPUs."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    # An actor on the CPU claims no core of its own, or it would starve the tasks on a small machine.
+    options = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 0}
+    actor = _EncoderActor.options(max_restarts=-1, max_task_retries=-1, **options)
+    arguments = str(avhubert), job.settings.encode, job.task, torch.get_num_threads()
+    return [actor.remote(*arguments) for _ in range(max(gpus, 1))]
+
+
+def _wait_for_one(load: dict, progress: Progress) -> None:
+    (done,), _ = ray.wait(list(load), num_returns=1)
+    del load[done]
+    progress.add(*ray.get(done))
+
+
+@ray.remote(num_cpus=1, max_retries=RETRIES)
+def _prepare(clip: ClipMeta, task: PrepareTask) -> Prepared:
+    """Prepares a clip in a process beside this worker's."""
+    (prepared,) = prepare_all(_worker_pool(), [clip], task, 1)
+    return prepared
+
+
+@ray.remote(num_cpus=1, max_retries=RETRIES)
+def _failures(clip: ClipMeta, task: PrepareTask) -> dict[bool, Failure | None]:
+    """Prepares a clip in the same way, and returns only why forms are missing."""
+    (prepared,) = prepare_all(_worker_pool(), [clip], task, 1)
+    return prepared.failures
+
+
+def _lost(clip: ClipMeta) -> Failure:
+    return Failure(clip.path, "prepare", f"its machine died {RETRIES + 1} times", passing=True)
+
+
+@functools.cache
+def _worker_pool():
+    """This worker's pool, of one process."""
+    return open_pool(1)
+
+
+@ray.remote
+class _EncoderActor:
+    def __init__(self, avhubert: str, settings: EncodeSettings, task: PrepareTask, threads: int):
+        torch.set_num_threads(threads)  # as on one machine: other sums, other last digits
+        self.encoder = Encoder(avhubert, settings)
+        self.task = task
+
+    def make_shard(
+        self, shard: int, listed: Sequence[ClipMeta], prepared: Sequence, writers: dict[bool, ShardWriter]
+    ) -> tuple[int, int, int]:
+        """Makes a shard; its numbers of clips, frames and failures."""
+        frames = failed = 0
+
+        def arrived() -> Iterator[Prepared]:
+            nonlocal frames, failed
+            for clip, reference in zip(listed, prepared, strict=True):
+                outcome = self._arrived(clip, reference)
+                frames, failed = frames + outcome.frames, failed + outcome.failed
+                yield outcome
+
+        make_shard(shard, listed, arrived(), self.encoder, writers)
+        return len(listed), frames, failed
+
+    def _arrived(self, clip: ClipMeta, reference: "ray.ObjectRef") -> Prepared:
+        try:
+            return ray.get(reference)
+        except LOST:
+            return self.task.all_failed(_lost(clip))

@@ -1,0 +1,1 @@
+"""Shards and sets of shards: writing, resuming, merging, summing up."""

@@ -1,0 +1,183 @@
+"""Writing one shard: its clips and failures, whole or not at all.
+
+A shard's failures stand beside it and are written first, so a shard that exists is a shard that is done.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from jaxtyping import Float, Int16, UInt8
+
+from avh_shards import (
+    FORMAT,
+    FRAME_RATE,
+    RAGGED,
+    VERSION,
+    ClipMeta,
+    UserError,
+    atomic_write,
+    offsets,
+    read_shard_table,
+    read_text,
+    shard_name,
+    write_clip_table,
+    writing_hdf5,
+)
+from avh_shards.clip_list import Failure
+from avh_shards.paths import FilePath
+from extract.timing import Stopwatch
+
+CREATED_BY = "avh-align-jax"
+
+
+class ClipFeatures(NamedTuple):
+    """A clip's encoder outputs, not normalised."""
+
+    visual: Float[np.ndarray, "T D"]
+    audio: Float[np.ndarray, "T D"]
+    multimodal: Float[np.ndarray, "T D"] | None = None
+
+
+class StoredClip(NamedTuple):
+    """What a shard holds of a clip."""
+
+    meta: ClipMeta
+    features: ClipFeatures
+    waveform: Int16[np.ndarray, " S"] | None = None
+    crops: UInt8[np.ndarray, "T 96 96"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardWriter:
+    """Writes the shards of one set, made with one set of settings."""
+
+    directory: FilePath
+    dtype: str  # of the stored features: float16 or float32
+    attributes: dict[str, object]  # encoder, weights_sha256, width, trimmed, settings
+    store: tuple[str, ...] = ()  # optional contents, of schema.OPTIONAL
+
+    def path(self, shard: int) -> FilePath:
+        """File of a shard."""
+        return self.directory / shard_name(shard)
+
+    @property
+    def root_attributes(self) -> dict[str, object]:
+        """All root attributes that tell one set from another."""
+        fixed = {"format": FORMAT, "version": VERSION, "frame_rate": FRAME_RATE, "created_by": CREATED_BY}
+        return fixed | self.attributes
+
+    def write(
+        self,
+        shard: int,
+        listed: Sequence[ClipMeta],
+        outcomes: Iterable[StoredClip | Failure],
+        seconds: Mapping[str, float] = MappingProxyType({}),
+        notes: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Writes a shard's failure log, then the shard. A shard that is there is replaced, unless it would lose a clip.
+
+        Args:
+          shard: which.
+          listed: the clips that belong in it.
+          outcomes: exactly one for each of them, in any order; the list's order is kept.
+          seconds: spent on the shard so far, by stage; kept in it as the attribute `seconds`.
+          notes: further attributes of this shard alone.
+        """
+        watch = Stopwatch()
+        order = {clip.path: place for place, clip in enumerate(listed)}
+        outcomes = sorted(outcomes, key=lambda outcome: order[_path(outcome)])
+        assert [_path(outcome) for outcome in outcomes] == list(order)
+        stored = [outcome for outcome in outcomes if isinstance(outcome, StoredClip)]
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        held = self._held(shard) if failures else set()
+        if lost := next((failure for failure in failures if failure.path in held), None):
+            reason = f"its shard is kept, for {lost.path!r} in it fails now ({lost.reason})"
+            kept = {path: Failure(path, "write", reason, passing=True) for path in order.keys() - held}
+            kept |= {failure.path: failure for failure in failures if failure.path not in held}
+            write_failures(failure_log(self.path(shard)), [kept[path] for path in order if path in kept])
+            return
+        write_failures(failure_log(self.path(shard)), failures)
+        with writing_hdf5(self.path(shard)) as file:
+            with watch.stage("write"):
+                file.attrs.update(self.root_attributes)
+                write_clip_table(
+                    file, [clip.meta for clip in stored], offsets([len(c.features.visual) for c in stored])
+                )
+                self._write_arrays(file, stored)
+            file.attrs.update({**notes, "seconds": json.dumps(seconds | watch.seconds)})
+
+    def _held(self, shard: int) -> set[str]:
+        """Paths of the clips that a shard already holds; none if it cannot be read."""
+        if self.path(shard).exists():
+            with contextlib.suppress(UserError):
+                return {clip.path for clip in read_shard_table(self.path(shard)).clips}
+        return set()
+
+    def _write_arrays(self, file: h5py.File, stored: Sequence[StoredClip]) -> None:
+        for name in ("visual", "audio", *(name for name in self.store if name not in RAGGED)):
+            arrays = [getattr(clip.features, name) for clip in stored]
+            _write_end_to_end(file, name, arrays, np.dtype(self.dtype), (self.attributes["width"],))
+        for name in (name for name in self.store if name in RAGGED):
+            arrays = [getattr(clip, name) for clip in stored]
+            file[f"{name}/offset"] = offsets([len(array) for array in arrays])
+            _write_end_to_end(file, f"{name}/value", arrays, *RAGGED[name])
+
+
+def check_features(features: ClipFeatures, width: int, dtype: str) -> str | None:
+    """Why features cannot be stored, or None if they can."""
+    for name, array in zip(features._fields, features, strict=True):
+        if array is None:
+            continue
+        if array.ndim != 2 or array.shape[1] != width or array.dtype not in (np.float16, np.float32, np.float64):
+            return f"its {name} features are {array.dtype} {list(array.shape)}, not float [T, {width}]"
+        if not np.isfinite(array).all():
+            return f"its {name} features hold NaN or infinity"
+        if np.abs(array, dtype=np.float64).max(initial=0) > np.finfo(dtype).max:
+            return f"its {name} features leave the range of {dtype}; store them as float32"
+        if len(array) != len(features.visual):
+            return f"its features differ in length: visual has {len(features.visual)} frames, {name} {len(array)}"
+    return None if len(features.visual) else "its features hold no frame"
+
+
+def failure_log(shard: FilePath) -> FilePath:
+    """The log of the clips that should be in a shard and are not."""
+    return shard.with_suffix(".failures.jsonl")
+
+
+def read_failures(path: FilePath) -> list[Failure]:
+    """The failures in a log."""
+    text = read_text(path, "where its shard exists, remove that to extract both again")
+    try:
+        failures = [Failure(**json.loads(line)) for line in text.splitlines()]
+        return [Failure(*map(str, (f.path, f.stage, f.reason)), f.passing is True) for f in failures]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: not a failure log ({error}); remove it and its shard to extract both again"
+        ) from error
+
+
+def write_failures(path: FilePath, failures: Iterable[Failure]) -> None:
+    """Writes a log."""
+    with atomic_write(path) as temporary:
+        lines = (json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures)
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def _path(outcome: StoredClip | Failure) -> str:
+    return outcome.path if isinstance(outcome, Failure) else outcome.meta.path
+
+
+def _write_end_to_end(
+    file: h5py.File, name: str, arrays: Sequence[np.ndarray], dtype: np.dtype | type, item: tuple[int, ...]
+) -> None:
+    """Writes arrays as one, contiguous, without ever holding that one in memory."""
+    borders = offsets([len(array) for array in arrays])
+    dataset = file.create_dataset(name, (borders[-1], *item), dtype)
+    for start, array in zip(borders[:-1], arrays, strict=True):
+        dataset[start : start + len(array)] = array.astype(dtype, casting="same_kind")

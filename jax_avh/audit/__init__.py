@@ -1,0 +1,1 @@
+"""What a data set leaks: an audit of its shards."""

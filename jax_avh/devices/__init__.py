@@ -1,1 +1,0 @@
-"""The devices: what lies where, and passes over all frames or examples of a source."""

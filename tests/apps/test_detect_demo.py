@@ -1,0 +1,244 @@
+"""What needs both sides: verdicts on videos, and the demo's own pieces."""
+
+import csv
+import hashlib
+import json
+
+import av
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from apps.demo import demo, material
+from apps.demo.fakes import make_clips
+from apps.demo.material import CLIPS, fetch_clips
+from apps.detect import Verdict, detect, worst_second
+from apps.simulate import Corpus
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip_list import read_clip_list
+from extract.avhubert import AVHubert, AVHubertConfig, encode_clips, random_avhubert
+from extract.media import read_audio
+from extract.media.audio import leading_silence
+from extract.prepare import PrepareSettings, prepare_clip
+from jax_avh.evaluation import POOLINGS
+from jax_avh.models import HEADS, load_weights, save_weights
+from tests import rules
+from tests.media import ramp, read_frames, tone, write_media
+
+
+@pytest.fixture(scope="module")
+def narrow_weights(tmp_path_factory):
+    """Alignment weights for the tiny encoder's features."""
+    return rules.write_alignment_weights(tmp_path_factory.mktemp("w") / "w.safetensors", width=64)
+
+
+def test_a_video_is_scored_and_a_bad_one_named(
+    tmp_path, real_clips, tiny_checkpoint, tiny_encoder, narrow_weights, capsys
+):
+    (tmp_path / "text.mp4").write_text("no film")
+    write_media(tmp_path / "no face.mp4", ramp([0] * 30), sound=tone(1.2))
+    videos = [str(real_clips["testMovie"]), str(tmp_path / "text.mp4"), str(tmp_path / "no face.mp4")]
+    status = detect(videos, str(tiny_checkpoint), str(narrow_weights), tmp_path / "v.json", tmp_path / "pages")
+    assert status == 2
+    assert [page.name for page in (tmp_path / "pages").iterdir()] == ["testMovie.html"]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(name in lines[0] for name in (*POOLINGS, "worst second"))
+    assert "RANDOM" not in lines[0]
+    assert "FAILED: cannot be decoded" in lines[1]
+    assert "FAILED: no face found" in lines[2]
+    verdicts = json.loads((tmp_path / "v.json").read_text())
+    clip = prepare_clip(ClipMeta("testMovie.mp4"), real_clips["testMovie"].parent, PrepareSettings())
+    features = encode_clips(tiny_encoder, [clip])[0]
+    frame = -np.asarray(load_weights(narrow_weights)(*map(jnp.asarray, features[:2])))
+    for name, pool in POOLINGS.items():
+        assert verdicts[0]["scores"][name] == pytest.approx(float(pool(frame)), abs=1e-4)
+    assert (verdicts[0]["method"], verdicts[0]["own_score"]) == ("avh_align", verdicts[0]["scores"]["logsumexp"])
+    assert verdicts[0]["seconds"] == len(frame) / 25
+    assert verdicts[0]["worst_second"] == list(worst_second(frame))
+    assert [bool(verdict["error"]) for verdict in verdicts] == [False, True, True]
+    assert [verdict["face_share"] for verdict in verdicts] == [1.0, None, None]
+    assert "face in 100 % of frames" in lines[0]
+
+
+def test_verdicts_warn_of_few_and_of_several_faces(tmp_path, real_clips, tiny_checkpoint, narrow_weights, capsys):
+    """Frames with none are scored; of a group, one face."""
+    frames = read_frames(real_clips["testMovie"])[:10]
+    blank = list(np.zeros_like(np.repeat(frames, 2, axis=0)))
+    write_media(tmp_path / "few.mp4", [*frames[:4], *blank[:16]], sound=tone(0.8))
+    write_media(tmp_path / "two.mp4", [np.hstack([frame, frames[0]]) for frame in frames], sound=tone(0.4))
+    videos = [str(tmp_path / "few.mp4"), str(tmp_path / "two.mp4")]
+    assert detect(videos, str(tiny_checkpoint), str(narrow_weights), tmp_path / "v.json") == 0
+    few, two = json.loads((tmp_path / "v.json").read_text())
+    assert (few["face_share"], few["several_faces"], two["face_share"], two["several_faces"]) == (0.2, 0, 1, 1)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "face in 20 % of frames  few frames show a face" in first
+    assert "face in 100 % of frames, several faces in 100 %  several faces: one of them is scored" in second
+
+
+def test_two_videos_of_one_name_cannot_have_pages(tmp_path, tiny_checkpoint, narrow_weights):
+    with pytest.raises(UserError, match="two of the videos have the same name"):
+        detect(["a/x.mp4", "b/x.avi"], str(tiny_checkpoint), str(narrow_weights), pages=tmp_path)
+
+
+def test_verdicts_spare_their_inputs(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
+    """Before the encoder is loaded."""
+    monkeypatch.setattr("apps.detect.Encoder", lambda _: pytest.fail("loaded"))
+    (tmp_path / "x.html").write_text("a film, by its author")
+    (tmp_path / "file").write_text("x")
+    video = str(tmp_path / "x.html")
+    for written in (
+        {"output": video},
+        {"pages": tmp_path},
+        {"output": narrow_weights},
+        {"output": tiny_checkpoint},
+    ):
+        with pytest.raises(UserError, match="is an input of this command"):
+            detect([video], str(tiny_checkpoint), str(narrow_weights), **written)
+    with pytest.raises(UserError, match="cannot be written"):
+        detect([video], str(tiny_checkpoint), str(narrow_weights), pages=tmp_path / "file" / "pages")
+
+
+def test_older_verdicts_are_gone_before_the_first_new_one(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
+    """A killed run would leave them beside new ones."""
+
+    def verdict(*_):
+        assert list((tmp_path / "out").rglob("*.*")) == []
+        return Verdict("x.mp4", error="none"), np.zeros(0, np.float32)
+
+    monkeypatch.setattr("apps.detect._verdict", verdict)
+    (tmp_path / "out" / "pages").mkdir(parents=True)
+    (tmp_path / "out" / "v.json").write_text("[]\n")
+    (tmp_path / "out" / "pages" / "x.html").write_text("<!doctype html>\n")
+    outputs = {"output": tmp_path / "out" / "v.json", "pages": tmp_path / "out" / "pages"}
+    assert detect(["x.mp4"], str(tiny_checkpoint), str(narrow_weights), **outputs) == 2
+    (tmp_path / "out" / "v.json").write_text('{"settings": 1}\n')
+    with pytest.raises(UserError, match=r"v\.json: exists, and this command did not write it"):
+        detect(["x.mp4"], str(tiny_checkpoint), str(narrow_weights), **outputs)
+
+
+def test_verdicts_are_kept_if_a_page_fails(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left")
+
+    found = Verdict("x.mp4", 1.0, {"mean": 0.5}), np.zeros(25, np.float32)
+    monkeypatch.setattr("apps.detect._verdict", lambda *_: found)
+    monkeypatch.setattr("apps.detect._write_page", fail)
+    with pytest.raises(OSError, match="no space left"):
+        detect(["x.mp4"], str(tiny_checkpoint), str(narrow_weights), tmp_path / "v.json", tmp_path / "pages")
+    assert json.loads((tmp_path / "v.json").read_text())[0]["scores"] == {"mean": 0.5}
+
+
+@pytest.mark.parametrize("video", ["", "..", "/", "a\tb.mp4", "x" * 300 + ".mp4", "-.mp4"])
+def test_names_that_are_no_video_are_told(video, tiny_checkpoint, narrow_weights, capsys):
+    assert detect([video], str(tiny_checkpoint), str(narrow_weights)) == 2
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_weights_that_do_not_fit_the_encoder(tmp_path, tiny_checkpoint):
+    weights = rules.write_alignment_weights(tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"width 1024, but those of .* have 64"):
+        detect(["x.mp4"], str(tiny_checkpoint), str(weights))
+
+
+def test_random_and_simulated_origins_are_said_in_every_verdict(tmp_path, real_clips, monkeypatch, capsys):
+    """That of the encoder, and that of the features that the detector was trained on; on the page, too."""
+    monkeypatch.setattr("extract.avhubert.encoder.AVHubertConfig.large", AVHubertConfig.tiny)
+    network = HEADS["mlp"](AVHubertConfig.tiny().width, rngs=nnx.Rngs(0))
+    save_weights(network, tmp_path / "w.safetensors", {"trained_on": "simulated"})
+    detect(
+        [str(real_clips["testMovie"])], "random", str(tmp_path / "w.safetensors"), tmp_path / "v.json", tmp_path / "p"
+    )
+    page = (tmp_path / "p" / "testMovie.html").read_text()
+    for text in (capsys.readouterr().out, json.loads((tmp_path / "v.json").read_text())[0]["caveat"], page):
+        assert "RANDOM AV-HuBERT weights" in text
+        assert "SIMULATED features" in text
+
+
+@pytest.mark.parametrize(
+    ("frame", "wanted"),
+    [
+        (np.r_[np.zeros(50), np.ones(25), np.zeros(25)], (2.0, 3.0)),
+        (np.ones(10), (0.0, 0.4)),
+        (np.r_[np.zeros(25), 1], (0.04, 1.04)),
+        (np.full(1, 3.0), (0.0, 0.04)),
+    ],
+)
+def test_the_worst_second_is_the_highest_25_frames(frame, wanted):
+    assert worst_second(frame) == pytest.approx(wanted)
+
+
+def test_the_demo_makes_real_clips_and_fakes_of_them(tmp_path, real_clips):
+    sources = {name: real_clips[name] for name in ("testMovie", "obama_speech")}
+    make_clips(sources, tmp_path / "media", tmp_path / "clips.csv")
+    clips = read_clip_list(tmp_path / "clips.csv")
+    assert [(clip.category, clip.label) for clip in clips[:4]] == [
+        ("own", 0), ("swapped", 1), ("shifted", 1), ("spliced", 1)
+    ]  # fmt: skip
+    own = read_audio(tmp_path / "media" / "testMovie" / "own.mp4")
+    source = read_audio(real_clips["testMovie"])
+    sound = {clip.category: read_audio(tmp_path / "media" / clip.path) for clip in clips[:4]}
+    agree = {name: np.corrcoef(wave[: len(source)], source[: len(wave)])[0, 1] for name, wave in sound.items()}
+    assert agree["own"] > 0.95
+    assert agree["spliced"] > 0.5
+    assert abs(agree["swapped"]) < 0.1
+    shift = np.roll(source, round(0.2 * 16000))
+    assert np.corrcoef(sound["shifted"][: len(shift)], shift[: len(sound["shifted"])])[0, 1] > 0.95
+    assert len(own) == pytest.approx(len(source), abs=2048)
+    for clip in clips[:4]:
+        with av.open(str(tmp_path / "media" / clip.path)) as container:
+            assert {stream.type for stream in container.streams} == {"video", "audio"}
+        np.testing.assert_array_equal(
+            read_frames(tmp_path / "media" / clip.path)[:5], read_frames(real_clips["testMovie"])[:5]
+        )
+    spliced = clips[3]
+    start, stop = (round(16000 * seconds) for seconds in spliced.segments[0])
+    difference = np.abs(sound["spliced"][: len(source)] - source[: len(sound["spliced"])])
+    assert difference[start:stop].mean() > 10 * difference[: start - 2000].mean()
+    assert leading_silence(sound["shifted"]) < 0.1  # no moment of silence gives the fake away
+
+
+def test_a_clip_of_another_content_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(material, "_download", lambda folder: None)
+    (tmp_path / "jwpIntro.mp4").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"jwpIntro\.mp4: missing, or not the clip expected"):
+        fetch_clips(tmp_path)
+
+
+def test_the_clips_are_those_named(real_clips):
+    for name, (_, digest) in CLIPS.items():
+        assert hashlib.sha256(real_clips[name].read_bytes()).hexdigest() == digest
+
+
+def test_random_encoders_are_seeded():
+    one, two = (random_avhubert(AVHubertConfig.tiny()).state_dict() for _ in range(2))
+    other = random_avhubert(AVHubertConfig.tiny(), seed=1).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+    assert isinstance(AVHubert(AVHubertConfig.tiny()), torch.nn.Module)
+
+
+def test_the_demo_in_short(tmp_path, real_clips, tiny_checkpoint, monkeypatch, capfd):
+    """All of its steps, on one clip, a small encoder and a small corpus."""
+    monkeypatch.setattr("apps.demo.run.fetch_clips", lambda: {"obama_speech": real_clips["obama_speech"]})
+    monkeypatch.setattr("apps.demo.run.Corpus", lambda: Corpus(train=4, val=2, test=6, frames=(20, 30)))
+    demo(tmp_path, str(tiny_checkpoint))
+    output = capfd.readouterr().out
+    for said in ("4 clips: 4 in 1 shards", "obama_speech/spliced.mp4", "SIMULATED", "avh_align"):
+        assert said in output
+    assert "RANDOM" not in output
+    results = json.loads((tmp_path / "results" / "metrics.json").read_text())["results"]
+    assert {result["fake"] for result in results if result["group"] == "all"} == {3}
+    assert (tmp_path / "results" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_demo_runs_to_its_end(tmp_path, launch, real_clips):
+    status, output = launch("demo", f"--output={tmp_path}")
+    assert status == 0, output
+    for said in ("RANDOM AV-HuBERT weights", "SIMULATED", "jwpIntro/spliced.mp4", "*logsumexp"):
+        assert said in output
+    with (tmp_path / "results" / "clips.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 40

@@ -1,0 +1,223 @@
+"""The paper's run on a small simulated corpus: its layout, its tables, going on, and what is told when it cannot."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from apps.paper.plan import DATASETS, Detector, detectors
+from apps.paper.run import paper
+from apps.paper.tables import TABLES, format_tables
+from apps.simulate import Corpus
+from apps.simulate import shards as simulation
+from apps.simulate.shards import simulate
+from avh_shards import CAVEATS, UserError, list_shards, open_shard
+from jax_avh.data import open_source
+from jax_avh.evaluation import POOLINGS
+from jax_avh.inference.score_file import open_scores
+from jax_avh.methods.leading_silence import leading_silence
+from tests.small import use_small_networks
+
+SMALL = Corpus(8, 4, 12, fakes=True, kinds=("local",), frames=(20, 30), width=16)
+FLAGS = ["--config.train.epochs=1", "--config.data.batch_frames=128", "--avh_sup-linear.train.epochs=2"]
+FLAGS += ["--config.data.batch_examples=2"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation, "CORPORA", {"av_deepfake1m": SMALL})
+        root = tmp_path_factory.mktemp("corpus")
+        simulate(root)
+        return root
+
+
+def test_the_trimmed_set_is_the_untrimmed_one_less_its_silence(corpus):
+    folders = (corpus / "av_deepfake1m" / state / "test" for state in ("untrimmed", "trimmed"))
+    whole, rest = (open_shard(list_shards(folder)[0]) for folder in folders)
+    assert (whole.attributes["trimmed"], rest.attributes["trimmed"]) == (False, True)
+    for n, (clip, cut) in enumerate(zip(whole.clips, rest.clips, strict=True)):
+        sound = whole.waveform[n]
+        assert clip.leading_silence == pytest.approx(leading_silence(sound))
+        start = cut.trimmed_frames
+        assert start == (int(np.argmax(np.abs(sound.astype(int)) > 16)) // 640 + 1 if clip.leading_silence else 0)
+        np.testing.assert_array_equal(rest.waveform[n], sound[640 * start :])
+        np.testing.assert_array_equal(rest.crops[n], whole.crops[n][start:])
+        np.testing.assert_array_equal(
+            rest.visual[slice(*rest.offset[n : n + 2])], whole.visual[slice(*whole.offset[n : n + 2])][start:]
+        )
+        for (a, b), (c, d) in zip(clip.segments, cut.segments, strict=True):
+            assert (c, d) == pytest.approx((max(a - start / 25, 0), b - start / 25), abs=1e-6)
+
+
+def test_what_the_run_does_not_read_is_not_written(tmp_path, monkeypatch):
+    """Sets to train on that are trimmed, or whose crops nothing is trained on; all the rest is, shard after shard."""
+    monkeypatch.setattr(simulation, "CORPORA", dict.fromkeys(DATASETS, SMALL))
+    monkeypatch.setattr(simulation, "CLIPS_PER_SHARD", 5)
+    simulate(tmp_path)
+    sources = {
+        str(folder.relative_to(tmp_path)): open_source(folder) for folder in tmp_path.glob("*/*/*") if folder.is_dir()
+    }
+    contents = {name: {c for c in ("waveform", "crops") if source.has(c)} for name, source in sources.items()}
+    for dataset in DATASETS:
+        crops = {"crops"} if dataset == "av_deepfake1m" else set()
+        for split in ("train", "val"):
+            assert contents.pop(f"{dataset}/untrimmed/{split}") == {"waveform"} | crops
+        for state in ("untrimmed", "trimmed"):
+            assert contents.pop(f"{dataset}/{state}/test") == {"waveform", "crops"}
+            assert [clip.path for clip in sources[f"{dataset}/{state}/test"].clips] == [
+                f"{dataset}/test/c{n:03d}.mp4" for n in range(SMALL.test)
+            ]
+    assert not contents
+
+
+def test_a_corpus_is_the_same_each_time_and_not_written_over(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(simulation, "CORPORA", {"av_deepfake1m": SMALL})
+    simulate(tmp_path)
+    for folder in ("untrimmed/val", "trimmed/test"):
+        one, two = (open_shard(list_shards(root / "av_deepfake1m" / folder)[0]) for root in (corpus, tmp_path))
+        assert repr(one.clips) == repr(two.clips)  # NaN equals nothing
+        for name in ("visual", "audio"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+        for name in ("waveform", "crops"):
+            np.testing.assert_array_equal(getattr(one, name).value, getattr(two, name).value)
+    with pytest.raises(UserError, match="is not an empty folder"):
+        simulate(tmp_path)
+
+
+def test_the_run_trains_scores_prints_and_goes_on(corpus, tmp_path, monkeypatch, capsys):
+    use_small_networks(monkeypatch)
+    text = paper(corpus, tmp_path, FLAGS)
+    planned = [detector.name for detector in detectors(corpus)]
+    files = {file.name: file for file in (tmp_path / "scores").iterdir()}
+    assert files.keys() == {f"{name},av_deepfake1m,{s}.h5" for name in planned for s in ("untrimmed", "trimmed")}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {n for n in planned if n not in UNTRAINED}
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    of_silence = {
+        r["trimmed"]: 100 * r["metrics"]["auc"]
+        for r in metrics["results"]
+        if (r["method"], r["group"]) == ("leading_silence", "all")
+    }
+    row = next(line for line in text.splitlines() if line.startswith("leading silence, duration"))
+    assert f"{of_silence[False]:.1f} -> {of_silence[True]:.1f} (98.2 -> 50.6)" in row
+    assert of_silence[False] == 100
+    assert {table.title.partition(":")[0] for table in TABLES} == {f"Table {n}" for n in (1, 2, 4, 5)}
+    assert all(table.title in text for table in TABLES)
+    headings = [line for line in text.splitlines() if line.startswith("Table")]
+    assert all("AV-Deepfake1M (SIMULATED): ours" in line for line in headings)
+    assert CAVEATS["simulated"] in text
+    for name in ("metrics.json", "clips.csv", "report.html"):
+        assert "AV-Deepfake1M (SIMULATED)" in (tmp_path / name).read_text()
+    assert (tmp_path / "tables.txt").read_text().strip() == text.strip()
+    assert json.loads((tmp_path / "runs" / "avh_sup-linear" / "result.json").read_text())["epochs"] == 2
+    lost, kept = files["factor,av_deepfake1m,trimmed.h5"], files["avh_align-mlp,av_deepfake1m,trimmed.h5"]
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    capsys.readouterr()
+    assert paper(corpus, tmp_path, FLAGS) == text
+    assert lost.is_file()
+    assert kept.stat().st_mtime_ns == before
+    assert "train_loss" not in capsys.readouterr().out  # nothing was trained again
+    assert open_scores(lost).attributes["dataset"] == "AV-Deepfake1M"
+
+
+UNTRAINED = ("leading_silence", "leading_amplitude", "speech_forensics", "factor", "clip_length")
+
+
+def test_every_published_number_has_its_row():
+    for table in TABLES[:2]:
+        shown = {(detector, dataset) for _, detector, _ in table.rows for dataset in DATASETS}
+        assert table.published.keys() <= shown
+        assert all(0 < auc <= 100 for numbers in table.published.values() for auc in numbers)
+
+
+def result(method, dataset, trimmed, pooling, own, auc):
+    kind = {"method": method, "dataset": dataset, "trimmed": trimmed, "pooling": pooling, "own": own, "group": "all"}
+    return kind | {"metrics": {"auc": auc}}
+
+
+def test_every_cell_is_of_its_own_row_set_state_and_pooling():
+    """Each of all results has an AUC of its own; other groups' must not be taken."""
+    rows = [(title, detector, pooling) for table in TABLES for title, detector, pooling in table.rows]
+    names = sorted({detector for _, detector, _ in rows})
+    keys = [
+        (name, DATASETS[dataset], trimmed, pooling, pooling == "max")
+        for name in names for dataset in DATASETS for trimmed in (True, False) for pooling in POOLINGS
+    ]  # fmt: skip
+    aucs = {key: (n + 1) / 1000 for n, key in enumerate(keys)}
+    assert len(aucs) < 1000
+    results = [result(*key, auc) for key, auc in aucs.items()]
+    results += [r | {"group": "category", "metrics": {"auc": 0.9999}} for r in results]
+    lines = iter(format_tables(results).splitlines())
+    for title, detector, pooling in rows:
+        line = next(line for line in lines if line.startswith(title + " "))
+        for dataset in DATASETS.values():
+            own = pooling is None or pooling == "max"
+            whole, cut = (100 * aucs[detector, dataset, state, pooling or "max", own] for state in (False, True))
+            assert f"{whole:.1f} -> {cut:.1f}" in line
+
+
+def test_a_table_prints_what_there_is():
+    results = [result("avh_align-mlp", "FakeAVCeleb", False, "mean", True, 0.5)]
+    text = format_tables([*results, result("factor", "FakeAVCeleb", True, "mean", True, None)])
+    assert "50.0 -> - (94.6 -> 94.6)" in text
+    assert "FACTOR" not in text
+    assert "linear" not in text
+
+
+def test_scores_of_other_clips_are_not_taken_for_these(tmp_path, monkeypatch, corpus):
+    """A test set that was changed is scored again, by what does not learn too."""
+    plan = [Detector("factor", "factor")]
+    monkeypatch.setattr("apps.paper.run.detectors", lambda root: plan)
+    root = tmp_path / "root"
+    shutil.copytree(corpus, root)
+    assert CAVEATS["simulated"] in paper(root, tmp_path / "out")
+    (file,) = (tmp_path / "out" / "scores").glob("*,untrimmed.h5")
+    untrimmed = root / "av_deepfake1m" / "untrimmed"
+    shutil.rmtree(untrimmed / "test")
+    shutil.copytree(untrimmed / "val", untrimmed / "test")
+    paper(root, tmp_path / "out")
+    assert len(open_scores(file).clips) == SMALL.val
+
+
+def test_what_shards_lack_is_told_and_the_rest_done(tmp_path, monkeypatch, corpus):
+    monkeypatch.setattr(
+        "apps.paper.run.detectors", lambda root: [Detector(m, m) for m in ("factor", "leading_silence")]
+    )
+    root = tmp_path / "root"
+    shutil.copytree(corpus, root)
+    with h5py.File(root / "av_deepfake1m" / "trimmed" / "test" / "features-00000.h5", "r+") as file:
+        del file["waveform"]
+    text = paper(root, tmp_path / "out")
+    assert "leading_silence on av_deepfake1m, trimmed: its shards hold no waveform" in text
+    assert "100.0 -> - (98.2 -> 50.6)" in text
+
+
+def test_without_the_set_it_is_trained_on_avh_align_has_no_row(tmp_path, corpus):
+    (tmp_path / "fakeavceleb").symlink_to(corpus / "av_deepfake1m")
+    names = [detector.name for detector in detectors(tmp_path) if detector.trained_on]
+    assert names == ["avh_sup-fakeavceleb", "rawnet2-fakeavceleb", "mds-fakeavceleb"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("--config.sed=1", "no such setting"),
+        ("--avh_align-50%.seed=-1", "seed=-1: must"),
+        ("--other.seed=1", "give --NAME"),
+        ("x", "give"),
+        ("--avh_sup.method.head=mlp", "cannot be set"),
+        ("--config.data.val=x", "cannot be set"),
+    ],
+)
+def test_settings_that_mean_nothing(corpus, tmp_path, flag, reason):
+    with pytest.raises(UserError, match=reason):
+        paper(corpus, tmp_path / "out", [flag])
+    assert not (tmp_path / "out" / "scores").exists()  # told before any work
+
+
+def test_a_root_without_shards(tmp_path):
+    with pytest.raises(UserError, match="no training shards; lay them out as fakeavceleb"):
+        paper(tmp_path, tmp_path / "out")

@@ -1,0 +1,126 @@
+"""Clips -> features: official outputs, batches equal to single clips, no work done twice."""
+
+import copy
+import importlib.util
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from avh_shards import ClipMeta
+from extract.avhubert import AVHubert, AVHubertConfig, encode_clips, load_avhubert
+from extract.avhubert.encode import FRONT_END_FRAMES, POOL_BATCHES, _in_pieces, batches
+from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
+from tests import rules
+from tests.conftest import TESTDATA
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    names = {"s4": False, "st48": False, "trim": True}
+    return [
+        prepare_clip(ClipMeta(f"{name}.mp4"), TESTDATA, PrepareSettings(input="roi"), trimmed)
+        for name, trimmed in names.items()
+    ]
+
+
+@pytest.mark.parametrize("file", ["tiny_pretrain_fp16.pt", "tiny_seq2seq_fp16.pt"])
+def test_features_equal_the_official_ones(shared, prepared, file):
+    network = load_avhubert(shared(f"avhubert/{file}"))  # neither fairseq nor sentencepiece is installed
+    assert not any(importlib.util.find_spec(name) for name in ("fairseq", "sentencepiece"))
+    for clip, features in zip(prepared, encode_clips(network, prepared, multimodal=True), strict=True):
+        official = np.load(TESTDATA / f"features_{clip.meta.path[:-4]}.npz")
+        for name in features._fields:
+            np.testing.assert_allclose(getattr(features, name), official[name], rtol=0, atol=1e-3)
+
+
+def test_a_batch_equals_its_clips(tiny_encoder, prepared):
+    for clip, features in zip(prepared, encode_clips(tiny_encoder, prepared), strict=True):
+        for together, alone in zip(features[:2], encode_clips(tiny_encoder, [clip])[0][:2], strict=True):
+            np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+
+
+def test_the_front_end_runs_once_and_the_transformer_once(tiny_encoder, prepared):
+    calls = []
+    hooks = [
+        module.register_forward_hook(lambda module, args, output, name=name: calls.append(name))
+        for name, module in tiny_encoder.named_modules()
+        if name in ("feature_extractor_video.resnet", "encoder")
+    ]
+    encode_clips(tiny_encoder, prepared, multimodal=True)
+    for hook in hooks:
+        hook.remove()
+    windows = -(-(sum(len(clip.audio) for clip in prepared) + 4) // FRONT_END_FRAMES)
+    assert sorted(calls) == ["encoder", *["feature_extractor_video.resnet"] * windows]
+
+
+def test_the_multimodal_pass_is_made_on_request_only(tiny_encoder, prepared):
+    assert encode_clips(tiny_encoder, prepared[:1])[0].multimodal is None
+
+
+def clips_of(lengths) -> list[PreparedClip]:
+    return [
+        PreparedClip(
+            ClipMeta(str(k)),
+            np.zeros((n, 96, 96), np.uint8),
+            np.zeros((n, 104), np.float32),
+            np.zeros(640 * n, np.int16),
+        )
+        for k, n in enumerate(lengths)
+    ]
+
+
+@hypothesis.given(st.lists(st.integers(1, 120), max_size=60))
+def test_batches_hold_clips_of_similar_length_within_their_size(lengths):
+    groups = list(batches(clips_of(lengths), batch_frames=100))
+    assert sorted(int(clip.meta.path) for group in groups for clip in group) == list(range(len(lengths)))
+    sizes = [[len(clip.audio) for clip in group] for group in groups]
+    assert all(len(group) * max(group) <= 100 or len(group) == 1 for group in sizes)
+    if sum(lengths) < POOL_BATCHES * 100:  # sorted as one
+        assert [length for group in sizes for length in group] == sorted(lengths)
+
+
+def test_clips_are_taken_a_bounded_number_ahead():
+    taken = []
+    clips = (taken.append(clip) or clip for clip in clips_of([50] * 1000))
+    next(batches(clips, batch_frames=100))
+    assert len(taken) == 2 * POOL_BATCHES
+
+
+@pytest.mark.parametrize("frames", [7, 100, 1000])
+def test_where_the_front_end_is_cut_changes_nothing(tiny_encoder, prepared, monkeypatch, frames):
+    whole = encode_clips(tiny_encoder, prepared)
+    monkeypatch.setattr("extract.avhubert.encode.FRONT_END_FRAMES", frames)
+    for a, b in zip(encode_clips(tiny_encoder, prepared), whole, strict=True):
+        np.testing.assert_allclose(a.visual, b.visual, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "cosine"), [("bfloat16", 0.999), ("float16", 0.99999)])
+def test_half_precision_stays_close(tiny_encoder, prepared, precision, cosine):
+    half = copy.deepcopy(tiny_encoder).hold(getattr(torch, precision))
+    assert half.encoder.layers[0].fc1.weight.dtype == getattr(torch, precision)
+    for a, b in zip(encode_clips(half, prepared, True), encode_clips(tiny_encoder, prepared, True), strict=True):
+        for name in a._fields:
+            x, y = getattr(a, name), getattr(b, name)
+            assert x.dtype == np.float32
+            assert ((x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)).min() >= cosine
+
+
+def test_pieces_are_close_to_the_whole():
+    """The rule's price, with rule-made weights of the base size: frames near a cut see less, the others nearly all."""
+    network = AVHubert(AVHubertConfig(layers=4, width=256, ffn_width=1024, heads=4))
+    network.load_state_dict(rules.encoder_weights(network))
+    fused = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3000, 256)).astype(np.float32))
+    with torch.inference_mode():
+        whole, pieces = network.contextualise(fused), _in_pieces(network.contextualise, fused, 1000)
+        np.testing.assert_array_equal(whole, _in_pieces(network.contextualise, fused, 3000))
+    cosine = torch.nn.functional.cosine_similarity(whole, pieces, dim=-1)
+    print("cosine of pieces and whole: least", cosine.min().item(), "median", cosine.median().item())
+    assert cosine.min() > 0.99
+
+
+def test_encoding_keeps_no_graph(tiny_encoder, prepared):
+    assert not any(parameter.requires_grad for parameter in tiny_encoder.parameters())
+    assert not torch.is_inference_mode_enabled()

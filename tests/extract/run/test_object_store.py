@@ -1,0 +1,67 @@
+"""Shards in an object store, through S3's own protocol."""
+
+import subprocess
+import sys
+
+import boto3
+import numpy as np
+import pytest
+
+from tests.jax_avh.data.test_batches import make_source
+from tests.runs import finish, losses, start_training
+from tests.sets import assert_same_set, make_media, start_extract
+
+moto_server = pytest.importorskip("moto.server")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket on an S3 server of this machine; every process finds it by the environment."""
+    server = moto_server.ThreadedMotoServer(port=0)
+    server.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.get_host_and_port()[1]}")
+    for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="shards")
+    yield client
+    server.stop()
+
+
+def test_tasks_fill_one_folder_of_a_bucket(tmp_path, tiny_checkpoint, bucket):
+    """Two tasks of an array, the first one killed and started again: the shards of one run in a local folder."""
+    media, url = tmp_path / "media", "s3://shards/set"
+    make_media(media, 4)
+    tasks = [{"task_index": index, "task_count": 2} for index in (0, 1)]
+    first = start_extract(media, tiny_checkpoint, url, **tasks[0])
+    while first.poll() is None and not keys(bucket):
+        pass
+    first.kill()
+    first.wait()
+    assert [start_extract(media, tiny_checkpoint, url, **task).wait() for task in tasks] == [0, 0]
+    assert start_extract(media, tiny_checkpoint, tmp_path / "local").wait() == 0
+    for key in keys(bucket):
+        (tmp_path / key).parent.mkdir(exist_ok=True)
+        bucket.download_file("shards", key, str(tmp_path / key))
+    assert_same_set(tmp_path / "local", tmp_path / "set")
+    inspected = subprocess.run([sys.executable, "-m", "launch.inspect", url], capture_output=True, text=True)
+    assert inspected.returncode == 0, inspected.stdout + inspected.stderr
+
+
+def keys(bucket) -> list[str]:
+    return [item["Key"] for item in bucket.list_objects_v2(Bucket="shards").get("Contents", [])]
+
+
+def test_training_reads_shards_from_a_bucket(tmp_path, bucket):
+    """By ranges of bytes, in every placement: the losses of the local files."""
+    urls, local = {}, {}
+    for split in ("train", "val"):
+        local[f"data.{split}"] = make_source(tmp_path / split, [9, 1, 2, 20, 3, 17, 1, 30]).path
+        urls[f"data.{split}"] = f"s3://shards/{split}"
+        for file in (tmp_path / split).glob("features-*.h5"):
+            bucket.upload_file(str(file), "shards", f"{split}/{file.name}")
+    settings = {"data.batch_frames": 25, "train.epochs": 1}
+    runs = {"local": local} | {name: urls | {"data.placement": name} for name in ("stream", "host", "device")}
+    for name, data in runs.items():
+        finish(start_training(tmp_path / name, **settings, **data), tmp_path / name)
+        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "local"), rtol=0, atol=2e-6)

@@ -1,0 +1,118 @@
+"""Frame stream and batches: nothing lost, nothing twice, the same for any number of devices."""
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip_list import Failure
+from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
+from extract.store.shard_set import ShardSet
+from jax_avh.data import Batching, FrameBatches, frame_stream, open_source, prefetched
+
+WIDTH = 4
+
+
+def make_source(folder, lengths, per_shard=3, labels=None, name="c", **attributes):
+    """Clips whose features tell their own clip and frame: visual[t] = (clip, t, ...), audio = minus that."""
+    clips = [ClipMeta(f"{name}{n}.mp4", label=0 if labels is None else labels[n]) for n in range(len(lengths))]
+    fixed = {"encoder": "test", "weights_sha256": "0", "width": WIDTH, "trimmed": False, "settings": "{}"}
+    attributes = fixed | attributes
+    shards = ShardSet(ShardWriter(folder, "float32", attributes), clips, per_shard)
+    for shard in range(shards.count):
+        stored = []
+        for clip in shards.clips_of(shard):
+            n = clips.index(clip)
+            frames = np.zeros((lengths[n], WIDTH), np.float32)
+            frames[:, 0], frames[:, 1] = n + 1, np.arange(lengths[n]) + 1
+            stored.append(StoredClip(clip, ClipFeatures(frames, -frames)))
+        shards.writer.write(shard, shards.clips_of(shard), stored)
+    return open_source(folder)
+
+
+def make_batches(stream, size, tau=0, chunks=1, own=None):
+    return FrameBatches(stream, Batching(size).plan(stream), tau, chunks, own)
+
+
+lengths_st = st.lists(st.integers(1, 9), min_size=1, max_size=7)
+
+
+@hypothesis.given(lengths_st, st.integers(-5, 60), st.integers(0, 30), st.none() | st.integers(0, 99))
+def test_any_piece_of_the_stream_equals_the_clips_end_to_end(tmp_path_factory, lengths, start, size, epoch):
+    source = make_source(tmp_path_factory.mktemp("s"), lengths)
+    stream = frame_stream(source, None if epoch is None else (0, epoch))
+    whole = np.concatenate([source.features("visual", clip) for clip in stream.order.tolist()])
+    places = np.repeat(np.arange(len(lengths)), np.array(lengths)[stream.order])
+    assert stream.frames == sum(lengths)
+    rows = np.arange(start, start + size)
+    inside = (rows >= 0) & (rows < stream.frames)
+    wanted = np.where(inside[:, None], whole[rows.clip(0, stream.frames - 1)], 0)
+    np.testing.assert_array_equal(stream.features("visual", start, start + size), wanted)
+    np.testing.assert_array_equal(stream.features("audio", start, start + size), -wanted)
+    np.testing.assert_array_equal(
+        stream.places(start, start + size), np.where(inside, places[rows.clip(0, stream.frames - 1)], -1)
+    )
+
+
+@hypothesis.given(lengths_st, st.integers(1, 20), st.integers(0, 4), st.integers(1, 3))
+def test_batches_hold_every_frame_once_in_order(tmp_path_factory, lengths, size, tau, chunks):
+    stream = frame_stream(make_source(tmp_path_factory.mktemp("s"), lengths), (0, 0))
+    batches = list(make_batches(stream, size, tau, chunks))
+    assert len(batches) == -(-stream.frames // size)
+    per_chunk = -(-size // chunks)
+    for batch in batches:
+        assert batch.visual.shape == (chunks, per_chunk, WIDTH)
+        assert batch.audio.shape == (chunks, per_chunk + 2 * tau, WIDTH)
+        assert batch.clip.shape == (chunks, per_chunk + 2 * tau)
+        # The middle of the audio is the visual frames' own.
+        own = batch.audio[:, tau : tau + per_chunk]
+        np.testing.assert_array_equal(own, -batch.visual)
+    counted = np.concatenate([batch.visual[batch.weight > 0] for batch in batches])
+    np.testing.assert_array_equal(counted, stream.features("visual", 0, stream.frames))
+
+
+def test_order_is_a_function_of_seed_and_epoch(tmp_path):
+    source = make_source(tmp_path, [2] * 20)
+    orders = [frame_stream(source, key).order.tolist() for key in [(0, 0), (0, 0), (0, 1), (1, 0)]]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2] != orders[3] != orders[0]
+    assert frame_stream(source).order.tolist() == list(range(20))
+
+
+def test_reading_ahead_changes_nothing(tmp_path):
+    batches = make_batches(frame_stream(make_source(tmp_path, [7, 9, 5])), 4, 2, 2)
+    for first in (0, 3):
+        for found, wanted in zip(prefetched(batches, first), list(batches)[first:], strict=True):
+            for a, b in zip(found, wanted, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_only_clips_labelled_real_are_trained_on(tmp_path):
+    source = make_source(tmp_path, [2, 3, 4, 5], labels=[0, 1, -1, 0])
+    assert [clip.path for clip in source.real().clips] == ["c0.mp4", "c3.mp4"]
+    assert source.real().lengths.tolist() == [2, 5]
+
+
+def test_no_real_clip_is_told(tmp_path):
+    with pytest.raises(UserError, match="none of its 2 clips is labelled real"):
+        make_source(tmp_path, [2, 3], labels=[1, -1]).real()
+
+
+def test_shards_that_do_not_belong_together_are_refused(tmp_path):
+    make_source(tmp_path / "a", [2])
+    make_source(tmp_path / "b", [3], name="d")
+    (tmp_path / "b" / "features-00000.h5").rename(tmp_path / "a" / "features-00001.h5")
+    assert len(open_source(tmp_path / "a").members) == 2
+    make_source(tmp_path / "c", [3])
+    (tmp_path / "c" / "features-00000.h5").rename(tmp_path / "a" / "features-00001.h5")
+    with pytest.raises(UserError, match=r"c0\.mp4' is in .*features-00000\.h5 too"):
+        open_source(tmp_path / "a")
+
+
+def test_a_set_without_clips_is_told(tmp_path):
+    make_source(tmp_path, [1])
+    writer = ShardWriter(tmp_path / "e", "float32", {"width": WIDTH, "encoder": "x"})
+    writer.write(0, [ClipMeta("a")], [Failure("a", "x", "y")])
+    with pytest.raises(UserError, match="hold no clip"):
+        open_source(tmp_path / "e")

@@ -1,0 +1,134 @@
+"""Localisation against the official program of AV-Deepfake1M.
+
+Its evaluation is one compiled module that needs no other package, so it is fetched alone, without numpy < 2 and the
+rest that its package asks for, and runs in a process of its own: it ends the process's thread where it meets a mistake.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avh_shards import ClipMeta, offsets
+from jax_avh.evaluation.localisation import localisation
+from jax_avh.evaluation.segment_metrics import AP_IOU, AR_PROPOSALS, localisation_metrics
+from jax_avh.evaluation.submission import write_submission
+from jax_avh.inference.score_file import ScoreTable
+
+PACKAGE = "avdeepfake1m==0.0.4"
+CACHE = Path(__file__).parents[1] / ".pytest_cache"
+SETTINGS = [1.0, list(AP_IOU), list(AR_PROPOSALS), [t / 100 for t in range(50, 100, 5)]]
+PROGRAM = """
+import importlib.util, json, sys
+module, settings, *cases = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("_evaluation", module)
+official = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(official)
+for case in cases:
+    files = f"{case}/prediction.json", f"{case}/truth.json"
+    print(json.dumps(official.ap_ar_1d(*files, "file", "fake_segments", *json.loads(settings))))
+"""
+
+
+@pytest.fixture(scope="module")
+def official():
+    """A function: folders with prediction.json and truth.json -> the official metrics of each."""
+    folder = CACHE / PACKAGE
+    if not folder.exists():
+        _fetch(folder)
+    module = next(folder.rglob("_evaluation*.so"))
+
+    def run(cases: list[Path]) -> list[dict[str, dict[str, float]]]:
+        command = [sys.executable, "-c", PROGRAM, str(module), json.dumps(SETTINGS), *map(str, cases)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        return [_by_name(json.loads(line)) for line in result.stdout.splitlines()]
+
+    return run
+
+
+def _fetch(folder: Path) -> None:
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
+        target = Path(temporary) / "package"
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
+        result = subprocess.run([*pip, "--target", str(target), PACKAGE], capture_output=True, text=True)
+        if result.returncode:
+            pytest.skip(f"pip cannot fetch {PACKAGE}: {(result.stderr.strip().splitlines() or [''])[-1]}")
+        with contextlib.suppress(OSError):  # another process was first
+            target.rename(folder)
+
+
+def _by_name(metrics: dict) -> dict[str, dict[str, float]]:
+    """Its thresholds are float32: 0.9 comes back as 0.8999999761581421."""
+    return {
+        "ap": {str(round(float(name), 4)): value for name, value in metrics["ap"].items()},
+        "ar": metrics["ar"],
+    }
+
+
+def write_truth(folder: Path, truth: dict) -> None:
+    entries = [{"file": file, "fake_segments": np.asarray(rows).tolist()} for file, rows in truth.items()]
+    (folder / "truth.json").write_text(json.dumps(entries))
+
+
+def make_case(rng: np.random.Generator, grid: bool) -> tuple[dict, dict]:
+    """Proposals and segments of up to 40 files; on a grid of 0.1 s, and with few confidences, full of ties."""
+    found, truth = {}, {}
+    for n in range(rng.integers(1, 40)):
+        segments = np.sort(rng.uniform(0, 8, (rng.integers(0, 5), 2)), axis=1)
+        near = segments[rng.integers(0, len(segments), rng.integers(0, 50))] if len(segments) else np.empty((0, 2))
+        times = np.concatenate([near + rng.normal(0, 0.3, near.shape), rng.uniform(0, 8, (rng.integers(1, 30), 2))])
+        rows = np.column_stack([rng.uniform(0, 1, len(times)), np.sort(times, axis=1)])
+        rows, segments = (rows.round(1), segments.round(1)) if grid else (rows, segments)
+        found[f"{n}.mp4"], truth[f"{n}.mp4"] = rows[np.argsort(-rows[:, 0], kind="stable")], segments
+    truth["0.mp4"] = np.array([[1.0, 2.0]])  # without any segment the official average precision is NaN
+    return found, truth
+
+
+@pytest.mark.slow
+def test_average_precision_and_recall_equal_the_official_ones(tmp_path, official):
+    rng, cases = np.random.default_rng(0), {}
+    for n in range(200):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        found, truth = cases[folder] = make_case(rng, grid=n % 2 == 0)
+        (folder / "prediction.json").write_text(json.dumps({file: rows.tolist() for file, rows in found.items()}))
+        write_truth(folder, truth)
+    for (found, truth), expected in zip(cases.values(), official(list(cases)), strict=True):
+        ours = localisation_metrics(found, truth)
+        for name in ("ap", "ar"):
+            assert ours[name] == pytest.approx(expected[name], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_submission_scores_officially_what_our_table_says(tmp_path, official):
+    """The written file itself, of clips of which some lost their first frames."""
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(20, 200, 60)
+    frame = rng.standard_normal(lengths.sum()).astype(np.float32)
+    clips, truth = [], {}
+    for n, part in enumerate(np.split(frame, offsets(lengths)[1:-1])):
+        first, shift = int(rng.integers(0, len(part) - 10)), int(rng.integers(0, 20))
+        # Off the frames' grid, where an IoU of 9/10 would be above 0.9 or not by the time at which float32 rounds it.
+        segments = ((first / 25 + 0.013, (first + 9) / 25 + 0.004),) if n % 3 else ()
+        part[first : first + 9] += 3 * len(segments)
+        clips.append(ClipMeta(f"test/{n}.mp4", int(n % 3 > 0), trimmed_frames=shift, segments=segments))
+        truth[f"{n}.mp4"] = np.reshape(segments, (-1, 2)) + shift / 25
+    table = ScoreTable("m", tuple(clips), offsets(lengths), frame, np.zeros(60, np.float32), {})
+    (tmp_path / "test_files.txt").write_text("".join(f"{file}\n" for file in truth))
+    write_submission(table, tmp_path / "test_files.txt", tmp_path / "s.zip")
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        archive.extract("prediction.json", tmp_path)
+    write_truth(tmp_path, truth)
+    (expected,) = official([tmp_path])
+    ours = localisation(table)
+    assert ours["ap"]["0.5"] > 0.5
+    for name in ("ap", "ar"):
+        assert ours[name] == pytest.approx(expected[name], abs=1e-6)

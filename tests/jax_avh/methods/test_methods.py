@@ -1,0 +1,355 @@
+"""Every method against the official programs' outputs, and by two ways to compute it."""
+
+import dataclasses
+import itertools
+import json
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+from hypothesis import strategies as st
+from jax.sharding import AxisType, Mesh
+from scipy.special import logsumexp
+
+from avh_shards import ClipMeta, UserError
+from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
+from jax_avh import config
+from jax_avh.config import Config, check_config, make_config
+from jax_avh.data import Batching, frame_stream, open_source
+from jax_avh.inference.score import score_shards
+from jax_avh.inference.score_file import open_scores
+from jax_avh.methods import METHODS, speech_forensics
+from jax_avh.models import HEADS, MODALITIES, clip_cross_entropy, load_weights, save_weights
+from jax_avh.parallel import DATA_AXIS, make_mesh, put_copies
+from jax_avh.training import train
+from jax_avh.training.placement import stream_frames
+from jax_avh.training.preemption import Preemption
+from jax_avh.training.resident import Resident
+from jax_avh.training.state import init_state
+from jax_avh.training.trainer import FrameTrainer
+from tests import rules
+from tests.jax_avh.data.test_batches import lengths_st, make_source
+from tests.runs import losses
+
+KINDS = [(head, modality) for head in HEADS for modality in MODALITIES]
+
+
+def test_the_configuration_names_what_there_is():
+    """It imports none of it, so that flags are parsed without jax."""
+    assert tuple(HEADS) == config.HEADS
+    assert tuple(MODALITIES) == config.MODALITIES
+    assert tuple(name for name, method in METHODS.items() if method.learns and not method.trained_as) == config.METHODS
+
+
+def write_shard(folder, clips, waveforms=None, **attributes):
+    """A shard of clips: (path, label, visual, audio)."""
+    fixed = {"encoder": "test", "weights_sha256": "0", "width": clips[0][2].shape[1], "trimmed": False}
+    writer = ShardWriter(folder, "float32", fixed | attributes, () if waveforms is None else ("waveform",))
+    waveforms = waveforms or [None] * len(clips)
+    stored = [
+        StoredClip(ClipMeta(path, label=label), ClipFeatures(visual, audio), waveform)
+        for (path, label, visual, audio), waveform in zip(clips, waveforms, strict=True)
+    ]
+    writer.write(0, [clip.meta for clip in stored], stored)
+    return folder
+
+
+# --- AVH-Align/sup ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def supervised(shared):
+    return json.loads(shared("training/supervised.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def supervised_shards(tmp_path_factory):
+    """The recorded runs' clips in their order, once and twice."""
+    clips = [(path, fake, *rules.feature_clip(path, frames, fake)) for path, frames, fake in rules.CLIPS["test"]]
+    folder = tmp_path_factory.mktemp("supervised")
+    twice = clips + [(f"again/{path}", *rest) for path, *rest in clips]
+    return write_shard(folder / "once", clips), write_shard(folder / "twice", twice)
+
+
+@pytest.mark.parametrize(("head", "modality"), KINDS)
+def test_one_clip_a_step_is_the_official_training(supervised, supervised_shards, tmp_path, head, modality):
+    """Scores before, the loss of each step, and scores after."""
+    record = supervised[f"{head}/{modality}"]
+    network = write_rule_network(tmp_path / "w.safetensors", record["keys"], modality)
+    once, twice = supervised_shards
+    before = score_shards(once, tmp_path / "before.h5", weights=tmp_path / "w.safetensors")
+    assert before.method == "avh_sup"
+    np.testing.assert_allclose(before.clip, record["initial_scores"], rtol=0, atol=1e-4)
+    config, mesh = make_config({"method": "avh_sup", "method.modality": modality}), make_mesh()
+    graph, state = init_state(network)
+    trainer, state = FrameTrainer.of(config, graph, mesh), put_copies(mesh, state)
+    step_losses = []
+    for _, segment in stream_frames(open_source(twice), Batching(9, True, 1), 0, mesh).one_pass(None).segments():
+        state, loss = trainer.train(state, segment, np.float32(config.optimizer.learning_rate))
+        step_losses += loss.tolist()
+    np.testing.assert_allclose(step_losses, record["step_losses"], rtol=0, atol=1e-4)
+    save_weights(nnx.merge(trainer.graph, state.params), tmp_path / "w.safetensors")
+    after = score_shards(once, tmp_path / "after.h5", method="avh_sup", weights=tmp_path / "w.safetensors")
+    np.testing.assert_allclose(after.clip, record["final_scores"], rtol=0, atol=1e-4)
+
+
+def write_rule_network(path, keys, modality):
+    arrays = {name: rules.fill(name, tuple(shape)).astype(np.float32) for name, shape in keys.items()}
+    notes = json.dumps({"method": "avh_sup", "modality": modality})
+    safetensors.numpy.save_file(arrays, path, {"avh-align": notes})
+    return load_weights(path)
+
+
+@hypothesis.given(lengths_st, st.integers(0, 99), st.sampled_from([1, 30, 300]))
+@hypothesis.settings(max_examples=30)
+def test_packed_cross_entropy_is_that_of_each_clip(lengths, seed, scale):
+    """With frames around that do not count, of other clips or of none."""
+    rng, frames = np.random.default_rng(seed), sum(lengths)
+    logits = (scale * rng.standard_normal(80)).astype(np.float32)
+    counted = np.arange(2, 2 + frames)
+    numbers, labels = np.arange(len(lengths)) + 7, rng.integers(0, 2, len(lengths))
+    clip, label, weight = np.full(80, -1, np.int32), np.zeros(80, np.int32), np.zeros(80, np.float32)
+    clip[counted], label[counted], weight[counted] = np.repeat(numbers, lengths), np.repeat(labels, lengths), 1
+    clip[0], clip[2 + frames] = 6, 7 + len(lengths)
+    clips = (logsumexp(logits[clip == n].astype(np.float64)) for n in numbers)
+    wanted = sum(np.logaddexp(0, 2 * s if y == 0 else -2 * s) for s, y in zip(clips, labels, strict=True))
+    loss, gradient = loss_and_gradient(*map(jnp.asarray, (logits, clip, label, weight)))
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5, atol=1e-6)
+    assert np.isfinite(gradient).all()
+    assert not gradient[weight == 0].any()
+
+
+loss_and_gradient = jax.jit(jax.value_and_grad(clip_cross_entropy))
+
+
+@hypothesis.given(lengths_st, st.integers(1, 20), st.integers(0, 4), st.none() | st.integers(0, 9))
+@hypothesis.settings(max_examples=40)
+def test_batches_of_whole_clips_hold_each_clip_once(tmp_path_factory, lengths, frames, clips, epoch):
+    source = make_source(tmp_path_factory.mktemp("s"), lengths)
+    stream = frame_stream(source, None if epoch is None else (0, epoch))
+    plan = Batching(frames, True, clips).plan(stream)
+    sizes = np.diff(plan.border)
+    assert set(plan.border) <= set(stream.border)
+    assert (plan.border[0], plan.border[-1], plan.items.sum()) == (0, stream.frames, len(lengths))
+    assert sizes.max() <= plan.room <= max(frames, *lengths)
+    assert not clips or plan.items.max() <= clips
+    for size, items, end in zip(sizes[:-1], plan.items, plan.border[1:], strict=False):  # no batch could hold more
+        following = lengths[stream.order[np.searchsorted(stream.border, end)]]
+        assert size + following > plan.room or items == clips
+    assert plan.room == Batching(frames, True, clips).plan(frame_stream(source, (1, 1))).room
+
+
+@pytest.fixture(scope="module")
+def separable(tmp_path_factory):
+    """Shards of clips whose fakes show it in their audio, and a run's configuration."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("separable")
+    for split in ("train", "val"):
+        clips = []
+        for n in range(14):
+            visual, audio = rng.standard_normal((2, int(rng.integers(1, 30)), 8)).astype(np.float32)
+            clips.append((f"{split}{n}.mp4", n % 2, visual, audio + 3 * (n % 2)))
+        write_shard(folder / split, clips)
+    config = make_config({"method": "avh_sup", "data.train": f"{folder}/train", "data.val": f"{folder}/val"})
+    config.data.batch_frames, config.train.epochs, config.train.checkpoint_steps = 40, 4, 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def unbroken(separable, tmp_path_factory):
+    """The losses of a streamed run on one device that nothing stops."""
+    workdir = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jax_avh.training.loop.make_mesh", lambda: mesh_of(1))
+        train(separable, workdir)
+    return losses(workdir), workdir
+
+
+def mesh_of(devices):
+    return Mesh(np.array(jax.devices()[:devices]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+@pytest.mark.parametrize(("placement", "stop"), [("stream", 16), ("device", 9)])
+def test_a_supervised_run_is_the_same_on_two_devices_stopped_within_an_epoch(
+    separable, unbroken, tmp_path, monkeypatch, placement, stop
+):
+    config = dataclasses.replace(separable, data=dataclasses.replace(separable.data, placement=placement))
+    with monkeypatch.context() as patch:
+        looks = itertools.count(1)
+        patch.setattr(Preemption, "reached", lambda self: next(looks) == stop)
+        progress = train(config, tmp_path)
+    assert progress.epoch >= 0
+    assert progress.step > 0
+    train(config, tmp_path)
+    np.testing.assert_allclose(losses(tmp_path), unbroken[0], rtol=0, atol=1e-4)
+
+
+def test_a_supervised_run_learns_what_its_labels_show(separable, unbroken, tmp_path):
+    (_, before), *_, (_, after) = unbroken[0]
+    assert after < before / 2
+    table = score_shards(separable.data.val, tmp_path / "s.h5", weights=unbroken[1])
+    label = np.array([clip.label for clip in table.clips])
+    assert table.method == "avh_sup"
+    assert table.clip[label == 1].min() > table.clip[label == 0].max()
+
+
+def test_epochs_of_packed_clips_on_the_devices_share_their_programs(separable):
+    """Each order of the clips makes other batches; none may need another program."""
+    source, mesh = open_source(separable.data.train).labelled(), make_mesh()
+    feed = Resident(source, Batching(40, True), 0, mesh, segment_steps=3)
+    network = HEADS["mlp"](source.width, rngs=nnx.Rngs(0))
+    graph, state = init_state(network)
+    trainer, state = FrameTrainer.of(separable, graph, mesh), put_copies(mesh, state)
+    steps = set()
+    before = FrameTrainer.train._cache_size()
+    for epoch in range(5):
+        segments = list(feed.one_pass((0, epoch)).segments())
+        steps.add(segments[-1][0])
+        for _, segment in segments:
+            state, _ = trainer.train(state, segment, np.float32(1e-3))
+    assert len(steps) > 1
+    assert FrameTrainer.train._cache_size() <= before + 2  # of three steps, and of one
+
+
+# --- methods that need no training -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def similarity_cases(shared, tmp_path_factory):
+    """The recorded cases as a shard; where lengths differ, cut to fit as each official program does it."""
+    record = json.loads(shared("methods/scores.json").read_text())["cases"]
+    folder = tmp_path_factory.mktemp("cases")
+    made = {name: similarity_clip(name) for name in record}
+    resampled = {
+        n: (v[record[n]["speechforensics"]["visual_index_map"] or slice(None)], a) for n, (v, a) in made.items()
+    }
+    cut = {name: (v[: len(a)], a[: len(v)]) for name, (v, a) in made.items()}
+    return record, {
+        method: write_shard(folder / method, [(f"{name}.mp4", -1, *pair) for name, pair in clips.items()])
+        for method, clips in (("speech_forensics", resampled), ("factor", cut))
+    }
+
+
+def similarity_clip(name):
+    i = int(name.removeprefix("case").partition("_")[0])
+    visual_frames, audio_frames = {6: (52, 47), 7: (60, 75)}.get(i, (40 + 13 * i, 40 + 13 * i))
+    visual, audio = (
+        np.random.RandomState(seed + i).standard_normal((frames, 1024)).astype(np.float32)
+        for seed, frames in ((100, visual_frames), (200, audio_frames))
+    )
+    late = np.roll(visual, 2, axis=0)
+    if i % 2 == 0 or i == 7:
+        n = min(visual_frames, audio_frames)
+        audio[:n] = np.float32(0.5) * late[:n] + np.float32(0.5) * audio[:n]
+    return visual, audio
+
+
+@pytest.mark.parametrize("method", ["speech_forensics", "factor"])
+@pytest.mark.parametrize("batch_frames", [64, 8192])
+def test_scores_without_training_equal_the_official_programs(similarity_cases, tmp_path, method, batch_frames):
+    record, shards = similarity_cases
+    table = score_shards(shards[method], tmp_path / "s.h5", method, batch_frames=batch_frames)
+    sign, name = {"speech_forensics": (-1, "speechforensics"), "factor": (1, "factor")}[method]
+    wanted = [sign * record[clip.path.removesuffix(".mp4")][name]["score"] for clip in table.clips]
+    np.testing.assert_allclose(table.clip, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_frames", [7, 64, 8192])
+def test_speech_forensics_hears_the_first_50_seconds(tmp_path, batch_frames):
+    """As if each clip were cut there: by the definition, clip by clip, whatever the batches."""
+    rng, tau = np.random.default_rng(0), speech_forensics.TAU
+    lengths = [1300, 5, 1250, 1251, 17] if batch_frames > 7 else [5, 17, 3]
+    clips = [(f"{n}.mp4", 0, *rng.standard_normal((2, n, 8)).astype(np.float32)) for n in lengths]
+    folder = write_shard(tmp_path / "s", clips)
+    table = score_shards(folder, tmp_path / "s.h5", "speech_forensics", batch_frames=batch_frames)
+    for n, (_, _, *features) in enumerate(clips):
+        visual, audio = (x[:1250] / np.linalg.norm(x[:1250], axis=1, keepdims=True) for x in features)
+        padded = np.pad(audio, ((tau, tau), (0, 0)))
+        means = [(visual * padded[offset : offset + len(visual)]).sum(axis=1).mean() for offset in range(2 * tau + 1)]
+        np.testing.assert_allclose(table.clip[n], -max(means), atol=1e-5)
+        frame = table.frame[slice(*table.offset[n : n + 2])]
+        np.testing.assert_allclose(frame.mean(), table.clip[n], atol=1e-5)
+
+
+def test_length_and_silence_are_scores_of_clips(tmp_path):
+    rng = np.random.default_rng(0)
+    lengths, silent = [5, 30, 60], [0, 480, 38_400]  # samples
+    sounds = [np.pad(np.full(640 * n - s, 99, np.int16), (s, 0)) for n, s in zip(lengths, silent, strict=True)]
+    clips = [(f"{n}.mp4", 0, *rng.standard_normal((2, n, 8)).astype(np.float32)) for n in lengths]
+    folder = write_shard(tmp_path / "s", clips, sounds)
+    for method, wanted in {
+        "clip_length": [0.2, 1.2, 2.4],
+        "leading_silence": [0, 0.03, 2.4],
+        "leading_amplitude": [-99 / 32768, 0, 0],
+    }.items():
+        table = score_shards(folder, tmp_path / f"{method}.h5", method)
+        assert table.frame is None
+        np.testing.assert_allclose(table.clip, wanted, rtol=1e-6)
+        assert open_scores(tmp_path / f"{method}.h5").frame is None
+
+
+# --- which method is meant -------------------------------------------------------------------------------------------
+
+
+def test_methods_that_do_not_go_with_shards_or_weights(tmp_path):
+    source = make_source(tmp_path / "s", [5])
+    network = HEADS["mlp"](source.width, rngs=nnx.Rngs(0))
+    save_weights(network, tmp_path / "w.safetensors", {"method": "avh_sup", "weights_sha256": "1"})
+    weights = tmp_path / "w.safetensors"
+    for options, reason in {
+        (("method", "leading_silence"),): "features-00000.h5: its shards hold no waveform; extract them with --store",
+        (("method", "avh_align"),): "avh_align needs --weights",
+        (): "--weights is needed",
+        (("method", "factor"), ("weights", weights)): "takes no --weights",
+        (("method", "avh_align"), ("weights", weights)): "was trained as avh_sup, not as avh_align",
+        (("weights", weights),): "was trained on features of another encoder",
+    }.items():
+        with pytest.raises(UserError, match=reason):
+            score_shards(tmp_path / "s", tmp_path / "out.h5", **dict(options))
+    assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"method": "factor"}, "method.name=factor: must be avh_align or avh_sup"),
+        ({"method": "avh_align", "method.modality": "audio"}, "modality=audio: must be both"),
+        ({"method.head": "deep"}, "head=deep: must be mlp or linear"),
+        ({"data.batch_clips": "-1"}, "must not be negative"),
+    ],
+)
+def test_settings_that_mean_nothing(settings, reason):
+    with pytest.raises(UserError, match=reason):
+        check_config(make_config({"data.train": "a", "data.val": "b"} | settings))
+
+
+def test_a_method_brings_its_own_settings_and_the_users_stand():
+    assert make_config({"method": "avh_align"}) == Config()
+    config = make_config({"optimizer.learning_rate": "0.5", "method": "avh_sup"})
+    assert (config.optimizer.learning_rate, config.optimizer.plateau_factor, config.train.epochs) == (0.5, 1.0, 100)
+
+
+def test_initial_weights_of_another_kind_are_refused(tmp_path):
+    make_source(tmp_path / "s", [5, 5], labels=[0, 1])
+    save_weights(HEADS["linear"](4, rngs=nnx.Rngs(0)), tmp_path / "w.safetensors")
+    settings = {"method": "avh_sup", "data.train": f"{tmp_path}/s", "data.val": f"{tmp_path}/s"}
+    with pytest.raises(UserError, match="weights of another kind than asked for"):
+        train(make_config(settings | {"init": f"{tmp_path}/w.safetensors"}), tmp_path / "run")
+    save_weights(HEADS["mlp"](4, rngs=nnx.Rngs(0)), tmp_path / "w.safetensors", {"method": "avh_align"})
+    with pytest.raises(UserError, match="trained as avh_align; they do not start avh_sup"):
+        train(make_config(settings | {"init": f"{tmp_path}/w.safetensors"}), tmp_path / "run")
+    make_source(tmp_path / "real", [5, 5])
+    with pytest.raises(UserError, match="none of its 2 clips is labelled fake"):
+        train(make_config(settings | {"data.val": f"{tmp_path}/real"}), tmp_path / "run")
+
+
+def test_a_training_set_of_another_size_is_a_part_of_it(tmp_path):
+    source = make_source(tmp_path / "s", [1, 2, 3, 4, 5, 6, 7])
+    few, same, other = source.sample(3, 0), source.sample(3, 0), source.sample(3, 1)
+    assert few.members == same.members != other.members
+    assert set(few.members) < set(source.members)
+    assert list(few.members) == sorted(few.members)
+    assert source.sample(9, 0) is source

@@ -1,0 +1,287 @@
+"""The alignment network: the vectorised window equals pairs one by one, in value and gradient; borders and zeros."""
+
+import itertools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+import torch
+from flax import nnx
+from hypothesis import strategies as st
+
+from avh_shards import UserError
+from jax_avh.methods import avh_align
+from jax_avh.models import (
+    AlignmentNetwork,
+    FrameBatch,
+    load_weights,
+    save_weights,
+    window_scores,
+    windowed_softmax_loss,
+)
+from jax_avh.models.layers import normalise
+from jax_avh.models.windows import mean_squares
+from tests import rules
+
+WIDTH = 16
+
+
+@pytest.fixture(scope="module")
+def network():
+    return AlignmentNetwork(WIDTH, rngs=nnx.Rngs(0))
+
+
+def make_batch(lengths, tau, seed=0, dtype=np.float32, zero_frame=None):
+    """A stream of clips with halo of nothing, as a batch."""
+    rng = np.random.default_rng(seed)
+    frames = sum(lengths)
+    visual, audio = rng.standard_normal((2, frames, WIDTH)).astype(dtype)
+    if zero_frame is not None:
+        visual[zero_frame] = audio[zero_frame] = 0
+    clip = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    return FrameBatch(
+        jnp.asarray(visual),
+        jnp.asarray(np.pad(audio, ((tau, tau), (0, 0)))),
+        jnp.asarray(np.pad(clip, tau, constant_values=-1)),
+        jnp.ones(frames, dtype),
+        jnp.zeros(frames, jnp.int32),
+    )
+
+
+def pairwise_losses(network, batch, clip, boundary):
+    """The definition: every pair of the window through the whole network, softmax, minus log at the centre."""
+    frames, window = len(batch.visual), len(clip) - len(batch.visual) + 1
+    t, w = (index.ravel() for index in np.indices((frames, window)))
+    inside = clip[t + w] == clip[t + window // 2]
+    audio = jnp.where(inside[:, None], batch.audio[t + w], jnp.zeros((1, WIDTH), batch.audio.dtype))
+    scores = jax.vmap(full_network, (None, 0, 0))(network, batch.visual[t], audio).reshape(frames, window)
+    competing = inside.reshape(frames, window) | (boundary == "zeros")
+    losses = []
+    for row, keep in zip(scores, competing, strict=True):
+        centre = int(keep[: window // 2].sum())
+        losses.append(-jax.nn.log_softmax(row[np.flatnonzero(keep)])[centre])
+    return jnp.stack(losses)
+
+
+def full_network(network, visual, audio):
+    """The network layer by layer on one pair, nothing shared."""
+
+    def unit(x):
+        norm = jnp.sqrt(jnp.sum(x * x))
+        return jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1), x)
+
+    hidden = jnp.concatenate([network.visual_proj(unit(visual)), network.audio_proj(unit(audio))])
+    for layer in network.mlp.layers:
+        hidden = layer(hidden)
+    return hidden[0]
+
+
+CASES = {
+    "one long clip": ([20], 3),
+    "clips shorter than the window": ([2, 5, 3, 1, 4], 7),
+    "clips of one frame": ([1, 1, 1], 2),
+    "one frame in all": ([1], 4),
+}
+
+
+@pytest.mark.parametrize("form", ["loop", "block"])
+@pytest.mark.parametrize("boundary", ["zeros", "mask"])
+@pytest.mark.parametrize("case", CASES)
+def test_vectorised_loss_equals_pairs_one_by_one(network, case, boundary, form):
+    lengths, tau = CASES[case]
+    batch = make_batch(lengths, tau, zero_frame=0 if sum(lengths) > 1 else None)
+    graph, params = nnx.split(network)
+
+    def vectorised(params):
+        return windowed_softmax_loss(*window_scores(nnx.merge(graph, params), batch, boundary, form)).sum()
+
+    def pairwise(params):
+        return pairwise_losses(nnx.merge(graph, params), batch, np.asarray(batch.clip), boundary).sum()
+
+    ours, ours_gradient = jax.jit(jax.value_and_grad(vectorised))(params)
+    theirs, their_gradient = jax.jit(jax.value_and_grad(pairwise))(params)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(their_gradient))
+    for a, b in zip(jax.tree.leaves(ours_gradient), jax.tree.leaves(their_gradient), strict=True):
+        assert float(jnp.abs(a - b).max()) <= 1e-5 * scale
+
+
+def test_under_x64_they_agree_to_rounding():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # flax's layer norm asks for it in float64
+        network = AlignmentNetwork(WIDTH, rngs=nnx.Rngs(0), precision="float64")
+        graph, params = nnx.split(network)
+        batch = make_batch([5, 12, 1], 6, dtype=np.float64)
+
+        def loss(params, form):
+            merged = nnx.merge(graph, params)
+            if form == "pairs":
+                return pairwise_losses(merged, batch, np.asarray(batch.clip), "zeros").sum()
+            return windowed_softmax_loss(*window_scores(merged, batch, "zeros")).sum()
+
+        evaluate = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+        values, gradients = zip(*(evaluate(params, form) for form in ("pairs", "window")), strict=True)
+        np.testing.assert_allclose(values[0], values[1], rtol=1e-12)
+        for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
+
+
+@hypothesis.given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 5), st.data())
+@hypothesis.settings(max_examples=6)
+def test_where_a_batch_is_cut_changes_no_frame(network, lengths, tau, data):
+    """A batch that ends inside a clip, given its halo, scores its frames as the whole does."""
+    batch = make_batch(lengths, tau)
+    frames = sum(lengths)
+    cut = data.draw(st.integers(0, frames))
+    whole, valid = window_scores(network, batch)
+    for start, stop in ((0, cut), (cut, frames)):
+        if start == stop:
+            continue
+        piece = FrameBatch(
+            batch.visual[start:stop],
+            batch.audio[start : stop + 2 * tau],
+            batch.clip[start : stop + 2 * tau],
+            batch.weight[start:stop],
+            batch.label[start:stop],
+        )
+        scores, inside = window_scores(network, piece)
+        np.testing.assert_allclose(scores, whole[start:stop], atol=1e-5)
+        np.testing.assert_array_equal(inside, valid[start:stop])
+
+
+@pytest.mark.parametrize(("frames", "tau"), [(1, 1), (63, 2), (64, 15), (65, 1), (200, 15)])
+def test_mean_squares_of_sums_follow_from_the_summands(frames, tau):
+    rng = np.random.default_rng(0)
+    visual, audio = (rng.standard_normal((n, 8)).astype(np.float32) for n in (frames, frames + 2 * tau))
+    windows = np.stack([audio[offset : offset + frames] for offset in range(2 * tau + 1)], axis=1)
+    wanted = np.square(visual[:, None] + windows).mean(axis=2)
+    np.testing.assert_allclose(mean_squares(jnp.asarray(visual), jnp.asarray(audio)), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_centre_of_the_window_is_the_networks_own_score(network):
+    batch = make_batch([7, 9], 4)
+    scores, _ = window_scores(network, batch)
+    own = network(batch.visual, batch.audio[4:-4])
+    np.testing.assert_allclose(scores[:, 4], own, atol=1e-5)
+    centred = batch._replace(audio=batch.audio[4:-4])
+    np.testing.assert_array_equal(avh_align.METHOD.outputs(network, centred)[:, 0], -own)
+
+
+@pytest.mark.parametrize("boundary", ["zeros", "mask"])
+def test_zero_vectors_give_finite_gradients(network, boundary):
+    batch = make_batch([3], 2)
+    batch = batch._replace(visual=jnp.zeros_like(batch.visual), audio=jnp.zeros_like(batch.audio))
+    graph, params = nnx.split(network)
+
+    def loss(params, visual):
+        scores = window_scores(nnx.merge(graph, params), batch._replace(visual=visual), boundary)
+        return windowed_softmax_loss(*scores).sum()
+
+    for leaf in jax.tree.leaves(jax.grad(loss, argnums=(0, 1))(params, batch.visual)):
+        assert jnp.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_features_are_scaled_to_unit_length(dtype):
+    features = np.random.default_rng(0).standard_normal((5, WIDTH)).astype(dtype) * 9
+    features[2] = 0
+    unit = normalise(jnp.asarray(features))
+    assert unit.dtype == jnp.float32
+    np.testing.assert_allclose(jnp.linalg.norm(unit, axis=-1), [1, 1, 0, 1, 1], atol=1e-6)
+    np.testing.assert_array_equal(unit[2], 0)
+
+
+def test_loss_is_the_cross_entropy_of_the_centre():
+    scores = jnp.asarray(np.random.default_rng(0).standard_normal((4, 5, 31)).astype(np.float32))
+    wanted = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.full((4, 5), 15))
+    np.testing.assert_allclose(windowed_softmax_loss(scores), wanted, atol=1e-6)
+    np.testing.assert_allclose(windowed_softmax_loss(jnp.zeros((2, 31))), np.log(31), rtol=1e-6)
+
+
+def test_masked_loss_equals_the_loss_of_what_is_left():
+    scores = jnp.asarray(np.random.default_rng(0).standard_normal((1, 9)).astype(np.float32))
+    for keep in itertools.product([True, False], repeat=4):
+        valid = jnp.asarray([[*keep, True, *keep[::-1]]])  # the centre stays in the centre
+        left = scores[0][valid[0]][None]
+        np.testing.assert_allclose(windowed_softmax_loss(scores, valid), windowed_softmax_loss(left), atol=1e-6)
+
+
+def torch_network(weights):
+    """The same network in PyTorch, written from its description: a second opinion on the layers and their layout."""
+    linear, norm = torch.nn.Linear, torch.nn.LayerNorm
+    mlp = []
+    for inputs, hidden in ((1024, 512), (512, 256), (256, 128)):
+        mlp += [linear(inputs, hidden), norm(hidden), torch.nn.ReLU()]
+    module = torch.nn.ModuleDict(
+        {
+            "visual_proj": linear(1024, 512),
+            "audio_proj": linear(1024, 512),
+            "mlp": torch.nn.Sequential(*mlp, linear(128, 1)),
+        }
+    )
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    return module
+
+
+def test_scores_equal_pytorchs(tmp_path):
+    network = load_weights(rules.write_alignment_weights(tmp_path / "w.safetensors"))
+    module = torch_network(rules.alignment_weights())
+    visual, audio = np.random.default_rng(0).standard_normal((2, 20, 1024)).astype(np.float32)
+    v, a = (torch.nn.functional.normalize(torch.from_numpy(x), dim=-1) for x in (visual, audio))
+    with torch.no_grad():
+        wanted = module["mlp"](torch.cat([module["visual_proj"](v), module["audio_proj"](a)], dim=-1))[:, 0]
+    np.testing.assert_allclose(network(jnp.asarray(visual), jnp.asarray(audio)), wanted, atol=1e-5)
+
+
+def test_parameters_are_as_many_as_the_papers(tmp_path):
+    assert sum(p.size for p in jax.tree.leaves(nnx.state(AlignmentNetwork(rngs=nnx.Rngs(0))))) == 1_740_545
+
+
+def test_fresh_weights_are_drawn_as_pytorch_draws_them():
+    params = nnx.to_flat_state(nnx.state(AlignmentNetwork(rngs=nnx.Rngs(0))))
+    for path, variable in params:
+        value = np.asarray(variable[...])
+        if path[-1] == "kernel":
+            bound = 1 / np.sqrt(value.shape[0])
+            assert 0.95 * bound < np.abs(value).max() <= bound
+            np.testing.assert_allclose(value.std(), bound / np.sqrt(3), rtol=0.1)
+
+
+def test_weights_survive_a_file_bit_by_bit(tmp_path, network):
+    save_weights(network, tmp_path / "w.safetensors")
+    loaded = load_weights(tmp_path / "w.safetensors")
+    for a, b in zip(*(jax.tree.leaves(nnx.state(n)) for n in (network, loaded)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    arrays = safetensors.numpy.load_file(tmp_path / "w.safetensors")
+    assert {name: array.shape for name, array in arrays.items()} == {
+        name: array.shape for name, array in rules.alignment_weights(WIDTH).items()
+    }
+
+
+def test_weights_that_do_not_fit_are_all_named(tmp_path):
+    arrays = rules.alignment_weights(WIDTH)
+    del arrays["mlp.0.bias"]
+    arrays["mlp.3.weight"] = np.zeros((3, 3), np.float32)
+    arrays["stray"] = np.zeros(1, np.float32)
+    safetensors.numpy.save_file(arrays, tmp_path / "w.safetensors")
+    with pytest.raises(UserError) as error:
+        load_weights(tmp_path / "w.safetensors")
+    for name in ("mlp.0.bias", "mlp.3.weight", "stray"):
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage" * 99, b"\xff" * 8 + b"{}"])
+def test_files_that_are_no_weights(tmp_path, content):
+    if content is not None:
+        (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"w\.safetensors"):
+        load_weights(tmp_path / "w.safetensors")
+
+
+def test_weights_of_something_else(tmp_path):
+    safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="not alignment weights"):
+        load_weights(tmp_path / "w.safetensors")

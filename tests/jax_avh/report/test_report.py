@@ -1,0 +1,411 @@
+"""The report of an evaluation and the page of a video, in a real browser."""
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from avh_shards import FRAME_RATE, ClipMeta, UserError, offsets
+from jax_avh.evaluation.metrics import detection_metrics, precision_recall_points, roc_points
+from jax_avh.evaluation.results import Entry, Evaluation
+from jax_avh.inference.pooling import POOLINGS
+from jax_avh.inference.score_file import ScoreTable, write_scores
+from jax_avh.report import charts, video
+from jax_avh.report.comparison import render_report
+from jax_avh.report.page import format_number, value_at
+from jax_avh.report.pictures import timed
+from jax_avh.report.results import write_results
+from jax_avh.report.video import VideoVerdict, write_video_page
+from tests.browser import DESKTOP, PHONE, opened
+from tests.media import ramp, tone, write_media
+
+METHODS = ("avh_align", "silence", "speechforensics")
+CATEGORIES = ("RealVideo-FakeAudio", "FakeVideo-RealAudio", "FakeVideo-FakeAudio")
+LISTS = ("results", "comparisons", "coverage", "localisation")  # of metrics.json
+OWN = "mean"  # the pooling of made scores
+NASTY = "<script>alert(1)</script> \"'&.mp4"
+
+
+def made_clips(count: int, rng: np.random.Generator) -> tuple[ClipMeta, ...]:
+    """Clips of 3 to 9 s: one real, then a fake of each category, and so on; half of the fakes know their stretch."""
+    clips = []
+    for n in range(count):
+        kind, end = n % (1 + len(CATEGORIES)), float(rng.uniform(1.5, 2.8))
+        segments = ((end - 1, end),) if kind and n % 8 > 3 else ()
+        category = CATEGORIES[kind - 1] if kind else "RealVideo-RealAudio"
+        clips.append(
+            ClipMeta(f"{category}/id{n:05}.mp4", int(kind > 0), category, ("test", "val")[n % 2], segments=segments)
+        )
+    return tuple(clips)
+
+
+def made_entry(clips: tuple[ClipMeta, ...], method: str, trimmed: bool | None, dataset: str = "FakeAVCeleb") -> Entry:
+    """Scores as such methods give them: silence knows all of untrimmed clips and nothing of trimmed ones."""
+    rng = np.random.default_rng([METHODS.index(method), trimmed is True, len(clips)])
+    label = np.array([clip.label for clip in clips])
+    if method == "silence":
+        clip = rng.exponential(0.004, len(clips)) + (0.027 * label if not trimmed else 0)
+        frame, offset = None, np.arange(len(clips) + 1)
+    else:
+        lengths = np.random.default_rng(len(clips)).integers(75, 225, len(clips))
+        offset = offsets(lengths)
+        fake = np.concatenate([_fake_frames(clip, length) for clip, length in zip(clips, lengths, strict=True)])
+        noise = np.convolve(rng.standard_normal(offset[-1]), np.ones(9) / 3, "same")
+        strength = {"avh_align": 1.6, "speechforensics": 0.5}[method] * np.repeat(
+            rng.uniform(0, 2, len(clips)), lengths
+        )
+        frame = (noise + strength * fake).astype(np.float32)
+        clip = POOLINGS[OWN](frame, offset)
+    return Entry(dataset, method, trimmed, ScoreTable(method, clips, offset, frame, clip.astype(np.float32), {}))
+
+
+def _fake_frames(clip: ClipMeta, length: int) -> np.ndarray:
+    seconds = np.arange(length) / FRAME_RATE
+    stretches = clip.segments or ((0.0, np.inf),)
+    return clip.label * sum((seconds >= start) & (seconds < end) for start, end in stretches)
+
+
+def made_metrics(entries: tuple[Entry, ...]) -> dict[str, object]:
+    """Numbers as an evaluation finds them; intervals, p-values and localisation are made up."""
+    found = {"resamples": 1000, "confidence": 0.95, "warnings": [], **{name: [] for name in LISTS}}
+    for entry in entries:
+        place = {"dataset": entry.dataset, "method": entry.method, "trimmed": entry.trimmed}
+        poolings = ("clip",) if entry.table.frame is None else (OWN, *(name for name in POOLINGS if name != OWN))
+        for pooling in poolings:
+            own = pooling in (OWN, "clip")
+            score = entry.score if own else POOLINGS[pooling](entry.table.frame, entry.table.offset)
+            for group, value, chosen in _groups(entry, own):
+                fixed = {"pooling": pooling, "own": own, "group": group, "value": value}
+                found["results"].append(place | fixed | _result(entry.label[chosen], score[chosen]))
+        counts = {"listed": len(entry.clips) + 3, "scored": len(entry.clips), "failed": 2, "missing": 1}
+        covered = {name: found["results"][-1]["metrics"][name] for name in ("auc", "ap")}
+        worst = {f"worst_case_{name}": value and 0.98 * value for name, value in covered.items()}
+        found["coverage"].append(place | counts | covered | worst)
+        if entry.table.frame is not None:
+            ap, ar = {"0.5": 0.31, "0.75": 0.0721, "0.95": 0.0}, {"50": 0.5512, "10": 0.4}
+            frames = {"frame_auc": 0.7312, "frame_ap": 0.41, "clip_auc": None}
+            found["localisation"].append(place | frames | {"ap": ap, "ar": ar, "left_out": 7})
+    for one, other in itertools.pairwise(entries):
+        if (one.dataset, one.trimmed) == (other.dataset, other.trimmed):
+            pair = {"dataset": one.dataset, "trimmed": one.trimmed, "one": one.method, "other": other.method}
+            numbers = {"clips": len(one.clips), "difference": -0.0312, "interval": [-0.05, -0.0121], "p_value": 3.2e-7}
+            found["comparisons"].append(pair | numbers)
+    return found
+
+
+def _groups(entry: Entry, own: bool):
+    yield "all", "", np.ones(len(entry.clips), bool)
+    real = entry.label == 0
+    if own:
+        for category in sorted({clip.category for clip in entry.clips if clip.label == 1}):
+            yield "category", category, real | [clip.category == category for clip in entry.clips]
+        for split in sorted({clip.split for clip in entry.clips}):
+            yield "split", split, np.array([clip.split == split for clip in entry.clips])
+
+
+def _result(label: np.ndarray, score: np.ndarray) -> dict[str, object]:
+    metrics = detection_metrics(label, score)
+    counts = {name: metrics.pop(name) for name in ("threshold", "real", "fake")}
+    intervals = {name: _interval(metrics[name]) for name in ("auc", "ap", "eer")}
+    rule = "where misses and false alarms are equal, on the same clips"
+    return counts | {"threshold_rule": rule, "metrics": metrics, "intervals": intervals}
+
+
+def _interval(value: float | None) -> list[float] | None:
+    return None if value is None else [0.97 * value, min(1.0, 1.02 * value)]
+
+
+def made_evaluation(entries: tuple[Entry, ...], warnings: tuple[str, ...] = ()) -> Evaluation:
+    return Evaluation(made_metrics(entries) | {"warnings": list(warnings)}, entries)
+
+
+def full_evaluation(count: int = 240) -> Evaluation:
+    """Three methods, untrimmed and trimmed, with categories, splits and fake stretches; one of another data set."""
+    clips = made_clips(count, np.random.default_rng(0))
+    entries = [made_entry(clips, method, trimmed) for trimmed in (False, True) for method in METHODS]
+    other = made_entry(clips[:40], "silence", None, "AV-Deepfake1M")
+    warnings = ("FakeAVCeleb, silence: 3 clips of the list have no score; worst case under Coverage.",)
+    return made_evaluation((*entries, other), warnings)
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory):
+    """A full report: the evaluation and the page."""
+    evaluation, path = full_evaluation(), tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render_report(evaluation), encoding="utf-8")
+    return evaluation, path
+
+
+def numbers_of(tree: object, pointer: str) -> dict[str, float | int | None]:
+    """All numbers, and metrics without a value, by their pointers; an interval without a value is left out."""
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        inside = [numbers_of(node, f"{pointer}/{key}") for key, node in items]
+        return {key: value for found in inside for key, value in found.items()}
+    absent = pointer.endswith("/trimmed") or "interval" in pointer
+    number = not absent if tree is None else isinstance(tree, int | float) and not isinstance(tree, bool)
+    return {pointer: tree} if number else {}
+
+
+def printed(page) -> list[tuple[str, str]]:
+    """All numbers of a page with their data-keys."""
+    return page.evaluate("[...document.querySelectorAll('[data-key]')].map(n => [n.dataset.key, n.textContent])")
+
+
+def check_numbers(page, metrics: dict) -> None:
+    """The page prints every number of metrics.json, and all of them are right."""
+    rows = {f"{name}/{n}": row for name in LISTS for n, row in enumerate(metrics[name])}
+    expected = {key: value for pointer, row in rows.items() for key, value in numbers_of(row, pointer).items()}
+    found = printed(page)
+    assert {key for key, _ in found} == expected.keys()
+    for key, text in found:
+        value = expected[key]
+        if value is None:
+            assert text == "undefined"
+        else:
+            assert float(text) == pytest.approx(value, abs=5e-5, rel=0.05 if abs(value) < 1e-4 else 0), key
+
+
+def check_look(page, width: int) -> None:
+    """No sideways scrolling, no id twice, a name for every picture, colours known to the style sheet."""
+    page.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(node => node.id)")
+    assert len(ids) == len(set(ids))
+    svgs = "[...document.querySelectorAll('svg:not([aria-hidden=true]), img, video')]"
+    assert all(page.evaluate(f"{svgs}.map(node => node.getAttribute('aria-label') || '')"))
+    assert page.evaluate(f"{svgs}.every(node => node.localName != 'svg' || node.getAttribute('role') == 'img')")
+    used = sorted(set(re.findall(r"var\((--[a-z0-9-]+)\)", page.content())))
+    known = "names => names.map(name => getComputedStyle(document.documentElement).getPropertyValue(name))"
+    assert used
+    assert all(page.evaluate(known, used))
+
+
+def test_every_number_of_the_report_is_that_of_metrics_json(browser, report):
+    evaluation, path = report
+    with opened(browser, path) as page:
+        check_numbers(page, evaluation.metrics)
+        assert evaluation.metrics["warnings"][0] in page.locator(".alarm").inner_text()
+
+
+def test_every_number_of_real_results_is_printed(browser, tmp_path):
+    """Scores of two methods in two states; a list with clips that failed and clips that nobody has seen."""
+    clips = made_clips(40, np.random.default_rng(1))
+    files = []
+    for method, trimmed in itertools.product(METHODS[:2], (False, True)):
+        table = made_entry(clips[:36], method, trimmed).table
+        attributes = {"dataset": "FakeAVCeleb", "trimmed": trimmed} | ({} if table.frame is None else {"pooling": OWN})
+        files.append(tmp_path / f"{method}{trimmed}.h5")
+        write_scores(dataclasses.replace(table, attributes=attributes), files[-1])
+    write_results(files, tmp_path / "out", clips, [clip.path for clip in clips[37:]], {"silence": 0.02}, resamples=20)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {row["group"] for row in metrics["results"]} == {"all", "category", "split"}
+    assert [len(metrics[name]) for name in LISTS[1:]] == [2, 4, 2]
+    with opened(browser, tmp_path / "out" / "report.html") as page:
+        check_numbers(page, metrics)
+        check_look(page, DESKTOP[0])
+        text = page.locator("main").inner_text()
+        for part in ("its own score", f"{OWN} (its own)", "worst-case AP"):
+            assert part in text
+
+
+def test_the_report_fits_the_window_and_its_colours_the_scheme(browser, report):
+    for size, scheme in itertools.product((PHONE, DESKTOP), ("light", "dark")):
+        with opened(browser, report[1], size, scheme) as page:
+            check_look(page, size[0])
+            paper, ink = page.evaluate("(s => [s.backgroundColor, s.color])(getComputedStyle(document.body))")
+            brightness = [sum(map(int, re.findall(r"\d+", colour))) for colour in (paper, ink)]
+            assert (brightness[0] > brightness[1]) == (scheme == "light")
+            heights = "[...document.querySelectorAll('.picture svg text')].map(n => n.getBoundingClientRect().height)"
+            assert min(page.evaluate(heights)) > 9  # pixels: readable
+            assert page.locator("section").first.locator("svg[role=img]").count() == 4 + 6 + 16
+
+
+def test_the_report_is_the_same_each_time(tmp_path):
+    evaluation = made_evaluation((made_entry(made_clips(5, np.random.default_rng(0)), "avh_align", True),))
+    for name in ("one.html", "two.html"):
+        (tmp_path / name).write_text(render_report(evaluation), encoding="utf-8")
+    text = (tmp_path / "one.html").read_text()
+    assert text == (tmp_path / "two.html").read_text()
+    assert "#fe00" not in text
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_names_are_text_and_run_nothing(browser, tmp_path):
+    clips = [ClipMeta(f"{n}{NASTY}", n % 2, NASTY, NASTY) for n in range(4)]
+    table = ScoreTable(NASTY, tuple(clips), np.arange(5), *[np.arange(4, dtype=np.float32)] * 2, {})
+    evaluation = made_evaluation((Entry(NASTY, NASTY, None, table),), (NASTY,))
+    (tmp_path / "report.html").write_text(render_report(evaluation), encoding="utf-8")
+    with opened(browser, tmp_path / "report.html") as page:
+        check_look(page, DESKTOP[0])
+        for place in (".alarm li", "h2", "tbody th", ".picture h5"):
+            assert any(NASTY in text for text in page.locator(place).all_inner_texts()), place
+        labels = page.evaluate("[...document.querySelectorAll('svg[role=img]')].map(n => n.getAttribute('aria-label'))")
+        assert any(f"3{NASTY}" in label for label in labels)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "method"),
+    [(slice(0, 1), "avh_align"), (slice(1, 4), "avh_align"), (slice(0, 8), "silence"), (slice(1, 2), "silence")],
+    ids=["one real clip", "fakes alone", "no frame scores", "one fake without"],
+)
+def test_little_is_shown_as_little(browser, tmp_path, chosen, method):
+    evaluation = made_evaluation((made_entry(made_clips(8, np.random.default_rng(0))[chosen], method, None),))
+    defined = evaluation.metrics["results"][0]["metrics"]["auc"] is not None
+    (tmp_path / "report.html").write_text(render_report(evaluation), encoding="utf-8")
+    with opened(browser, tmp_path / "report.html", PHONE) as page:
+        check_numbers(page, evaluation.metrics)
+        check_look(page, PHONE[0])
+        assert ("ROC, trimming not known" in page.content()) == defined
+        assert ("most sure" in page.content()) == (method != "silence")
+        first = page.locator("[data-key='results/0/metrics/auc']").first.inner_text()
+        assert (first == "undefined") != defined
+
+
+def test_methods_may_have_scored_other_clips(tmp_path):
+    clips = made_clips(16, np.random.default_rng(0))
+    entries = made_entry(clips[:8], METHODS[0], True), made_entry(clips[8:], METHODS[2], True)
+    (tmp_path / "report.html").write_text(render_report(made_evaluation(entries)), encoding="utf-8")
+    shown = re.findall(r"<h5>(\S+), score", (tmp_path / "report.html").read_text())
+    assert len(shown) == len(set(shown)) == 2 + 4  # the two real clips are both the lowest and the highest
+    assert set(shown) <= {clip.path for clip in clips[:8]}
+
+
+def test_an_evaluation_of_numbers_alone_is_shown(browser, report, tmp_path):
+    metrics = report[0].metrics
+    (tmp_path / "report.html").write_text(render_report(Evaluation(metrics, ())), encoding="utf-8")
+    with opened(browser, tmp_path / "report.html") as page:
+        check_numbers(page, metrics)
+
+
+def test_the_first_six_methods_with_frame_scores_are_drawn_over_time():
+    clips = made_clips(4, np.random.default_rng(0))
+    made = [made_entry(clips, "avh_align", trimmed) for trimmed in (False, True)]
+    many = [dataclasses.replace(entry, method=f"m{n}") for n in range(9) for entry in made]
+    drawn = timed([made_entry(clips, "silence", False), *many])
+    assert [entry.method for entry in drawn] == [f"m{n}" for n in range(6) for _ in made]
+
+
+@hypothesis.given(st.integers(2, 3000), st.integers(0, 99))
+def test_thinned_curves_keep_their_ends_and_their_area(count, seed):
+    rng = np.random.default_rng(seed)
+    label = np.append([0, 1], rng.integers(0, 2, count))
+    score = label + rng.standard_normal(count + 2).round(3)
+    x, y = charts.thinned(*roc_points(label, score))
+    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+    assert len(x) <= 2 * charts.GRID + 2
+    recall, precision = precision_recall_points(label, score)
+    assert [values[-1] for values in charts.thinned(recall, precision)] == [1, precision[-1]]
+    assert np.trapezoid(y, x) == pytest.approx(roc_auc_score(label, score), abs=2 / charts.GRID)
+
+
+@hypothesis.given(st.integers(1, 5000), st.integers(0, 99))
+def test_timelines_keep_their_extremes_and_length(length, seed):
+    frame = np.random.default_rng(seed).standard_normal(length).astype(np.float32)
+    seconds, score = charts.envelope(frame)
+    assert len(score) <= 2 * charts.BUCKETS + 1
+    assert (score.min(), score.max(), seconds[-1]) == (frame.min(), frame.max(), length / FRAME_RATE)
+    index = np.rint(seconds[:-1] * FRAME_RATE).astype(int)
+    np.testing.assert_array_equal(score[:-1], frame[index])
+    assert (np.diff(index) > 0).all()
+
+
+def test_histograms_take_any_scores_and_label_their_axes_in_full():
+    for score in ([0.0], [2.5, 2.5], [np.inf, -np.inf], [np.inf, 1.0, 2.0]):
+        assert "clip score" in charts.histogram_chart("a", "", {"real": (0, np.array(score))})
+    chart = charts.histogram_chart("a", "", {"fake": (0, np.linspace(0.001, 0.0234, 50))})
+    ticks = [float(text) for text in re.findall(r">([\d.]+)</text>", chart)]
+    assert 0.005 in ticks
+    assert len(ticks) == len(set(ticks)) or ticks.count(0.0) > 1
+
+
+def test_numbers_are_printed_with_four_decimals():
+    texts = {
+        None: "undefined",
+        12: "12",
+        0.0: "0.0000",
+        0.98765: "0.9877",
+        -0.00001234: "-1.2e-05",
+        1234.5: "1234.5000",
+    }
+    assert {value: format_number(value) for value in texts} == texts
+    assert value_at({"a": [{"b": None}, {"b": 3}]}, "a/1/b") == 3
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """A video of 2 s under a name that would be trouble in an address."""
+    path = tmp_path_factory.mktemp("clip") / "50% of: #1?.mp4"
+    return write_media(path, ramp([k / 25 for k in range(50)]), sound=tone(2.0))
+
+
+FRAME = np.sin(np.arange(50) / 8).astype(np.float32)
+VERDICT = VideoVerdict(NASTY, (0.24, 1.24), "RANDOM weights", "face in 96 % of frames", "several faces " + NASTY)
+
+
+def wait_until(page, condition: str) -> None:
+    """Asks again and again: the page's policy forbids the browser's own way, which evaluates text."""
+    while not page.evaluate(condition):
+        page.wait_for_timeout(20)
+
+
+def state_of(page) -> list:
+    """Seconds of the video and of the slider, and what the slider says."""
+    wait_until(page, "video.readyState >= 2 && !video.seeking")
+    page.wait_for_timeout(60)
+    return page.evaluate("[video.currentTime, Number(position.value), position.getAttribute('aria-valuetext')]")
+
+
+def test_the_timeline_is_a_slider_that_moves_the_video(browser, clip, tmp_path):
+    write_video_page(tmp_path / "v.html", clip, VERDICT, FRAME, {"mean": 0.51234}, ((0.5, 1.0),))
+    with opened(browser, tmp_path / "v.html") as page:
+        assert state_of(page) == [0.0, 0.0, "0.00 s: score 0.00"]
+        slider = page.get_by_role("slider", name="Position in the video")
+        slider.click()
+        assert state_of(page) == [1.0, 1.0, f"1.00 s: score {FRAME[25]:.2f}"]
+        for key, seconds in {"ArrowRight": 1.04, "ArrowLeft": 1.0, "End": 2.0, "Home": 0.0}.items():
+            page.keyboard.press(key)
+            assert state_of(page)[:2] == pytest.approx([seconds, seconds], abs=0.041)
+        page.get_by_role("button", name="Play the highest second").click()
+        wait_until(page, "video.currentTime > 0.5")
+        assert page.evaluate("Math.abs(video.currentTime - position.value) < 0.2")
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(PHONE, "dark"), (DESKTOP, "light")])
+def test_the_video_page_says_what_it_shows(browser, clip, tmp_path, size, scheme):
+    write_video_page(tmp_path / "v.html", clip, VERDICT, FRAME, {"mean": 0.51234, NASTY: 1.0}, ((0.5, 1.0),))
+    with opened(browser, tmp_path / "v.html", size, scheme) as page:
+        check_look(page, size[0])
+        text = page.locator("main").inner_text()
+        for part in (NASTY, "RANDOM weights", "0.5123", "0.24-1.24 s", "known to be fake", "no absolute meaning"):
+            assert part in text
+        assert "Face in 96 % of frames." in text
+        assert f"Several faces {NASTY}." in text
+        assert not page.locator("#unplayable").is_visible()
+
+
+def test_a_large_video_stays_beside_its_page(browser, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "EMBEDDED_BYTES", 10)
+    write_video_page(tmp_path / "sub" / "v.html", clip, VERDICT, FRAME[:1], {})
+    with opened(browser, tmp_path / "sub" / "v.html", beside=clip) as page:
+        assert state_of(page)[0] == 0
+        assert page.evaluate("video.duration") == pytest.approx(2, abs=0.1)
+        text = page.locator("main").inner_text()
+        assert "move both together" in text
+        assert f"read from {os.path.relpath(clip, tmp_path / 'sub')}," in text
+
+
+def test_what_is_no_video_is_told(browser, tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        write_video_page(tmp_path / "v.html", tmp_path / "none.mp4", VERDICT, FRAME, {})
+    (tmp_path / "text.mp4").write_text("no video")
+    write_video_page(tmp_path / "v.html", tmp_path / "text.mp4", VERDICT, np.zeros(1, np.float32), {"mean": 0.0})
+    with opened(browser, tmp_path / "v.html") as page:
+        page.locator("#unplayable").wait_for(state="visible")

@@ -1,0 +1,113 @@
+"""Many devices and many processes: the same batches, the same losses, one end, checkpoints that fit everywhere."""
+
+import signal
+import time
+
+import pytest
+
+from tests.jax_avh.data.test_batches import make_source
+from tests.runs import curve, finish, losses, start_training
+
+LENGTHS = [9, 1, 2, 20, 3, 17, 1, 30]  # frames of the clips, in shards of three: 83, so the last batch is not full
+SLOW = pytest.mark.slow
+TOPOLOGIES = [  # processes, devices of each, placement, float64
+    pytest.param(1, 4, "host", True, id="four devices"),
+    pytest.param(2, 1, "device", True, id="two processes, features on them"),
+    pytest.param(2, 2, "stream", False, id="two processes of two, float32"),
+    pytest.param(1, 2, "stream", True, id="two devices", marks=SLOW),
+    pytest.param(1, 4, "device", True, id="four devices, features on them", marks=SLOW),
+    pytest.param(2, 2, "stream", True, id="two processes of two", marks=SLOW),
+    pytest.param(2, 2, "device", True, id="two processes of two, features on them", marks=SLOW),
+    pytest.param(2, 2, "device", False, id="two processes of two, features on them, float32", marks=SLOW),
+    pytest.param(1, 4, "device", False, id="four devices, features on them, float32", marks=SLOW),
+]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """A short run, at the official learning rate."""
+    folder = tmp_path_factory.mktemp("data")
+    data = {f"data.{split}": make_source(folder / split, LENGTHS).path for split in ("train", "val")}
+    return {**data, "data.batch_frames": 25, "train.epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def on_one_device(settings, tmp_path_factory):
+    """Losses of one process on one device, by whether in float64."""
+    found = {}
+    for x64 in (False, True):
+        workdir = tmp_path_factory.mktemp("one") / "run"
+        finish(start_training(workdir, x64=x64, **settings), workdir)
+        found[x64] = losses(workdir)
+    return found
+
+
+@pytest.mark.parametrize(("processes", "devices", "placement", "x64"), TOPOLOGIES)
+def test_any_devices_and_processes_give_one_curve(
+    tmp_path, settings, on_one_device, processes, devices, placement, x64
+):
+    run = settings | {"data.placement": placement}
+    finish(start_training(tmp_path / "run", processes, devices, x64, **run), tmp_path / "run")
+    found = losses(tmp_path / "run")
+    assert len(found) == 3
+    for line, wanted in zip(found, on_one_device[x64], strict=True):
+        assert line == pytest.approx(wanted, abs=1e-9 if x64 else 1e-4)
+
+
+def test_three_processes_over_unequal_shards_end_together(tmp_path):
+    """Shards of 3, 3 and 1 clips, a batch that three devices cannot share equally, a last one of a single frame."""
+    run = {"data.batch_frames": 7, "train.epochs": 1, "optimizer.learning_rate": 1e-3}
+    for split in ("train", "val"):
+        run[f"data.{split}"] = make_source(tmp_path / split, [9, 1, 2, 20, 3, 7, 1]).path
+    for name, processes in (("one", 1), ("three", 3)):
+        finish(start_training(tmp_path / name, processes, x64=True, **run), tmp_path / name)
+    for line, wanted in zip(losses(tmp_path / "three"), losses(tmp_path / "one"), strict=True):
+        assert line == pytest.approx(wanted, abs=1e-9)
+    assert (tmp_path / "one.0.log").read_text().count("epoch 1  train_loss") == 1
+    assert all("train_loss" not in (tmp_path / f"three.{k}.log").read_text() for k in (1, 2))  # the first alone speaks
+
+
+def test_a_run_of_many_stopped_by_sigterm_goes_on_elsewhere(tmp_path, settings, on_one_device):
+    """One of two processes is told to stop: both save, end well, and one process on other devices goes on."""
+    run = settings | {"train.epochs": 200}
+    started = start_training(tmp_path / "run", 2, 1, x64=True, **run)
+    wait_for_epoch(tmp_path / "run", 1)
+    started[1].send_signal(signal.SIGTERM)
+    finish(started, tmp_path / "run")
+    assert "stopped by SIGTERM, saved after epoch" in (tmp_path / "run.0.log").read_text()
+    ended = len(curve(tmp_path / "run"))
+    run["train.epochs"] = max(ended, 2)
+    finish(start_training(tmp_path / "run", 1, 4, x64=True, **run), tmp_path / "run")
+    found = losses(tmp_path / "run")
+    assert len(found) == run["train.epochs"] + 1
+    for line, wanted in zip(found, on_one_device[True], strict=False):
+        assert line == pytest.approx(wanted, abs=1e-9)
+    if ended > 2:  # what followed the stop, against a run that never stopped
+        finish(start_training(tmp_path / "whole", x64=True, **run), tmp_path / "whole")
+        for line, wanted in zip(found, losses(tmp_path / "whole"), strict=True):
+            assert line == pytest.approx(wanted, abs=1e-9)
+
+
+def wait_for_epoch(workdir, epoch: int) -> None:
+    """Waits until so many epochs have been logged."""
+    for _ in range(600):
+        if len(curve(workdir)) > epoch:
+            return
+        time.sleep(0.1)
+    raise AssertionError((workdir.parent / f"{workdir.name}.0.log").read_text())
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--coordinator_address=127.0.0.1:1"], "belong together"),
+        (["--coordinator_address=127.0.0.1:1", "--num_processes=2", "--process_id=2"], "must be from 0 to"),
+        ([], "coordinator_address"),
+    ],
+)
+def test_a_cluster_that_cannot_be_found_is_told(launch, tmp_path, flags, reason):
+    data = [f"--config.data.{split}={tmp_path}" for split in ("train", "val")]
+    status, output = launch("train", *data, f"--workdir={tmp_path}/run", "--distributed", *flags)
+    assert status == 2
+    assert reason in output
+    assert "Traceback" not in output

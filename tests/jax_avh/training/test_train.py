@@ -1,0 +1,480 @@
+"""Training: the official curve, exact resume, the same numbers on any number of devices, rules of rate and end."""
+
+import dataclasses
+import functools
+import json
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+import torch
+import tqdm
+from hypothesis import strategies as st
+from jax.sharding import AxisType
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from avh_shards import UserError
+from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig, check_config
+from jax_avh.inference.score import score_shards
+from jax_avh.inference.score_file import open_scores
+from jax_avh.training import Progress, meter, train
+from jax_avh.training.checkpoint import Checkpoints
+from jax_avh.training.log import read_metrics
+from jax_avh.training.loop import Run
+from jax_avh.training.preemption import Preemption
+from tests import rules
+from tests.conftest import TESTDATA
+from tests.jax_avh.data.test_batches import make_source
+from tests.runs import curve, finish, losses, start_training
+
+OFFICIAL = json.loads((TESTDATA / "training.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory):
+    return rules.write_alignment_weights(tmp_path_factory.mktemp("init") / "init.safetensors")
+
+
+def official_config(shards, init, **train_options) -> Config:
+    """The settings of the official run."""
+    return Config(
+        data=DataConfig(str(shards["train"]), str(shards["val"]), batch_frames=256, shuffle=False),
+        optimizer=OptimizerConfig(learning_rate=1e-5),
+        train=TrainConfig(**{"epochs": 3} | train_options),
+        init=str(init),
+    )
+
+
+def latest(workdir, config) -> list[np.ndarray]:
+    """Arrays of the latest checkpoint."""
+    run = Run(config, workdir, Preemption())
+    run.close()
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(run.state)]
+
+
+@pytest.fixture(scope="module")
+def official_run(rule_shards, init, tmp_path_factory):
+    """(config, workdir) of a run with the official settings."""
+    workdir, config = tmp_path_factory.mktemp("run"), official_config(rule_shards, init)
+    train(config, workdir)
+    return config, workdir
+
+
+def test_the_official_loss_curve_is_reproduced(official_run):
+    lines = read_metrics(official_run[1] / "metrics.jsonl")
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    for line, wanted in zip(lines, OFFICIAL["lr1e-5"]["losses"], strict=True):
+        assert line["train_loss"] == pytest.approx(wanted["train"], abs=1e-4)
+        assert line["val_loss"] == pytest.approx(wanted["val"], abs=1e-4)
+        assert line["learning_rate"] == 1e-5
+        assert line["frames_per_second"] > 0
+
+
+def test_the_official_scores_are_reproduced(official_run, rule_shards, init, tmp_path):
+    for weights, name in ((init, "initial_scores"), (official_run[1], "scores")):
+        table = score_shards(rule_shards["test"], tmp_path / "scores.h5", weights=weights)
+        wanted = {path: value for path, _, value in OFFICIAL["lr1e-5"][name]}
+        assert {clip.path: clip.label for clip in table.clips} == {p: y for p, y, _ in OFFICIAL["lr1e-5"][name]}
+        for clip, value in zip(table.clips, table.clip, strict=True):
+            assert value == pytest.approx(wanted[clip.path], abs=1e-3)
+        assert OFFICIAL["lr1e-3"]["initial_scores"] == OFFICIAL["lr1e-5"]["initial_scores"]
+
+
+def test_epoch_0_of_the_fast_run_is_reproduced(rule_shards, init, tmp_path):
+    config = dataclasses.replace(
+        official_config(rule_shards, init, epochs=0), optimizer=OptimizerConfig(learning_rate=1e-3)
+    )
+    train(config, tmp_path)
+    (line,), wanted = curve(tmp_path), OFFICIAL["lr1e-3"]["losses"][0]
+    assert line["train_loss"] == pytest.approx(wanted["train"], abs=1e-4)
+    assert line["val_loss"] == pytest.approx(wanted["val"], abs=1e-4)
+
+
+def test_a_finished_run_stays_as_it_is(official_run):
+    config, workdir = official_run
+    before = curve(workdir), (workdir / "best.safetensors").read_bytes()
+    assert train(config, workdir).epoch == 3
+    assert (curve(workdir), (workdir / "best.safetensors").read_bytes()) == before
+
+
+def test_tensorboard_shows_the_same_numbers(official_run):
+    events = EventAccumulator(str(official_run[1] / "tensorboard"))
+    events.Reload()
+    for name in ("train_loss", "val_loss", "learning_rate"):
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        wanted = [(line["epoch"], np.float32(line[name])) for line in curve(official_run[1])]
+        assert shown == wanted
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("place", ["after a step", "before a save", "after a save", "after the line", "after the best"])
+@pytest.mark.parametrize("nth", [1, 4])
+def test_a_run_that_dies_anywhere_ends_the_same(rule_shards, init, tmp_path, monkeypatch, official_run, place, nth):
+    """Dies at its nth passing of a place; the files of the restarted run equal those of the unbroken one."""
+    config = official_config(rule_shards, init, checkpoint_steps=1)
+    target, name = {
+        "after a step": (Run, "_advance"),
+        "before a save": (Checkpoints, "save"),
+        "after a save": (Checkpoints, "save"),
+        "after the line": (Run, "_report"),
+        "after the best": (sys.modules["jax_avh.training.loop"], "save_weights"),
+    }[place]
+    original, passed = getattr(target, name), []
+
+    def dying(*args, **kwargs):
+        passed.append(1)
+        if len(passed) == nth and place == "before a save":
+            raise Killed
+        original(*args, **kwargs)
+        if len(passed) == nth:
+            raise Killed
+
+    if place == "after the best" and nth > 3:
+        pytest.skip("the best is saved three times")
+    with monkeypatch.context() as patched:
+        patched.setattr(target, name, dying)
+        with pytest.raises(Killed):
+            train(config, tmp_path)
+    train(config, tmp_path)
+    assert curve(tmp_path) == curve(official_run[1])
+    assert (tmp_path / "best.safetensors").read_bytes() == (official_run[1] / "best.safetensors").read_bytes()
+    for a, b in zip(latest(tmp_path, config), latest(official_run[1], official_run[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def killed_runs(tmp_path, rule_shards, init, kills: int, seed: int, devices=(1,), x64=False) -> None:
+    """Trains in a process that is killed at random moments, on each number of devices in turn; follows an unbroken run.
+
+    On the same devices it ends bit-equal.
+    """
+    rng = random.Random(seed)
+    settings = {"data.batch_frames": 128, "train.epochs": 4, "train.checkpoint_steps": 1, "init": init}
+    settings |= {"data.train": rule_shards["train"], "data.val": rule_shards["val"]}
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    began = time.monotonic()
+    finish(start_training(unbroken, x64=x64, **settings), unbroken)
+    duration = time.monotonic() - began
+    for kill in range(kills):
+        (process,) = start_training(broken, devices=devices[kill % len(devices)], x64=x64, **settings)
+        time.sleep(rng.uniform(0.3, 1.0) * duration)
+        process.kill()
+        process.wait()
+    finish(start_training(broken, x64=x64, **settings), broken)
+    if len(devices) > 1:
+        np.testing.assert_allclose(losses(broken), losses(unbroken), rtol=0, atol=1e-9 if x64 else 1e-4)
+        return
+    assert curve(broken) == curve(unbroken)
+    assert (broken / "best.safetensors").read_bytes() == (unbroken / "best.safetensors").read_bytes()
+    config = official_config(rule_shards, init, epochs=4)
+    config.data.batch_frames, config.data.shuffle = 128, True
+    for a, b in zip(latest(broken, config), latest(unbroken, config), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_killed_run_goes_on(tmp_path, rule_shards, init):
+    killed_runs(tmp_path, rule_shards, init, kills=1, seed=0)
+
+
+def test_a_killed_run_goes_on_on_other_devices(tmp_path, rule_shards, init):
+    killed_runs(tmp_path, rule_shards, init, kills=1, seed=2, devices=(2, 4), x64=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "x64"), [((1,), False), ((2, 4, 1), False), ((2, 4, 1), True)])
+def test_a_run_killed_twenty_times_goes_on(tmp_path, rule_shards, init, devices, x64):
+    killed_runs(tmp_path, rule_shards, init, kills=20, seed=1, devices=devices, x64=x64)
+
+
+def test_sigterm_saves_and_ends_well(tmp_path, rule_shards, init):
+    """Stopped wherever it is just then, between its checkpoints; goes on bit-equal."""
+    settings = {"data.batch_frames": 64, "init": init}
+    settings |= {"data.train": rule_shards["train"], "data.val": rule_shards["val"]}
+    (process,) = start_training(tmp_path / "run", **settings, **{"train.epochs": 500})
+    while not (tmp_path / "run" / "checkpoints" / "0").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    finish([process], tmp_path / "run")
+    stopped = re.search(r"stopped by SIGTERM, saved after epoch (\d+)", (tmp_path / "run.0.log").read_text())
+    assert not (tmp_path / "run" / "result.json").exists()
+    settings["train.epochs"] = int(stopped[1]) + 1
+    for name in ("run", "unbroken"):
+        finish(start_training(tmp_path / name, **settings), tmp_path / name)
+    assert curve(tmp_path / "run") == curve(tmp_path / "unbroken")
+
+
+def test_one_device_gives_the_curve_of_two(rule_shards, init, tmp_path, monkeypatch, official_run):
+    assert jax.device_count() == 2
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    monkeypatch.setattr("jax_avh.training.loop.make_mesh", lambda: mesh)
+    train(official_config(rule_shards, init), tmp_path)
+    for one, two in zip(curve(tmp_path), curve(official_run[1]), strict=True):
+        assert one["train_loss"] == pytest.approx(two["train_loss"], abs=1e-5)
+        assert one["val_loss"] == pytest.approx(two["val_loss"], abs=1e-5)
+
+
+def small_config(tmp_path, **options) -> Config:
+    """A run on a few tiny clips."""
+    for name in ("train", "val"):
+        if not (tmp_path / name).exists():
+            make_source(tmp_path / name, [5, 9, 7, 11])
+    data = DataConfig(str(tmp_path / "train"), str(tmp_path / "val"), batch_frames=8)
+    return Config(**{"data": data, "train": TrainConfig(epochs=2), "optimizer": OptimizerConfig(1e-3)} | options)
+
+
+@pytest.mark.parametrize("nth", [1, 8, 10, 13, 16])
+def test_a_run_stopped_anywhere_and_once_more_ends_the_same(tmp_path, monkeypatch, nth):
+    """At the nth look (8 in epoch 0, then 4 in training and 4 in validation), and at the first after that."""
+    train(small_config(tmp_path), tmp_path / "unbroken")
+    for stop in (nth, 1):
+        looks = iter(range(1, 100))
+        with monkeypatch.context() as patched:
+            patched.setattr(Preemption, "reached", lambda self, looks=looks, stop=stop: next(looks) == stop)
+            assert train(small_config(tmp_path), tmp_path / "run").epoch < 2
+        assert not (tmp_path / "run" / "result.json").exists()
+    train(small_config(tmp_path), tmp_path / "run")
+    assert curve(tmp_path / "run") == curve(tmp_path / "unbroken")
+    best, other = ((tmp_path / name / "best.safetensors").read_bytes() for name in ("run", "unbroken"))
+    assert best == other
+
+
+def test_a_run_is_a_function_of_its_seed(tmp_path):
+    curves = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(small_config(tmp_path, seed=seed), tmp_path / name)
+        curves.append(curve(tmp_path / name))
+    assert curves[0] == curves[1] != curves[2]
+
+
+def test_a_batch_need_not_fit_the_devices_nor_the_data(tmp_path):
+    """7 frames on 2 devices, 32 frames in all: the padding weighs nothing."""
+    losses = []
+    for size in (7, 8, 32, 1000):
+        config = small_config(tmp_path, train=TrainConfig(epochs=0))
+        config.data.batch_frames = size
+        train(config, tmp_path / str(size))
+        losses.append(curve(tmp_path / str(size))[0]["train_loss"])
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+
+
+def test_a_longer_run_goes_on_where_the_shorter_ended(tmp_path):
+    train(small_config(tmp_path), tmp_path / "a")
+    train(small_config(tmp_path, train=TrainConfig(epochs=4)), tmp_path / "a")
+    train(small_config(tmp_path, train=TrainConfig(epochs=4)), tmp_path / "b")
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+
+
+def test_a_workdir_of_another_run_is_refused(tmp_path):
+    train(small_config(tmp_path), tmp_path / "a")
+    with pytest.raises(UserError, match="other settings"):
+        train(small_config(tmp_path, seed=1), tmp_path / "a")
+
+
+@hypothesis.given(
+    st.lists(st.sampled_from([1.0, 0.99995, 0.9999, 0.99985, 0.9, 0.5, 1.1, 0.2]), min_size=1, max_size=40)
+)
+def test_the_rate_falls_as_pytorchs_does_and_the_run_ends_as_the_official_one(losses):
+    config = Config()
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1e-5)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=5)
+    progress = Progress(epoch=0, step=0, loss_sum=0.0, learning_rate=1e-5)
+    best, stale = float("inf"), 0
+    for loss in losses:
+        progress = progress.after_epoch(loss, config)
+        scheduler.step(loss)
+        best, stale = (loss, 0) if loss < best else (best, stale + 1)
+        assert progress.learning_rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        assert progress.finished(config) == (stale >= 10)
+    assert progress.epoch == len(losses)
+
+
+def test_other_features_at_the_same_place_are_refused_and_the_same_elsewhere_are_not(tmp_path):
+    train(small_config(tmp_path), tmp_path / "run")
+    before = curve(tmp_path / "run")
+    shutil.move(tmp_path / "train", tmp_path / "moved")
+    config = small_config(tmp_path)  # makes the same features anew
+    shutil.rmtree(tmp_path / "train")
+    config.data.train = str(tmp_path / "moved")
+    train(config, tmp_path / "run")
+    assert curve(tmp_path / "run") == before
+    make_source(tmp_path / "train", [5, 9, 7, 12])
+    with pytest.raises(
+        UserError, match=r"other settings or features: --config.data.train=\S+ holds other features than"
+    ):
+        train(small_config(tmp_path), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("config.json", b'{"train": 3}'),
+        ("config.json", b"\xff"),
+        ("metrics.jsonl", b"5\n"),
+        ("metrics.jsonl", b'{"a": 1}\n'),
+    ],
+)
+def test_a_workdir_of_garbage_is_refused(tmp_path, name, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        train(small_config(tmp_path), tmp_path / "run")
+
+
+def test_random_features_are_said(tmp_path, capsys):
+    for name in ("train", "val"):
+        make_source(tmp_path / name, [5, 9], weights_sha256="random")
+    train(small_config(tmp_path, train=TrainConfig(epochs=0)), tmp_path / "run")
+    assert "RANDOM AV-HuBERT weights" in capsys.readouterr().out
+
+
+def test_training_and_validation_features_of_different_encoders_are_refused(tmp_path):
+    make_source(tmp_path / "val", [5, 9], weights_sha256="1")
+    with pytest.raises(UserError, match=r"its weights_sha256 is 1, but that of .* is 0"):
+        train(small_config(tmp_path), tmp_path / "run")
+
+
+def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):
+    """Validation clips of another kind get worse with training: the first epoch stays the best."""
+    config = small_config(tmp_path, train=TrainConfig(epochs=6, early_stop=2), optimizer=OptimizerConfig(0.3))
+    train(config, tmp_path / "run")
+    lines = curve(tmp_path / "run")[1:]
+    best = min(lines, key=lambda line: line["val_loss"])
+    assert len(lines) == min(6, best["epoch"] + 2)
+    replay = small_config(
+        tmp_path, train=TrainConfig(epochs=best["epoch"], early_stop=2), optimizer=OptimizerConfig(0.3)
+    )
+    train(replay, tmp_path / "replay")
+    found, wanted = ((tmp_path / name / "best.safetensors").read_bytes() for name in ("run", "replay"))
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("data.train", ""),
+        ("data.val", ""),
+        ("data.batch_frames", 0),
+        ("model.tau", 0),
+        ("model.boundary", "wrap"),
+        ("data.placement", "cloud"),
+        ("train.precision", "float8"),
+        ("optimizer.learning_rate", 0.0),
+        ("optimizer.learning_rate", float("nan")),
+        ("optimizer.plateau_factor", 2.0),
+        ("optimizer.plateau_patience", -1),
+        ("train.epochs", -1),
+        ("train.early_stop", 0),
+        ("train.checkpoint_steps", 0),
+        ("seed", -1),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(field, value):
+    config = Config(data=DataConfig("a", "b"))
+    section, _, name = field.rpartition(".")
+    setattr(getattr(config, section) if section else config, name, value)
+    with pytest.raises(UserError, match=field):
+        check_config(config)
+
+
+def test_features_that_do_not_fit_the_weights_are_refused(tmp_path, init):
+    with pytest.raises(UserError, match="width 4, but the network takes 1024"):
+        train(small_config(tmp_path, init=str(init)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_with_nan_are_named_and_no_weights_are_spoilt(tmp_path):
+    config = small_config(tmp_path)
+    path = tmp_path / "train" / "features-00001.h5"
+    data = bytearray(path.read_bytes())
+    value = np.array([12, 1], np.float32) * 0 + np.array([4, 3], np.float32)  # clip 4, frame 3
+    data = data.replace(value.tobytes(), np.array([np.nan, 3], np.float32).tobytes(), 1)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"features-00001\.h5: .*'c3\.mp4' hold NaN"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path, launch):
+    config = small_config(tmp_path)
+    train(config, tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints").rglob("d/*"):
+        file.write_bytes(b"damaged")
+    flags = {"data.train": config.data.train, "data.val": config.data.val, "data.batch_frames": 8, "train.epochs": 2}
+    flags["optimizer.learning_rate"] = 1e-3
+    status, output = launch("train", f"--workdir={tmp_path}/run", *(f"--config.{k}={v}" for k, v in flags.items()))
+    assert status == 2
+    assert "latest checkpoint cannot be restored" in output
+    assert "/jax_avh/" not in output  # no traceback of ours (Orbax's abandoned reads may still complain)
+
+
+def test_damaged_metrics_of_a_checkpoint_are_told(tmp_path):
+    """At the start, not when the next checkpoint is compared with them."""
+    config = small_config(tmp_path)
+    train(config, tmp_path / "run")
+    file = max((tmp_path / "run" / "checkpoints").glob("*/metrics/metrics"))
+    for content in (b"", b'{"val_loss": 3.0', b"\xff", b"[]", b"{}", b'{"val_loss": "low"}', b'{"val_loss": NaN}'):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"run/checkpoints: a checkpoint in it cannot be read \(.+\); remove this"):
+            train(config, tmp_path / "run")
+
+
+def test_a_metrics_line_cut_off_by_a_kill_is_dropped(tmp_path):
+    train(small_config(tmp_path), tmp_path / "run")
+    whole = curve(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "cut")
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "train_lo')
+    train(small_config(tmp_path), tmp_path / "cut")
+    assert curve(tmp_path / "cut") == whole
+
+
+def test_scores_come_back_from_the_file(rule_shards, init, tmp_path):
+    table = score_shards(rule_shards["test"], tmp_path / "s.h5", weights=init)
+    again = open_scores(tmp_path / "s.h5")
+    np.testing.assert_array_equal(again.frame, table.frame)
+    np.testing.assert_array_equal(again.clip, table.clip)
+    assert repr(again.clips) == repr(table.clips)
+
+
+def test_a_run_says_what_it_trains_and_on_what(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(meter.tqdm, "tqdm", functools.partial(tqdm.tqdm, mininterval=0))  # an epoch takes no time here
+    train(small_config(tmp_path), tmp_path / "run")
+    said, bar = capfd.readouterr()
+    assert "mlp.0.weight         [512, 1024]       524,288" in said
+    assert "2 cpu devices of 1 processes, float32" in said
+    assert re.search(r"epoch 1: .*<.*, .* frames/s, step \d/4, loss \d\.\d{4}\]", bar)
+
+
+def test_steps_are_traced_where_asked_for(tmp_path):
+    train(small_config(tmp_path), tmp_path / "plain")
+    train(small_config(tmp_path), tmp_path / "traced", profile=True)
+    assert not (tmp_path / "plain" / "profile").exists()
+    (trace,) = (tmp_path / "traced" / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size
+    assert curve(tmp_path / "traced") == curve(tmp_path / "plain")
+
+
+def test_bfloat16_trains_as_float32_does_but_for_its_digits(rule_shards, init, tmp_path, official_run):
+    config = official_config(rule_shards, init)
+    config.train.precision = "bfloat16"
+    train(config, tmp_path)
+    assert all(leaf.dtype in (np.float32, np.int32) for leaf in latest(tmp_path, config))
+    difference = np.abs(np.array(losses(tmp_path)) - np.array(losses(official_run[1])))
+    assert 1e-7 < difference.max() < 5e-3
+
+
+def test_a_workdir_at_a_url_is_refused(tmp_path):
+    with pytest.raises(UserError, match="give a folder"):
+        train(small_config(tmp_path), "memory://run")
