@@ -22,8 +22,8 @@ from avh_shards import (
     printable,
     results_folder,
 )
-from avh_shards.clip_list import Failure
-from avh_shards.paths import HTML
+from avh_shards.errors import Failure
+from avh_shards.kinds import HTML
 from extract.avhubert.encoder import Encoder
 from extract.prepare import PrepareSettings, prepare_clip
 from extract.run.pool import attempt

@@ -10,8 +10,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from avh_shards import SAMPLE_RATE
-from extract.media.decode import open_media, read_audio, timed_pictures
+from avh_shards.clip import SAMPLE_RATE
+from extract.media.audio import read_audio
+from extract.media.decode import open_media, timed_pictures
 
 PLAYED = {"h264", "vp8", "vp9", "av1"}  # video codecs
 HEARD = {"aac", "mp3", "opus", "vorbis", "flac"}  # audio codecs

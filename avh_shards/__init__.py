@@ -10,7 +10,6 @@ from avh_shards.clip import (
     REAL,
     SAMPLE_RATE,
     SAMPLES_PER_FRAME,
-    SILENCE,
     TEXT_COLUMNS,
     UNKNOWN,
     ClipMeta,
@@ -19,6 +18,7 @@ from avh_shards.clip import (
     read_clip_table,
     write_clip_table,
 )
+from avh_shards.clip_list import read_clip_list
 from avh_shards.errors import ClipError, UserError
 from avh_shards.format import (
     CAVEATS,
@@ -44,17 +44,9 @@ from avh_shards.format import (
     results_folder,
     shard_name,
 )
-from avh_shards.hdf5 import (
-    Extent,
-    HDF5File,
-    open_hdf5,
-    read_bytes,
-    write_text,
-    writing_hdf5,
-)
+from avh_shards.hdf5 import Extent, HDF5File, open_hdf5, read_bytes, write_text, writing_hdf5
 from avh_shards.lists import read_lines, read_table, read_text
 from avh_shards.lock import file_lock, locked
-from avh_shards.notes import pack_notes, unpack_notes
 from avh_shards.paths import (
     as_path,
     atomic_write,
@@ -66,8 +58,9 @@ from avh_shards.paths import (
     refuse_inputs,
     unwritable,
 )
-from avh_shards.safetensors import open_safetensors
+from avh_shards.silence import SILENCE, leading_silence
 from avh_shards.text import format_table, nearest, one_line, printable, unprintable, warn
+from avh_shards.weights import open_safetensors, pack_notes, unpack_notes
 
 __all__ = [
     "CAVEATS",
@@ -107,6 +100,7 @@ __all__ = [
     "file_lock",
     "format_table",
     "json_attribute",
+    "leading_silence",
     "list_shards",
     "local_file",
     "locked",
@@ -122,6 +116,7 @@ __all__ = [
     "printable",
     "reachable",
     "read_bytes",
+    "read_clip_list",
     "read_clip_table",
     "read_lines",
     "read_shard_table",

@@ -14,7 +14,6 @@ FRAME_RATE = 25  # Hz, AV-HuBERT's input rate
 SAMPLE_RATE = 16_000  # Hz, of every waveform
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 FULL_SCALE = 32768  # of int16 waveforms: |x| = 1
-SILENCE = 0.0005  # |x| up to this is silence; AVH-Align's threshold
 REAL, FAKE, UNKNOWN = 0, 1, -1  # clip labels
 
 # Columns of /clips that hold one value a clip, under the names of ClipMeta's fields.

@@ -2,8 +2,6 @@
 
 import contextlib
 import csv
-import dataclasses
-import errno
 import functools
 import io
 import json
@@ -11,56 +9,22 @@ import os
 import reprlib
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from avh_shards import FAKE, REAL, UNKNOWN, ClipMeta, UserError, read_table, unprintable
-from avh_shards.errors import ClipError
+from avh_shards.clip import FAKE, REAL, UNKNOWN, ClipMeta
+from avh_shards.errors import ClipError, UserError
+from avh_shards.lists import read_table
 from avh_shards.paths import AnyPath
+from avh_shards.text import unprintable
 
-COLUMNS = ("path", "label", "category", "split", "identity", "fake_segments")
-UNREAD = ("num_frames",)  # further columns of AVH-Align's own lists
+CLIP_COLUMNS = ("path", "label", "category", "split", "identity", "fake_segments")
+UNREAD_COLUMNS = ("num_frames",)  # further columns of AVH-Align's own lists
 MAX_FRAMES = 15_000  # of a clip, 10 minutes: the encoder sees it in one piece, if memory allows
-LABELS = {"0": REAL, "1": FAKE, "-1": UNKNOWN, "": UNKNOWN, "real": REAL, "fake": FAKE, "unknown": UNKNOWN}
-LABELS |= {"0.0": REAL, "1.0": FAKE, "-1.0": UNKNOWN}  # pandas' spelling, where a label of the column is missing
+LABEL_WORDS = {"0": REAL, "1": FAKE, "-1": UNKNOWN, "": UNKNOWN, "real": REAL, "fake": FAKE, "unknown": UNKNOWN}
+LABEL_WORDS |= {"0.0": REAL, "1.0": FAKE, "-1.0": UNKNOWN}  # pandas' spelling, where a label of the column is missing
 NUMBERS = {int, float}
 LONGEST_NAME = 255  # bytes: no common file system holds a longer one
-RETRIED = ("none", "passing", "all")  # failures that a restarted run tries again (--retry_failed)
-# Of the machine, a mount or the network: a clip's own content gives others. EPERM is not among them: it is -1, which
-# FFmpeg's decoders return for faults of all kinds.
-PASSING_ERRORS = {
-    getattr(errno, name)
-    for name in (
-        *("ENOENT", "EACCES", "EIO", "ESTALE", "EREMOTEIO", "ENODEV", "ENXIO", "EBUSY", "EAGAIN", "EINTR"),
-        *("ENOMEM", "ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ETIMEDOUT", "ENOTCONN", "ESHUTDOWN", "ECONNRESET"),
-        *("ECONNREFUSED", "ECONNABORTED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
-    )
-}
-OPENCV_NO_MEMORY = -4  # cv::Error::StsNoMem
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """A clip of the list that is in no shard, and why."""
-
-    path: str
-    stage: str
-    reason: str
-    passing: bool = False  # the reason may be gone when the clip is tried again
-
-    def retried(self, kind: str) -> bool:
-        """Whether a run that retries failures of a kind (of RETRIED) tries the clip again."""
-        return kind == "all" or (kind == "passing" and self.passing)
-
-
-def is_passing(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, is of the machine and not of the clip's file."""
-    while error is not None:
-        memory = isinstance(error, MemoryError) or getattr(error, "code", None) == OPENCV_NO_MEMORY
-        if memory or getattr(error, "errno", None) in PASSING_ERRORS or getattr(error, "passing", False):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def read_clip_list(path: AnyPath) -> list[ClipMeta]:
@@ -82,7 +46,7 @@ def read_clip_list(path: AnyPath) -> list[ClipMeta]:
     """
     clips: list[ClipMeta] = []
     lines: dict[str, int] = {}
-    for line, row in read_table(path, COLUMNS, ("path",), UNREAD):
+    for line, row in read_table(path, CLIP_COLUMNS, ("path",), UNREAD_COLUMNS):
         try:
             clip = _clip(row)
         except ValueError as error:
@@ -99,7 +63,7 @@ def clip_list_text(clips: Sequence[ClipMeta]) -> str:
     """A clip list in the form that `read_clip_list` reads."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(CLIP_COLUMNS)
     for clip in clips:
         path = f"{'./' * clip.path.startswith(' ')}{clip.path}{'/' * clip.path.endswith(' ')}"
         segments = json.dumps(clip.segments) if clip.segments else ""
@@ -147,6 +111,31 @@ def near_name(file: str | os.PathLike) -> str:
             if name != missing.name:
                 return f"; did you mean {name!r}?"
     return ""
+
+
+def rows_by_ending(paths: Sequence[str], names: Iterable[str]) -> dict[str, list[int]]:
+    """Finds the paths that each of some names means: the equal one, else those that end with it after some folders.
+
+    Returns:
+      The rows in `paths` by name; names that mean none are left out.
+    """
+    wanted = set(names)  # a set of clips has several endings for each
+    exact: dict[str, list[int]] = {}
+    longer: dict[str, list[int]] = {}
+    for row, path in enumerate(paths):
+        if path in wanted:
+            exact.setdefault(path, []).append(row)
+        for ending in path_endings(path):
+            if ending in wanted:
+                longer.setdefault(ending, []).append(row)
+    return longer | exact
+
+
+def path_endings(path: str) -> Iterator[str]:
+    """Yields a path without its first folder, without its first two, and so on: b/c.mp4 and c.mp4 of a/b/c.mp4."""
+    while "/" in path:
+        path = path.partition("/")[2]
+        yield path
 
 
 def check_path(path: str) -> str:
@@ -210,13 +199,14 @@ def _clip(row: dict[str, str]) -> ClipMeta:
     for name, value in text.items():
         if character := unprintable(value):
             raise ValueError(f"{name} {value!r} holds {character}; take it out")
-    if (label := row.get("label", "").casefold()) not in LABELS:
+    if (label := row.get("label", "").casefold()) not in LABEL_WORDS:
         raise ValueError(f"label {row['label']!r} is not one of 0 (real), 1 (fake), -1 (unknown); correct it")
     segments = _segments(row.get("fake_segments", ""))
-    if segments and LABELS[label] == REAL:
+    if segments and LABEL_WORDS[label] == REAL:
         raise ValueError("has fake_segments, but is labelled real; correct one of them")
     # One spelling: "./a.mp4" is "a.mp4".
-    return ClipMeta(str(PurePosixPath(check_path(row["path"]))), LABELS[label], segments=segments, **text)
+    path = str(PurePosixPath(check_path(row["path"])))
+    return ClipMeta(path, LABEL_WORDS[label], *text.values(), segments=segments)
 
 
 def _segments(text: str) -> tuple[tuple[float, float], ...]:

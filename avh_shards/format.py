@@ -45,7 +45,7 @@ class ShardTable:
     size: int  # bytes of the file
     clips: tuple[ClipMeta, ...]
     offset: Int64[np.ndarray, "borders"]  # clip n is rows offset[n]:offset[n+1]
-    attributes: dict[str, object]
+    attributes: Mapping[str, object]
     features: dict[str, Extent]  # visual and audio, [F, D] float16 or float32; multimodal if stored
     ragged: dict[str, tuple[Int64[np.ndarray, "borders"], Extent]]  # offset and values of waveform and crops, if stored
 
@@ -76,7 +76,7 @@ class Shard:
     offset: Int64[np.ndarray, "borders"]  # clip n is rows offset[n]:offset[n+1]
     visual: Float[np.ndarray, "F D"]  # float16 or float32, not normalised
     audio: Float[np.ndarray, "F D"]
-    attributes: dict[str, object]
+    attributes: Mapping[str, object]
     multimodal: Float[np.ndarray, "F D"] | None = None
     waveform: Ragged | None = None  # int16 at 16 kHz, from the stored clip's start to the end of its sound
     crops: Ragged | None = None  # uint8 [T, 96, 96] a clip
@@ -105,12 +105,22 @@ def open_shard(path: str | os.PathLike) -> Shard:
       UserError: the file is missing, cut short, of another format or version, or contradicts itself.
     """
     path = Path(path)
-    table = _read_table(path)
+    table = read_shard_table(path)
     # One map a file: h5py's global lock is then off the hot path, and a shard costs one descriptor.
     buffer = np.memmap(path, np.uint8, "r")
     features = {name: extent.within(buffer) for name, extent in table.features.items()}
     ragged = {name: Ragged(offset, extent.within(buffer)) for name, (offset, extent) in table.ragged.items()}
-    return Shard(path, table.clips, table.offset, attributes=table.attributes, **features, **ragged)
+    return Shard(
+        path,
+        table.clips,
+        table.offset,
+        visual=features["visual"],
+        audio=features["audio"],
+        attributes=table.attributes,
+        multimodal=features.get("multimodal"),
+        waveform=ragged.get("waveform"),
+        crops=ragged.get("crops"),
+    )
 
 
 def read_shard_table(path: AnyPath) -> ShardTable:
@@ -119,21 +129,36 @@ def read_shard_table(path: AnyPath) -> ShardTable:
     Raises:
       UserError: the file is missing, cut short, of another format or version, or contradicts itself.
     """
-    return _read_table(path)
+    file = open_hdf5(path)
+    check_format(file, FORMAT, VERSION)
+    _check_attributes(path, file.attributes)
+    with describing(path):
+        clips, offset = read_clip_table(file)
+        features = {name: file.extents[name] for name in FEATURES if name in file.extents}
+        if absent := {"visual", "audio"} - features.keys():
+            raise ValueError(f"no array /{absent.pop()}")
+        _check_features(path, features, int(offset[-1]), file.attributes.get("width"))
+        ragged = {
+            name: (file.array(f"{name}/offset").astype(np.int64, casting="safe"), file.extents[f"{name}/value"])
+            for name in RAGGED
+            if f"{name}/value" in file
+        }
+        _check_ragged(path, ragged, offset)
+    return ShardTable(file.path, file.size, clips, offset, file.attributes, features, ragged)
 
 
-def list_shards(directory: AnyPath) -> list:
+def list_shards(directory: AnyPath) -> list[FilePath]:
     """Paths of a folder's shards in order; a single shard stands for itself.
 
     Raises:
       UserError: there is no shard at `directory`.
     """
-    directory = reachable(directory)
-    if directory.is_file():
-        return [directory]
-    paths = sorted(directory.glob(SHARD_PATTERN), key=str) if directory.exists() else []
+    folder = reachable(directory)
+    if folder.is_file():
+        return [folder]
+    paths = sorted(folder.glob(SHARD_PATTERN), key=str) if folder.exists() else []
     if not paths:
-        raise UserError(f"{directory}: no feature shards ({SHARD_PATTERN}) there; make them with launch.extract")
+        raise UserError(f"{folder}: no feature shards ({SHARD_PATTERN}) there; make them with launch.extract")
     return paths
 
 
@@ -176,7 +201,7 @@ def marked(name: str, *records: Mapping[str, object]) -> str:
 
 @contextlib.contextmanager
 def describing(path: AnyPath) -> Iterator[None]:
-    """Turns errors in the contents of one of our files into an UserError that names the file."""
+    """Turns errors in the contents of one of our files into a UserError that names the file."""
     try:
         yield
     except UserError:
@@ -186,7 +211,7 @@ def describing(path: AnyPath) -> Iterator[None]:
 
 
 def check_format(file: HDF5File, name: str, version: int) -> None:
-    """Raises an UserError for a file of another format or version."""
+    """Raises a UserError for a file of another format or version."""
     found, number, rate = (file.attributes.get(attribute) for attribute in ("format", "version", "frame_rate"))
     if found != name or number != version:
         raise UserError(
@@ -211,27 +236,21 @@ def json_attribute(path: AnyPath, attributes: Mapping[str, object], name: str) -
     return found
 
 
-def _read_table(path: AnyPath) -> ShardTable:
-    file = open_hdf5(path)
-    check_format(file, FORMAT, VERSION)
-    _check_attributes(path, file.attributes)
-    with describing(path):
-        clips, offset = read_clip_table(file)
-        features = {name: file.extents[name] for name in FEATURES if name in file.extents}
-        if absent := {"visual", "audio"} - features.keys():
-            raise ValueError(f"no array /{absent.pop()}")
-        _check_features(path, features, int(offset[-1]), file.attributes.get("width"))
-        ragged = {
-            name: (file.array(f"{name}/offset").astype(np.int64, casting="safe"), file.extents[f"{name}/value"])
-            for name in RAGGED
-            if f"{name}/value" in file
-        }
-        _check_ragged(path, ragged, offset)
-    return ShardTable(file.path, file.size, clips, offset, file.attributes, features, ragged)
+def differences(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, tuple[object, object]]:
+    """Returns what two nested records hold differently, old and new, by dotted names; None = absent."""
+    found: dict[str, tuple[object, object]] = {}
+    for name in dict.fromkeys([*old, *new]):
+        one = old.get(name)
+        other = new.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found |= {f"{name}.{inner}": values for inner, values in differences(one, other).items()}
+        elif one != other:
+            found[name] = (one, other)
+    return found
 
 
 def _check_attributes(path: AnyPath, attributes: Mapping[str, object]) -> None:
-    """Raises an UserError if an attribute of a shard is not what the format says."""
+    """Raises a UserError if an attribute of a shard is not what the format says."""
     wrong = [
         name
         for name in TEXT_ATTRIBUTES

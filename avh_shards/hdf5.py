@@ -15,8 +15,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any, cast
 
 import h5py
 import numpy as np
@@ -56,7 +57,7 @@ class HDF5File:
 
     path: FilePath
     size: int  # bytes
-    attributes: dict[str, bool | int | float | str]  # of the root
+    attributes: Mapping[str, bool | int | float | str]  # of the root
     extents: dict[str, Extent]  # arrays of numbers or of text of fixed length, by name ("clips/offset")
     texts: dict[str, list[str]]  # arrays of text of variable length
 
@@ -124,12 +125,13 @@ def read_bytes(path: FilePath, start: int, stop: int) -> np.ndarray:
         if isinstance(path, Path):
             data = np.fromfile(path, np.uint8, stop - start, offset=start)
         else:
-            data = np.frombuffer(path.fs.cat_file(path.path, start=start, end=stop), np.uint8) if stop > start else b""
+            content = path.fs.cat_file(path.path, start=start, end=stop) if stop > start else b""
+            data = np.frombuffer(cast(bytes, content), np.uint8)
     except Exception as error:  # each file system's package has its own
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
     if len(data) != stop - start:
         raise UserError(f"{path}: has become shorter since it was opened; make it again")
-    return np.asarray(data, np.uint8) if len(data) else np.zeros(0, np.uint8)
+    return data
 
 
 @contextlib.contextmanager
@@ -163,7 +165,7 @@ class _Target(io.FileIO):
 
     error: OSError | None = None
 
-    def write(self, data: object) -> int:
+    def write(self, data: Any) -> int:  # h5py's own memory view
         rest = memoryview(data).cast("B")
         try:
             while len(rest) and self.error is None:
@@ -177,13 +179,16 @@ class _Examiner:
     """The child process; one serves all files of this process, and is replaced when a file was its end."""
 
     def __init__(self):
-        self._lock, self._process = threading.Lock(), None
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
 
-    def examine(self, file: io.IOBase, size: int) -> dict:
-        """What a file contains, as `hdf5_child` reports it."""
+    def examine(self, file: IO[bytes] | io.IOBase, size: int) -> dict:
+        """Returns what a file contains, as `hdf5_child` reports it."""
         with self._lock:
             process = self._process = self._process or _start()
+            assert process.stdin is not None
+            assert process.stdout is not None
             try:
                 process.stdin.write(REQUEST.pack(size))
                 process.stdin.flush()
@@ -202,16 +207,18 @@ class _Examiner:
 
     def close(self) -> None:
         """Ends the child."""
-        if self._process is not None:
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin is not None
+            assert process.stdout is not None
             with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
-            self._process.kill()
-            self._process.stdout.close()
-            self._process.wait()
-        self._process = None
+                process.stdin.close()
+            process.kill()
+            process.stdout.close()
+            process.wait()
 
 
-def _start() -> subprocess.Popen:
+def _start() -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from avh_shards.hdf5_child import serve; serve()"]
     # In a session of its own: Ctrl-C is this process's to handle.
@@ -220,7 +227,7 @@ def _start() -> subprocess.Popen:
     )
 
 
-def _exactly(file: io.IOBase, count: int) -> bytes:
+def _exactly(file: IO[bytes] | io.IOBase, count: int) -> bytes:
     """Reads exactly `count` bytes.
 
     Raises:

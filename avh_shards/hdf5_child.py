@@ -11,8 +11,10 @@ import resource
 import signal
 import struct
 import sys
+from typing import IO, Any, cast
 
 import h5py
+import numpy as np
 
 REQUEST = struct.Struct("<Q")  # the file's size in bytes
 ANSWER = struct.Struct("<BQQ")  # READ, first byte, bytes; or DONE, bytes of JSON that follow, 0
@@ -25,8 +27,11 @@ MOST_OBJECTS = 1000  # in a file: ours hold some twenty
 class _Remote(io.RawIOBase):
     """The file whose bytes the parent sends."""
 
-    def __init__(self, size: int, requests: io.IOBase, replies: io.IOBase):
-        self.size, self.position, self.requests, self.replies = size, 0, requests, replies
+    def __init__(self, size: int, requests: IO[bytes], replies: IO[bytes]):
+        self.size = size
+        self.position = 0
+        self.requests = requests
+        self.replies = replies
 
     def readable(self) -> bool:
         return True
@@ -41,7 +46,7 @@ class _Remote(io.RawIOBase):
     def tell(self) -> int:
         return self.position
 
-    def readinto(self, buffer: object) -> int:
+    def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         count = max(0, min(len(view), self.size - self.position))
         self.requests.write(ANSWER.pack(READ, self.position, count))
@@ -64,7 +69,8 @@ def examine(file: h5py.File, size: int) -> dict:
       ValueError, ...: something in it is damaged, or is not what this project writes.
     """
     found: dict = {"attributes": _attributes(file), "extents": {}, "texts": {}}
-    waiting, seen = [("", file)], 0
+    waiting: list[tuple[str, h5py.Group]] = [("", file)]
+    seen = 0
     while waiting:
         prefix, group = waiting.pop()
         for name in group:
@@ -104,14 +110,15 @@ def _describe(name: str, item: h5py.Dataset, size: int, found: dict) -> None:
     text = h5py.check_string_dtype(item.dtype)
     if item.dtype.kind not in "biufS" and (text is None or len(item.shape) != 1):
         raise ValueError(f"/{name} holds neither numbers nor text")
-    start, length = item.id.get_offset(), math.prod(item.shape)
+    start = item.id.get_offset()
+    length = math.prod(item.shape)
     if start is None and length:
         raise ValueError(f"/{name} is stored in chunks, or compressed")
     stored = length * item.id.get_type().get_size()
     if (start or 0) + stored > size:
         raise ValueError(f"/{name} promises {stored} bytes, which the file does not hold")
     if item.dtype.kind == "O":
-        found["texts"][name] = item.asstr()[:].tolist()
+        found["texts"][name] = cast(np.ndarray, item.asstr()[:]).tolist()
     else:
         found["extents"][name] = [start or 0, item.dtype.str, item.shape]
 

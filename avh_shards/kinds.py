@@ -1,4 +1,7 @@
-"""Which kind a file is, by its first and last bytes, so that a file of the wrong kind can be named in a message."""
+"""How files begin: which kind a file is, for messages, and whether a command may replace it.
+
+A file's kind shows in its first bytes, and of zip archives in the last. Nothing in a file is trusted.
+"""
 
 import codecs
 from pathlib import Path
@@ -6,14 +9,23 @@ from pathlib import Path
 PYTORCH_FILE = "a PyTorch file"
 SAFETENSORS_FILE = "a .safetensors file"
 
+HDF5 = b"\x89HDF\r\n\x1a\n"
+ZIP = b"PK\x03\x04"
+PNG = b"\x89PNG\r\n\x1a\n"
+GZIP = b"\x1f\x8b"
+WORKBOOK = b"\xd0\xcf\x11\xe0"  # Excel before 2007
+# Patterns of such beginnings, like the above: a command replaces a file only if it is of the kind that it writes.
+HTML = rb"<!doctype html>"
+SAFETENSORS = rb".{8}\{"  # the length of a JSON header, and the header
+
 PART = 1 << 16  # bytes at either end that are looked at
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # opens a PyTorch file of the format before torch 1.6, as a pickled number
 BEGINNINGS = {
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+    HDF5: "an HDF5 file",
     b"\x93NUMPY": "an .npy file",
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself (`git lfs pull` fetches it)",
     b"GGUF": "a GGUF file",
-    b"\x1f\x8b": "a gzip archive",
+    GZIP: "a gzip archive",
     b"BZh": "a bzip2 archive",
     b"\xfd7zXZ\0": "an xz archive",
     b"(\xb5/\xfd": "a zstd archive",
@@ -25,7 +37,7 @@ BEGINNINGS = {
     b"ID3": "a sound file",
     b"fLaC": "a sound file",
     b"\xff\xd8\xff": "a picture",
-    b"\x89PNG\r\n": "a picture",
+    PNG: "a picture",
     b"GIF8": "a picture",
     b"%PDF": "a PDF document",
     b"\x7fELF": "a program",
@@ -45,7 +57,7 @@ def file_kind(path: Path) -> str | None:
         tail = file.read()
     if not size:
         return "an empty file"
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(ZIP):
         return _zip_kind(head, tail)
     if LEGACY_MAGIC.to_bytes(10, "little") in head[:32]:
         return PYTORCH_FILE

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from avh_shards.errors import UserError
-from avh_shards.paths import STEM, AnyPath, as_path, unwritable
+from avh_shards.paths import STEM, AnyPath, FilePath, as_path, unwritable
 from avh_shards.text import one_line
 
 ATTEMPTS, PAUSE = 3, 0.1  # of taking a lock, and seconds between them: the run before may be about to end
@@ -64,7 +64,7 @@ def file_lock(path: AnyPath) -> AnyPath:
     return path.with_name(f".{path.name[:STEM]}.{digest}.lock")
 
 
-def _take(path: Path, lock: Path) -> TextIO:
+def _take(path: FilePath, lock: Path) -> TextIO:
     """The lock's file, open and, where that is possible, locked."""
     try:
         for attempt in range(ATTEMPTS):

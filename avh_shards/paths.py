@@ -1,8 +1,9 @@
-"""Files and folders, local or at a URL: places, whole files only, local copies."""
+"""Files and folders, local or at a URL: paths, whole files only, local copies, hashes."""
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import tempfile
@@ -15,13 +16,7 @@ from upath import UPath
 from avh_shards.errors import UserError
 from avh_shards.text import one_line
 
-# How files of a kind begin, as patterns of bytes. A command replaces a file only if it is of the kind that it writes.
-HDF5 = rb"\x89HDF\r\n\x1a\n"
-HTML = rb"<!doctype html>"
-PNG = rb"\x89PNG\r\n\x1a\n"
-SAFETENSORS = rb".{8}\{"  # the length of a JSON header, and the header
-ZIP = rb"PK\x03\x04"
-HEAD = 512  # bytes that a pattern looks at
+HEAD = 512  # bytes that a file's kind is looked for in
 DRAFT = ".part"  # ends the names of temporaries
 STEM = 32  # characters of a file's name that its temporary's name repeats: that name must fit wherever the file's does
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -43,7 +38,7 @@ def as_path(path: AnyPath) -> FilePath:
         raise UserError("an empty path was given; name a file or a folder")  # pathlib takes it for the current folder
     try:
         if "://" not in str(path):
-            return Path(path).expanduser()
+            return Path(str(path)).expanduser()
         remote = UPath(path)
         remote.fs  # noqa: B018 (imports the file system's package)
         return remote
@@ -54,17 +49,17 @@ def as_path(path: AnyPath) -> FilePath:
 
 
 def reachable(path: AnyPath) -> FilePath:
-    """The place, once its file system has answered.
+    """Returns a path whose file system has answered.
 
     Raises:
       UserError: there is no such file system, no network, no permission, ...
     """
-    found = as_path(path)
+    reached = as_path(path)
     try:
-        found.exists()
+        reached.exists()
     except Exception as error:  # each file system's package has its own
         raise UserError(f"{path}: cannot be reached: {one_line(error)}") from error
-    return found
+    return reached
 
 
 def check_output(path: AnyPath, kind: bytes = b"") -> None:
@@ -72,7 +67,7 @@ def check_output(path: AnyPath, kind: bytes = b"") -> None:
 
     Args:
       path: of the file to write.
-      kind: pattern of how such files begin; an empty file may always be replaced.
+      kind: pattern of how such files begin (see `kinds`); an empty file may always be replaced.
 
     Raises:
       UserError: the path is a folder or a device, is too long, or its folder cannot be made or written to; or a file
@@ -161,25 +156,25 @@ def atomic_writes(paths: Sequence[AnyPath], stale: Iterable[FilePath] = ()) -> I
     """
     for path in paths:
         check_output(path)
-    places = [_real(as_path(path)) for path in paths]
+    targets = [_real(as_path(path)) for path in paths]
     with contextlib.ExitStack() as stack:
         drafts: list[Path] = []
         try:
-            drafts += [stack.enter_context(_draft(path)) for path in places]
+            drafts += [stack.enter_context(_draft(path)) for path in targets]
             yield drafts
             for draft in drafts:
                 with draft.open("rb") as file:
                     os.fsync(file.fileno())
-            if len(places) > 1:
-                for path in (*places, *stale):
+            if len(targets) > 1:
+                for path in (*targets, *stale):
                     path.unlink(missing_ok=True)
-            for draft, path in reversed([*zip(drafts, places, strict=True)]):
+            for draft, path in reversed([*zip(drafts, targets, strict=True)]):
                 if isinstance(path, Path):
                     draft.replace(path)
                 else:
                     path.fs.put_file(str(draft), path.path)
         except OSError as error:
-            if not _of_writing(error, places):
+            if not _of_writing(error, targets):
                 raise
             raise unwritable(paths[0] if len(paths) == 1 else as_path(paths[0]).parent, error) from error
 
@@ -213,6 +208,12 @@ def local_file(path: AnyPath) -> Iterator[Path]:
         yield copy
 
 
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a local file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextlib.contextmanager
 def _draft(path: FilePath) -> Iterator[Path]:
     """Yields a temporary path for a file, in its folder, locked for as long as the block lasts.
@@ -240,12 +241,12 @@ def _draft(path: FilePath) -> Iterator[Path]:
             return
 
 
-def _of_writing(error: OSError, places: Sequence[FilePath]) -> bool:
+def _of_writing(error: OSError, targets: Sequence[FilePath]) -> bool:
     """Whether an error is of writing files, not of reading what goes into them."""
     if error.filename is None:
         return error.errno in UNWRITABLE
     name = os.fsdecode(error.filename)
-    return name.endswith(DRAFT) or any(Path(name) in (path, *path.parents) for path in places)
+    return name.endswith(DRAFT) or any(Path(name) in (path, *path.parents) for path in targets)
 
 
 def _real(path: FilePath) -> FilePath:
@@ -257,9 +258,9 @@ def _identity(path: AnyPath) -> object:
     """What two paths of one local file have in common; a URL as it is."""
     if "://" in str(path):
         return str(path)
-    local = os.path.expanduser(path)  # noqa: PTH111 (pathlib's raises an error where nobody has that home)
+    local = os.path.expanduser(str(path))  # noqa: PTH111 (pathlib's raises an error where nobody has that home)
     try:
-        found = os.stat(local)  # noqa: PTH116
-        return found.st_dev, found.st_ino
+        status = os.stat(local)  # noqa: PTH116
+        return status.st_dev, status.st_ino
     except OSError:
         return os.path.realpath(local)

@@ -11,13 +11,12 @@ from skimage.transform import SimilarityTransform, warp
 from torch import Tensor
 
 from extract.avhubert import AVHubert
-from extract.avhubert.encode import normalise_crops
+from extract.avhubert.encoder import normalise_crops
 from extract.face import detect_landmarks
 from extract.face.mouth import CANVAS, CROP, MOUTH, REFERENCE, STABLE, WINDOW
 from extract.media import iterate_video, read_audio
-from extract.media.audio import filterbank_frames
 from extract.media.decode import to_grey
-from extract.prepare import PreparedClip
+from extract.prepare import PreparedClip, filterbank_frames
 
 
 def prepare(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,21 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import python_speech_features
 from jaxtyping import Float, Int16, UInt8
 
-from avh_shards import FRAME_RATE, FULL_SCALE, SAMPLE_RATE, SAMPLES_PER_FRAME, ClipMeta
+from avh_shards import ClipMeta
+from avh_shards.clip import FRAME_RATE, FULL_SCALE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from avh_shards.clip_list import MAX_FRAMES, inside, shift_segments
 from avh_shards.errors import ClipError
+from avh_shards.silence import frames_of_silence
 from extract.face.landmarks import CountingFinder, Frame, GivenPoints, every_frame
 from extract.face.mouth import CROP, Mouths, find_mouths
 from extract.face.tracking import SEARCH_SIDE, tracked
-from extract.media.audio import filterbank_frames, frames_of_silence
-from extract.media.decode import Sound, iterate_video, read_sound, to_grey
-from extract.timing import Stopwatch
+from extract.media.audio import Sound, read_sound
+from extract.media.decode import iterate_video, to_grey
+from extract.progress import Stopwatch
 
 INPUTS = ("media", "roi")
 FINDERS = {"dlib": every_frame, "dlib-tracked": tracked}  # where landmarks come from; else files
 MIN_FRAMES = 2  # of a usable clip
+STACK = 4  # filterbank rows (100 Hz) in one audio frame (25 Hz)
+LAYER_NORM_EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +136,26 @@ def cut_clip(read: ReadClip, trimmed: bool) -> PreparedClip:
     part = slice(start, start + length)
     points = None if read.mouths.points is None else read.mouths.points[part]
     return PreparedClip(meta, read.mouths.crops[part], audio[:length], _to_int16(sound), trimmed, points)
+
+
+def filterbank_frames(waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "T 104"]:
+    """AV-HuBERT's audio input at 25 Hz.
+
+    26 log mel filters every 10 ms (python_speech_features' defaults), zero rows up to a multiple of 4, 4 rows stacked,
+    each frame normalised to mean 0 and variance 1 over its 104 values.
+
+    Args:
+      waveform: mono, 16 kHz, in [-1, 1].
+
+    Returns:
+      float32 frames.
+    """
+    rows = python_speech_features.logfbank(waveform, samplerate=SAMPLE_RATE).astype(np.float32)
+    rows = np.pad(rows, ((0, -len(rows) % STACK), (0, 0)))
+    frames = rows.reshape(-1, STACK * rows.shape[1])
+    centred = frames - frames.mean(axis=1, keepdims=True)
+    variance = np.square(centred).mean(axis=1, keepdims=True)
+    return centred / np.sqrt(variance + np.float32(LAYER_NORM_EPSILON))
 
 
 def _finder(clip: ClipMeta, landmarks: str) -> CountingFinder | GivenPoints:

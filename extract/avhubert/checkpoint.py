@@ -1,12 +1,12 @@
 """An official AV-HuBERT file, pre-trained or fine-tuned, becomes an encoder."""
 
-import hashlib
 import os
 from pathlib import Path
 
 import torch
 
-from avh_shards import UserError, one_line
+from avh_shards import UserError
+from avh_shards.text import one_line
 from extract.avhubert.model import AVHubert, AVHubertConfig
 from extract.convert.unpickle import load_restricted, plain
 
@@ -53,12 +53,6 @@ def random_avhubert(config: AVHubertConfig, seed: int = 0) -> AVHubert:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AVHubert(config)
-
-
-def sha256(path: str | os.PathLike) -> str:
-    """Hash of a file, in hexadecimal digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _config(checkpoint: dict, path: str | os.PathLike) -> AVHubertConfig:

@@ -1,19 +1,36 @@
-"""The encoder at work: prepared clips -> features or failures, whatever memory there is."""
+"""The encoder at work: prepared clips -> features or failures, whatever memory there is.
+
+The video front end, half of the work, sees the clips' frames laid end to end, without padding, some hundred at a time.
+The Transformer sees one padded batch that holds every pass of every clip, of clips of similar length.
+"""
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
-from avh_shards import RANDOM_WEIGHTS, UserError, one_line
-from avh_shards.clip_list import Failure
-from extract.avhubert.checkpoint import load_avhubert, random_avhubert, sha256
-from extract.avhubert.encode import BATCH_FRAMES, CONTEXT, batches, start_encoding
-from extract.avhubert.model import AVHubertConfig
+from avh_shards import UserError
+from avh_shards.errors import Failure
+from avh_shards.format import RANDOM_WEIGHTS
+from avh_shards.paths import file_sha256
+from avh_shards.text import one_line
+from extract.avhubert.checkpoint import load_avhubert, random_avhubert
+from extract.avhubert.model import AVHubert, AVHubertConfig
 from extract.prepare import PreparedClip
 from extract.store.shard import ClipFeatures, check_features
 
+MEAN, STD = 0.421, 0.165  # of grey mouth crops in [0, 1], AV-HuBERT's normalisation
+MARGIN = 4  # pixels cut off each side of a 96x96 crop
+BATCH_FRAMES = 1024  # of one encoder batch, padding included: bounds memory
+POOL_BATCHES = 16  # batches' worth of clips that are sorted by length together
+FRONT_END_FRAMES = 256  # that the video front end sees at once: bounds its memory, whatever the clip's length
+NEIGHBOURS = 2  # frames on either side that the first convolution of a frame sees; zeros beyond the clip's ends
+CONTEXT = 250  # frames on either side of a piece that are encoded with it and dropped (10 s)
 RANDOM_ENCODER = "random"  # in place of a file: seeded random weights, at the size of the official large model
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -41,9 +58,11 @@ class Encoder:
         self.settings = settings
         self.pieces: dict[str, int] = {}  # by path of a clip that exceeded memory: frames of its pieces
         if str(avhubert) == RANDOM_ENCODER:
-            self.network, self.digest = random_avhubert(AVHubertConfig.large()), RANDOM_WEIGHTS
+            self.network = random_avhubert(AVHubertConfig.large())
+            self.digest = RANDOM_WEIGHTS
         else:
-            self.network, self.digest = load_avhubert(avhubert), sha256(avhubert)
+            self.network = load_avhubert(avhubert)
+            self.digest = file_sha256(Path(avhubert))
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32: features agree between machines
         self.network.hold(getattr(torch, settings.precision)).to(_device())
         if settings.compile:
@@ -75,7 +94,7 @@ class Encoder:
 
         Yields:
           Each clip with its features, or with why it has none. A batch that does not fit into memory is halved; a
-          single clip goes through in pieces (`encode.start_encoding`).
+          single clip goes through in pieces (`start_encoding`).
         """
         waiting: Callable[[], list] = list
         for batch in batches(clips, self.settings.batch_frames):
@@ -112,6 +131,142 @@ class Encoder:
         for clip, result in results:
             reason = None if isinstance(result, Failure) else check_features(result, self.width, dtype)
             yield clip, Failure(clip.meta.path, "encode", reason) if reason else result
+
+
+def normalise_crops(crops: UInt8[Tensor, "T 96 96"]) -> Float[Tensor, "T 88 88"]:
+    """Centre of each crop, normalised: float32."""
+    return (crops[:, MARGIN:-MARGIN, MARGIN:-MARGIN].float() / 255 - MEAN) / STD
+
+
+def batches(clips: Iterable[PreparedClip], batch_frames: int = BATCH_FRAMES) -> Iterator[list[PreparedClip]]:
+    """Groups clips of similar length so that no padded batch exceeds `batch_frames` (a longer clip goes alone).
+
+    Which clips share a batch depends on the clips alone, not on when they come: features are then reproducible to the
+    last bit. At most POOL_BATCHES batches' worth of frames, and one clip more, are held.
+    """
+    pool, frames = [], 0
+    for clip in clips:
+        pool.append(clip)
+        frames += len(clip.audio)
+        if frames >= POOL_BATCHES * batch_frames:
+            yield from _by_length(pool, batch_frames)
+            pool, frames = [], 0
+    yield from _by_length(pool, batch_frames)
+
+
+@torch.inference_mode()
+def start_encoding(
+    network: AVHubert, clips: Sequence[PreparedClip], multimodal: bool = False, piece: int | None = None
+) -> Callable[[], list[ClipFeatures]]:
+    """Sends one batch of clips to the encoder; a GPU works on it while the caller goes on.
+
+    Each modality is projected once (the video front end is half of the work); every pass then differs only in which
+    projection the fusion sees, so all passes are one batch of the Transformer.
+
+    Args:
+      network: the encoder, on any device, in any precision.
+      clips: prepared clips.
+      multimodal: whether to make the pass with both modalities too.
+      piece: if given, the one clip goes through the Transformer in overlapping pieces of so many frames: each sees
+        CONTEXT frames more on either side, whose outputs are dropped. Attention then reaches no further than that.
+
+    Returns:
+      A function that waits for the batch and gives the float32 features of each clip, its own length.
+
+    Raises:
+      RuntimeError, MemoryError: as torch raises them; a batch that does not fit into memory is one.
+    """
+    device = next(network.parameters()).device
+    lengths = [len(clip.audio) for clip in clips]
+    audio = network.project_audio(_to(_padded([torch.from_numpy(clip.audio) for clip in clips]), device))
+    video = _padded(_project_videos(network, [clip.crops for clip in clips], device))
+    passes = [network.fuse(None, video), network.fuse(audio, None)]
+    if multimodal:
+        passes.append(network.fuse(audio, video))
+    fused = torch.cat(passes)
+    if piece is None:
+        padding = _to(torch.tensor(lengths * len(passes)), device) if len(set(lengths)) > 1 else None
+        encoded = network.contextualise(fused, padding)
+    else:
+        assert len(clips) == 1
+        encoded = _in_pieces(network.contextualise, fused, piece)
+    arrived = _to_host(encoded.unflatten(0, (len(passes), -1)))
+
+    def features() -> list[ClipFeatures]:
+        by_pass = arrived()
+        return [ClipFeatures(*(each[n, :length] for each in by_pass)) for n, length in enumerate(lengths)]
+
+    return features
+
+
+def _by_length(clips: list[PreparedClip], batch_frames: int) -> Iterator[list[PreparedClip]]:
+    batch: list[PreparedClip] = []
+    for clip in sorted(clips, key=lambda clip: len(clip.audio)):  # the newcomer is the longest
+        if batch and len(clip.audio) * (len(batch) + 1) > batch_frames:
+            yield batch
+            batch = []
+        batch.append(clip)
+    if batch:
+        yield batch
+
+
+def _project_videos(
+    network: AVHubert, videos: Sequence[UInt8[np.ndarray, "_ 96 96"]], device: torch.device
+) -> list[Float[Tensor, "_ D"]]:
+    """Projected frames of each video.
+
+    The videos stand in one line with NEIGHBOURS frames of zeros before, between and after, so every frame sees what it
+    would see alone; the line is cut into windows that overlap by as much.
+    """
+    gap = torch.zeros(NEIGHBOURS, 96, 96, dtype=torch.uint8)
+    line = torch.cat([gap, *(part for video in videos for part in (torch.from_numpy(video), gap))])
+    real = torch.cat([gap[:, 0, 0], *(part for v in videos for part in (torch.ones(len(v)), gap[:, 0, 0]))]).bool()
+    places = real[NEIGHBOURS:-NEIGHBOURS].nonzero().flatten()  # found here: a GPU would have to be waited for
+    line, real, places = (_to(tensor, device) for tensor in (line, real, places))
+    projected = []
+    for start in range(NEIGHBOURS, len(line) - NEIGHBOURS, FRONT_END_FRAMES):
+        window = slice(start - NEIGHBOURS, start + FRONT_END_FRAMES + NEIGHBOURS)
+        frames = normalise_crops(line[window]) * real[window, None, None]
+        projected.append(network.project_video(frames[None])[0, NEIGHBOURS:-NEIGHBOURS])
+    return list(torch.cat(projected).index_select(0, places).split([len(video) for video in videos]))
+
+
+def _in_pieces(
+    contextualise: Callable[[Tensor], Tensor], fused: Float[Tensor, "P T D"], piece: int
+) -> Float[Tensor, "P T D"]:
+    """Encodes stretches of `piece` frames, each with CONTEXT frames on either side where the clip has them."""
+    encoded = []
+    for start in range(0, fused.shape[1], piece):
+        before = min(CONTEXT, start)
+        output = contextualise(fused[:, start - before : start + piece + CONTEXT])
+        encoded.append(output[:, before : before + piece])
+    return torch.cat(encoded, dim=1)
+
+
+def _padded(sequences: list[Tensor]) -> Tensor:
+    """Stacks sequences of different lengths, zeros behind."""
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    """Moves a tensor; to a GPU from pinned memory, so that the copy runs beside the work that goes on there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _to_host(tensor: Tensor) -> Callable[[], np.ndarray]:
+    """Starts a tensor's copy to the host; the function waits for it."""
+    if tensor.device.type != "cuda":
+        return tensor.numpy
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait
 
 
 def _device() -> torch.device:

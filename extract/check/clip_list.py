@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from avh_shards import FAKE, REAL, ClipMeta, printable, warn
+from avh_shards import ClipMeta
+from avh_shards.clip import FAKE, REAL
 from avh_shards.clip_list import inside, near_name, plain_path
+from avh_shards.text import printable, warn
 from extract.datasets.common import LETTERS
 
 LABEL_NAMES = {REAL: "real", FAKE: "fake"}  # else unknown

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from avh_shards import ClipMeta, atomic_write
-from avh_shards.clip_list import Failure
-from avh_shards.paths import AnyPath
+from avh_shards import ClipMeta
+from avh_shards.errors import Failure
+from avh_shards.paths import AnyPath, atomic_write
 from extract.face.mouth import CROP, MOUTH, STABLE
 from extract.prepare import PreparedClip
 from extract.run.pool import Prepared, PrepareTask, prepare_all, running_pool

@@ -7,9 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from avh_shards import UserError, list_shards, local_file, one_line, open_shard, printable
+from avh_shards import UserError, open_shard
 from avh_shards.clip_list import inside
 from avh_shards.errors import ClipError
+from avh_shards.format import list_shards
+from avh_shards.paths import local_file
+from avh_shards.text import one_line, printable
 from extract.convert.npz import read_npz
 from extract.store.shard import check_features
 

@@ -8,22 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from avh_shards import (
-    FRAME_RATE,
-    OPTIONAL,
-    SHARD_PATTERN,
-    ClipMeta,
-    Shard,
-    UserError,
-    as_path,
-    caveat,
-    list_shards,
-    local_file,
-    one_line,
-    open_shard,
-    shard_name,
-)
-from avh_shards.paths import FilePath
+from avh_shards import ClipMeta, UserError, open_shard
+from avh_shards.clip import FRAME_RATE
+from avh_shards.format import OPTIONAL, SHARD_PATTERN, Shard, caveat, list_shards, shard_name
+from avh_shards.paths import FilePath, as_path, local_file
+from avh_shards.text import one_line
 from extract.check.clip_list import count_clips
 from extract.store.shard import failure_log, read_failures
 from extract.store.shard_set import CLIP_LIST, SET_ATTRIBUTES, read_set

@@ -6,15 +6,18 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from avh_shards import SIMULATED, ClipMeta, UserError, as_path, locked, one_line, read_text
-from avh_shards.clip_list import MAX_FRAMES, Failure, inside, is_passing, near_name, refuse_shared_names
-from avh_shards.errors import ClipError
-from avh_shards.paths import FilePath
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip_list import MAX_FRAMES, inside, near_name, refuse_shared_names
+from avh_shards.errors import ClipError, Failure, is_passing
+from avh_shards.format import SIMULATED
+from avh_shards.lists import read_text
+from avh_shards.lock import locked
+from avh_shards.paths import FilePath, as_path
+from avh_shards.text import one_line
 from extract.convert.archives import open_archive, read_arrays
-from extract.progress import Progress
+from extract.progress import ProgressBar, Stopwatch
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip, check_features
 from extract.store.shard_set import SETTINGS, ShardSet, merge, task_lock
-from extract.timing import Stopwatch
 
 
 def import_features(
@@ -61,7 +64,7 @@ def import_features(
             again = {clip.path: _import_clip(clip, features, width, dtype, simulated) for clip in failed}
             if shards.can_gain(shard, {path: o if isinstance(o, Failure) else None for path, o in again.items()}):
                 missing.append(shard)
-        with Progress(len(clips), len(clips) - sum(len(shards.clips_of(shard)) for shard in missing)) as progress:
+        with ProgressBar(len(clips), len(clips) - sum(len(shards.clips_of(shard)) for shard in missing)) as progress:
             for shard in sorted(missing):
                 listed = shards.clips_of(shard)
                 watch = Stopwatch()

@@ -20,8 +20,9 @@ from types import MappingProxyType
 
 import torch
 
-from avh_shards import UserError, one_line
+from avh_shards import UserError
 from avh_shards.kinds import LEGACY_MAGIC, PYTORCH_FILE, file_kind
+from avh_shards.text import one_line
 from extract.convert.archives import open_archive
 
 # Programs whose objects lie in the official files. Their code is never imported, nor needed.

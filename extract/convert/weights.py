@@ -7,17 +7,11 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from avh_shards import (
-    UserError,
-    as_path,
-    atomic_write,
-    check_outputs,
-    one_line,
-    open_safetensors,
-    pack_notes,
-    unpack_notes,
-)
-from avh_shards.paths import SAFETENSORS, ZIP
+from avh_shards import UserError
+from avh_shards.kinds import SAFETENSORS, ZIP
+from avh_shards.paths import as_path, atomic_write, check_outputs
+from avh_shards.text import one_line
+from avh_shards.weights import open_safetensors, pack_notes, unpack_notes
 from extract.convert.released import COUNTER, OFFICIAL, Network, counters, misfits
 from extract.convert.unpickle import load_restricted, plain
 

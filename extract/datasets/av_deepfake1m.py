@@ -5,9 +5,21 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from avh_shards import FAKE, REAL, ClipMeta, UserError, read_lines
-from extract.datasets.common import category, check_splits, choice, clip_path, collect, field, segments
-from extract.datasets.files import list_files, read_json, read_json_list
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip import FAKE, REAL
+from avh_shards.lists import read_lines
+from extract.datasets.common import (
+    category,
+    check_splits,
+    choice,
+    clip_path,
+    collect,
+    field,
+    list_files,
+    read_json,
+    read_json_list,
+    segments,
+)
 
 LISTINGS = {"train": "train_metadata.json", "val": "val_metadata.json", "test": "test_files.txt"}
 CATEGORIES = {
@@ -63,6 +75,7 @@ def _entries(root: Path, split: str) -> Iterator[tuple[str, object]] | None:
 def _clip(split: str, entry: object) -> ClipMeta:
     """An entry as a clip."""
     if split == "test":
+        assert isinstance(entry, str)  # a line of the list
         return ClipMeta(clip_path(split, entry), split=split, identity=_speaker(entry))
     file, fake = field(entry, "file", str), segments(entry, "fake_segments")
     return ClipMeta(

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from avh_shards import FAKE, REAL, ClipMeta
-from extract.datasets.common import category, check_splits, clip_path, collect
-from extract.datasets.files import list_files
+from avh_shards import ClipMeta
+from avh_shards.clip import FAKE, REAL
+from extract.datasets.common import category, check_splits, clip_path, collect, list_files
 
 FOLDERS = {"0_real": (REAL, category(False, False)), "1_fake": (FAKE, "")}
 

@@ -1,16 +1,23 @@
-"""What the data sets share: names of categories and splits, checked fields, entries that become clips."""
+"""What the data sets share: categories and splits, reading metadata and folders, entries that become clips."""
 
+import json
+import os
+import re
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip_list import check_path, check_segments
+from avh_shards.lists import read_text
+from avh_shards.text import warn
 
 T = TypeVar("T")
 Entry = TypeVar("Entry")
-KINDS = {str: "printable text", int: "a whole number", bool: "true or false", list: "a list"}
+DIGITS = re.compile("([0-9]+)")
+REMEDY = "put the released file there"
+FIELD_TYPES = {str: "printable text", int: "a whole number", bool: "true or false", list: "a list"}
 
 
 def category(fake_video: bool, fake_audio: bool) -> str:
@@ -54,7 +61,7 @@ def collect(source: Path, entries: Iterable[tuple[str, Entry]], to_clip: Callabl
     return list(clips.values())
 
 
-def check_splits(place: str, splits: Sequence[str], known: Sequence[str]) -> None:
+def check_splits(where: str, splits: Sequence[str], known: Sequence[str]) -> None:
     """Rejects splits that are not there.
 
     Raises:
@@ -62,21 +69,21 @@ def check_splits(place: str, splits: Sequence[str], known: Sequence[str]) -> Non
     """
     if unknown := [split for split in splits if split not in known]:
         there = f"choose from {', '.join(known)}" if known else "it has none, so name none"
-        raise UserError(f"{place}: has no split {unknown[0]!r}; {there}")
+        raise UserError(f"{where}: has no split {unknown[0]!r}; {there}")
 
 
-def of_splits(place: str, clips: Sequence[ClipMeta], splits: Sequence[str]) -> list[ClipMeta]:
+def of_splits(where: str, clips: Sequence[ClipMeta], splits: Sequence[str]) -> list[ClipMeta]:
     """The clips of some splits; without any named, all clips.
 
     Args:
-      place: where the clips are listed, for the message.
+      where: the clips are listed, for the message.
       clips: the clips.
       splits: names of splits.
 
     Raises:
       UserError: no clip is of such a split.
     """
-    check_splits(place, splits, sorted({clip.split for clip in clips} - {""}))
+    check_splits(where, splits, sorted({clip.split for clip in clips} - {""}))
     return [clip for clip in clips if not splits or clip.split in splits]
 
 
@@ -98,8 +105,8 @@ def field(entry: object, name: str, kind: type[T]) -> T:
     if not isinstance(entry, dict) or name not in entry:
         raise ValueError(f"has no field {name!r}; compare it with the released file")
     value = entry[name]
-    if type(value) is not kind or (kind is str and not value.isprintable()):
-        raise ValueError(f"{name} is {reprlib.repr(value)}, not {KINDS[kind]}; compare it with the released file")
+    if type(value) is not kind or (isinstance(value, str) and not value.isprintable()):
+        raise ValueError(f"{name} is {reprlib.repr(value)}, not {FIELD_TYPES[kind]}; compare it with the released file")
     return value
 
 
@@ -121,3 +128,71 @@ def segments(entry: object, name: str) -> tuple[tuple[float, float], ...]:
       ValueError: they are not [[start, end], ...] with 0 <= start <= end.
     """
     return check_segments(name, field(entry, name, list))
+
+
+def read_json(path: Path) -> object:
+    """What a JSON file holds.
+
+    Raises:
+      UserError: the file is missing or is not JSON, or an object in it has two values under one name.
+    """
+    text = read_text(path, REMEDY)
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({error}); {REMEDY}") from None
+
+
+def read_json_list(path: Path) -> Iterator[tuple[str, object]]:
+    """The entries of a JSON file that holds one list, each with its place in words.
+
+    Raises:
+      UserError: the file is missing, or is not a JSON list.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: holds no list of clips; put the released file there")
+    for number, entry in enumerate(entries, 1):
+        yield f"{path}, clip {number}", entry
+
+
+def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """The files below a folder with one of these (lower-case) suffixes in either case.
+
+    Hidden files and folders and linked folders are left out.
+
+    Returns:
+      Paths relative to the folder, sorted with numbers as numbers (2.mp4 before 10.mp4).
+
+    Raises:
+      UserError: the folder, or one below it, cannot be listed.
+    """
+    found, linked = [], []
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        linked += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+        place = Path(parent).relative_to(folder).as_posix()
+        found += [f"{place}/{name}" for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
+    if linked:
+        warn(f"{folder}: {len(linked)} linked folders are left out, the first is {linked[0]}; name them one by one")
+    return sorted((path.removeprefix("./") for path in found), key=_natural)
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; Python would keep the last of several values under one name."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object names {reprlib.repr(twice)} twice")
+    return values
+
+
+def _natural(path: str) -> tuple[list[str | int], str]:
+    """Sort key with numbers as numbers; the path itself decides between 1 and 01."""
+    return [int(part) if n % 2 else part for n, part in enumerate(DIGITS.split(path))], path
+
+
+def _refuse(error: OSError) -> None:
+    """An error of a listing, which os.walk would otherwise skip, as the user's."""
+    raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); name a folder that can be") from None

@@ -3,14 +3,15 @@
 import functools
 from pathlib import Path
 
-from avh_shards import FAKE, REAL, ClipMeta, read_table
-from extract.datasets.common import LETTERS, check_splits, choice, clip_path, collect, field
-from extract.datasets.files import REMEDY
+from avh_shards import ClipMeta
+from avh_shards.clip import FAKE, REAL
+from avh_shards.lists import read_table
+from extract.datasets.common import LETTERS, REMEDY, check_splits, choice, clip_path, collect, field
 
 FOLDER = "FakeAVCeleb"  # stands before every folder of the metadata, but is not in every copy of the data set
 UNNAMED = ("Unnamed: 9", "")  # the released column of folders: pandas' name for it, and none
-COLUMNS = ("source", "category", "type", "path", "filename", *UNNAMED)
-UNREAD = ("target1", "target2", "method", "race", "gender")
+METADATA_COLUMNS = ("source", "category", "type", "path", "filename", *UNNAMED)
+UNREAD_COLUMNS = ("target1", "target2", "method", "race", "gender")
 
 
 def read_fakeavceleb(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
@@ -29,8 +30,9 @@ def read_fakeavceleb(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]
     check_splits("fakeavceleb", splits, ())
     metadata = root / "meta_data.csv"
     stripped = "" if (root / FOLDER).is_dir() else f"{FOLDER}/"
-    rows = ((f"{metadata}, line {line}", row) for line, row in read_table(metadata, COLUMNS, (), UNREAD, REMEDY))
-    return collect(metadata, rows, functools.partial(_clip, stripped))
+    rows = read_table(metadata, METADATA_COLUMNS, (), UNREAD_COLUMNS, REMEDY)
+    entries = ((f"{metadata}, line {line}", row) for line, row in rows)
+    return collect(metadata, entries, functools.partial(_clip, stripped))
 
 
 def _clip(stripped: str, row: dict[str, str]) -> ClipMeta:
@@ -38,7 +40,7 @@ def _clip(stripped: str, row: dict[str, str]) -> ClipMeta:
     kind = choice(row, "category", LETTERS)
     if field(row, "type", str) != kind:
         raise ValueError(f"category {row['category']!r} means {kind}, but type is {row['type']!r}; correct one of them")
-    folder, file = _place(row)
+    folder, file = _folder_and_file(row)
     return ClipMeta(
         path=clip_path(folder.removeprefix(stripped), file),
         label=REAL if row["category"] == "A" else FAKE,
@@ -47,8 +49,8 @@ def _clip(stripped: str, row: dict[str, str]) -> ClipMeta:
     )
 
 
-def _place(row: dict[str, str]) -> tuple[str, str]:
-    """Folder and file name, out of either shape of the metadata."""
+def _folder_and_file(row: dict[str, str]) -> tuple[str, str]:
+    """Returns folder and file name, out of either shape of the metadata."""
     if "filename" in row:
         return field(row, "path", str), row["filename"]
     unnamed = next((name for name in UNNAMED if name in row), UNNAMED[0])

@@ -4,9 +4,9 @@ import collections
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from avh_shards import ClipMeta, warn
-from extract.datasets.common import check_splits, clip_path, collect
-from extract.datasets.files import list_files
+from avh_shards import ClipMeta
+from avh_shards.text import warn
+from extract.datasets.common import check_splits, clip_path, collect, list_files
 
 # Files that FFmpeg opens as video. The names of its own formats would bring in sound, pictures, subtitles and texts,
 # and lack many of these; looking into every file would take as long as decoding does.

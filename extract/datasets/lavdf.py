@@ -2,9 +2,19 @@
 
 from pathlib import Path
 
-from avh_shards import FAKE, REAL, ClipMeta
-from extract.datasets.common import category, check_splits, choice, clip_path, collect, field, of_splits, segments
-from extract.datasets.files import read_json_list
+from avh_shards import ClipMeta
+from avh_shards.clip import FAKE, REAL
+from extract.datasets.common import (
+    category,
+    check_splits,
+    choice,
+    clip_path,
+    collect,
+    field,
+    of_splits,
+    read_json_list,
+    segments,
+)
 
 SPLITS = ("train", "dev", "test")
 

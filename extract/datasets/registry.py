@@ -1,16 +1,20 @@
-"""The data sets by name, and reading one of them."""
+"""The data sets by name, reading one of them, and AVH-Align's own lists of the clips that its experiments use."""
 
+import dataclasses
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
 
 from avh_shards import ClipMeta, UserError
+from avh_shards.clip import FAKE, REAL, UNKNOWN
+from avh_shards.clip_list import check_path, path_endings, rows_by_ending
+from avh_shards.lists import read_table
 from extract.datasets.av_deepfake1m import read_av_deepfake1m
 from extract.datasets.avlips import read_avlips
+from extract.datasets.common import LETTERS, choice, collect, field
 from extract.datasets.fakeavceleb import read_fakeavceleb
 from extract.datasets.folder import read_folder
 from extract.datasets.lavdf import read_lavdf
-from extract.datasets.selection import select
 
 Reader = Callable[[Path, tuple[str, ...]], list[ClipMeta]]
 
@@ -21,6 +25,11 @@ DATASETS: dict[str, Reader] = {
     "lavdf": read_lavdf,
     "folder": read_folder,
 }
+
+SELECTION_COLUMNS = ("path", "label", "category", "full_path")
+UNREAD_COLUMNS = ("source", "num_frames")
+SELECTION_LABELS = {"0": REAL, "1": FAKE}
+LETTER_LABELS = {letter: REAL if letter == "A" else FAKE for letter in LETTERS}
 
 
 def read_dataset(
@@ -52,3 +61,62 @@ def read_dataset(
     except OSError as error:  # of looking whether a file is there
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); name a folder that can be") from None
     return clips if selection is None else select(clips, selection)
+
+
+def select(clips: Sequence[ClipMeta], list_path: str | os.PathLike) -> list[ClipMeta]:
+    """Keeps the clips that a list names.
+
+    Args:
+      clips: of a data set.
+      list_path: a CSV file of AVH-Align: `path,label[,num_frames]`, or `source,category,full_path`, where category A
+        is real. Its paths may have leading folders more or fewer than the clips, and `.npz` for `.mp4`.
+
+    Returns:
+      The clips, in the list's order, each once, with all that the data set says of them; where it does not know the
+      label, with the list's.
+
+    Raises:
+      UserError: the list is wrong, or names no clip, several, or one of another label.
+    """
+    path = Path(list_path)
+    rows = [(f"{path}, line {line}", row) for line, row in read_table(path, SELECTION_COLUMNS, (), UNREAD_COLUMNS)]
+    find = _finder(clips, {_name(row) for _, row in rows})
+    return collect(path, rows, lambda row: _chosen(find, row))
+
+
+def _name(row: dict[str, str]) -> str:
+    """The path that a row names, as the data sets have it; "." if it names none."""
+    path = PurePosixPath(row.get(_column(row), ""))
+    return str(path.with_suffix(".mp4") if path.suffix == ".npz" else path)
+
+
+def _column(row: dict[str, str]) -> str:
+    """The column of paths."""
+    return "full_path" if "full_path" in row else "path"
+
+
+def _chosen(find: Callable[[str], ClipMeta], row: dict[str, str]) -> ClipMeta:
+    """The clip of a row."""
+    check_path(field(row, _column(row), str))
+    clip = find(_name(row))
+    label = choice(row, "category", LETTER_LABELS) if "full_path" in row else choice(row, "label", SELECTION_LABELS)
+    if clip.label not in (UNKNOWN, label):
+        raise ValueError(f"labels {clip.path!r} {label}, but the data set {clip.label}; take the list of this data set")
+    return clip if clip.label == label else dataclasses.replace(clip, label=label)
+
+
+def _finder(clips: Sequence[ClipMeta], names: Iterable[str]) -> Callable[[str], ClipMeta]:
+    """Returns a function from a listed path to its clip; the longest agreement counts."""
+    rows = rows_by_ending([clip.path for clip in clips], names)
+    exact = {clip.path: clip for clip in clips}
+
+    def find(name: str) -> ClipMeta:
+        meant = [clips[row] for row in rows.get(name, [])]
+        meant = meant or [exact[ending] for ending in path_endings(name) if ending in exact][:1]
+        if not meant:
+            raise ValueError(f"{name!r} is no clip of the data set; take the list of this data set, or other splits")
+        if len(meant) > 1:
+            raise ValueError(f"{name!r} may be {meant[0].path!r} or {meant[1].path!r}; choose one split")
+        return meant[0]
+
+    return find

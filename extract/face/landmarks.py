@@ -15,9 +15,10 @@ import dlib
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from avh_shards import UserError, one_line
+from avh_shards import UserError
 from avh_shards.clip_list import MAX_FRAMES
 from avh_shards.errors import ClipError
+from avh_shards.text import one_line
 from extract.convert.archives import read_arrays
 from extract.media.decode import to_grey
 

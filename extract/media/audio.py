@@ -1,57 +1,174 @@
-"""Waveforms: leading silence, trimming, and the encoder's log-filterbank frames."""
+"""The sound of a media file becomes a 16 kHz mono waveform on the timeline of `decode`."""
 
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import av
+import av.container
+import av.stream
 import numpy as np
-import python_speech_features
+import soxr
 from jaxtyping import Float
 
-from avh_shards import SAMPLE_RATE, SAMPLES_PER_FRAME, SILENCE
+from avh_shards.clip import SAMPLE_RATE
+from avh_shards.errors import ClipError
+from avh_shards.silence import first_sound
+from extract.media.decode import MIN_DECODED, RESTART, opened, packets, timeline_start
 
-STACK = 4  # filterbank rows (100 Hz) in one audio frame (25 Hz)
-LAYER_NORM_EPSILON = 1e-5
-
-
-def leading_silence(waveform: Float[np.ndarray, " S"]) -> float:
-    """Seconds before the first sample louder than 0.0005; the whole length if there is none.
-
-    Source: AVH-Align, section 3: fakes of several data sets start with a moment of it.
-    """
-    return first_sound(waveform) / SAMPLE_RATE
-
-
-def first_sound(waveform: Float[np.ndarray, " S"]) -> int:
-    """Index of the first sample above the threshold, or the number of samples."""
-    loud = np.abs(waveform) > SILENCE
-    return int(loud.argmax()) if loud.any() else len(waveform)
+MAX_SECONDS = 3600  # of sound
+GAP = 0.02  # seconds by which samples may differ from their timestamps; beyond, silence is put in or samples dropped
+SAMPLE_RATES = (1000, 768_000)  # Hz
+ALONE = 1.05  # energy of all channels' sum, in that of the loudest: up to here the others are silent or cancel it
+DILUTED = SAMPLE_RATE // 100  # samples: the mix may start this much later than a channel, as official mixes do
+NO_SIZE = 0x7FFF0000  # bytes: from here on, a WAV file's size is what recorders write before they know it
 
 
-def frames_to_trim(waveform: Float[np.ndarray, " S"]) -> int:
-    """Video frames (25 Hz) to drop at the start so that no leading silence is left; 0 if there is none."""
-    return frames_of_silence(first_sound(waveform))
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """A file's sound, 16 kHz."""
+
+    waveform: Float[np.ndarray, " S"]  # mono, in [-1, 1]
+    silent: int  # samples before the first that is louder than SILENCE in any channel; S if there is none
 
 
-def frames_of_silence(samples: int) -> int:
-    """Video frames (25 Hz) that begin within leading silence of a number of samples.
-
-    Counted in samples: rounding seconds would slip a frame just below exact multiples of 640 samples.
-    """
-    return samples // SAMPLES_PER_FRAME + 1 if samples else 0
+def read_audio(path: str | os.PathLike) -> Float[np.ndarray, " S"]:
+    """Decodes the sound of a file: the waveform of `read_sound`."""
+    return read_sound(path).waveform
 
 
-def filterbank_frames(waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "T 104"]:
-    """AV-HuBERT's audio input at 25 Hz.
-
-    26 log mel filters every 10 ms (python_speech_features' defaults), zero rows up to a multiple of 4, 4 rows stacked,
-    each frame normalised to mean 0 and variance 1 over its 104 values.
-
-    Args:
-      waveform: mono, 16 kHz, in [-1, 1].
+def read_sound(path: str | os.PathLike) -> Sound:
+    """Decodes the audio stream that FFmpeg considers the best of a file.
 
     Returns:
-      float32 frames.
+      The mean of the channels, resampled by soxr at quality HQ; instead of the mean, the loudest channel where the
+      others add nothing to it, because they are silent (a voice in one channel) or cancel it (opposite signs).
+
+    Raises:
+      ClipError: the file is missing, damaged or cut short, or holds no sound.
     """
-    rows = python_speech_features.logfbank(waveform, samplerate=SAMPLE_RATE).astype(np.float32)
-    rows = np.pad(rows, ((0, -len(rows) % STACK), (0, 0)))
-    frames = rows.reshape(-1, STACK * rows.shape[1])
-    centred = frames - frames.mean(axis=1, keepdims=True)
-    variance = np.square(centred).mean(axis=1, keepdims=True)
-    return centred / np.sqrt(variance + np.float32(LAYER_NORM_EPSILON))
+    runs = _decode_sound(path, itertools.repeat(None))
+    if any(run.loudest_alone() is not None for run in runs):
+        runs = _decode_sound(path, [run.loudest_alone() for run in runs])
+    waveform = np.concatenate([piece for run in runs for piece in run.mixed])
+    silent = first_sound(waveform)
+    starts = np.cumsum([0, *(sum(map(len, run.mixed)) for run in runs)])
+    in_channels = min(
+        (int(start) + run.first for start, run in zip(starts, runs, strict=False) if run.first is not None),
+        default=silent,
+    )
+    return Sound(waveform, in_channels if silent - in_channels > DILUTED else silent)
+
+
+class _Run:
+    """A stretch of sound of one rate and number of channels, on its way to 16 kHz mono."""
+
+    def __init__(self, rate: int, channels: int, channel: int | None):
+        """Prepares to mix the channels, or to take only one."""
+        self.rate, self.channel = rate, channel
+        self.length = 0  # samples at `rate`
+        self.mixed: list[np.ndarray] = []  # 16 kHz
+        self.first: int | None = None  # 16 kHz sample: the first that is loud in any channel
+        self.energies = np.zeros(channels)
+        self.energy = 0.0  # of the mean of the channels
+        self._waiting: list[np.ndarray] = []  # [C, N] at `rate`
+        self._scouted = 0  # 16 kHz samples
+        self._mixer = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        self._scout = soxr.ResampleStream(rate, SAMPLE_RATE, channels, dtype="float32", quality="HQ")
+
+    def add(self, samples: Float[np.ndarray, "C N"]) -> None:
+        """Appends samples in [-1, 1]."""
+        self.length += samples.shape[1]
+        self._waiting.append(samples)
+        if sum(part.shape[1] for part in self._waiting) >= self.rate:
+            self._mix()
+
+    def add_silence(self, count: int) -> None:
+        """Appends zeros, a second at a time."""
+        for start in range(0, count, self.rate):
+            self.add(np.zeros((len(self.energies), min(self.rate, count - start)), np.float32))
+
+    def finish(self) -> None:
+        """Completes the 16 kHz samples."""
+        self._mix(last=True)
+
+    def _mix(self, last: bool = False) -> None:
+        """Resamples what waits; a second of it costs hardly more than a frame."""
+        samples = np.concatenate([np.zeros((len(self.energies), 0), np.float32), *self._waiting], axis=1)
+        self._waiting.clear()
+        mean = samples.mean(axis=0)
+        self.energies += np.square(samples, dtype=np.float64).sum(axis=1)
+        self.energy += np.square(mean, dtype=np.float64).sum()
+        mixed = mean if self.channel is None else np.ascontiguousarray(samples[self.channel])
+        self.mixed.append(self._mixer.resample_chunk(mixed, last=last))
+        if self.first is None and len(samples) > 1:
+            heard = np.abs(self._scout.resample_chunk(np.ascontiguousarray(samples.T), last=last))
+            loudest = heard.max(axis=1, initial=0)
+            if (index := first_sound(loudest)) < len(loudest):
+                self.first = self._scouted + index
+            self._scouted += len(loudest)
+
+    def loudest_alone(self) -> int | None:
+        """The loudest channel, if the others add nothing to it."""
+        loudest = int(self.energies.argmax())
+        together = len(self.energies) ** 2 * self.energy
+        alone = len(self.energies) > 1 and together < ALONE * self.energies[loudest]
+        return loudest if alone else None
+
+
+def _decode_sound(path: str | os.PathLike, channels: Iterable[int | None]) -> list[_Run]:
+    """Decodes a file's sound.
+
+    Args:
+      path: a media file.
+      channels: for each run the channel that is taken for its mix, None for the mean.
+    """
+    channels = iter(channels)
+    runs: list[_Run] = []
+    with opened(path, "audio") as (container, stream):
+        start = timeline_start(container)
+        began, kind, to_float = 0.0, None, None  # seconds at which the last run began
+        for frame in itertools.chain.from_iterable(packet.decode() for packet in packets(container, stream)):
+            if kind != (frame.sample_rate, frame.layout.name, frame.format.name):
+                kind = frame.sample_rate, frame.layout.name, frame.format.name
+                to_float = av.AudioResampler(format="fltp")  # sample format only
+            if not runs or (runs[-1].rate, len(runs[-1].energies)) != (frame.sample_rate, frame.layout.nb_channels):
+                if not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
+                    raise ClipError("audio", f"its sound has {frame.sample_rate} samples a second")
+                if runs:
+                    began += runs[-1].length / runs[-1].rate
+                    runs[-1].finish()
+                runs.append(_Run(frame.sample_rate, frame.layout.nb_channels, next(channels, None)))
+            run = runs[-1]
+            gap = 0 if frame.time is None else round((frame.time - start - began) * run.rate) - run.length
+            if began + (run.length + gap) / run.rate > MAX_SECONDS:
+                raise ClipError("audio", f"its sound, or a gap in it, is longer than {MAX_SECONDS} s")
+            beginning = len(runs) == 1 and not run.length
+            if gap > GAP * run.rate or (beginning and gap > 0):
+                run.add_silence(gap)
+            samples = np.concatenate([part.to_ndarray() for part in to_float.resample(frame)], axis=1)
+            run.add(samples[:, -gap if gap < -GAP * run.rate else 0 :])
+        if not runs or not began + runs[-1].length:
+            raise ClipError("audio", "its audio stream holds no samples")
+        _check_sound_whole(path, container, stream, began + runs[-1].length / runs[-1].rate)
+    runs[-1].finish()
+    return runs
+
+
+def _check_sound_whole(
+    path: str | os.PathLike, container: av.container.InputContainer, stream: av.AudioStream, seconds: float
+) -> None:
+    """Rejects sound of which less could be decoded than its file's header says, for kinds of file that count it."""
+    if container.format.name == "wav":
+        size = Path(path).stat().st_size
+        with Path(path).open("rb") as file:
+            head = file.read(8)
+        promised = int.from_bytes(head[4:], "little") + 8
+        if head.startswith(b"RIFF") and size < MIN_DECODED * promised and promised < NO_SIZE:
+            raise ClipError("audio", f"is cut short: {size} of {promised} bytes are there")
+    if container.format.name.startswith("mov") and stream.duration:
+        promised = float(stream.duration * stream.time_base)
+        if seconds < MIN_DECODED * promised - RESTART:
+            raise ClipError("audio", f"its sound is cut short: {seconds:.2f} of {promised:.2f} s can be decoded")

@@ -1,4 +1,4 @@
-"""Media files become frames at 25 Hz and a 16 kHz waveform on one common timeline.
+"""Media files become frames at 25 Hz (here) and a 16 kHz waveform (`audio`) on one common timeline.
 
 Time zero is the earliest start of the chosen video and audio streams, so what a player shows and sounds together stays
 together: a stream that starts later is led by its first frame held, or by silence. Pictures are shown in the order in
@@ -7,11 +7,9 @@ which the decoder returns them, at the file's times in rising order; samples are
 
 import collections
 import contextlib
-import dataclasses
 import errno
 import heapq
 import io
-import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -19,41 +17,29 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.container
+import av.error
+import av.stream
 import cv2
 import numpy as np
-import soxr
 from av.format import Flags
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
-from avh_shards import FRAME_RATE, SAMPLE_RATE, one_line
+from avh_shards.clip import FRAME_RATE
 from avh_shards.clip_list import near_name
 from avh_shards.errors import ClipError
-from extract.media.audio import first_sound
+from avh_shards.text import one_line
 
 FPS_POLICIES = ("resample", "native")
 LISTS = (b"ffconcat version", b"#EXTM3U")  # how files that only name other files begin
 BUFFER = 2**18  # bytes read at once
-MAX_SECONDS = 3600  # of sound
 MAX_HELD = 600  # seconds for which a picture may be shown
 MIN_DECODED = 0.95  # of what the header promises; less means that the file is cut short
-GAP = 0.02  # seconds by which samples may differ from their timestamps; beyond, silence is put in or samples dropped
 RESTART = 0.1  # seconds by which a recorder's clock goes back when it restarts
 REORDERED = 16  # frames: the most by which H.264 and HEVC decode a picture before it is shown
 SQUARE = (0.01, 4.0)  # pixels' shapes (width / height - 1) too close to square to matter, and too far off to be true
-SAMPLE_RATES = (1000, 768_000)  # Hz
-ALONE = 1.05  # energy of all channels' sum, in that of the loudest: up to here the others are silent or cancel it
-DILUTED = SAMPLE_RATE // 100  # samples: the mix may start this much later than a channel, as official mixes do
-NO_SIZE = 0x7FFF0000  # bytes: from here on, a WAV file's size is what recorders write before they know it
-
-
-@dataclasses.dataclass(frozen=True)
-class Sound:
-    """A file's sound, 16 kHz."""
-
-    waveform: Float[np.ndarray, " S"]  # mono, in [-1, 1]
-    silent: int  # samples before the first that is louder than SILENCE in any channel; S if there is none
 
 
 def iterate_video(
@@ -81,6 +67,15 @@ def iterate_video(
     yield from _resampled(frames) if fps_policy == "resample" else (picture for _, picture in frames)
 
 
+def read_video(path: str | os.PathLike, fps_policy: str = "resample") -> UInt8[np.ndarray, "T H W 3"]:
+    """Decodes all frames of `iterate_video` into one array; a minute of 640x480 takes 1.4 GB.
+
+    Raises:
+      ClipError: the file is missing, damaged or cut short, or holds no video.
+    """
+    return np.stack(list(iterate_video(path, fps_policy)))
+
+
 def timed_pictures(
     path: str | os.PathLike, heard: float | None = None
 ) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]]:
@@ -89,7 +84,7 @@ def timed_pictures(
     Yields:
       Seconds since the timeline's start, never falling, and the picture.
     """
-    with _opened(path, "video") as (container, stream):
+    with opened(path, "video") as (container, stream):
         rate = float(stream.average_rate or FRAME_RATE)
         duration = float(stream.duration * stream.time_base) if stream.duration else math.inf
         frames = _timed_frames(container, stream, rate)
@@ -100,34 +95,6 @@ def timed_pictures(
             seen = time + 1 / rate
         if heard is not None and not stream.frames:
             _check_length(container, max(seen, heard))
-
-
-def read_audio(path: str | os.PathLike) -> Float[np.ndarray, " S"]:
-    """Decodes the sound of a file: the waveform of `read_sound`."""
-    return read_sound(path).waveform
-
-
-def read_sound(path: str | os.PathLike) -> Sound:
-    """Decodes the audio stream that FFmpeg considers the best of a file.
-
-    Returns:
-      The mean of the channels, resampled by soxr at quality HQ; instead of the mean, the loudest channel where the
-      others add nothing to it, because they are silent (a voice in one channel) or cancel it (opposite signs).
-
-    Raises:
-      ClipError: the file is missing, damaged or cut short, or holds no sound.
-    """
-    runs = _decode_sound(path, itertools.repeat(None))
-    if any(run.loudest_alone() is not None for run in runs):
-        runs = _decode_sound(path, [run.loudest_alone() for run in runs])
-    waveform = np.concatenate([piece for run in runs for piece in run.mixed])
-    silent = first_sound(waveform)
-    starts = np.cumsum([0, *(sum(map(len, run.mixed)) for run in runs)])
-    in_channels = min(
-        (int(start) + run.first for start, run in zip(starts, runs, strict=False) if run.first is not None),
-        default=silent,
-    )
-    return Sound(waveform, in_channels if silent - in_channels > DILUTED else silent)
 
 
 def to_grey(frame: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
@@ -176,7 +143,7 @@ class _Bytes(io.FileIO):
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike, kind: str):
+def opened(path: str | os.PathLike, kind: str):
     """The container and its best stream of a kind."""
     with open_media(path, kind) as container:
         stream = container.streams.best(kind)
@@ -193,13 +160,13 @@ def _best_streams(container: av.container.InputContainer) -> list:
     return [stream for stream in streams if stream is not None]
 
 
-def _timeline_start(container: av.container.InputContainer) -> float:
+def timeline_start(container: av.container.InputContainer) -> float:
     """Seconds of the earliest of the video's and the audio's starts, in the container's clock."""
     starts = [float(s.start_time * s.time_base) for s in _best_streams(container) if s.start_time is not None]
     return min(starts, default=0.0)
 
 
-def _packets(container: av.container.InputContainer, wanted: av.stream.Stream) -> Iterator[av.Packet]:
+def packets(container: av.container.InputContainer, wanted: av.stream.Stream) -> Iterator[av.Packet]:
     """A stream's packets, on one clock with those of the other stream."""
     clock = _Clock()
     restarts = bool(container.format.flags & Flags.ts_discont.value)
@@ -251,12 +218,12 @@ def _timed_frames(
     held back until the earlier ones have come. In other files a reordered packet's time is less than that of the one
     before, from the first such packet on, and nothing is held.
     """
-    start = _timeline_start(container)
+    start = timeline_start(container)
     held: collections.deque[av.VideoFrame] = collections.deque()
     times: list[float] = []  # a heap
     first, packet_time, counting = None, -math.inf, True
     time, shown, late = -1 / rate, -math.inf, 0.0
-    for packet in _packets(container, stream):
+    for packet in packets(container, stream):
         if packet.pts is not None:
             first = packet.pts * float(packet.time_base) - start if first is None else first
             counting = counting and packet.pts > packet_time
@@ -381,115 +348,3 @@ def _resampled(frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[np.ndarra
     while previous is not None and (index == 0 or (index + 0.5) / FRAME_RATE < time + duration):
         yield previous
         index += 1
-
-
-class _Run:
-    """A stretch of sound of one rate and number of channels, on its way to 16 kHz mono."""
-
-    def __init__(self, rate: int, channels: int, channel: int | None):
-        """Prepares to mix the channels, or to take only one."""
-        self.rate, self.channel = rate, channel
-        self.length = 0  # samples at `rate`
-        self.mixed: list[np.ndarray] = []  # 16 kHz
-        self.first: int | None = None  # 16 kHz sample: the first that is loud in any channel
-        self.energies = np.zeros(channels)
-        self.energy = 0.0  # of the mean of the channels
-        self._waiting: list[np.ndarray] = []  # [C, N] at `rate`
-        self._scouted = 0  # 16 kHz samples
-        self._mixer = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-        self._scout = soxr.ResampleStream(rate, SAMPLE_RATE, channels, dtype="float32", quality="HQ")
-
-    def add(self, samples: Float[np.ndarray, "C N"]) -> None:
-        """Appends samples in [-1, 1]."""
-        self.length += samples.shape[1]
-        self._waiting.append(samples)
-        if sum(part.shape[1] for part in self._waiting) >= self.rate:
-            self._mix()
-
-    def add_silence(self, count: int) -> None:
-        """Appends zeros, a second at a time."""
-        for start in range(0, count, self.rate):
-            self.add(np.zeros((len(self.energies), min(self.rate, count - start)), np.float32))
-
-    def finish(self) -> None:
-        """Completes the 16 kHz samples."""
-        self._mix(last=True)
-
-    def _mix(self, last: bool = False) -> None:
-        """Resamples what waits; a second of it costs hardly more than a frame."""
-        samples = np.concatenate([np.zeros((len(self.energies), 0), np.float32), *self._waiting], axis=1)
-        self._waiting.clear()
-        mean = samples.mean(axis=0)
-        self.energies += np.square(samples, dtype=np.float64).sum(axis=1)
-        self.energy += np.square(mean, dtype=np.float64).sum()
-        mixed = mean if self.channel is None else np.ascontiguousarray(samples[self.channel])
-        self.mixed.append(self._mixer.resample_chunk(mixed, last=last))
-        if self.first is None and len(samples) > 1:
-            heard = np.abs(self._scout.resample_chunk(np.ascontiguousarray(samples.T), last=last))
-            loudest = heard.max(axis=1, initial=0)
-            if (index := first_sound(loudest)) < len(loudest):
-                self.first = self._scouted + index
-            self._scouted += len(loudest)
-
-    def loudest_alone(self) -> int | None:
-        """The loudest channel, if the others add nothing to it."""
-        loudest = int(self.energies.argmax())
-        together = len(self.energies) ** 2 * self.energy
-        alone = len(self.energies) > 1 and together < ALONE * self.energies[loudest]
-        return loudest if alone else None
-
-
-def _decode_sound(path: str | os.PathLike, channels: Iterable[int | None]) -> list[_Run]:
-    """Decodes a file's sound.
-
-    Args:
-      path: a media file.
-      channels: for each run the channel that is taken for its mix, None for the mean.
-    """
-    channels = iter(channels)
-    runs: list[_Run] = []
-    with _opened(path, "audio") as (container, stream):
-        start = _timeline_start(container)
-        began, kind, to_float = 0.0, None, None  # seconds at which the last run began
-        for frame in itertools.chain.from_iterable(packet.decode() for packet in _packets(container, stream)):
-            if kind != (frame.sample_rate, frame.layout.name, frame.format.name):
-                kind = frame.sample_rate, frame.layout.name, frame.format.name
-                to_float = av.AudioResampler(format="fltp")  # sample format only
-            if not runs or (runs[-1].rate, len(runs[-1].energies)) != (frame.sample_rate, frame.layout.nb_channels):
-                if not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
-                    raise ClipError("audio", f"its sound has {frame.sample_rate} samples a second")
-                if runs:
-                    began += runs[-1].length / runs[-1].rate
-                    runs[-1].finish()
-                runs.append(_Run(frame.sample_rate, frame.layout.nb_channels, next(channels, None)))
-            run = runs[-1]
-            gap = 0 if frame.time is None else round((frame.time - start - began) * run.rate) - run.length
-            if began + (run.length + gap) / run.rate > MAX_SECONDS:
-                raise ClipError("audio", f"its sound, or a gap in it, is longer than {MAX_SECONDS} s")
-            beginning = len(runs) == 1 and not run.length
-            if gap > GAP * run.rate or (beginning and gap > 0):
-                run.add_silence(gap)
-            samples = np.concatenate([part.to_ndarray() for part in to_float.resample(frame)], axis=1)
-            run.add(samples[:, -gap if gap < -GAP * run.rate else 0 :])
-        if not runs or not began + runs[-1].length:
-            raise ClipError("audio", "its audio stream holds no samples")
-        _check_sound_whole(path, container, stream, began + runs[-1].length / runs[-1].rate)
-    runs[-1].finish()
-    return runs
-
-
-def _check_sound_whole(
-    path: str | os.PathLike, container: av.container.InputContainer, stream: av.AudioStream, seconds: float
-) -> None:
-    """Rejects sound of which less could be decoded than its file's header says, for kinds of file that count it."""
-    if container.format.name == "wav":
-        size = Path(path).stat().st_size
-        with Path(path).open("rb") as file:
-            head = file.read(8)
-        promised = int.from_bytes(head[4:], "little") + 8
-        if head.startswith(b"RIFF") and size < MIN_DECODED * promised and promised < NO_SIZE:
-            raise ClipError("audio", f"is cut short: {size} of {promised} bytes are there")
-    if container.format.name.startswith("mov") and stream.duration:
-        promised = float(stream.duration * stream.time_base)
-        if seconds < MIN_DECODED * promised - RESTART:
-            raise ClipError("audio", f"its sound is cut short: {seconds:.2f} of {promised:.2f} s can be decoded")

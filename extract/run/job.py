@@ -7,16 +7,20 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from avh_shards import RAGGED, ClipMeta, UserError, as_path, check_output, locked, reachable
-from avh_shards.clip_list import Failure, refuse_shared_names
-from avh_shards.paths import PNG
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip_list import refuse_shared_names
+from avh_shards.errors import Failure
+from avh_shards.format import RAGGED
+from avh_shards.kinds import PNG
+from avh_shards.lock import locked
+from avh_shards.paths import as_path, check_output, reachable
 from extract.avhubert.encoder import Encoder, EncodeSettings
 from extract.check.contact_sheet import write_contact_sheet
 from extract.prepare import FINDERS, PreparedClip, PrepareSettings
+from extract.progress import Stopwatch
 from extract.run.pool import Prepared, PrepareTask
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from extract.store.shard_set import CLIP_LIST, ShardSet, merge, task_lock
-from extract.timing import Stopwatch
 
 TRIMMED = {"false": (False,), "true": (True,), "both": (False, True)}  # --trimmed -> forms made of each clip
 FORM_FOLDERS = {False: "untrimmed", True: "trimmed"}  # of the two sets of --trimmed=both

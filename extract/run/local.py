@@ -5,9 +5,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 
 from avh_shards import ClipMeta
-from avh_shards.clip_list import Failure
+from avh_shards.errors import Failure
 from extract.avhubert.encoder import Encoder
-from extract.progress import Progress
+from extract.progress import ProgressBar
 from extract.run.job import Job, make_shard
 from extract.run.pool import Prepared, prepare_all, running_pool
 from extract.store.shard_set import ShardSet, merge, tasks_shards
@@ -41,14 +41,14 @@ def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 
         missing = missing_shards(sets, index, count)
         if failed := failed_clips(sets, missing, index, count, job.settings.retry_failed):
             again = [clip for clips in failed.values() for clip in clips]
-            with Progress(len(again), title="failed clips again") as progress:
+            with ProgressBar(len(again), title="failed clips again") as progress:
                 prepared = _counted(prepare_all(pool, again, job.task, processes), progress)
                 add_gaining_shards(missing, sets, failed, (clip.failures for clip in prepared))
         any_set = next(iter(sets.values()))
         listed = [any_set.clips_of(shard) for shard in sorted(missing)]
         total = sum(len(any_set.clips_of(shard)) for shard in tasks_shards(range(any_set.count), index, count))
         pending = [clip for part in listed for clip in part]
-        with Progress(total, total - len(pending)) as progress:
+        with ProgressBar(total, total - len(pending)) as progress:
             prepared = _counted(prepare_all(pool, pending, job.task, processes), progress)
             for shard, part in zip(sorted(missing), listed, strict=True):
                 writers = {form: sets[form].writer for form in missing[shard]}
@@ -101,7 +101,7 @@ def add_gaining_shards(
                 missing.setdefault(shard, []).append(form)
 
 
-def _counted(prepared: Iterable[Prepared], progress: Progress) -> Iterator[Prepared]:
+def _counted(prepared: Iterable[Prepared], progress: ProgressBar) -> Iterator[Prepared]:
     for clip in prepared:
         progress.add(1, clip.frames, clip.failed)
         yield clip

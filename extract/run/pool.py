@@ -13,9 +13,9 @@ import cv2
 import pebble
 import threadpoolctl
 
-from avh_shards import ClipMeta, UserError, one_line
-from avh_shards.clip_list import Failure, is_passing
-from avh_shards.errors import ClipError
+from avh_shards import ClipMeta, UserError
+from avh_shards.errors import ClipError, Failure, is_passing
+from avh_shards.text import one_line
 from extract.prepare import PreparedClip, PrepareSettings, cut_clip, read_clip
 
 AHEAD = 4  # clips in preparation or waiting, for each process: bounds memory

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from avh_shards import ClipMeta, UserError, one_line
-from avh_shards.clip_list import Failure
+from avh_shards import ClipMeta, UserError
+from avh_shards.errors import Failure
+from avh_shards.text import one_line
 from extract.avhubert.encoder import Encoder, EncodeSettings
-from extract.progress import Progress
+from extract.progress import ProgressBar
 from extract.run.job import Job, make_shard
 from extract.run.local import add_gaining_shards, failed_clips, missing_shards
 from extract.run.pool import Prepared, PrepareTask, open_pool, prepare_all
@@ -78,7 +79,7 @@ def _make_shards(
     actors = _start_actors(avhubert, job)
     task = ray.put(job.task)
     load: dict[ray.ObjectRef, int] = {}  # shards under way -> their actor
-    with Progress(sum(len(any_set.clips_of(shard)) for shard in missing)) as progress:
+    with ProgressBar(sum(len(any_set.clips_of(shard)) for shard in missing)) as progress:
         for shard in sorted(missing):
             if len(load) >= SHARDS_AHEAD * len(actors):
                 _wait_for_one(load, progress)
@@ -109,7 +110,7 @@ def _start_actors(avhubert: str | os.PathLike, job: Job) -> list:
     return [actor.remote(*arguments) for _ in range(max(gpus, 1))]
 
 
-def _wait_for_one(load: dict, progress: Progress) -> None:
+def _wait_for_one(load: dict, progress: ProgressBar) -> None:
     (done,), _ = ray.wait(list(load), num_returns=1)
     del load[done]
     progress.add(*ray.get(done))

@@ -14,24 +14,14 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
-from avh_shards import (
-    FORMAT,
-    FRAME_RATE,
-    RAGGED,
-    VERSION,
-    ClipMeta,
-    UserError,
-    atomic_write,
-    offsets,
-    read_shard_table,
-    read_text,
-    shard_name,
-    write_clip_table,
-    writing_hdf5,
-)
-from avh_shards.clip_list import Failure
-from avh_shards.paths import FilePath
-from extract.timing import Stopwatch
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip import FRAME_RATE, offsets, write_clip_table
+from avh_shards.errors import Failure
+from avh_shards.format import FORMAT, RAGGED, VERSION, read_shard_table, shard_name
+from avh_shards.hdf5 import writing_hdf5
+from avh_shards.lists import read_text
+from avh_shards.paths import FilePath, atomic_write
+from extract.progress import Stopwatch
 
 CREATED_BY = "avh-align-jax"
 

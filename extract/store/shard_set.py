@@ -20,23 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from avh_shards import (
-    FRAME_RATE,
-    SHARD_PATTERN,
-    ClipMeta,
-    UserError,
-    as_path,
-    atomic_write,
-    caveat,
-    ends_beyond,
-    json_attribute,
-    one_line,
-    read_shard_table,
-    read_text,
-    shard_name,
-)
-from avh_shards.clip_list import Failure, clip_list_text, read_clip_list
-from avh_shards.paths import AnyPath, FilePath, remove_leftovers
+from avh_shards import ClipMeta, UserError, read_clip_list
+from avh_shards.clip import FRAME_RATE, ends_beyond
+from avh_shards.clip_list import clip_list_text
+from avh_shards.errors import Failure
+from avh_shards.format import SHARD_PATTERN, caveat, json_attribute, read_shard_table, shard_name
+from avh_shards.lists import read_text
+from avh_shards.paths import AnyPath, FilePath, as_path, atomic_write, remove_leftovers
+from avh_shards.text import one_line
 from extract.store.shard import ShardWriter, failure_log, read_failures, write_failures
 
 CLIP_LIST = "clips.csv"  # the set's clip list, beside its shards

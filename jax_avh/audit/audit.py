@@ -13,12 +13,12 @@ import numpy as np
 import tqdm
 from jaxtyping import Bool, Float, Int
 
-from avh_shards import FAKE, FRAME_RATE, REAL, SILENCE, UNKNOWN, caveat, marked
+from avh_shards import FAKE, FRAME_RATE, REAL, UNKNOWN, caveat, marked
+from avh_shards.silence import SILENCE, START, leading_amplitudes, leading_silences
 from jax_avh.data import FeatureSource
 from jax_avh.evaluation.bootstrap import bootstrap_intervals
 from jax_avh.evaluation.metrics import detection_metrics
 from jax_avh.evaluation.overlap import overlap
-from jax_avh.methods.leading_silence import START, leading_amplitudes, leading_silences
 
 LABELS = {"real": REAL, "fake": FAKE, "unknown": UNKNOWN}
 THRESHOLDS = np.union1d(np.geomspace(1e-4, 1e-1, 25), SILENCE)  # of |x|

@@ -17,11 +17,12 @@ from avh_shards import (
     printable,
     results_folder,
 )
-from avh_shards.paths import PNG, AnyPath, FilePath
+from avh_shards.kinds import PNG
+from avh_shards.paths import AnyPath, FilePath
+from avh_shards.silence import START
 from jax_avh.audit.audit import LONG, Found, audit
 from jax_avh.audit.verdict import verdict
 from jax_avh.data import open_source
-from jax_avh.methods.leading_silence import START
 
 REPORT = "audit.json"
 REPORT_KIND = rb'\{.*?"sources":'  # how it begins

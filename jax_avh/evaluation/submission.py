@@ -4,7 +4,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from avh_shards import (
     locked,
     read_lines,
 )
-from avh_shards.paths import ZIP
+from avh_shards.clip_list import rows_by_ending
+from avh_shards.kinds import ZIP
 from jax_avh.evaluation.localisation import confidence, table_proposals
 from jax_avh.inference.score_file import ScoreTable, open_scores
 
@@ -93,11 +94,8 @@ def _read_list(path: Path) -> list[str]:
 
 def _find_clips(files: Sequence[str], paths: Sequence[str], source: Path) -> list[int]:
     """The row in the table of every file of the list."""
-    rows: dict[str, list[int]] = {}
-    for n, path in enumerate(paths):
-        for name in _endings(path):
-            rows.setdefault(name, []).append(n)
-    found = [[n for n in rows.get(file, []) if paths[n] == file] or rows.get(file, []) for file in files]
+    rows = rows_by_ending(paths, files)
+    found = [rows.get(file, []) for file in files]
     if missing := [file for file, clips in zip(files, found, strict=True) if not clips]:
         raise UserError(
             f"{source}: {len(missing)} of its {len(files)} files have no score, the first is {missing[0]!r}; "
@@ -111,12 +109,6 @@ def _find_clips(files: Sequence[str], paths: Sequence[str], source: Path) -> lis
         if (other := chosen.setdefault(clips[0], file)) != file:
             raise UserError(f"{source}: {other!r} and {file!r} mean one clip, {paths[clips[0]]!r}; list it once")
     return list(chosen)
-
-
-def _endings(path: str) -> list[str]:
-    """a/b/c.mp4, b/c.mp4, c.mp4."""
-    parts = PurePosixPath(path).parts
-    return ["/".join(parts[n:]) for n in range(len(parts))]
 
 
 def _rows(segments: dict[str, np.ndarray], clip: ClipMeta) -> list[list[float]]:

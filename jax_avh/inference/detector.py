@@ -1,7 +1,6 @@
 """Which method is meant, and a trained one with its weights."""
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from avh_shards import UserError, marks
+from avh_shards.paths import file_sha256
 from jax_avh.methods import METHODS, ExampleMethod, FrameMethod
 from jax_avh.models import FrameBatch, check_features, read_notes, weights_file
 
@@ -49,7 +49,7 @@ class Detector:
     @property
     def attributes(self) -> dict[str, object]:
         """What its scores say of it."""
-        known = {"weights": str(self.path), "alignment_sha256": hashlib.sha256(self.path.read_bytes()).hexdigest()}
+        known = {"weights": str(self.path), "alignment_sha256": file_sha256(self.path)}
         return known | ({"trained_on": ",".join(found)} if (found := marks(self.notes)) else {})
 
     def check_fits(self, width: int, attributes: Mapping[str, object], what: object) -> None:

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from avh_shards import SHARD_PATTERN, UserError, as_path, check_outputs, file_lock, locked, offsets, one_line
-from avh_shards.paths import HDF5
+from avh_shards.kinds import HDF5
 from jax_avh.data import FeatureSource, open_source
 from jax_avh.inference.detector import Detector, choose_method, load_detector
 from jax_avh.inference.passes import example_scorer, frame_outputs

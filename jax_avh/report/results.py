@@ -18,7 +18,8 @@ from avh_shards import (
     one_line,
     results_folder,
 )
-from avh_shards.paths import HTML, AnyPath
+from avh_shards.kinds import HTML
+from avh_shards.paths import AnyPath
 from jax_avh.evaluation.evaluate import RESAMPLES, evaluate
 from jax_avh.evaluation.results import Entry, Evaluation
 from jax_avh.report.comparison import render_report

@@ -12,7 +12,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from avh_shards import UserError, atomic_write, check_outputs, locked, one_line, results_folder
-from avh_shards.paths import SAFETENSORS, AnyPath
+from avh_shards.format import differences
+from avh_shards.kinds import SAFETENSORS
+from avh_shards.paths import AnyPath
 from jax_avh.config import RESULT, SETTINGS, Config
 from jax_avh.models import BEST_WEIGHTS, weights_file
 from jax_avh.training.state import Progress
@@ -72,12 +74,12 @@ def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> No
     if path.exists():
         try:
             found = json.loads(path.read_text())
-            differences = _differences(_what_matters(found), _what_matters(json.loads(json.dumps(record))))
+            differing = differences(_what_matters(found), _what_matters(json.loads(json.dumps(record))))
             where = {f"fingerprint.{name}": found["data"][name] for name in ("train", "val")}
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: not a run's settings ({one_line(error)}); choose another --workdir") from error
-        if differences:
-            told = "; ".join(_in_words(*known, where, config) for known in differences.items())
+        if differing:
+            told = "; ".join(_in_words(*known, where, config) for known in differing.items())
             raise UserError(f"{workdir}: holds a run with other settings or features: {told}; choose another --workdir")
     multihost_utils.sync_global_devices("settings compared")
     if lead:
@@ -98,18 +100,6 @@ def write_result(workdir: Path, progress: Progress, caveat: str = "") -> None:
 def _write(path: Path, record: dict) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
-
-
-def _differences(old: dict, new: dict) -> dict[str, tuple[object, object]]:
-    """What two nested records hold differently, old and new, by dotted names."""
-    found = {}
-    for name in dict.fromkeys([*old, *new]):
-        pair = old.get(name), new.get(name)
-        if all(isinstance(value, dict) for value in pair):
-            found |= {f"{name}.{inner}": values for inner, values in _differences(*pair).items()}
-        elif pair[0] != pair[1]:
-            found[name] = pair
-    return found
 
 
 def _in_words(name: str, pair: tuple[object, object], where: dict[str, str], config: Config) -> str:

@@ -16,11 +16,11 @@ from apps.demo.fakes import make_clips
 from apps.demo.material import CLIPS, fetch_clips
 from apps.detect import Verdict, detect, worst_second
 from apps.simulate import Corpus
-from avh_shards import ClipMeta, UserError
+from avh_shards import ClipMeta, UserError, leading_silence
 from avh_shards.clip_list import read_clip_list
-from extract.avhubert import AVHubert, AVHubertConfig, encode_clips, random_avhubert
+from extract.avhubert import AVHubert, AVHubertConfig, random_avhubert
+from extract.avhubert.encoder import start_encoding
 from extract.media import read_audio
-from extract.media.audio import leading_silence
 from extract.prepare import PrepareSettings, prepare_clip
 from jax_avh.evaluation import POOLINGS
 from jax_avh.models import HEADS, load_weights, save_weights
@@ -51,7 +51,7 @@ def test_a_video_is_scored_and_a_bad_one_named(
     assert "FAILED: no face found" in lines[2]
     verdicts = json.loads((tmp_path / "v.json").read_text())
     clip = prepare_clip(ClipMeta("testMovie.mp4"), real_clips["testMovie"].parent, PrepareSettings())
-    features = encode_clips(tiny_encoder, [clip])[0]
+    features = start_encoding(tiny_encoder, [clip])()[0]
     frame = -np.asarray(load_weights(narrow_weights)(*map(jnp.asarray, features[:2])))
     for name, pool in POOLINGS.items():
         assert verdicts[0]["scores"][name] == pytest.approx(float(pool(frame)), abs=1e-4)

@@ -13,11 +13,10 @@ from apps.paper.tables import TABLES, format_tables
 from apps.simulate import Corpus
 from apps.simulate import shards as simulation
 from apps.simulate.shards import simulate
-from avh_shards import CAVEATS, UserError, list_shards, open_shard
+from avh_shards import CAVEATS, UserError, leading_silence, list_shards, open_shard
 from jax_avh.data import open_source
 from jax_avh.evaluation import POOLINGS
 from jax_avh.inference.score_file import open_scores
-from jax_avh.methods.leading_silence import leading_silence
 from tests.small import use_small_networks
 
 SMALL = Corpus(8, 4, 12, fakes=True, kinds=("local",), frames=(20, 30), width=16)

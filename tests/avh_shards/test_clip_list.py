@@ -9,8 +9,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from avh_shards import FAKE, REAL, ClipMeta, UserError
-from avh_shards.clip_list import check_path, clip_list_text, inside, near_name, read_clip_list
+from avh_shards import ClipMeta, UserError, read_clip_list
+from avh_shards.clip import FAKE, REAL
+from avh_shards.clip_list import check_path, clip_list_text, inside, near_name
 from extract.check.clip_list import format_missing, missing_files, warn_of_contradictions
 from extract.media import read_audio
 

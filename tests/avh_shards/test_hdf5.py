@@ -14,7 +14,9 @@ import h5py
 import numpy as np
 import pytest
 
-from avh_shards import ClipMeta, UserError, as_path, open_hdf5, open_shard, write_text, writing_hdf5
+from avh_shards import ClipMeta, UserError, open_shard
+from avh_shards.hdf5 import open_hdf5, write_text, writing_hdf5
+from avh_shards.paths import as_path
 from extract.store.shard import StoredClip
 from jax_avh.data import open_source
 from jax_avh.data.rows import rows_of_file

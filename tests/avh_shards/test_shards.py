@@ -13,19 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from avh_shards import (
-    ClipMeta,
-    UserError,
-    as_path,
-    atomic_write,
-    check_output,
-    list_shards,
-    local_file,
-    open_shard,
-    read_shard_table,
-    refuse_inputs,
-)
-from avh_shards.clip_list import Failure
+from avh_shards import ClipMeta, UserError, open_shard
+from avh_shards.errors import Failure
+from avh_shards.format import list_shards, read_shard_table
+from avh_shards.paths import as_path, atomic_write, check_output, local_file, refuse_inputs
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip, check_features, read_failures
 from extract.store.shard_set import ShardSet, merge
 

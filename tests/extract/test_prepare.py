@@ -9,15 +9,15 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from avh_shards import ClipMeta
+from avh_shards import ClipMeta, leading_silence
 from avh_shards.errors import ClipError
+from avh_shards.silence import first_sound, frames_of_silence
 from extract import prepare as clip_module
-from extract.avhubert.encode import normalise_crops
+from extract.avhubert.encoder import normalise_crops
 from extract.face import crop_mouths, detect_landmarks
 from extract.face.landmarks import CountingFinder, fill_gaps
 from extract.face.mouth import similarity
-from extract.media.audio import filterbank_frames, frames_to_trim, leading_silence
-from extract.prepare import PrepareSettings, prepare_clip
+from extract.prepare import PrepareSettings, filterbank_frames, prepare_clip
 from tests.conftest import TESTDATA
 from tests.media import ramp, read_frames, tone, write_media
 
@@ -101,7 +101,7 @@ def test_network_inputs_equal_the_official_ones(name):
 def test_leading_silence_is_counted_in_samples(silent, loud):
     wave = np.concatenate([np.full(silent, 0.0005), np.full(loud, 0.3)]).astype(np.float32)
     assert leading_silence(wave) == silent / 16000
-    trimmed = frames_to_trim(wave)
+    trimmed = frames_of_silence(first_sound(wave))
     assert trimmed == (silent // 640 + 1 if silent else 0)
     assert leading_silence(wave[640 * trimmed :]) == 0  # nothing silent is left
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import strategies as st
 
 from avh_shards import ClipMeta
-from extract.avhubert import AVHubert, AVHubertConfig, encode_clips, load_avhubert
-from extract.avhubert.encode import FRONT_END_FRAMES, POOL_BATCHES, _in_pieces, batches
+from extract.avhubert import AVHubert, AVHubertConfig, load_avhubert
+from extract.avhubert.encoder import FRONT_END_FRAMES, POOL_BATCHES, _in_pieces, batches, start_encoding
 from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from tests import rules
 from tests.conftest import TESTDATA
@@ -30,15 +30,15 @@ def prepared():
 def test_features_equal_the_official_ones(shared, prepared, file):
     network = load_avhubert(shared(f"avhubert/{file}"))  # neither fairseq nor sentencepiece is installed
     assert not any(importlib.util.find_spec(name) for name in ("fairseq", "sentencepiece"))
-    for clip, features in zip(prepared, encode_clips(network, prepared, multimodal=True), strict=True):
+    for clip, features in zip(prepared, start_encoding(network, prepared, multimodal=True)(), strict=True):
         official = np.load(TESTDATA / f"features_{clip.meta.path[:-4]}.npz")
         for name in features._fields:
             np.testing.assert_allclose(getattr(features, name), official[name], rtol=0, atol=1e-3)
 
 
 def test_a_batch_equals_its_clips(tiny_encoder, prepared):
-    for clip, features in zip(prepared, encode_clips(tiny_encoder, prepared), strict=True):
-        for together, alone in zip(features[:2], encode_clips(tiny_encoder, [clip])[0][:2], strict=True):
+    for clip, features in zip(prepared, start_encoding(tiny_encoder, prepared)(), strict=True):
+        for together, alone in zip(features[:2], start_encoding(tiny_encoder, [clip])()[0][:2], strict=True):
             np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
 
 
@@ -49,7 +49,7 @@ def test_the_front_end_runs_once_and_the_transformer_once(tiny_encoder, prepared
         for name, module in tiny_encoder.named_modules()
         if name in ("feature_extractor_video.resnet", "encoder")
     ]
-    encode_clips(tiny_encoder, prepared, multimodal=True)
+    start_encoding(tiny_encoder, prepared, multimodal=True)()
     for hook in hooks:
         hook.remove()
     windows = -(-(sum(len(clip.audio) for clip in prepared) + 4) // FRONT_END_FRAMES)
@@ -57,7 +57,7 @@ def test_the_front_end_runs_once_and_the_transformer_once(tiny_encoder, prepared
 
 
 def test_the_multimodal_pass_is_made_on_request_only(tiny_encoder, prepared):
-    assert encode_clips(tiny_encoder, prepared[:1])[0].multimodal is None
+    assert start_encoding(tiny_encoder, prepared[:1])()[0].multimodal is None
 
 
 def clips_of(lengths) -> list[PreparedClip]:
@@ -91,9 +91,9 @@ def test_clips_are_taken_a_bounded_number_ahead():
 
 @pytest.mark.parametrize("frames", [7, 100, 1000])
 def test_where_the_front_end_is_cut_changes_nothing(tiny_encoder, prepared, monkeypatch, frames):
-    whole = encode_clips(tiny_encoder, prepared)
-    monkeypatch.setattr("extract.avhubert.encode.FRONT_END_FRAMES", frames)
-    for a, b in zip(encode_clips(tiny_encoder, prepared), whole, strict=True):
+    whole = start_encoding(tiny_encoder, prepared)()
+    monkeypatch.setattr("extract.avhubert.encoder.FRONT_END_FRAMES", frames)
+    for a, b in zip(start_encoding(tiny_encoder, prepared)(), whole, strict=True):
         np.testing.assert_allclose(a.visual, b.visual, rtol=0, atol=1e-5)
 
 
@@ -101,7 +101,8 @@ def test_where_the_front_end_is_cut_changes_nothing(tiny_encoder, prepared, monk
 def test_half_precision_stays_close(tiny_encoder, prepared, precision, cosine):
     half = copy.deepcopy(tiny_encoder).hold(getattr(torch, precision))
     assert half.encoder.layers[0].fc1.weight.dtype == getattr(torch, precision)
-    for a, b in zip(encode_clips(half, prepared, True), encode_clips(tiny_encoder, prepared, True), strict=True):
+    rounded = start_encoding(half, prepared, True)()
+    for a, b in zip(rounded, start_encoding(tiny_encoder, prepared, True)(), strict=True):
         for name in a._fields:
             x, y = getattr(a, name), getattr(b, name)
             assert x.dtype == np.float32

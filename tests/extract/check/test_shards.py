@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from avh_shards import FAKE, REAL, ClipMeta, UserError, as_path
-from avh_shards.clip_list import Failure, clip_list_text, read_clip_list
+from avh_shards import ClipMeta, UserError, read_clip_list
+from avh_shards.clip import FAKE, REAL
+from avh_shards.clip_list import clip_list_text
+from avh_shards.errors import Failure
+from avh_shards.paths import as_path
 from extract.check.clip_list import count_clips, format_missing, missing_files
 from extract.check.parity import compare, format_comparison
 from extract.check.shards import inspect

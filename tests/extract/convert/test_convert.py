@@ -12,7 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from avh_shards import UserError, pack_notes, unpack_notes
+from avh_shards import UserError
+from avh_shards.weights import pack_notes, unpack_notes
 from extract.convert.released import OFFICIAL
 from extract.convert.unpickle import StandIn, load_restricted
 from extract.convert.weights import convert_weights

@@ -5,8 +5,9 @@ import re
 
 import numpy as np
 
-from avh_shards import FAKE, ClipMeta, list_shards, open_shard
-from avh_shards.clip_list import read_clip_list
+from avh_shards import ClipMeta, open_shard, read_clip_list
+from avh_shards.clip import FAKE
+from avh_shards.format import list_shards
 from extract.convert.npz import import_features
 from extract.store.shard import read_failures
 from extract.store.shard_set import format_summary

@@ -14,7 +14,8 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avh_shards import UserError, pack_notes
+from avh_shards import UserError
+from avh_shards.weights import pack_notes
 from extract.convert.released import OFFICIAL, counters, misfits
 from extract.convert.released import mds as mds_shapes
 from extract.convert.weights import convert_weights

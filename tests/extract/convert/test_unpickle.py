@@ -16,8 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avh_shards import ClipMeta, UserError, list_shards, open_shard, pack_notes
+from avh_shards import ClipMeta, UserError, open_shard
 from avh_shards.clip_list import MAX_FRAMES
+from avh_shards.format import list_shards
+from avh_shards.weights import pack_notes
 from extract.avhubert import AVHubertConfig, load_avhubert
 from extract.convert.npz import import_features, read_npz
 from extract.convert.unpickle import load_restricted

@@ -10,8 +10,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from avh_shards import FAKE, REAL, UNKNOWN, ClipMeta, UserError
-from avh_shards.clip_list import read_clip_list
+from avh_shards import ClipMeta, UserError, read_clip_list
+from avh_shards.clip import FAKE, REAL, UNKNOWN
 from extract.datasets import DATASETS, of_splits, read_dataset, select
 from extract.datasets.folder import SUFFIXES
 from tests.test_walls import JAX_SIDE, TORCH_SIDE, loaded_by

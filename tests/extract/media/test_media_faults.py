@@ -14,7 +14,7 @@ from avh_shards import ClipMeta
 from avh_shards.errors import ClipError
 from extract import prepare as clip_module
 from extract.media import iterate_video, read_audio
-from extract.media.decode import read_sound
+from extract.media.audio import read_sound
 from extract.prepare import PrepareSettings, prepare_clip
 from tests.media import pretended_face, ramp, read_frames, rotate, shown_times, tone, write_media
 

@@ -17,12 +17,11 @@ import psutil
 import pytest
 import torch
 
-from avh_shards import ClipMeta, UserError, as_path, list_shards, open_shard
-from avh_shards.clip_list import Failure
-from avh_shards.errors import ClipError
-from extract.avhubert import encode_clips
-from extract.avhubert.encode import start_encoding
-from extract.avhubert.encoder import Encoder
+from avh_shards import ClipMeta, UserError, open_shard
+from avh_shards.errors import ClipError, Failure
+from avh_shards.format import list_shards
+from avh_shards.paths import as_path
+from extract.avhubert.encoder import Encoder, start_encoding
 from extract.check.contact_sheet import CAPTION, draw_clip
 from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from extract.run.job import ExtractSettings, Job, make_shard, merge_sets
@@ -70,7 +69,7 @@ def test_shards_hold_the_features_of_the_list(tmp_path, tiny_checkpoint, tiny_en
     shard = open_shard(tmp_path / "out" / "features-00001.h5")
     for n, clip in enumerate(shard.clips):
         prepared = prepare_clip(ClipMeta(clip.path), tmp_path, ROI)
-        wanted = encode_clips(tiny_encoder, [prepared])[0]
+        wanted = start_encoding(tiny_encoder, [prepared])()[0]
         rows = slice(*shard.offset[n : n + 2])
         np.testing.assert_allclose(shard.visual[rows], wanted.visual, rtol=0, atol=1e-5)
         np.testing.assert_allclose(shard.audio[rows], wanted.audio, rtol=0, atol=1e-5)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from avh_shards import ClipMeta, UserError, list_shards
+from avh_shards import ClipMeta, UserError
+from avh_shards.format import list_shards
 from extract.convert.npz import import_features
 from extract.store.shard import failure_log, read_failures, write_failures
 from extract.store.shard_set import merge

@@ -9,14 +9,13 @@ from matplotlib.image import imread
 from sklearn.metrics import roc_auc_score
 
 from avh_shards import ClipMeta, UserError, as_path, list_shards
-from extract.media.audio import frames_to_trim
+from avh_shards.silence import first_sound, frames_of_silence, leading_amplitude, leading_silence
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.audit.audit import audit
 from jax_avh.audit.report import source_names, write_audit
 from jax_avh.audit.verdict import verdict
 from jax_avh.data import open_source
 from jax_avh.evaluation.overlap import identity, overlap
-from jax_avh.methods.leading_silence import leading_amplitude, leading_silence
 
 WIDTH = 4
 FRAME = 640  # samples
@@ -101,7 +100,7 @@ def test_a_leak_is_found_and_trimming_ends_it(tmp_path):
         "test: labels can be told from the largest amplitude in the first 10 ms, the most telling of 8: AUC 1.00"
         in text
     )
-    trimmed = [sound[frames_to_trim(sound / 32768) * FRAME :] for sound in leaky()]
+    trimmed = [sound[frames_of_silence(first_sound(sound)) * FRAME :] for sound in leaky()]
     result = audit({"test": write_set(tmp_path / "trimmed", trimmed, trimmed=True)})
     assert result["sources"]["test"]["leading_silence_ms"]["auc"] == 0.5
     assert "test: labels cannot be told from leading silence (AUC 0.50, 95 % 0.50-0.50)" in verdict(result)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 
 from avh_shards import ClipMeta, UserError
-from avh_shards.clip_list import Failure
+from avh_shards.errors import Failure
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from extract.store.shard_set import ShardSet
 from jax_avh.data import Batching, FrameBatches, frame_stream, open_source, prefetched

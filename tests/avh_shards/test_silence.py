@@ -1,4 +1,4 @@
-"""Leading silence and the loudness of the first moment, against extraction's own measure and plain definitions."""
+"""Leading silence and the loudness of the first moment of int16 and float waveforms, against plain definitions."""
 
 import hypothesis
 import hypothesis.extra.numpy
@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from extract.media import audio
-from jax_avh.methods.leading_silence import (
-    FULL_SCALE,
-    leading_amplitude,
-    leading_amplitudes,
-    leading_silence,
-    leading_silences,
-)
+from avh_shards import leading_silence
+from avh_shards.clip import FULL_SCALE
+from avh_shards.silence import SILENCE, first_sound, leading_amplitude, leading_amplitudes, leading_silences
 
 sounds = hypothesis.extra.numpy.arrays(
     np.int16,
@@ -23,8 +18,21 @@ sounds = hypothesis.extra.numpy.arrays(
 
 
 @hypothesis.given(sounds)
-def test_silence_is_that_of_extraction(waveform):
-    assert leading_silence(waveform) == audio.leading_silence(waveform.astype(np.float32) / FULL_SCALE)
+def test_floats_give_the_numbers_of_integers(waveform):
+    floats = waveform.astype(np.float32) / FULL_SCALE
+    assert leading_silence(waveform) == leading_silence(floats)
+    assert leading_amplitude(waveform, 0.002) == leading_amplitude(floats, 0.002)
+
+
+steps = np.float32([0, 0, 4.9e-4, SILENCE, np.nextafter(np.float32(SILENCE), np.float32(1)), -6e-4, 0.3, np.nan])
+
+
+@hypothesis.given(st.lists(st.sampled_from(steps.tolist()), max_size=20))
+def test_silence_of_floats_equals_its_definition(samples):
+    waveform = np.array(samples, np.float32)  # compared in float32, in which the threshold itself is silent; so is NaN
+    loud = np.abs(waveform) > SILENCE
+    assert first_sound(waveform) == (int(loud.argmax()) if loud.any() else len(waveform))
+    assert leading_silence(waveform) == first_sound(waveform) / 16000
 
 
 @hypothesis.given(sounds, st.lists(st.floats(0, 1.5), max_size=5))
