@@ -3,16 +3,16 @@
 python -m launch.extract --clips=clips.csv --media=videos --avhubert=large.pt --output=shards
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from avh_shards import OPTIONAL, ClipMeta, UserError, check_outputs
+from avh_shards import OPTIONAL, UserError, check_outputs
 from avh_shards.errors import RETRIED
 from avh_shards.kinds import PNG
 from extract.avhubert.encoder import BATCH_FRAMES, PRECISIONS, EncodeSettings
 from extract.check.clip_list import clip_files
+from extract.check.contact_sheet import write_contact_sheet
 from extract.media.decode import FPS_POLICIES
 from extract.prepare import INPUTS, PrepareSettings
 from extract.run.array_job import this_task
@@ -87,21 +87,27 @@ def _extract() -> list:
         retry_failed=RETRY_FAILED.value,
     )
     clips, media = clip_flags.read_clips()
+    job = Job(clips, media, OUTPUT.value, settings)
     if CONTACT_SHEET.value is not None:
-        _check_contact_sheet(clips, media)
-    job = Job(clips, media, OUTPUT.value, settings, CONTACT_SHEET.value)
-    run = extract
+        _check_contact_sheet(CONTACT_SHEET.value, job)
+    index, count = this_task(TASK_INDEX.value, TASK_COUNT.value)
+    if CONTACT_SHEET.value and index == 0:
+        job.check()
+        write_contact_sheet(CONTACT_SHEET.value, clips, job.task, settings.processes)
     if CLUSTER.value == "ray":
-        from extract.run.ray import extract_on_ray as run  # needs the extra `ray`
-    return run(job, AVHUBERT.value, *this_task(TASK_INDEX.value, TASK_COUNT.value))
+        from extract.run.ray import extract_on_ray  # needs the extra `ray`
+
+        return extract_on_ray(job, AVHUBERT.value, index, count)
+    return extract(job, AVHUBERT.value, index, count)
 
 
-def _check_contact_sheet(clips: Sequence[ClipMeta], media: str) -> None:
+def _check_contact_sheet(sheet: str, job: Job) -> None:
     """Rejects a contact sheet that would replace an input or a file of another kind, before any work is done."""
     read = [clip_flags.CLIPS.value, clip_flags.SELECTION.value, AVHUBERT.value, LANDMARKS.value]
-    check_outputs({CONTACT_SHEET.value: PNG}, [*filter(None, read), *clip_files(clips, media, INPUT.value)])
-    if Path(CONTACT_SHEET.value).suffix.lower() != ".png":
-        raise UserError(f"{CONTACT_SHEET.value}: a contact sheet is a PNG file; name it *.png")
+    inputs = [*filter(None, read), *clip_files(job.clips, job.media, job.settings.prepare.input)]
+    check_outputs({sheet: PNG}, inputs)
+    if Path(sheet).suffix.lower() != ".png":
+        raise UserError(f"{sheet}: a contact sheet is a PNG file; name it *.png")
 
 
 if __name__ == "__main__":

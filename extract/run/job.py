@@ -11,11 +11,9 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.clip_list import refuse_shared_names
 from avh_shards.errors import Failure
 from avh_shards.format import RAGGED
-from avh_shards.kinds import PNG
 from avh_shards.lock import locked
-from avh_shards.paths import as_path, check_output, reachable
+from avh_shards.paths import as_path, reachable
 from extract.avhubert.encoder import Encoder, EncodeSettings
-from extract.check.contact_sheet import write_contact_sheet
 from extract.prepare import FINDERS, PreparedClip, PrepareSettings
 from extract.progress import Stopwatch
 from extract.run.pool import Prepared, PrepareTask
@@ -54,10 +52,9 @@ class Job:
     media: str  # folder of the clips' files
     output: str  # folder or URL of the shards
     settings: ExtractSettings
-    contact_sheet: str | None = None  # PNG file: draw the crops of the first clips there before all else
 
-    def start(self, index: int) -> None:
-        """Refuses what cannot work, before any work is done; then, in the first task, draws the contact sheet.
+    def check(self) -> None:
+        """Rejects what cannot work, before any work is done.
 
         Raises:
           UserError: the folders do not exist, or two clips would be read from one file.
@@ -73,9 +70,6 @@ class Job:
             raise UserError(f"{prepare.landmarks}: is the file of one clip; name the folder with one for each clip")
         if prepare.input == "roi" or files:
             refuse_shared_names(self.clips)
-        if self.contact_sheet and index == 0:
-            check_output(self.contact_sheet, PNG)
-            write_contact_sheet(self.contact_sheet, self.clips, self.task, self.settings.processes)
 
     @contextlib.contextmanager
     def locked(self, index: int, count: int) -> Iterator[None]:

@@ -33,7 +33,7 @@ def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 
       UserError: the weights, the folder of media, shards of another run in the output folder, or another run of this
         task that is still writing there.
     """
-    job.start(index)
+    job.check()
     processes = job.settings.processes
     with job.locked(index, count), running_pool(processes) as pool:
         encoder = Encoder(avhubert, job.settings.encode)

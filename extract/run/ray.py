@@ -43,7 +43,7 @@ def extract_on_ray(
 
     Arguments, results and errors are those of `pipeline.extract`; the shards are, too.
     """
-    job.start(index)
+    job.check()
     with job.locked(index, count):
         sets = job.shard_sets(Encoder(avhubert, job.settings.encode).attributes)
         missing = missing_shards(sets, index, count)
