@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -40,7 +41,8 @@ def _plays(video: Path) -> bool:
     if video.suffix.lower() not in SUFFIXES:
         return False
     with open_media(video) as source:
-        picture, voice = source.streams.best("video"), source.streams.best("audio")
+        picture: Any = source.streams.best("video")
+        voice: Any = source.streams.best("audio")
         codec = picture.codec_context
         if codec.name not in PLAYED or codec.pix_fmt not in PIXELS:
             return False
@@ -52,7 +54,7 @@ def _plays(video: Path) -> bool:
         if codec.has_b_frames and times == sorted(times):  # times of decoding: see media.py
             return False
         source.seek(0)
-        frame = next(source.decode(picture))
+        frame: Any = next(source.decode(picture))
         return "DISPLAYMATRIX" not in {side.type.name for side in frame.side_data}
 
 
@@ -62,7 +64,8 @@ def _encode(video: Path, copy: Path) -> None:
         silent = source.streams.best("audio") is None
     with av.open(str(copy), "w") as target:
         seen = target.add_stream("libx264", options={"preset": "veryfast", "crf": "26"})
-        seen.pix_fmt, seen.codec_context.time_base = "yuv420p", TIME_BASE
+        seen.pix_fmt = "yuv420p"
+        seen.codec_context.time_base = TIME_BASE
         heard = None if silent else target.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         last = -1
         for time, picture in timed_pictures(video):
@@ -70,12 +73,14 @@ def _encode(video: Path, copy: Path) -> None:
                 seen.height, seen.width = (side // 2 * 2 for side in picture.shape[:2])  # as H.264 wants them
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame = frame.reformat(seen.width, seen.height, "yuv420p")
-            frame.pts, frame.time_base = max(round(time / TIME_BASE), last + 1), TIME_BASE
+            frame.pts = max(round(time / TIME_BASE), last + 1)
+            frame.time_base = TIME_BASE
             target.mux(seen.encode(frame))
             last = frame.pts
         target.mux(seen.encode(None))
         if heard is not None:
             frame = av.AudioFrame.from_ndarray(read_audio(video)[np.newaxis], format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = SAMPLE_RATE, 0
+            frame.sample_rate = SAMPLE_RATE
+            frame.pts = 0
             target.mux(heard.encode(frame))
             target.mux(heard.encode(None))

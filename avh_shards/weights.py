@@ -12,6 +12,7 @@ from avh_shards.kinds import PYTORCH_FILE, SAFETENSORS_FILE, file_kind
 from avh_shards.text import one_line
 
 NOTES = "avh-align"  # key of the metadata that holds our notes: what the weights were trained as
+MOST_DETAILS = 8  # parameters that do not fit, named in a message
 MOST_HEADER = 1 << 22  # bytes of names and shapes; our weights have a few thousand
 
 
@@ -63,3 +64,9 @@ def unpack_notes(metadata: Mapping[str, str] | None) -> dict[str, str]:
         return {name: one_line(text) for name, text in notes.items()}
     except (ValueError, AttributeError, RecursionError):
         raise ValueError(f"its metadata `{NOTES}` is not a JSON object") from None
+
+
+def misfits(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Returns the parameters that are missing, too many or of another shape than wanted: a phrase each, by name."""
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    return [f"{name} {found.get(name, 'missing')} for {wanted.get(name, 'nothing')}" for name in wrong]

@@ -1,6 +1,7 @@
 """One clip's media files become the encoder's inputs, or a reason why not."""
 
 import dataclasses
+import enum
 import math
 import os
 from collections.abc import Iterator
@@ -27,6 +28,13 @@ FINDERS = {"dlib": every_frame, "dlib-tracked": tracked}  # where landmarks come
 MIN_FRAMES = 2  # of a usable clip
 STACK = 4  # filterbank rows (100 Hz) in one audio frame (25 Hz)
 LAYER_NORM_EPSILON = 1e-5
+
+
+class Variant(enum.Enum):
+    """What is stored of a clip; the value names the folder of its set where both are made."""
+
+    UNTRIMMED = "untrimmed"  # all of it
+    TRIMMED = "trimmed"  # from the end of the leading silence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +65,19 @@ class PreparedClip:
     crops: UInt8[np.ndarray, "T 96 96"]  # grey
     audio: Float[np.ndarray, "T 104"]
     waveform: Int16[np.ndarray, " S"]  # 16 kHz, from the same start on
-    trimmed: bool = False  # whether leading silence was dropped
+    variant: Variant = Variant.UNTRIMMED
     points: Float[np.ndarray, "T 68 2"] | None = None  # landmarks in pixels of the crops, where known
 
 
 def prepare_clip(
-    clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings, trimmed: bool = False
+    clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings, variant: Variant = Variant.UNTRIMMED
 ) -> PreparedClip:
-    """Prepares one clip of a list: `read_clip`, then `cut_clip`."""
-    return cut_clip(read_clip(clip, root, settings), trimmed)
+    """Prepares one clip of a list: `read_clip`, then `cut_clip`.
+
+    Raises:
+      ClipError: the clip cannot be used.
+    """
+    return cut_clip(read_clip(clip, root, settings), variant)
 
 
 def read_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings) -> ReadClip:
@@ -109,7 +121,7 @@ def read_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings
     return ReadClip(clip, mouths, sound, dict(watch.seconds))
 
 
-def cut_clip(read: ReadClip, trimmed: bool) -> PreparedClip:
+def cut_clip(read: ReadClip, variant: Variant) -> PreparedClip:
     """Makes the encoder's inputs, with or without the leading silence.
 
     Returns:
@@ -119,9 +131,10 @@ def cut_clip(read: ReadClip, trimmed: bool) -> PreparedClip:
     Raises:
       ClipError: what is left is too short.
     """
+    trimmed = variant is Variant.TRIMMED
     start = frames_of_silence(read.sound.silent) if trimmed else 0
     sound = read.sound.waveform[start * SAMPLES_PER_FRAME :]
-    audio = filterbank_frames(sound) if len(sound) else ()
+    audio = filterbank_frames(sound) if len(sound) else np.zeros((0, 104), np.float32)
     length = min(len(read.mouths.crops) - start, len(audio))
     if length < MIN_FRAMES:
         reason = f"is shorter than {MIN_FRAMES} frames{' after trimming' if trimmed else ''}"
@@ -135,7 +148,7 @@ def cut_clip(read: ReadClip, trimmed: bool) -> PreparedClip:
     )
     part = slice(start, start + length)
     points = None if read.mouths.points is None else read.mouths.points[part]
-    return PreparedClip(meta, read.mouths.crops[part], audio[:length], _to_int16(sound), trimmed, points)
+    return PreparedClip(meta, read.mouths.crops[part], audio[:length], _to_int16(sound), variant, points)
 
 
 def filterbank_frames(waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "T 104"]:

@@ -16,9 +16,9 @@ from extract.check.contact_sheet import write_contact_sheet
 from extract.media.decode import FPS_POLICIES
 from extract.prepare import INPUTS, PrepareSettings
 from extract.run.array_job import this_task
-from extract.run.job import TRIMMED, ExtractSettings, Job, merge_sets
+from extract.run.job import VARIANTS, ExtractSettings, Job, merge_sets
 from extract.run.local import extract
-from extract.store.shard_set import format_summary
+from extract.store.summary import format_summary
 from launch import clip_flags, command
 
 AVHUBERT = flags.DEFINE_string("avhubert", None, "Official AV-HuBERT file, or `random` to try the path.")
@@ -40,7 +40,7 @@ MIN_FACE_SHARE = flags.DEFINE_float(
     lower_bound=0,
     upper_bound=1,
 )
-TRIM = command.define_switch("trimmed", TRIMMED, "Drop the leading silence from both modalities; both: two sets.")
+TRIM = command.define_switch("trimmed", VARIANTS, "Drop the leading silence from both modalities; both: two sets.")
 STORE = command.define_choices("store", OPTIONAL, "Further contents of the shards.")
 DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of the stored features.")
 CLIPS_PER_SHARD = flags.DEFINE_integer("clips_per_shard", 256, "Clips in one shard.", lower_bound=1)
@@ -70,7 +70,7 @@ def main() -> int:
     """Parses flags, extracts; exit status 1 if no clip succeeded."""
     summaries = merge_sets(OUTPUT.value) if MERGE.value else _extract()
     print("\n".join(map(format_summary, summaries)))
-    return int(not any(summary is None or summary["stored"] for summary in summaries))
+    return int(not any(summary is None or summary.stored for summary in summaries))
 
 
 def _extract() -> list:

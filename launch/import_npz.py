@@ -9,7 +9,7 @@ from avh_shards.clip_list import read_clip_list
 from avh_shards.errors import RETRIED
 from extract.check.clip_list import warn_of_contradictions
 from extract.convert.npz import import_features
-from extract.store.shard_set import format_summary
+from extract.store.summary import format_summary
 from launch import command
 
 CLIPS = flags.DEFINE_string("clips", None, "Clip list: a CSV file with the column `path`.", required=True)
@@ -33,7 +33,7 @@ def main() -> int:
     choices = DTYPE.value, WIDTH.value, CLIPS_PER_SHARD.value, RETRY_FAILED.value
     summary = import_features(clips, FEATURES.value, OUTPUT.value, *choices)
     print(format_summary(summary))
-    return int(not summary["stored"])
+    return int(not summary.stored)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def simulate_corpus(root: str | os.PathLike, corpus: Corpus) -> None:
             clip = simulate_clip(name, kind, corpus)
             with atomic_write(Path(root) / f"{name}.npz") as temporary, temporary.open("wb") as file:
                 np.savez(file, visual=clip.visual, audio=clip.audio, **{SIMULATED: True})
-            rows.append((f"{name}.mp4", int(kind != "real"), kind, f"{split}-{index:03d}"))
+            rows.append((f"{name}.mp4", str(int(kind != "real")), kind, f"{split}-{index:03d}"))
         with atomic_write(Path(root) / f"{split}.csv") as temporary, temporary.open("w", newline="") as file:
             csv.writer(file).writerows(rows)
 

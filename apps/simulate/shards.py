@@ -7,7 +7,6 @@ Only what the run reads is written: trimmed, the test sets alone; crops, for tho
 
 import dataclasses
 import os
-from pathlib import Path
 
 from apps.paper.plan import MAIN, STATES, TRAINED_IN
 from apps.simulate.corpus import Corpus, SimulatedClip, clip_names, simulate_clip
@@ -16,7 +15,7 @@ from avh_shards.clip import FRAME_RATE, SAMPLES_PER_FRAME
 from avh_shards.clip_list import shift_segments
 from avh_shards.format import SIMULATED
 from avh_shards.lock import locked
-from avh_shards.paths import as_path, atomic_write
+from avh_shards.paths import FilePath, as_path, atomic_write
 from avh_shards.silence import first_sound, frames_of_silence
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 
@@ -65,19 +64,19 @@ def simulate(root: str | os.PathLike) -> None:
     Raises:
       UserError: ROOT holds something already, or another run is writing to it.
     """
-    root = as_path(root)
-    lock = root / ".lock"
-    with locked(root, lock):
-        if any(path != lock for path in root.iterdir()):
-            raise UserError(f"--output={root}: is not an empty folder; name a new one")
+    output = as_path(root)
+    lock = output / ".lock"
+    with locked(output, lock):
+        if any(path != lock for path in output.iterdir()):
+            raise UserError(f"--output={output}: is not an empty folder; name a new one")
         for dataset, corpus in CORPORA.items():
             for split, count in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test)):
-                _simulate_split(root, dataset, split, clip_names(f"{dataset}/{split}", count, corpus))
-        with atomic_write(root / FLAG_FILE) as temporary:
+                _simulate_split(output, dataset, split, clip_names(f"{dataset}/{split}", count, corpus))
+        with atomic_write(output / FLAG_FILE) as temporary:
             temporary.write_text(FLAGS)
 
 
-def _simulate_split(root: Path, dataset: str, split: str, names: list[tuple[str, str]]) -> None:
+def _simulate_split(root: FilePath, dataset: str, split: str, names: list[tuple[str, str]]) -> None:
     """Writes a split in all states in which it is read."""
     states = STATES if split == "test" else [TRAINED_IN]
     store = ("waveform", "crops") if split == "test" or dataset == MAIN else ("waveform",)
@@ -92,7 +91,8 @@ def _stored(name: str, kind: str, corpus: Corpus) -> tuple[StoredClip, StoredCli
     """A clip untrimmed and trimmed, as the extraction would store it."""
     clip = simulate_clip(name, kind, corpus)
     split = name.split("/")[1]
-    label, speaker = int(kind != "real"), name.replace("/", "-")
+    label = int(kind != "real")
+    speaker = name.replace("/", "-")
     meta = ClipMeta(f"{name}.mp4", label, kind, split, speaker, leading_silence(clip.waveform), 0, clip.segments)
     return _from_frame(clip, meta, 0), _from_frame(clip, meta, frames_of_silence(first_sound(clip.waveform)))
 
@@ -104,7 +104,7 @@ def _from_frame(clip: SimulatedClip, meta: ClipMeta, start: int) -> StoredClip:
     return StoredClip(meta, features, clip.waveform[start * SAMPLES_PER_FRAME :], clip.crops[start:])
 
 
-def _write(folder: Path, shard: int, trimmed: bool, clips: list[StoredClip], store: tuple[str, ...]) -> None:
+def _write(folder: FilePath, shard: int, trimmed: bool, clips: list[StoredClip], store: tuple[str, ...]) -> None:
     width = clips[0].features.visual.shape[1]
     attributes = {"encoder": "simulated", "weights_sha256": SIMULATED, "width": width, "trimmed": trimmed}
     writer = ShardWriter(folder, "float16", attributes | {"settings": "{}"}, store)

@@ -7,6 +7,7 @@ import torch
 
 from avh_shards import UserError
 from avh_shards.text import one_line
+from avh_shards.weights import MOST_DETAILS, misfits
 from extract.avhubert.model import AVHubert, AVHubertConfig
 from extract.convert.unpickle import load_restricted, plain
 
@@ -90,9 +91,8 @@ def _encoder_weights(model: dict, path: str | os.PathLike) -> dict[str, torch.Te
 def _check_fit(network: AVHubert, weights: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
-    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if wrong:
-        details = ", ".join(f"{n} {found.get(n, 'missing')} for {wanted.get(n, 'nothing')}" for n in wrong[:8])
+    if wrong := misfits(found, wanted):
+        details = ", ".join(wrong[:MOST_DETAILS])
         raise UserError(f"{path}: {len(wrong)} parameters do not fit AV-HuBERT: {one_line(details[:1000])}")
     if sum(value.nbytes for value in weights.values()) > Path(path).stat().st_size:
         raise UserError(f"{path}: not an AV-HuBERT file: its parameters share their numbers")

@@ -8,6 +8,7 @@ Letters: B clips, T frames, D width.
 """
 
 import dataclasses
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
@@ -78,8 +79,10 @@ class AVHubert(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d | nn.PReLU):
                 module.to(dtype)
-        self.feature_extractor_video.resnet.frontend3D.to(memory_format=torch.channels_last_3d)
-        self.feature_extractor_video.resnet.trunk.to(memory_format=torch.channels_last)
+        # torch's annotation of `to` lacks memory_format alone.
+        resnet = cast(Any, self.feature_extractor_video.resnet)
+        resnet.frontend3D.to(memory_format=torch.channels_last_3d)
+        resnet.trunk.to(memory_format=torch.channels_last)
         return self
 
     def forward(
@@ -120,7 +123,9 @@ class AVHubert(nn.Module):
         self, audio: Float[Tensor, "B T D"] | None, video: Float[Tensor, "B T D"] | None
     ) -> Float[Tensor, "B T D"]:
         """Joins projected modalities; a missing one is zeros, inside the layer norm."""
-        audio = torch.zeros_like(video) if audio is None else audio
+        if audio is None:
+            assert video is not None, "at least one modality"
+            audio = torch.zeros_like(video)
         video = torch.zeros_like(audio) if video is None else video
         joint = self.layer_norm(torch.cat([audio, video], dim=-1).float())
         return _apply(self.post_extract_proj, joint).float()
@@ -263,8 +268,10 @@ class _Attention(nn.Module):
     def __init__(self, config: AVHubertConfig):
         super().__init__()
         self.heads = config.heads
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, nn.Linear(config.width, config.width))
+        self.q_proj = nn.Linear(config.width, config.width)
+        self.k_proj = nn.Linear(config.width, config.width)
+        self.v_proj = nn.Linear(config.width, config.width)
+        self.out_proj = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
         x = x.to(self.q_proj.weight.dtype)

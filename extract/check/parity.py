@@ -58,20 +58,26 @@ def compare(path: str, features: str | os.PathLike) -> list[Comparison]:
 
 def _compare_clip(path: str, ours: Float[np.ndarray, "2 T D"], features: str | os.PathLike) -> Comparison:
     try:
-        official = read_npz(inside(features, path, ".npz"), ours.shape[2])
+        official, _ = read_npz(inside(features, path, ".npz"), ours.shape[2])
+        reason = check_features(official, ours.shape[2], "float64")
     except ClipError as error:
-        official = str(error)
-    reason = official if isinstance(official, str) else check_features(official, ours.shape[2], "float64")
+        reason = str(error)
     if reason:
         return Comparison(path, ours.shape[1], 0, error=reason)
-    theirs = np.stack(official[:2]).astype(np.float64)
+    theirs = np.stack([official.visual, official.audio]).astype(np.float64)
     length = min(ours.shape[1], theirs.shape[1])
     a, b = ours[:, :length], theirs[:, :length]
     lengths = np.linalg.norm(a, axis=2), np.linalg.norm(b, axis=2)
     cosine = _ratio((a * b).sum(axis=2), lengths[0] * lengths[1])
     scale = np.abs(_ratio(*lengths) - 1)
-    figures = np.abs(a - b).max(), cosine.min(), scale.max()
-    return Comparison(path, ours.shape[1], theirs.shape[1], *map(float, figures))
+    return Comparison(
+        path,
+        ours.shape[1],
+        theirs.shape[1],
+        difference=float(np.abs(a - b).max()),
+        cosine=float(cosine.min()),
+        scale=float(scale.max()),
+    )
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -25,20 +25,18 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def read_arrays(path: Path, names: Sequence[str], numbers: int) -> list[np.ndarray]:
-    """Reads arrays from a .npz file; each is known to be small enough before memory is allocated for it.
+def read_arrays(archive: zipfile.ZipFile, names: Sequence[str], numbers: int) -> list[np.ndarray]:
+    """Reads arrays from an open .npz file; each is known to be small enough before memory is allocated for it.
 
     Args:
-      path: the file.
+      archive: the file.
       names: of the arrays, in the order in which they are returned.
       numbers: the most that an array may hold.
 
     Raises:
-      FileNotFoundError: there is no such file.
       Exception: whatever numpy, zipfile and zlib raise at a damaged file; ValueError for an array that is too large.
     """
-    with open_archive(path) as archive:
-        return [_read_array(archive, name, numbers) for name in names]
+    return [_read_array(archive, name, numbers) for name in names]
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, numbers: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -68,6 +69,7 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 GETS = {"GET", "BINGET", "LONG_BINGET"}
 PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
 
+Kind = TypeVar("Kind")
 Storage = Callable[[torch.dtype, str, int], torch.Tensor]
 
 
@@ -133,7 +135,7 @@ def plain(value: object) -> object:
     """
     left = MOST_SETTINGS
 
-    def convert(value: object, depth: int) -> object:
+    def convert(value: object, depth: int) -> Any:
         nonlocal left
         left -= 1
         if left < 0 or depth > DEEPEST:
@@ -143,7 +145,7 @@ def plain(value: object) -> object:
             for content in ("_content", "_val"):
                 if content in state:
                     return convert(state[content], depth + 1)
-            return convert(dict(state), depth + 1) | convert(dict(value.items), depth + 1)
+            return {**convert(dict(state), depth + 1), **convert(dict(value.items), depth + 1)}
         if isinstance(value, dict):
             return {key: convert(item, depth + 1) for key, item in value.items() if isinstance(key, str)}
         if isinstance(value, list | tuple):
@@ -208,7 +210,7 @@ def _load_legacy(file: io.BufferedReader, room: int) -> object:
         flat = storages[key].view(torch.uint8)
         if int.from_bytes(file.read(8), "little") != len(storages[key]):
             raise ValueError("a storage has another size than its tensors say")
-        if file.readinto(flat.numpy()) != len(flat):
+        if file.readinto(cast(Any, flat.numpy())) != len(flat):
             raise ValueError("it is cut short")
     return loaded
 
@@ -229,7 +231,7 @@ class _Machine:
             self._step(opcode.name, argument)
         return self._stack.pop()
 
-    def _step(self, name: str, argument: object) -> None:
+    def _step(self, name: str, argument: Any) -> None:
         stack = self._stack
         if name in VALUES:
             stack.append(argument)
@@ -244,7 +246,7 @@ class _Machine:
         else:
             self._build(name, argument)
 
-    def _build(self, name: str, argument: object) -> None:
+    def _build(self, name: str, argument: Any) -> None:
         """An opcode that opens, fills or makes an object."""
         stack = self._stack
         match name:
@@ -358,8 +360,8 @@ def _is_stand_in(module: str) -> bool:
     return module.partition(".")[0] in STAND_IN_PACKAGES
 
 
-def _of(kind: type, value: object):
-    """The value, if it is of this kind."""
+def _of(kind: type[Kind], value: object) -> Kind:
+    """Returns the value, if it is of this kind."""
     if not isinstance(value, kind):
         raise pickle.UnpicklingError(f"it takes a {type(value).__name__} for a {kind.__name__}")
     return value
@@ -381,8 +383,7 @@ def _pairs(items: list) -> dict:
 
 def _set_items(target: object, items: dict) -> None:
     if isinstance(target, StandIn):
-        target.items = target.items or {}  # its own from the first item on; the class's cannot be changed
-        target.items.update(items)
+        target.items = {**target.items, **items}  # its own from the first item on; the class's cannot be changed
     else:
         _of(dict, target).update(items)
 
@@ -395,9 +396,11 @@ def _set_state(target: object, state: object) -> None:
         raise pickle.UnpicklingError(f"it sets the state of a {type(target).__name__}")
 
 
-def _tensor(flat: object, offset: object, size: object, stride: object) -> torch.Tensor:
+def _tensor(flat: Any, offset: Any, size: Any, stride: Any) -> torch.Tensor:
     """A tensor over a storage; one that is larger than its storage has no place in a file of weights."""
-    flat, size, stride = _of(torch.Tensor, flat), _of(tuple, size), _of(tuple, stride)
+    flat = _of(torch.Tensor, flat)
+    size = _of(tuple, size)
+    stride = _of(tuple, stride)
     if len(size) != len(stride) or len(size) > MOST_DIMENSIONS:
         raise pickle.UnpicklingError(f"a tensor has {len(size)} dimensions and {len(stride)} strides")
     if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):

@@ -1,8 +1,11 @@
 """Official weights (`.pt`, `.ckpt` and `.pth` files) <-> `.safetensors`."""
 
+import functools
 import io
+import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
@@ -11,15 +14,15 @@ from avh_shards import UserError
 from avh_shards.kinds import SAFETENSORS, ZIP
 from avh_shards.paths import as_path, atomic_write, check_outputs
 from avh_shards.text import one_line
-from avh_shards.weights import open_safetensors, pack_notes, unpack_notes
-from extract.convert.released import COUNTER, OFFICIAL, Network, counters, misfits
+from avh_shards.weights import MOST_DETAILS, misfits, open_safetensors, pack_notes, unpack_notes
 from extract.convert.unpickle import load_restricted, plain
 
 OURS = ".safetensors"
 BARE = ".pth"  # ending of the files that hold a state dict itself, as PyTorch's modules give it
 PARALLEL = "module."  # begins every name in a state dict of torch.nn.DataParallel
 PURPOSES = ".pt is for avh_align, .ckpt for avh_sup, .pth for rawnet2 and mds"
-MOST_DETAILS = 8  # of what does not fit
+COUNTER = "num_batches_tracked"  # of a PyTorch batch norm, beside its running statistics; nothing depends on it
+TITLES = {".pt": "an AVH-Align", ".ckpt": "an AVH-Align", ".pth": "a RawNet2 or MDS"}  # what official files hold
 # What Lightning looks for in a .ckpt, here of no training at all: it refuses a file that names no version, and breaks
 # off a test at a file with an empty `loops`, not at one without.
 LIGHTNING = {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "2.5.0"}
@@ -27,6 +30,39 @@ LIGHTNING |= {"callbacks": {}, "optimizer_states": [], "lr_schedulers": []}
 
 Weights = dict[str, torch.Tensor]
 Told = dict[str, str]  # what a file says of its network: some of its notes
+
+
+class Network(NamedTuple):
+    """A network of an official program, under its official names."""
+
+    name: str  # for sentences
+    notes: dict[str, str]  # what its `.safetensors` says of it
+    shapes: dict[str, tuple[int, ...]]  # of parameters and running statistics
+
+    @property
+    def method(self) -> str:
+        """Name of the detector."""
+        return self.notes["method"]
+
+    @property
+    def counters(self) -> list[str]:
+        """Names of what the official network counts beside its running statistics."""
+        means = (name for name in self.shapes if name.endswith(".running_mean"))
+        return [name.removesuffix("running_mean") + COUNTER for name in means]
+
+
+@functools.cache
+def official_networks() -> dict[str, tuple[Network, ...]]:
+    """Returns the networks that official files hold, by the files' ending.
+
+    The table is that of the networks in JAX, as data (networks.json): a test holds the two equal.
+    """
+    networks: dict[str, tuple[Network, ...]] = {}
+    for entry in json.loads((Path(__file__).parent / "networks.json").read_text()):
+        shapes = {name: tuple(shape) for name, shape in entry["shapes"].items()}
+        network = Network(entry["name"], entry["notes"], shapes)
+        networks[entry["ending"]] = (*networks.get(entry["ending"], ()), network)
+    return networks
 
 
 def convert_weights(source: str | os.PathLike, target: str | os.PathLike) -> None:
@@ -41,18 +77,16 @@ def convert_weights(source: str | os.PathLike, target: str | os.PathLike) -> Non
       UserError: there is no such conversion; the source is missing, damaged or refused, contradicts itself, does not
         say enough, or is of a network that the official programs do not have.
     """
-    source, target = as_path(source), as_path(target)
-    check_outputs({target: SAFETENSORS if target.suffix == OURS else ZIP}, [source])
-    if source.suffix in OFFICIAL and target.suffix == OURS:
-        _write(target, _from_official(source))
-    elif source.suffix == OURS and target.suffix in OFFICIAL:
-        _write(target, _to_official(source, target.suffix))
+    read = Path(str(as_path(source)))
+    written = as_path(target)
+    check_outputs({written: SAFETENSORS if written.suffix == OURS else ZIP}, [read])
+    if read.suffix in TITLES and written.suffix == OURS:
+        content = _from_official(read)
+    elif read.suffix == OURS and written.suffix in TITLES:
+        content = _to_official(read, written.suffix)
     else:
-        raise UserError(f"cannot convert {source} to {target}: one must end in .pt, .ckpt or .pth, the other in {OURS}")
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as temporary:
+        raise UserError(f"cannot convert {read} to {written}: one must end in .pt, .ckpt or .pth, the other in {OURS}")
+    with atomic_write(written) as temporary:
         temporary.write_bytes(content)
 
 
@@ -70,13 +104,14 @@ def _to_official(path: Path, ending: str) -> bytes:
     """The content of a `.safetensors` as an official file."""
     weights, notes = _read_safetensors(path)
     told = {"method": "avh_align"} | notes  # an official file's weights may say nothing
-    if told["method"] not in OFFICIAL[ending].methods:
+    if told["method"] not in _methods(ending):
         raise UserError(f"{path}: holds weights of {told['method']}, but {ending} files do not: {PURPOSES}")
     if notes.get("normalised", "true") != "true":
         raise UserError(f"{path}: was trained without normalisation, but the official programs always normalise")
-    network, content = _network(path, weights, told, ending), _float32(path, weights)
+    network = _network(path, weights, told, ending)
+    content = _float32(path, weights)
     if ending == BARE:
-        content |= {name: torch.zeros((), dtype=torch.int64) for name in counters(network)}
+        content |= {name: torch.zeros((), dtype=torch.int64) for name in network.counters}
     else:
         content = {"state_dict": content}
     if ending == ".ckpt":
@@ -94,10 +129,11 @@ def _read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
 
 def _state_dict(path: Path, checkpoint: object) -> Weights:
     """The named tensors that an official file holds."""
-    title = OFFICIAL[path.suffix].title
-    encoder = isinstance(checkpoint, dict) and isinstance(checkpoint.get("model"), dict)
+    title = TITLES[path.suffix]
+    holder = checkpoint if isinstance(checkpoint, dict) else {}
+    encoder = isinstance(holder.get("model"), dict)
     hint = ", but a `model`, as AV-HuBERT's files do: give such a file to --avhubert as it is" if encoder else ""
-    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    weights = holder.get("state_dict")
     if path.suffix == BARE and _named_tensors(checkpoint):
         weights = checkpoint
     if not isinstance(weights, dict) or not weights:
@@ -120,12 +156,12 @@ def _own_names(weights: Weights) -> Weights:
     return {name: value for name, value in named.items() if not name.endswith(f".{COUNTER}")}
 
 
-def _settings(path: Path, checkpoint: dict) -> Told:
+def _settings(path: Path, checkpoint: object) -> Told:
     """What Lightning's hyper-parameters tell of the network; other files have none."""
     try:
-        found = plain(checkpoint.get("hyper_parameters"))
+        found = plain(checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None)
     except ValueError as error:
-        title = OFFICIAL[path.suffix].title
+        title = TITLES[path.suffix]
         raise UserError(f"{path}: not {title} file: its `hyper_parameters` are {error}") from None
     for name in ("config", "model_hparams"):
         found = found.get(name) if isinstance(found, dict) else None
@@ -136,15 +172,15 @@ def _settings(path: Path, checkpoint: dict) -> Told:
 
 def _network(path: Path, weights: Weights, told: Told, ending: str) -> Network:
     """The one network of an ending's that has these parameters and is what the file says."""
-    official = OFFICIAL[ending]
-    allowed = [network for network in official.networks if _agrees(network, told)]
+    networks = official_networks()[ending]
+    allowed = [network for network in networks if _agrees(network, told)]
     if not allowed:
-        kinds = {name for network in official.networks for name in network.notes}
+        kinds = {name for network in networks for name in network.notes}
         said = ", ".join(f"{name} {value}" for name, value in told.items() if name in kinds)
-        names = " and ".join(official.methods)
+        names = " and ".join(_methods(ending))
         raise UserError(f"{path}: says that its network is {said}, which is no official one of {names}")
     found = {name: tuple(value.shape) for name, value in weights.items()}
-    wrong = [(misfits(found, network), network) for network in allowed]
+    wrong = [(misfits(found, network.shapes), network) for network in allowed]
     fitting = [network for details, network in wrong if not details]
     if not fitting:
         details, nearest = min(wrong, key=lambda pair: len(pair[0]))
@@ -154,6 +190,11 @@ def _network(path: Path, weights: Weights, told: Told, ending: str) -> Network:
     if len(fitting) > 1:
         raise UserError(f"{path}: does not say whether it is for audio or video; use a .ckpt with hyper_parameters")
     return fitting[0]
+
+
+def _methods(ending: str) -> list[str]:
+    """The detectors of an ending, each once."""
+    return list(dict.fromkeys(network.method for network in official_networks()[ending]))
 
 
 def _agrees(network: Network, told: Told) -> bool:

@@ -19,7 +19,7 @@ from avh_shards import UserError
 from avh_shards.clip_list import MAX_FRAMES
 from avh_shards.errors import ClipError
 from avh_shards.text import one_line
-from extract.convert.archives import read_arrays
+from extract.convert.archives import open_archive, read_arrays
 from extract.media.decode import to_grey
 
 POINTS = 68
@@ -60,7 +60,7 @@ class CountingFinder:
 
     def faces(self) -> Int[np.ndarray, " T"]:
         """Returns the number of faces in each frame so far; 0 where none was found."""
-        return np.repeat(np.array(self._counts, np.int64), self._repeats)
+        return np.repeat(np.array(self._counts, np.int64), np.array(self._repeats, np.int64))
 
 
 def every_frame() -> CountingFinder:
@@ -103,7 +103,8 @@ class GivenPoints:
 
     def faces(self) -> Int[np.ndarray, " T"]:
         """Returns 1 for each frame of the file that has points, else 0; other faces of the frame are unknown."""
-        return (~np.isnan(self.points).any(axis=(1, 2))).astype(np.int64)
+        without = np.isnan(self.points).any(axis=(1, 2))
+        return np.where(without, 0, 1)
 
     def check_all_used(self) -> None:
         """Rejects points of another video, or of other frames of it.
@@ -174,7 +175,8 @@ def overlap(a: dlib.rectangle, b: dlib.rectangle) -> float:
 
 def _read_points(path: Path) -> Float[np.ndarray, "T 68 2"]:
     try:
-        (points,) = read_arrays(path, ["landmarks"], MAX_FRAMES * POINTS * 2)
+        with open_archive(path) as archive:
+            (points,) = read_arrays(archive, ["landmarks"], MAX_FRAMES * POINTS * 2)
         points = np.asarray(points, dtype=np.float64)
     except FileNotFoundError:
         raise ClipError("landmarks", f"no such file: {path}") from None
@@ -194,9 +196,9 @@ def detector():
 
 @functools.cache
 def _predictor():
-    spec = importlib.util.find_spec("face_recognition_models")  # its own import needs a setuptools of old
-    places = [Path(folder) / "models" / MODEL_FILE for folder in spec.submodule_search_locations] if spec else []
-    for place in [*places, SYSTEM_MODEL]:
-        if place.is_file():
-            return dlib.shape_predictor(str(place))
+    spec = importlib.util.find_spec("face_recognition_models")  # its own import needs an old setuptools
+    folders = spec.submodule_search_locations if spec else None
+    for file in [*(Path(folder) / "models" / MODEL_FILE for folder in folders or ()), SYSTEM_MODEL]:
+        if file.is_file():
+            return dlib.shape_predictor(str(file))
     raise UserError(f"{MODEL_FILE}: not found; install the package face-recognition-models (extra `extract`)")

@@ -53,9 +53,9 @@ class _Tracker:
     def __init__(self):
         self.face: dlib.rectangle | None = None  # of the last detection
         self.points: Points | None = None  # of the last frame; None = the face is lost
-        self.place: np.ndarray | None = None  # of the points' centre in the box, at the last detection
+        self.centre = np.zeros(2)  # of the points, in pixels from the box's own, at the last detection
         self.score = 0.0
-        self.age = PERIOD  # frames since the last detection, or search in vain: the first frame is searched
+        self.age = PERIOD  # frames since the last detection, or search without success: the first frame is searched
         self.thumbnail: np.ndarray | None = None
         self.counts: list[int] = []  # faces in each picture so far
         self.searched = 0  # faces that the last search of everything found
@@ -67,11 +67,12 @@ class _Tracker:
         self.counts.append(0)
         cut = self._is_cut(grey)
         if self.points is None and not cut and self.age < PERIOD:
-            return None  # lost: a search of everything is dear and waits its turn; the frames between are gaps
+            return None  # lost: a search of everything is expensive and waits its turn; the frames between are gaps
         if self.points is None or cut:
             return self._search(grey)
         if self.age >= PERIOD or self.score < LOW_SCORE:
             return self._confirm(grey)
+        assert self.face is not None
         points = predict(grey, self.face)
         return self._detect(grey) if self._in_doubt(points) else self._keep(points)
 
@@ -81,24 +82,30 @@ class _Tracker:
         return before is None or bool(np.abs(self.thumbnail - before).mean() > CUT)
 
     def _in_doubt(self, points: Points) -> bool:
+        assert self.face is not None
+        assert self.points is not None
         width = self.face.width()
-        drift = np.abs(points.mean(axis=0) - _centre(self.face) - self.place).max()
+        drift = np.abs(points.mean(axis=0) - _centre(self.face) - self.centre).max()
         jump = np.linalg.norm(points - self.points, axis=1).mean()
         return bool(drift > DRIFT * width or jump > JUMP * width)
 
     def _confirm(self, grey: Grey) -> Points | None:
         """Detects; if the face is not there any more, the pictures since the last detection count as without one."""
-        face, tracked = self.face, self.age - 1
+        face = self.face
+        tracked = self.age - 1
         points = self._detect(grey)
-        if points is None or overlap(self.face, face) < SAME_FACE:
+        if points is None or face is None or self.face is None or overlap(self.face, face) < SAME_FACE:
             end = len(self.counts) - 1
             self.counts[end - tracked : end] = [0] * tracked
         return points
 
     def _detect(self, grey: Grey) -> Points | None:
         """Detects around the last face; looks everywhere if it is not there."""
+        assert self.face is not None
+        assert self.points is not None
         scale = _level(self.face.width())
-        centre, reach = self.points.mean(axis=0) * scale, REGION / 2 * self.face.width() * scale
+        centre = self.points.mean(axis=0) * scale
+        reach = REGION / 2 * self.face.width() * scale
         left, top = (max(0, int((c - reach) // CELL)) * CELL for c in centre)
         small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
         region = np.ascontiguousarray(small[top : int(centre[1] + reach), left : int(centre[0] + reach)])
@@ -108,7 +115,8 @@ class _Tracker:
     def _search(self, grey: Grey) -> Points | None:
         scale = min(1.0, SEARCH_SIDE / max(grey.shape))
         small = grey if scale == 1 else cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        found, self.age = _run(small, UPSAMPLINGS), 0
+        found = _run(small, UPSAMPLINGS)
+        self.age = 0
         self.searched = len(found[0]) if found else 0
         if not found:
             self.points = None
@@ -122,7 +130,7 @@ class _Tracker:
         self.age = 0
         self.count = max(len(faces), self.searched)
         points = predict(grey, self.face)
-        self.place = points.mean(axis=0) - _centre(self.face)
+        self.centre = points.mean(axis=0) - _centre(self.face)
         return self._keep(points)
 
     def _keep(self, points: Points) -> Points:
@@ -147,8 +155,8 @@ def _level(width: int) -> float:
 
 def _rectangle(face: dlib.rectangle, scale: float, left: int, top: int) -> dlib.rectangle:
     """A face of a scaled and cut picture, in the full one."""
-    x, y = (face.left() + left, face.right() + left), (face.top() + top, face.bottom() + top)
-    return dlib.rectangle(*(round(value / scale) for value in (x[0], y[0], x[1], y[1])))
+    corners = (face.left() + left, face.top() + top, face.right() + left, face.bottom() + top)
+    return dlib.rectangle(*(round(value / scale) for value in corners))
 
 
 def _centre(face: dlib.rectangle) -> np.ndarray:

@@ -129,11 +129,13 @@ def _decode_sound(path: str | os.PathLike, channels: Iterable[int | None]) -> li
     runs: list[_Run] = []
     with opened(path, "audio") as (container, stream):
         start = timeline_start(container)
-        began, kind, to_float = 0.0, None, None  # seconds at which the last run began
+        began = 0.0  # seconds: start of the last run
+        kind = None
+        to_float = av.AudioResampler(format="fltp")  # sample format only
         for frame in itertools.chain.from_iterable(packet.decode() for packet in packets(container, stream)):
             if kind != (frame.sample_rate, frame.layout.name, frame.format.name):
                 kind = frame.sample_rate, frame.layout.name, frame.format.name
-                to_float = av.AudioResampler(format="fltp")  # sample format only
+                to_float = av.AudioResampler(format="fltp")
             if not runs or (runs[-1].rate, len(runs[-1].energies)) != (frame.sample_rate, frame.layout.nb_channels):
                 if not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
                     raise ClipError("audio", f"its sound has {frame.sample_rate} samples a second")
@@ -169,6 +171,6 @@ def _check_sound_whole(
         if head.startswith(b"RIFF") and size < MIN_DECODED * promised and promised < NO_SIZE:
             raise ClipError("audio", f"is cut short: {size} of {promised} bytes are there")
     if container.format.name.startswith("mov") and stream.duration:
-        promised = float(stream.duration * stream.time_base)
+        promised = float(stream.duration * (stream.time_base or 0))
         if seconds < MIN_DECODED * promised - RESTART:
             raise ClipError("audio", f"its sound is cut short: {seconds:.2f} of {promised:.2f} s can be decoded")

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, Literal
 
 import av
 import av.container
@@ -86,7 +87,7 @@ def timed_pictures(
     """
     with opened(path, "video") as (container, stream):
         rate = float(stream.average_rate or FRAME_RATE)
-        duration = float(stream.duration * stream.time_base) if stream.duration else math.inf
+        duration = float(stream.duration * (stream.time_base or 0)) if stream.duration else math.inf
         frames = _timed_frames(container, stream, rate)
         frames = _checked_whole(frames, stream.frames, duration)
         seen = 0.0
@@ -125,6 +126,7 @@ def open_media(path: str | os.PathLike, kind: str = "media") -> Iterator[av.cont
             file.seek(0)
             nowhere = {"protocol_whitelist": "none"}
             with av.open(file, metadata_errors="replace", container_options=nowhere, buffer_size=BUFFER) as container:
+                assert isinstance(container, av.container.InputContainer)
                 yield container
     except av.error.FFmpegError as error:
         raise ClipError(kind, f"cannot be decoded: {error.strerror}") from error
@@ -143,10 +145,16 @@ class _Bytes(io.FileIO):
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike, kind: str):
-    """The container and its best stream of a kind."""
+def opened(
+    path: str | os.PathLike, kind: Literal["video", "audio"]
+) -> Iterator[tuple[av.container.InputContainer, Any]]:
+    """Yields the container and its best stream of a kind.
+
+    Raises:
+      ClipError: the file is missing or damaged, or has none.
+    """
     with open_media(path, kind) as container:
-        stream = container.streams.best(kind)
+        stream: Any = container.streams.best(kind)
         if stream is None or stream.disposition & Disposition.attached_pic:
             raise ClipError(kind, f"holds no {kind} stream")
         if stream.codec_context is None:
@@ -221,8 +229,12 @@ def _timed_frames(
     start = timeline_start(container)
     held: collections.deque[av.VideoFrame] = collections.deque()
     times: list[float] = []  # a heap
-    first, packet_time, counting = None, -math.inf, True
-    time, shown, late = -1 / rate, -math.inf, 0.0
+    first: float | None = None  # seconds of the first packet
+    packet_time = -math.inf
+    counting = True
+    time = -1 / rate
+    shown = -math.inf
+    late = 0.0
     for packet in packets(container, stream):
         if packet.pts is not None:
             first = packet.pts * float(packet.time_base) - start if first is None else first
@@ -230,7 +242,7 @@ def _timed_frames(
             packet_time = packet.pts
         for frame in packet.decode():
             before, time = time, frame.time - start if frame.time is not None else time + 1 / rate
-            if counting and time < before and -REORDERED / rate <= first < 0:
+            if counting and time < before and first is not None and -REORDERED / rate <= first < 0:
                 late = -first  # the first picture cannot be shown before the start: these were times of decoding
             held.append(frame)
             heapq.heappush(times, time)
@@ -246,9 +258,12 @@ def _checked_whole(frames: Iterable[tuple[float, av.VideoFrame]], promised: int,
     Frames alone would not do: an AVI file counts pictures that are shown twice. Nor would seconds: a last picture may
     be shown for a minute.
     """
-    count, first, last = 0, None, 0.0
+    count = 0
+    first = last = 0.0
     for time, frame in frames:
-        first, last, count = time if first is None else first, time, count + 1
+        first = first if count else time
+        last = time
+        count += 1
         yield time, frame
     if count == 0:
         raise ClipError("video", "its video stream holds no frame")
@@ -274,8 +289,10 @@ def _as_shown(
     A shape of pixels or an orientation holds until a frame brings another. The container's word on the shape counts
     more than the codec's, as with FFmpeg, unless the codec's changes midway.
     """
-    context, converter = stream.codec_context, VideoReformatter()
-    shape, codecs_shape = stream.sample_aspect_ratio, context.sample_aspect_ratio
+    context = stream.codec_context
+    converter = VideoReformatter()
+    shape = stream.sample_aspect_ratio
+    codecs_shape = context.sample_aspect_ratio
     matrix = None
     for time, frame in frames:
         if context.sample_aspect_ratio not in (codecs_shape, None):
@@ -334,7 +351,9 @@ def _fitted(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UIn
 
 def _resampled(frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[np.ndarray]:
     """The frame nearest to each k / 25 s, up to the end of the last frame."""
-    index, previous, time = 0, None, 0.0
+    index = 0
+    previous = None
+    time = 0.0
     duration = 1 / FRAME_RATE
     for next_time, picture in frames:
         if next_time - time > MAX_HELD:

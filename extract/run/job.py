@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from avh_shards import ClipMeta, UserError
@@ -12,16 +13,20 @@ from avh_shards.clip_list import refuse_shared_names
 from avh_shards.errors import Failure
 from avh_shards.format import RAGGED
 from avh_shards.lock import locked
-from avh_shards.paths import as_path, reachable
+from avh_shards.paths import FilePath, as_path, reachable
 from extract.avhubert.encoder import Encoder, EncodeSettings
-from extract.prepare import FINDERS, PreparedClip, PrepareSettings
+from extract.prepare import FINDERS, PreparedClip, PrepareSettings, Variant
 from extract.progress import Stopwatch
 from extract.run.pool import Prepared, PrepareTask
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
-from extract.store.shard_set import CLIP_LIST, ShardSet, merge, task_lock
+from extract.store.shard_set import CLIP_LIST, ShardSet, task_lock
+from extract.store.summary import ExtractionSummary, merge
 
-TRIMMED = {"false": (False,), "true": (True,), "both": (False, True)}  # --trimmed -> forms made of each clip
-FORM_FOLDERS = {False: "untrimmed", True: "trimmed"}  # of the two sets of --trimmed=both
+VARIANTS = {  # --trimmed -> what is made of each clip
+    "false": (Variant.UNTRIMMED,),
+    "true": (Variant.TRIMMED,),
+    "both": (Variant.UNTRIMMED, Variant.TRIMMED),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +36,17 @@ class ExtractSettings:
     prepare: PrepareSettings = dataclasses.field(default_factory=PrepareSettings)
     encode: EncodeSettings = dataclasses.field(default_factory=EncodeSettings)
     trimmed: str = "false"  # drop the leading silence from both modalities: false, true, or both (two sets)
-    store: tuple[str, ...] = ()  # optional contents of the shards: of schema.OPTIONAL
+    store: tuple[str, ...] = ()  # optional contents of the shards: of format.OPTIONAL
     dtype: str = "float16"  # of the stored features
     clips_per_shard: int = 256
     processes: int = len(os.sched_getaffinity(0))  # that prepare clips
     clip_timeout: float = 600.0  # seconds after which a clip's preparation counts as hung
-    retry_failed: str = "passing"  # failures of an earlier run that are tried again: of clips.RETRIED
+    retry_failed: str = "passing"  # failures of an earlier run that are tried again: of errors.RETRIED
 
     @property
-    def forms(self) -> tuple[bool, ...]:
-        """Trimmed or not: the forms that are made of each clip."""
-        return TRIMMED[self.trimmed]
+    def variants(self) -> tuple[Variant, ...]:
+        """What is made of each clip."""
+        return VARIANTS[self.trimmed]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,49 +91,96 @@ class Job:
     @property
     def task(self) -> PrepareTask:
         """How every clip is prepared."""
-        return PrepareTask(self.media, self.settings.prepare, self.settings.forms, self.settings.clip_timeout)
+        return PrepareTask(self.media, self.settings.prepare, self.settings.variants, self.settings.clip_timeout)
 
-    def shard_sets(self, encoder: dict[str, object]) -> dict[bool, ShardSet]:
-        """The sets to make, by form.
+    def shard_sets(self, encoder: Mapping[str, object]) -> dict[Variant, ShardSet]:
+        """Returns the sets to make.
 
         Args:
           encoder: the attributes that name it.
         """
-        return {
-            form: ShardSet(writer, self.clips, self.settings.clips_per_shard)
-            for form, writer in self._writers(encoder).items()
-        }
-
-    def folders(self) -> dict[bool, object]:
-        """Where each form's set lies."""
-        output, forms = as_path(self.output), self.settings.forms
-        return {form: output / FORM_FOLDERS[form] if len(forms) > 1 else output for form in forms}
-
-    def _writers(self, encoder: dict[str, object]) -> dict[bool, ShardWriter]:
         settings = self.settings
         numbers = dataclasses.asdict(settings.prepare) | dataclasses.asdict(settings.encode)
         if settings.prepare.input == "roi" or settings.prepare.min_face_share == 0:
             del numbers["min_face_share"]  # fails no clip, like sets made before there was such a setting
         numbers |= {"dtype": settings.dtype, "clips_per_shard": settings.clips_per_shard, "store": settings.store}
         text = json.dumps(numbers, sort_keys=True)
-        return {
-            form: ShardWriter(folder, settings.dtype, encoder | {"trimmed": form, "settings": text}, settings.store)
-            for form, folder in self.folders().items()
-        }
+        sets = {}
+        for variant, folder in self.folders().items():
+            attributes = {**encoder, "trimmed": variant is Variant.TRIMMED, "settings": text}
+            writer = ShardWriter(folder, settings.dtype, attributes, settings.store)
+            sets[variant] = ShardSet(writer, self.clips, settings.clips_per_shard)
+        return sets
+
+    def folders(self) -> dict[Variant, FilePath]:
+        """Returns the folder of each variant's set."""
+        output = as_path(self.output)
+        variants = self.settings.variants
+        return {variant: output / variant.value if len(variants) > 1 else output for variant in variants}
 
 
-def merge_sets(output: str) -> list[dict[str, object]]:
-    """What `extraction.json` says of the set, or the two sets, in a folder.
+def merge_sets(output: str) -> list[ExtractionSummary]:
+    """Sums up the set, or the two sets, in a folder.
 
     Raises:
       UserError: the folder holds no set, or a shard is missing.
     """
-    both = [reachable(output) / name for name in FORM_FOLDERS.values()]
+    both = [reachable(output) / variant.value for variant in Variant]
     folders = both if any((folder / CLIP_LIST).exists() for folder in both) else [as_path(output)]
     summaries = [merge(folder) for folder in folders]
     if None in summaries:
         raise UserError(f"{folders[summaries.index(None)]}: shards are missing; run the tasks that make them first")
-    return summaries
+    return [summary for summary in summaries if summary is not None]
+
+
+def missing_shards(sets: Mapping[Variant, ShardSet], index: int, count: int) -> dict[int, list[Variant]]:
+    """Returns the shards that a task still has to make, and for which variants."""
+    missing: dict[int, list[Variant]] = {}
+    for variant, shards in sets.items():
+        for shard in tasks_shards(shards.missing(), index, count):
+            missing.setdefault(shard, []).append(variant)
+    return missing
+
+
+def tasks_shards(shards: Iterable[int], index: int, count: int) -> Iterator[int]:
+    """Yields the shards of one of several tasks: shard k is made by task k mod count."""
+    return (shard for shard in shards if shard % count == index)
+
+
+def failed_clips(
+    sets: Mapping[Variant, ShardSet], missing: Mapping[int, list[Variant]], index: int, count: int, retry: str
+) -> dict[int, list[ClipMeta]]:
+    """Returns the clips that a task tries again, by shard: those that failed in its shards that are there."""
+    any_set = next(iter(sets.values()))
+    failed = {}
+    for shard in tasks_shards(range(any_set.count), index, count):
+        there = [shards for variant, shards in sets.items() if variant not in missing.get(shard, ())]
+        paths = {clip.path for shards in there for clip in shards.failed(shard, retry)}
+        if paths:
+            failed[shard] = [clip for clip in any_set.clips_of(shard) if clip.path in paths]
+    return failed
+
+
+def add_gaining_shards(
+    missing: dict[int, list[Variant]],
+    sets: Mapping[Variant, ShardSet],
+    failed: Mapping[int, list[ClipMeta]],
+    outcomes: Iterator[Mapping[Variant, Failure | None]],
+) -> None:
+    """Adds the shards to make again to those that are missing; brings the failure logs of the others up to date.
+
+    Args:
+      missing: shards to make, and for which variants.
+      sets: by variant.
+      failed: the clips that were tried again, by shard.
+      outcomes: for each of them, by variant, why it fails now; None if it can be had.
+    """
+    for shard, clips in failed.items():
+        tried = dict(zip([clip.path for clip in clips], itertools.islice(outcomes, len(clips)), strict=True))
+        for variant, shards in sets.items():
+            now = {path: outcome[variant] for path, outcome in tried.items()}
+            if variant not in missing.get(shard, ()) and shards.can_gain(shard, now):
+                missing.setdefault(shard, []).append(variant)
 
 
 def make_shard(
@@ -136,11 +188,11 @@ def make_shard(
     listed: Sequence[ClipMeta],
     prepared: Iterable[Prepared],
     encoder: Encoder,
-    writers: dict[bool, ShardWriter],
+    writers: Mapping[Variant, ShardWriter],
 ) -> None:
-    """Encodes the clips of one shard and writes it, once for each form.
+    """Encodes the clips of one shard and writes it, once for each variant.
 
-    Batches never span shards, and hold every form, even one that is not written: features are then the same bits
+    Batches never span shards, and hold every variant, even one that is not written: features are then the same bits
     whichever shards a killed run left behind.
 
     Args:
@@ -148,34 +200,35 @@ def make_shard(
       listed: the clips that belong in it.
       prepared: what became of each of them.
       encoder: the encoder.
-      writers: of the forms to write.
+      writers: of the variants to write.
     """
     watch = Stopwatch()
     some = next(iter(writers.values()))
-    outcomes: dict[bool, list[StoredClip | Failure]] = {form: [] for form in writers}
+    outcomes: dict[Variant, list[StoredClip | Failure]] = {variant: [] for variant in writers}
 
     def ready() -> Iterator[PreparedClip]:
         for clip in watch.waiting("wait", prepared):
             watch.add(clip.seconds)
-            for form, outcome in clip.outcomes.items():
+            for variant, outcome in clip.outcomes.items():
                 if not isinstance(outcome, Failure):
                     yield outcome
-                elif form in writers:
-                    outcomes[form].append(outcome)
+                elif variant in writers:
+                    outcomes[variant].append(outcome)
 
     encoded = encoder.encode(ready(), some.dtype, "multimodal" in some.store)
     for clip, result in watch.waiting("encode", encoded):
-        if clip.trimmed in writers:
-            outcomes[clip.trimmed].append(result if isinstance(result, Failure) else _stored(clip, result, some))
+        if clip.variant in writers:
+            outcomes[clip.variant].append(result if isinstance(result, Failure) else _stored(clip, result, some))
     watch.seconds["encode"] -= watch.seconds["wait"]
-    seconds = {stage: spent / len(writers) for stage, spent in watch.seconds.items()}  # the forms share the work
+    seconds = {stage: spent / len(writers) for stage, spent in watch.seconds.items()}  # the variants share the work
     pieces = {clip.path: encoder.pieces[clip.path] for clip in listed if clip.path in encoder.pieces}
-    for form, writer in writers.items():
-        writer.write(shard, listed, outcomes[form], seconds, {"pieces": json.dumps(pieces)} if pieces else {})
+    for variant, writer in writers.items():
+        writer.write(shard, listed, outcomes[variant], seconds, {"pieces": json.dumps(pieces)} if pieces else {})
 
 
 def _stored(clip: PreparedClip, features: ClipFeatures, writer: ShardWriter) -> StoredClip:
     """What the writer stores of a clip, and no more: a shard's clips are held until it is written."""
-    arrays = (None if array is None else array.astype(writer.dtype) for array in features)
+    arrays = {name: getattr(features, name) for name in ("visual", "audio", "multimodal")}
+    kept = {name: array.astype(writer.dtype) for name, array in arrays.items() if array is not None}
     ragged = {name: getattr(clip, name) for name in RAGGED if name in writer.store}
-    return StoredClip(clip.meta, ClipFeatures(*arrays), **ragged)
+    return StoredClip(clip.meta, ClipFeatures(**kept), **ragged)

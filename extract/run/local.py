@@ -2,18 +2,16 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
-from avh_shards import ClipMeta
-from avh_shards.errors import Failure
 from extract.avhubert.encoder import Encoder
 from extract.progress import ProgressBar
-from extract.run.job import Job, make_shard
+from extract.run.job import Job, add_gaining_shards, failed_clips, make_shard, missing_shards, tasks_shards
 from extract.run.pool import Prepared, prepare_all, running_pool
-from extract.store.shard_set import ShardSet, merge, tasks_shards
+from extract.store.summary import ExtractionSummary, merge
 
 
-def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 1) -> list[dict[str, object] | None]:
+def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 1) -> list[ExtractionSummary | None]:
     """Extracts features; shards that are already there are kept, so a killed run resumes where it was.
 
     First, clips that failed in an earlier run are tried again, by default those that failed for a passing reason
@@ -27,7 +25,7 @@ def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 
       count: tasks that share the job.
 
     Returns:
-      What `extraction.json` says of each set; None while other tasks still have shards to make.
+      The summary of each set; None while other tasks still have shards to make.
 
     Raises:
       UserError: the weights, the folder of media, shards of another run in the output folder, or another run of this
@@ -51,54 +49,9 @@ def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 
         with ProgressBar(total, total - len(pending)) as progress:
             prepared = _counted(prepare_all(pool, pending, job.task, processes), progress)
             for shard, part in zip(sorted(missing), listed, strict=True):
-                writers = {form: sets[form].writer for form in missing[shard]}
+                writers = {variant: sets[variant].writer for variant in missing[shard]}
                 make_shard(shard, part, itertools.islice(prepared, len(part)), encoder, writers)
     return [merge(folder) for folder in job.folders().values()]
-
-
-def missing_shards(sets: dict[bool, ShardSet], index: int, count: int) -> dict[int, list[bool]]:
-    """The shards that a task still has to make, and for which forms."""
-    missing: dict[int, list[bool]] = {}
-    for form, shards in sets.items():
-        for shard in tasks_shards(shards.missing(), index, count):
-            missing.setdefault(shard, []).append(form)
-    return missing
-
-
-def failed_clips(
-    sets: dict[bool, ShardSet], missing: dict[int, list[bool]], index: int, count: int, retry: str
-) -> dict[int, list[ClipMeta]]:
-    """The clips that a task tries again, by shard: those that failed in its shards that are there."""
-    any_set = next(iter(sets.values()))
-    failed = {}
-    for shard in tasks_shards(range(any_set.count), index, count):
-        there = [shards for form, shards in sets.items() if form not in missing.get(shard, ())]
-        paths = {clip.path for shards in there for clip in shards.failed(shard, retry)}
-        if paths:
-            failed[shard] = [clip for clip in any_set.clips_of(shard) if clip.path in paths]
-    return failed
-
-
-def add_gaining_shards(
-    missing: dict[int, list[bool]],
-    sets: dict[bool, ShardSet],
-    failed: dict[int, list[ClipMeta]],
-    outcomes: Iterator[Mapping[bool, Failure | None]],
-) -> None:
-    """Adds the shards to make again to those that are missing; brings the failure logs of the others up to date.
-
-    Args:
-      missing: shards to make, and for which forms.
-      sets: by form.
-      failed: the clips that were tried again, by shard.
-      outcomes: for each of them, by form, why it fails now; None if it can be had.
-    """
-    for shard, clips in failed.items():
-        tried = dict(zip([clip.path for clip in clips], itertools.islice(outcomes, len(clips)), strict=True))
-        for form, shards in sets.items():
-            now = {path: outcome[form] for path, outcome in tried.items()}
-            if form not in missing.get(shard, ()) and shards.can_gain(shard, now):
-                missing.setdefault(shard, []).append(form)
 
 
 def _counted(prepared: Iterable[Prepared], progress: ProgressBar) -> Iterator[Prepared]:

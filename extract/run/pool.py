@@ -7,7 +7,7 @@ import dataclasses
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import cv2
 import pebble
@@ -16,7 +16,9 @@ import threadpoolctl
 from avh_shards import ClipMeta, UserError
 from avh_shards.errors import ClipError, Failure, is_passing
 from avh_shards.text import one_line
-from extract.prepare import PreparedClip, PrepareSettings, cut_clip, read_clip
+from extract.prepare import PreparedClip, PrepareSettings, ReadClip, Variant, cut_clip, read_clip
+
+Result = TypeVar("Result")
 
 AHEAD = 4  # clips in preparation or waiting, for each process: bounds memory
 
@@ -24,23 +26,23 @@ AHEAD = 4  # clips in preparation or waiting, for each process: bounds memory
 class Prepared(NamedTuple):
     """What became of a clip."""
 
-    outcomes: dict[bool, PreparedClip | Failure]  # by trimmed or not, for each form that was asked for
+    outcomes: dict[Variant, PreparedClip | Failure]  # for each variant that was asked for
     seconds: dict[str, float]  # spent, by stage
 
     @property
     def frames(self) -> int:
-        """Frames of the longest form, 0 if there is none."""
+        """Frames of the longest variant, 0 if there is none."""
         return max((len(o.audio) for o in self.outcomes.values() if isinstance(o, PreparedClip)), default=0)
 
     @property
     def failed(self) -> bool:
-        """Whether a form is missing."""
+        """Whether a variant is missing."""
         return any(self.failures.values())
 
     @property
-    def failures(self) -> dict[bool, Failure | None]:
-        """By form, why it is missing; None if it is not."""
-        return {form: o if isinstance(o, Failure) else None for form, o in self.outcomes.items()}
+    def failures(self) -> dict[Variant, Failure | None]:
+        """Why each variant is missing; None if it is not."""
+        return {variant: o if isinstance(o, Failure) else None for variant, o in self.outcomes.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class PrepareTask:
 
     media: str  # folder of the clips' files
     settings: PrepareSettings
-    forms: tuple[bool, ...]  # trimmed or not: the forms that are made of each clip
+    variants: tuple[Variant, ...]  # that are made of each clip
     timeout: float = 600.0  # seconds after which a clip counts as hung
 
     def __call__(self, clip: ClipMeta) -> Prepared:
@@ -63,16 +65,20 @@ class PrepareTask:
         read = attempt(read_clip, clip, self.media, self.settings)
         if isinstance(read, Failure):
             return self.all_failed(read)
-        cut = {trimmed: attempt(lambda _, trimmed=trimmed: cut_clip(read, trimmed), clip) for trimmed in self.forms}
-        return Prepared(cut, read.seconds)
+        outcomes = {variant: attempt(_cut, clip, read, variant) for variant in self.variants}
+        return Prepared(outcomes, read.seconds)
 
     def all_failed(self, failure: Failure) -> Prepared:
-        """The same failure for every form."""
-        return Prepared(dict.fromkeys(self.forms, failure), {})
+        """The same failure for every variant."""
+        return Prepared(dict.fromkeys(self.variants, failure), {})
 
 
-def attempt(work: Callable, clip: ClipMeta, *arguments: object) -> object:
-    """work(clip, ...); whatever the clip's file makes a library raise becomes the clip's failure."""
+def _cut(clip: ClipMeta, read: ReadClip, variant: Variant) -> PreparedClip:
+    return cut_clip(read, variant)
+
+
+def attempt(work: Callable[..., Result], clip: ClipMeta, *arguments: object) -> Result | Failure:
+    """Returns work(clip, ...); whatever the clip's file makes a library raise becomes the clip's failure."""
     try:
         return work(clip, *arguments)
     except ClipError as error:
@@ -86,7 +92,8 @@ def attempt(work: Callable, clip: ClipMeta, *arguments: object) -> object:
 
 def open_pool(processes: int) -> pebble.ProcessPool:
     """Processes that prepare clips."""
-    spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
+    # A fork would copy torch's threads in an unknown state. pebble's annotation of the context is too narrow.
+    spawn = cast(Any, multiprocessing.get_context("spawn"))
     return pebble.ProcessPool(processes, initializer=_start_worker, context=spawn)
 
 

@@ -16,15 +16,17 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.errors import Failure
 from avh_shards.text import one_line
 from extract.avhubert.encoder import Encoder, EncodeSettings
+from extract.prepare import Variant
 from extract.progress import ProgressBar
-from extract.run.job import Job, make_shard
-from extract.run.local import add_gaining_shards, failed_clips, missing_shards
+from extract.run.job import Job, add_gaining_shards, failed_clips, make_shard, missing_shards
 from extract.run.pool import Prepared, PrepareTask, open_pool, prepare_all
 from extract.store.shard import ShardWriter
-from extract.store.shard_set import ShardSet, merge
+from extract.store.shard_set import ShardSet
+from extract.store.summary import ExtractionSummary, merge
 
 try:
     import ray
+    import ray.exceptions
 except ImportError as error:
     raise UserError("--cluster=ray needs the package ray (extra `ray`)") from error
 
@@ -38,10 +40,10 @@ SHARDS_AHEAD = 2  # in preparation or encoding, for each actor: bounds the objec
 
 def extract_on_ray(
     job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 1
-) -> list[dict[str, object] | None]:
-    """`pipeline.extract` on the cluster at RAY_ADDRESS; without one, on a cluster of this machine alone.
+) -> list[ExtractionSummary | None]:
+    """`local.extract` on the cluster at RAY_ADDRESS; without one, on a cluster of this machine alone.
 
-    Arguments, results and errors are those of `pipeline.extract`; the shards are, too.
+    Arguments, results and errors are those of `local.extract`; the shards are, too.
     """
     job.check()
     with job.locked(index, count):
@@ -61,8 +63,8 @@ def extract_on_ray(
     return [merge(folder) for folder in job.folders().values()]
 
 
-def _try_again(task: PrepareTask, failed: dict[int, list[ClipMeta]]) -> Iterator[dict[bool, Failure | None]]:
-    """Why clips that failed before fail now, by form."""
+def _try_again(task: PrepareTask, failed: dict[int, list[ClipMeta]]) -> Iterator[dict[Variant, Failure | None]]:
+    """Why clips that failed before fail now, by variant."""
     shared = ray.put(task)
     tried = [(clip, _failures.remote(clip, shared)) for clips in failed.values() for clip in clips]
     for clip, reference in tried:
@@ -73,7 +75,7 @@ def _try_again(task: PrepareTask, failed: dict[int, list[ClipMeta]]) -> Iterator
 
 
 def _make_shards(
-    job: Job, avhubert: str | os.PathLike, sets: dict[bool, ShardSet], missing: dict[int, list[bool]]
+    job: Job, avhubert: str | os.PathLike, sets: dict[Variant, ShardSet], missing: dict[int, list[Variant]]
 ) -> None:
     any_set = next(iter(sets.values()))
     actors = _start_actors(avhubert, job)
@@ -86,7 +88,7 @@ def _make_shards(
             actor = min(range(len(actors)), key=list(load.values()).count)
             listed = any_set.clips_of(shard)
             prepared = [_prepare.remote(clip, task) for clip in listed]
-            writers = {form: sets[form].writer for form in missing[shard]}
+            writers = {variant: sets[variant].writer for variant in missing[shard]}
             load[actors[actor].make_shard.remote(shard, listed, prepared, writers)] = actor
         while load:
             _wait_for_one(load, progress)
@@ -124,8 +126,8 @@ def _prepare(clip: ClipMeta, task: PrepareTask) -> Prepared:
 
 
 @ray.remote(num_cpus=1, max_retries=RETRIES)
-def _failures(clip: ClipMeta, task: PrepareTask) -> dict[bool, Failure | None]:
-    """Prepares a clip in the same way, and returns only why forms are missing."""
+def _failures(clip: ClipMeta, task: PrepareTask) -> dict[Variant, Failure | None]:
+    """Prepares a clip in the same way, and returns only why variants are missing."""
     (prepared,) = prepare_all(_worker_pool(), [clip], task, 1)
     return prepared.failures
 
@@ -148,7 +150,7 @@ class _EncoderActor:
         self.task = task
 
     def make_shard(
-        self, shard: int, listed: Sequence[ClipMeta], prepared: Sequence, writers: dict[bool, ShardWriter]
+        self, shard: int, listed: Sequence[ClipMeta], prepared: Sequence, writers: dict[Variant, ShardWriter]
     ) -> tuple[int, int, int]:
         """Makes a shard; its numbers of clips, frames and failures."""
         frames = failed = 0

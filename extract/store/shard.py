@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import h5py
 import numpy as np
@@ -49,8 +49,8 @@ class ShardWriter:
 
     directory: FilePath
     dtype: str  # of the stored features: float16 or float32
-    attributes: dict[str, object]  # encoder, weights_sha256, width, trimmed, settings
-    store: tuple[str, ...] = ()  # optional contents, of schema.OPTIONAL
+    attributes: Mapping[str, object]  # encoder, weights_sha256, width, trimmed, settings
+    store: tuple[str, ...] = ()  # optional contents, of format.OPTIONAL
 
     def path(self, shard: int) -> FilePath:
         """File of a shard."""
@@ -60,7 +60,7 @@ class ShardWriter:
     def root_attributes(self) -> dict[str, object]:
         """All root attributes that tell one set from another."""
         fixed = {"format": FORMAT, "version": VERSION, "frame_rate": FRAME_RATE, "created_by": CREATED_BY}
-        return fixed | self.attributes
+        return {**fixed, **self.attributes}
 
     def write(
         self,
@@ -80,7 +80,7 @@ class ShardWriter:
           notes: further attributes of this shard alone.
         """
         watch = Stopwatch()
-        order = {clip.path: place for place, clip in enumerate(listed)}
+        order = {clip.path: position for position, clip in enumerate(listed)}
         outcomes = sorted(outcomes, key=lambda outcome: order[_path(outcome)])
         assert [_path(outcome) for outcome in outcomes] == list(order)
         stored = [outcome for outcome in outcomes if isinstance(outcome, StoredClip)]
@@ -100,7 +100,7 @@ class ShardWriter:
                     file, [clip.meta for clip in stored], offsets([len(c.features.visual) for c in stored])
                 )
                 self._write_arrays(file, stored)
-            file.attrs.update({**notes, "seconds": json.dumps(seconds | watch.seconds)})
+            file.attrs.update({**notes, "seconds": json.dumps({**seconds, **watch.seconds})})
 
     def _held(self, shard: int) -> set[str]:
         """Paths of the clips that a shard already holds; none if it cannot be read."""
@@ -110,9 +110,10 @@ class ShardWriter:
         return set()
 
     def _write_arrays(self, file: h5py.File, stored: Sequence[StoredClip]) -> None:
+        width = cast(int, self.attributes["width"])
         for name in ("visual", "audio", *(name for name in self.store if name not in RAGGED)):
             arrays = [getattr(clip.features, name) for clip in stored]
-            _write_end_to_end(file, name, arrays, np.dtype(self.dtype), (self.attributes["width"],))
+            _write_end_to_end(file, name, arrays, np.dtype(self.dtype), (width,))
         for name in (name for name in self.store if name in RAGGED):
             arrays = [getattr(clip, name) for clip in stored]
             file[f"{name}/offset"] = offsets([len(array) for array in arrays])
@@ -145,7 +146,7 @@ def read_failures(path: FilePath) -> list[Failure]:
     text = read_text(path, "where its shard exists, remove that to extract both again")
     try:
         failures = [Failure(**json.loads(line)) for line in text.splitlines()]
-        return [Failure(*map(str, (f.path, f.stage, f.reason)), f.passing is True) for f in failures]
+        return [Failure(str(f.path), str(f.stage), str(f.reason), f.passing is True) for f in failures]
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path}: not a failure log ({error}); remove it and its shard to extract both again"

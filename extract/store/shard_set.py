@@ -1,4 +1,4 @@
-"""A set of shards made from one clip list: which clip goes where, what is still to be made, and the summary.
+"""A set of shards made from one clip list: which clip goes where, and what is still to be made.
 
 Shard k of a set holds clips k*n .. (k+1)*n - 1 of the clip list, less those that failed, in list order. So a run that
 is resumed, split into tasks or spread over a cluster gives the shards of one unbroken run.
@@ -8,25 +8,22 @@ those clips again, and only them; a shard is made again, as a whole, once one of
 one step, after its failure log: a shard that contradicts its log was interrupted there, and is made again, too.
 """
 
-import collections
 import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import cast
 
 from avh_shards import ClipMeta, UserError, read_clip_list
-from avh_shards.clip import FRAME_RATE, ends_beyond
 from avh_shards.clip_list import clip_list_text
 from avh_shards.errors import Failure
-from avh_shards.format import SHARD_PATTERN, caveat, json_attribute, read_shard_table, shard_name
+from avh_shards.format import SHARD_PATTERN, differences, read_shard_table
 from avh_shards.lists import read_text
-from avh_shards.paths import AnyPath, FilePath, as_path, atomic_write, remove_leftovers
+from avh_shards.paths import FilePath, atomic_write
 from avh_shards.text import one_line
 from extract.store.shard import ShardWriter, failure_log, read_failures, write_failures
 
@@ -96,8 +93,9 @@ class ShardSet:
         """
         path = failure_log(self.writer.path(shard))
         before = read_failures(path)
-        now = [tried.get(failure.path, failure) for failure in before]
-        if None in now:
+        tried_again = [tried.get(failure.path, failure) for failure in before]
+        now = [failure for failure in tried_again if failure is not None]
+        if len(now) < len(before):
             for name in (SUMMARY, FAILURES):
                 (self.writer.directory / name).unlink(missing_ok=True)
             return True
@@ -106,7 +104,8 @@ class ShardSet:
         return False
 
     def _leave_clip_list(self, shards_there: bool) -> None:
-        path, text = self.writer.directory / CLIP_LIST, clip_list_text(self.clips)
+        path = self.writer.directory / CLIP_LIST
+        text = clip_list_text(self.clips)
         if shards_there and not path.exists():
             raise _other_run(path, "is missing beside shards")
         _leave(path, text)
@@ -126,7 +125,7 @@ class ShardSet:
     def _check_attributes(self, path: FilePath, found: Mapping[str, object]) -> None:
         """Rejects root attributes of another run."""
         wanted = self.writer.root_attributes
-        for name, found_value, value in _differences({name: found.get(name) for name in wanted}, wanted):
+        for name, found_value, value in differing_attributes({name: found.get(name) for name in wanted}, wanted):
             raise _other_run(path, f"was made with {name} = {one_line(repr(found_value))}, this run has {value!r}")
 
     def _is_done(self, shard: int, found: set[str]) -> bool:
@@ -135,66 +134,7 @@ class ShardSet:
             return False
         table = read_shard_table(path)
         self._check_attributes(path, table.attributes)
-        return _failures(path, table.clips, self.clips_of(shard)) is not None
-
-
-def merge(directory: AnyPath) -> dict[str, object] | None:
-    """Sums a set up once all its shards are there.
-
-    Merges the failure logs into `failures.jsonl`, writes `extraction.json`, and clears away what killed runs left.
-
-    Returns:
-      What `extraction.json` says: counts, and the seconds that all runs and tasks spent on the shards, by stage. None
-      while a shard is missing, or still to be made again.
-
-    Raises:
-      UserError: the folder holds no set, a damaged one, or shards of different settings.
-    """
-    directory = as_path(directory)
-    if not any(directory.glob(SHARD_PATTERN)):
-        return None
-    clips, per_shard = read_set(directory)
-    parts = [clips[start : start + per_shard] for start in range(0, len(clips), per_shard)]
-    paths = [directory / shard_name(shard) for shard in range(len(parts))]
-    if not all(path.exists() for path in paths):
-        return None
-    totals, failures, seconds, first = collections.Counter(), [], collections.Counter(), None
-    for path, part in zip(paths, parts, strict=True):
-        table = read_shard_table(path)
-        attributes = {name: table.attributes.get(name) for name in SET_ATTRIBUTES}
-        first = first or attributes
-        for name, one, other in _differences(first, attributes):
-            raise UserError(
-                f"{path}: was made with {name} = {one_line(repr(other))}, but {paths[0].name} with "
-                f"{one_line(repr(one))}; remove the shards of one of the two runs and run the other again"
-            )
-        own = _failures(path, table.clips, part)
-        if own is None:
-            return None
-        failures += own
-        beyond = map(ends_beyond, table.clips, np.diff(table.offset).tolist())
-        totals.update(stored=len(table.clips), frames=int(table.offset[-1]), beyond=sum(beyond))
-        seconds.update(json_attribute(path, table.attributes, "seconds"))
-    write_failures(directory / FAILURES, failures)
-    summary = {
-        "clips": len(clips),
-        "stored": totals["stored"],
-        "failed": len(failures),
-        "passing": sum(failure.passing for failure in failures),
-        "frames": totals["frames"],
-        "segments_beyond_end": totals["beyond"],
-        "video_seconds": totals["frames"] / FRAME_RATE,
-        "shards": len(paths),
-        "trimmed": table.attributes["trimmed"],
-        "encoder": table.attributes["encoder"],
-        "caveat": caveat(table.attributes),
-        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-    }
-    with atomic_write(directory / SUMMARY) as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    if isinstance(directory, Path):
-        remove_leftovers(directory, ".features-")
-    return summary
+        return shard_failures(path, table.clips, self.clips_of(shard)) is not None
 
 
 def read_set(directory: FilePath) -> tuple[list[ClipMeta], int]:
@@ -213,9 +153,9 @@ def read_set(directory: FilePath) -> tuple[list[ClipMeta], int]:
     raise UserError(f"{directory}: no shard says how many clips a shard holds; extract them again")
 
 
-def _clips_per_shard(attributes: dict[str, object]) -> int:
+def _clips_per_shard(attributes: Mapping[str, object]) -> int:
     try:
-        count = json.loads(attributes["settings"])["clips_per_shard"]
+        count = json.loads(cast(str, attributes["settings"]))["clips_per_shard"]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"settings that are not ours ({error})") from error
     if type(count) is not int or count < 1:
@@ -223,23 +163,7 @@ def _clips_per_shard(attributes: dict[str, object]) -> int:
     return count
 
 
-def format_summary(summary: dict[str, object] | None) -> str:
-    """What `extraction.json` says, in a sentence or two; None: other tasks still have shards to make."""
-    if summary is None:
-        return "this task's shards are there; the task that ends last sums up (or --merge does)"
-    trimmed = ", trimmed" if summary["trimmed"] is True else ""
-    text = "{clips} clips: {stored} in {shards} shards ({frames} frames{0}), {failed} failed".format(trimmed, **summary)
-    text += f" (see {FAILURES})" if summary["failed"] else ""
-    if summary["passing"]:
-        text += f"; {summary['passing']} of them may pass: the same command tries them again"
-    if not summary["stored"]:
-        text += f"\n0 of {summary['clips']} clips succeeded"
-    beyond = summary["segments_beyond_end"]
-    note = beyond and f"{beyond} clips have fake segments beyond their end; give them in seconds of the whole clip"
-    return "\n".join([text, *filter(None, [note, summary["caveat"]])])
-
-
-def _failures(path: FilePath, stored: Sequence[ClipMeta], listed: Sequence[ClipMeta]) -> list[Failure] | None:
+def shard_failures(path: FilePath, stored: Sequence[ClipMeta], listed: Sequence[ClipMeta]) -> list[Failure] | None:
     """The failures of a shard; None if they and its clips do not make up its part of the list: it was interrupted.
 
     Raises:
@@ -253,19 +177,20 @@ def _failures(path: FilePath, stored: Sequence[ClipMeta], listed: Sequence[ClipM
     return failures if whole and len(stored) + len(failures) == len(listed) else None
 
 
-def _differences(one: Mapping[str, object], other: Mapping[str, object]) -> Iterator[tuple[str, object, object]]:
-    """What differs between two runs' attributes: names, and both values; of `settings`, the settings that differ."""
-    for name in sorted(one.keys() | other.keys()):
-        if (a := one.get(name)) == (b := other.get(name)):
-            continue
-        try:
-            settings = json.loads(a), json.loads(b)
-        except (TypeError, ValueError, RecursionError):  # not JSON
-            settings = ()
-        if settings and all(isinstance(value, dict) for value in settings):
-            yield from _differences(*settings)
-        else:
-            yield name, a, b
+def differing_attributes(one: Mapping[str, object], other: Mapping[str, object]) -> list[tuple[str, object, object]]:
+    """Returns what differs between two runs' attributes, sorted: names and both values; of `settings`, each setting."""
+    settings = _parsed_settings(one), _parsed_settings(other)
+    if None not in settings:
+        one, other = ({**known, "settings": each} for known, each in zip((one, other), settings, strict=True))
+    found = differences(one, other)
+    return [(name.removeprefix("settings."), *found[name]) for name in sorted(found)]
+
+
+def _parsed_settings(attributes: Mapping[str, object]) -> dict | None:
+    with contextlib.suppress(TypeError, ValueError, RecursionError):  # not JSON
+        settings = json.loads(cast(str, attributes.get("settings")))
+        return settings if isinstance(settings, dict) else None
+    return None
 
 
 def _leave(path: FilePath, text: str) -> None:
@@ -290,12 +215,7 @@ def _leave(path: FilePath, text: str) -> None:
 
 
 def _other_run(path: FilePath, what: str) -> UserError:
-    return UserError(f"{path} {what}; choose an empty output folder")
-
-
-def tasks_shards(missing: Sequence[int], index: int, count: int) -> Iterator[int]:
-    """The shards of one of several tasks: shard k is made by task k mod count."""
-    return (shard for shard in missing if shard % count == index)
+    return UserError(f"{path}: {what}; choose an empty output folder")
 
 
 def task_lock(directory: FilePath, index: int = 0, count: int = 1) -> FilePath:

@@ -12,12 +12,12 @@ import safetensors.numpy
 from flax import nnx
 
 from avh_shards import UserError, atomic_write, one_line, open_safetensors, pack_notes, unpack_notes
+from avh_shards.weights import MOST_DETAILS, misfits
 from jax_avh.models.alignment import AlignmentNetwork
 from jax_avh.models.linear import LinearNetwork
 from jax_avh.models.network import MODALITIES, FrameNetwork
 
 BEST_WEIGHTS = "best.safetensors"  # in the workdir of a training run
-MOST_DETAILS = 8  # of what does not fit
 HEADS = {network.head: network for network in (AlignmentNetwork, LinearNetwork)}
 
 # Part of the path to an array -> its official name, where that is another; a Sequential's layers count by their index.
@@ -77,9 +77,8 @@ def load_weights(path: str | os.PathLike, precision: str = "float32", make: Make
         network = nnx.eval_shape(lambda: (make or frame_network)(path, shapes, notes, precision))
         named = named_arrays(network)
         wanted = {name: array.shape for name, array in named.items()}
-        if wrong := sorted(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name)):
-            details = (f"{n} {shapes.get(n, 'missing')} for {wanted.get(n, 'nothing')}" for n in wrong[:MOST_DETAILS])
-            details = one_line(", ".join(details)[:1000])
+        if wrong := misfits(shapes, wanted):
+            details = one_line(", ".join(wrong[:MOST_DETAILS])[:1000])
             raise UserError(f"{path}: parameters that do not fit the network: {details}")
         for name, (variable, _) in named.items():
             array = file.get_tensor(name)

@@ -39,7 +39,7 @@ def test_simulated_corpus_is_reproducible_and_importable(tmp_path):
             np.testing.assert_array_equal(array, twin[key])
     clips = read_clip_list(tmp_path / "a" / "test.csv")
     summary = import_features(clips, tmp_path / "a", tmp_path / "shards", width=16)
-    assert summary["stored"] == 6
+    assert summary.stored == 6
     assert [clip.label for clip in clips] == [0, 1] * 3
     with (tmp_path / "a" / "train.csv").open() as file:
         assert all(row["label"] == "0" for row in csv.DictReader(file))

@@ -18,7 +18,8 @@ from avh_shards.errors import Failure
 from avh_shards.format import list_shards, read_shard_table
 from avh_shards.paths import as_path, atomic_write, check_output, local_file, refuse_inputs
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip, check_features, read_failures
-from extract.store.shard_set import ShardSet, merge
+from extract.store.shard_set import ShardSet
+from extract.store.summary import merge
 
 WIDTH = 8
 SETTINGS = json.dumps({"clips_per_shard": 100})
@@ -389,10 +390,10 @@ def test_a_set_is_summed_up_once_all_shards_are_there(tmp_path):
     shards.writer.write(0, shards.clips_of(0), outcomes, {"encode": 2.0, "wait": 1.0})
     (tmp_path / ".features-00000.h5.1234abcd.part").write_text("left by a killed run")
     summary = merge(tmp_path)
-    assert summary == json.loads((tmp_path / "extraction.json").read_text())
+    assert dataclasses.asdict(summary) == json.loads((tmp_path / "extraction.json").read_text())
     counts = {"clips": 3, "stored": 2, "failed": 1, "frames": 25, "video_seconds": 1.0, "shards": 2}
-    assert counts.items() <= summary.items()
-    assert (summary["seconds"]["encode"], summary["seconds"]["wait"]) == (3.5, 1.0)
+    assert counts.items() <= dataclasses.asdict(summary).items()
+    assert (summary.seconds["encode"], summary.seconds["wait"]) == (3.5, 1.0)
     assert not list(tmp_path.glob(".*.part"))
 
 

@@ -17,7 +17,7 @@ from extract.avhubert.encoder import normalise_crops
 from extract.face import crop_mouths, detect_landmarks
 from extract.face.landmarks import CountingFinder, fill_gaps
 from extract.face.mouth import similarity
-from extract.prepare import PrepareSettings, filterbank_frames, prepare_clip
+from extract.prepare import PrepareSettings, Variant, filterbank_frames, prepare_clip
 from tests.conftest import TESTDATA
 from tests.media import ramp, read_frames, tone, write_media
 
@@ -89,7 +89,9 @@ def test_crops_follow_the_head():
 def test_network_inputs_equal_the_official_ones(name):
     official = np.load(TESTDATA / f"inputs_{name}.npz")
     settings = PrepareSettings(input="roi")
-    prepared = prepare_clip(ClipMeta(f"{name}.mp4"), TESTDATA, settings, trimmed=name == "trim")
+    prepared = prepare_clip(
+        ClipMeta(f"{name}.mp4"), TESTDATA, settings, Variant.TRIMMED if name == "trim" else Variant.UNTRIMMED
+    )
     video = normalise_crops(torch.from_numpy(prepared.crops)).numpy()
     assert prepared.meta.leading_silence == official["leading_silence_s"]
     np.testing.assert_allclose(prepared.audio, official["audio_in"], rtol=0, atol=1e-5)
@@ -124,7 +126,7 @@ def test_segments_move_with_the_trimming():
     segments = ((0.1, 0.3), (0.5, 0.8), (1.0, 2.0))  # of a clip that loses 16 frames = 0.64 s
     clip = ClipMeta("trim.mp4", segments=segments)
     untrimmed, trimmed = (
-        prepare_clip(clip, TESTDATA, PrepareSettings(input="roi"), flag).meta for flag in (False, True)
+        prepare_clip(clip, TESTDATA, PrepareSettings(input="roi"), variant).meta for variant in Variant
     )
     assert untrimmed.segments == segments
     assert trimmed.trimmed_frames == 16
@@ -161,7 +163,7 @@ def faces(monkeypatch):
 def test_clips_that_cannot_be_used(tmp_path, faces, frames, sound, trimmed, reason):
     write_media(tmp_path / "x.mkv", ramp([0] * frames) or None, sound=sound, audio_codec="pcm_s16le")
     with pytest.raises(ClipError, match=reason):
-        prepare_clip(ClipMeta("x.mkv"), tmp_path, PrepareSettings(), trimmed)
+        prepare_clip(ClipMeta("x.mkv"), tmp_path, PrepareSettings(), Variant.TRIMMED if trimmed else Variant.UNTRIMMED)
 
 
 def test_both_modalities_are_cut_to_the_shorter(tmp_path, faces):
@@ -179,7 +181,7 @@ def test_shares_of_faces_are_those_of_the_whole_clip(tmp_path, monkeypatch):
     write_media(
         tmp_path / "x.mkv", ramp([k / 25 for k in range(25)]), sound=tone(1, silence=0.3), audio_codec="pcm_s16le"
     )
-    prepared = prepare_clip(ClipMeta("x.mkv"), tmp_path, PrepareSettings(min_face_share=0.6), trimmed=True)
+    prepared = prepare_clip(ClipMeta("x.mkv"), tmp_path, PrepareSettings(min_face_share=0.6), Variant.TRIMMED)
     assert prepared.meta.trimmed_frames == 8
     assert (prepared.meta.face_share, prepared.meta.several_faces) == (0.6, 0.2)
 

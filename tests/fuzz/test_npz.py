@@ -62,7 +62,7 @@ def attempt(number: int) -> None:
         path.write_bytes(content[: draw.choice([len(content)] * 9 + [draw.randrange(len(content))])])
         with contextlib.suppress(UserError):
             GivenPoints(path)
-        reason = check_features(read_npz(path, WIDTH), WIDTH, "float16")
+        reason = check_features(read_npz(path, WIDTH)[0], WIDTH, "float16")
     if reason:
         raise UserError(reason)
 

@@ -166,12 +166,12 @@ def test_simulated_and_other_features_do_not_share_a_set(tmp_path):
         features = {name: arrays[name] for name in ("visual", "audio")}
     np.savez(tmp_path / "train" / "c001.npz", **features)
     summary = import_features(clips, tmp_path, tmp_path / "shards", width=16)
-    assert (summary["stored"], summary["failed"]) == (2, 1)
+    assert (summary.stored, summary.failed) == (2, 1)
     assert "SIMULATED" in (tmp_path / "shards" / "failures.jsonl").read_text()
     assert open_shard(tmp_path / "shards" / "features-00000.h5").attributes["weights_sha256"] == "simulated"
     (tmp_path / "train" / "c000.npz").write_bytes(b"no npz")  # the first that can be read decides
     summary = import_features(clips, tmp_path, tmp_path / "others", width=16)
-    assert (summary["stored"], summary["caveat"]) == (1, "")
+    assert (summary.stored, summary.caveat) == (1, "")
 
 
 @pytest.mark.parametrize("damage", ["no arrays", "too large"])
@@ -181,12 +181,12 @@ def test_a_damaged_first_file_costs_only_its_clip(tmp_path, damage):
     arrays = {"no arrays": {"other": np.zeros(1)}, "too large": {"visual": huge, "audio": huge}}[damage]
     np.savez_compressed(tmp_path / "train" / "c000.npz", **arrays)
     summary = import_features(read_clip_list(tmp_path / "train.csv"), tmp_path, tmp_path / "shards", width=16)
-    assert (summary["stored"], summary["failed"]) == (2, 1)
-    assert "SIMULATED" in summary["caveat"]
+    assert (summary.stored, summary.failed) == (2, 1)
+    assert "SIMULATED" in summary.caveat
     for file in (tmp_path / "train").iterdir():  # what a restart finds: the set stays what it was
         file.unlink()
     again = import_features(read_clip_list(tmp_path / "train.csv"), tmp_path, tmp_path / "shards", width=16)
-    assert "SIMULATED" in again["caveat"]
+    assert "SIMULATED" in again.caveat
 
 
 def test_results_of_a_sweep_say_so(simulated):

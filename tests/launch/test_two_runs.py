@@ -122,7 +122,7 @@ def test_tasks_of_different_settings_are_refused_before_any_shard(tmp_path, tiny
     """Task 1 has nothing to make, task 0 comes later with another precision."""
     run_extract(tmp_path, tiny_checkpoint, tmp_path / "out", 1, 2)
     assert not list((tmp_path / "out").glob("*.h5"))
-    with pytest.raises(UserError, match=r"settings.json was made with dtype = 'float16', this run has 'float32'"):
+    with pytest.raises(UserError, match=r"settings.json: was made with dtype = 'float16', this run has 'float32'"):
         run_extract(tmp_path, tiny_checkpoint, tmp_path / "out", 0, 2, dtype="float32")
 
 
@@ -158,7 +158,7 @@ def without_locks(monkeypatch):
 def test_without_locks_runs_go_on_and_warn_once(tmp_path, tiny_checkpoint, monkeypatch, capsys):
     without_locks(monkeypatch)
     (summary,) = run_extract(tmp_path, tiny_checkpoint, tmp_path / "shards")
-    assert summary["stored"] == 1
+    assert summary.stored == 1
     run_score(tmp_path, None, tmp_path / "scores.h5")
     assert (tmp_path / "scores.h5").is_file()
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: no file locks")]

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from avh_shards import ClipMeta
 from extract.avhubert import AVHubert, AVHubertConfig, load_avhubert
 from extract.avhubert.encoder import FRONT_END_FRAMES, POOL_BATCHES, _in_pieces, batches, start_encoding
-from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
+from extract.prepare import PreparedClip, PrepareSettings, Variant, prepare_clip
 from tests import rules
 from tests.conftest import TESTDATA
 
 
 @pytest.fixture(scope="module")
 def prepared():
-    names = {"s4": False, "st48": False, "trim": True}
+    names = {"s4": Variant.UNTRIMMED, "st48": Variant.UNTRIMMED, "trim": Variant.TRIMMED}
     return [
-        prepare_clip(ClipMeta(f"{name}.mp4"), TESTDATA, PrepareSettings(input="roi"), trimmed)
-        for name, trimmed in names.items()
+        prepare_clip(ClipMeta(f"{name}.mp4"), TESTDATA, PrepareSettings(input="roi"), variant)
+        for name, variant in names.items()
     ]
 
 

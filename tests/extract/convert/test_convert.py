@@ -14,9 +14,8 @@ import torch
 
 from avh_shards import UserError
 from avh_shards.weights import pack_notes, unpack_notes
-from extract.convert.released import OFFICIAL
 from extract.convert.unpickle import StandIn, load_restricted
-from extract.convert.weights import convert_weights
+from extract.convert.weights import convert_weights, official_networks
 from jax_avh.evaluation import POOLINGS
 from jax_avh.inference.score import choose_method, score_shards
 from jax_avh.models import load_weights, read_notes
@@ -24,7 +23,7 @@ from tests import rules
 from tests.conftest import TESTDATA
 from tests.extract.convert.test_npz import Attack
 
-KINDS = [(network.notes["head"], network.notes["modality"]) for network in OFFICIAL[".ckpt"].networks]
+KINDS = [(network.notes["head"], network.notes["modality"]) for network in official_networks()[".ckpt"]]
 SUPERVISED = {"method": "avh_sup", "head": "mlp", "modality": "both", "normalised": "true"}
 
 

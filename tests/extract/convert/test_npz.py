@@ -10,7 +10,7 @@ from avh_shards.clip import FAKE
 from avh_shards.format import list_shards
 from extract.convert.npz import import_features
 from extract.store.shard import read_failures
-from extract.store.shard_set import format_summary
+from extract.store.summary import format_summary
 from tests import rules
 
 WIDTH = 8
@@ -71,7 +71,7 @@ def test_features_that_cannot_be_used_are_logged(tmp_path):
     }
     clips = [ClipMeta(f"{name}.mp4") for name in ["good", *reasons]]
     summary = import_features(clips, tmp_path, tmp_path / "out", width=WIDTH)
-    assert summary["stored"] == 1
+    assert summary.stored == 1
     failures = {f.path.removesuffix(".mp4"): f.reason for f in read_failures(tmp_path / "out" / "failures.jsonl")}
     assert list(failures) == list(reasons)
     for name, reason in reasons.items():
@@ -85,7 +85,7 @@ def test_segments_beyond_a_clips_end_are_counted(tmp_path):
     segments = {"a": (400.0, 800.0), "b": (1.5, 2.9), "c": (0.5, 3.1), "d": (2.0, 2.5)}
     clips = [ClipMeta(f"{name}.mp4", FAKE, segments=(segment,)) for name, segment in segments.items()]
     summary = import_features(clips, tmp_path, tmp_path / "out", width=WIDTH)
-    assert summary["segments_beyond_end"] == 3  # all but b
+    assert summary.segments_beyond_end == 3  # all but b
     assert "3 clips have fake segments beyond their end; give them in seconds" in format_summary(summary)
     summary = import_features(clips[1:2], tmp_path, tmp_path / "fine", width=WIDTH)
     assert "segments" not in format_summary(summary)

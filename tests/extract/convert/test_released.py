@@ -15,10 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avh_shards import UserError
-from avh_shards.weights import pack_notes
-from extract.convert.released import OFFICIAL, counters, misfits
-from extract.convert.released import mds as mds_shapes
-from extract.convert.weights import convert_weights
+from avh_shards.weights import misfits, pack_notes
+from extract.convert.weights import convert_weights, official_networks
 from jax_avh.methods.mds import method as mds
 from jax_avh.methods.rawnet2 import method as rawnet2
 from jax_avh.models import read_notes
@@ -26,8 +24,8 @@ from jax_avh.models.weights import named_arrays
 from tests import rules
 from tests.extract.convert.test_npz import Attack
 
-RAWNET2, MDS_96, MDS_224 = NETWORKS = OFFICIAL[".pth"].networks
-EVERY = [network for official in OFFICIAL.values() for network in official.networks]
+RAWNET2, MDS_96, MDS_224 = NETWORKS = official_networks()[".pth"]
+EVERY = [network for networks in official_networks().values() for network in networks]
 
 
 def draw(network, dtype=torch.float32):
@@ -36,7 +34,7 @@ def draw(network, dtype=torch.float32):
     weights = collections.OrderedDict(
         {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in network.shapes.items()}
     )
-    weights.update({name: torch.tensor(7) for name in counters(network)})
+    weights.update({name: torch.tensor(7) for name in network.counters})
     weights._metadata = collections.OrderedDict({"": {"version": 1}})
     return weights
 
@@ -89,7 +87,7 @@ def test_names_and_shapes_are_those_of_the_official_programs(shared, network, ke
     assert sum(math.prod(shape) for name, shape in network.shapes.items() if ".running_" not in name) == parameters
     rows = [line.split("\t") for line in shared(f"methods/{keys}_keys.txt").read_text().splitlines()]
     official = {name: tuple(int(size) for size in re.findall(r"\d+", shape)) for name, shape, _ in rows}
-    assert network.shapes | dict.fromkeys(counters(network), ()) == official
+    assert network.shapes | dict.fromkeys(network.counters, ()) == official
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
@@ -104,11 +102,11 @@ def test_every_change_of_a_parameter_is_told(data):
     network = data.draw(st.sampled_from(EVERY))
     name = data.draw(st.sampled_from(sorted(network.shapes)))
     shape = network.shapes[name]
-    assert not misfits(network.shapes, network)
+    assert not misfits(network.shapes, network.shapes)
     missing = {key: value for key, value in network.shapes.items() if key != name}
-    assert misfits(missing, network) == [f"{name} missing for {shape}"]
-    assert misfits(network.shapes | {name: (*shape, 1)}, network) == [f"{name} {(*shape, 1)} for {shape}"]
-    assert misfits(network.shapes | {f"{name}x": shape}, network) == [f"{name}x {shape} for nothing"]
+    assert misfits(missing, network.shapes) == [f"{name} missing for {shape}"]
+    assert misfits(network.shapes | {name: (*shape, 1)}, network.shapes) == [f"{name} {(*shape, 1)} for {shape}"]
+    assert misfits(network.shapes | {f"{name}x": shape}, network.shapes) == [f"{name}x {shape} for nothing"]
 
 
 def test_both_ways_bit_for_bit(tmp_path, weights, converted):
@@ -180,8 +178,10 @@ def test_parameters_that_fit_no_network_are_told(tmp_path, weights, changes, mes
 
 
 def test_of_mds_one_layer_alone_tells_the_size_of_its_frames():
-    assert misfits(mds_shapes(128), MDS_96) == ["netfclip.0.weight (4096, 4096) for (4096, 2304)"]
-    assert misfits(MDS_224.shapes, MDS_96) == ["netfclip.0.weight (4096, 12544) for (4096, 2304)"]
+    assert misfits(MDS_96.shapes | {"netfclip.0.weight": (4096, 4096)}, MDS_96.shapes) == [
+        "netfclip.0.weight (4096, 4096) for (4096, 2304)"
+    ]
+    assert misfits(MDS_224.shapes, MDS_96.shapes) == ["netfclip.0.weight (4096, 12544) for (4096, 2304)"]
 
 
 @pytest.mark.parametrize("wrapped", [True, False])

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from avh_shards import UserError
 from extract.run.array_job import this_task
-from extract.store.shard_set import tasks_shards
+from extract.run.job import tasks_shards
 
 
 def array(task: object, first: int = 0, last: int = 7, step: int = 1, count: int | None = None) -> dict[str, str]:

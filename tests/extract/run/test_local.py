@@ -61,8 +61,8 @@ def test_shards_hold_the_features_of_the_list(tmp_path, tiny_checkpoint, tiny_en
     clips = [ClipMeta(f"c{k}.mp4", label=k % 2, identity=f"id{k}") for k in range(4)]
     clips.insert(1, ClipMeta("none.mp4"))
     summary = extract(clips, tmp_path, tiny_checkpoint, tmp_path / "out", settings(clips_per_shard=2))
-    assert (summary["clips"], summary["stored"], summary["failed"], summary["shards"]) == (5, 4, 1, 3)
-    assert summary == json.loads((tmp_path / "out" / "extraction.json").read_text())
+    assert (summary.clips, summary.stored, summary.failed, summary.shards) == (5, 4, 1, 3)
+    assert dataclasses.asdict(summary) == json.loads((tmp_path / "out" / "extraction.json").read_text())
     assert [len(open_shard(path).clips) for path in list_shards(tmp_path / "out")] == [1, 2, 1]
     assert paths_of(tmp_path / "out") == [f"c{k}.mp4" for k in range(4)]
     assert list(failures_of(tmp_path / "out")) == ["none.mp4"]
@@ -228,7 +228,7 @@ def test_both_forms_are_made_from_one_preparation(tmp_path, tiny_checkpoint):
     options = {"store": ("crops", "multimodal", "waveform")}
     job = Job(clips, str(TESTDATA), str(tmp_path / "both"), settings(trimmed="both", **options))
     summaries = extract_job(job, tiny_checkpoint)
-    assert [(s["stored"], s["failed"], s["frames"]) for s in summaries] == [(2, 1, 200), (2, 1, 184)]
+    assert [(s.stored, s.failed, s.frames) for s in summaries] == [(2, 1, 200), (2, 1, 184)]
     for form, folder in (("false", "untrimmed"), ("true", "trimmed")):
         extract(clips, TESTDATA, tiny_checkpoint, tmp_path / form, settings(trimmed=form, **options))
         one, two = (open_shard(path / "features-00000.h5") for path in (tmp_path / form, tmp_path / "both" / folder))
@@ -250,7 +250,7 @@ def test_tasks_of_an_array_make_the_shards_of_one_run(tmp_path, tiny_checkpoint)
     with pytest.raises(UserError, match="shards are missing"):
         merge_sets(job.output)
     (merged,) = extract_job(job, tiny_checkpoint, 0, 2)  # the last task sums up
-    assert (merged["stored"], merged["failed"]) == (5, 1)
+    assert (merged.stored, merged.failed) == (5, 1)
     assert merge_sets(job.output) == [merged]
     extract(clips, tmp_path, tiny_checkpoint, tmp_path / "one", settings(clips_per_shard=2))
     assert_same_set(tmp_path / "one", tmp_path / "array")
@@ -310,12 +310,12 @@ def test_a_restart_tries_clips_again_that_failed_for_passing_reasons(tmp_path, t
     clips = [ClipMeta(f"{name}.mp4") for name in "abc"]
     give(tmp_path / "media", "a", "c")
     job = Job(clips, str(tmp_path / "media"), str(tmp_path / "out"), settings(trimmed="both", clips_per_shard=2))
-    assert [(s["stored"], s["passing"]) for s in extract_job(job, tiny_checkpoint)] == [(2, 1)] * 2
+    assert [(s.stored, s.passing) for s in extract_job(job, tiny_checkpoint)] == [(2, 1)] * 2
     give(tmp_path / "media", "b")
     write_failures(failure_log(tmp_path / "out" / "trimmed" / "features-00000.h5"), [])
     with pytest.raises(UserError, match="shards are missing"):
         merge_sets(job.output)
-    assert [s["stored"] for s in extract_job(job, tiny_checkpoint)] == [3, 3]
+    assert [s.stored for s in extract_job(job, tiny_checkpoint)] == [3, 3]
     extract_job(dataclasses.replace(job, output=str(tmp_path / "whole")), tiny_checkpoint)
     for form in ("trimmed", "untrimmed"):
         assert_same_set(tmp_path / "whole" / form, tmp_path / "out" / form)
@@ -339,7 +339,7 @@ def test_shards_at_a_url_are_those_of_a_folder(tmp_path, tiny_checkpoint):
     extract(clips, TESTDATA, tiny_checkpoint, "memory://bucket/set", options)
     as_path("memory://bucket/set/features-00001.h5").unlink()
     summary = extract(clips, TESTDATA, tiny_checkpoint, "memory://bucket/set", options)
-    assert (summary["stored"], summary["failed"]) == (2, 1)
+    assert (summary.stored, summary.failed) == (2, 1)
     as_path("memory://bucket/set").fs.get("/bucket/set/", str(tmp_path / "copy"), recursive=True)
     extract(clips, TESTDATA, tiny_checkpoint, tmp_path / "local", options)
     assert_same_set(tmp_path / "local", tmp_path / "copy")

@@ -10,7 +10,7 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.format import list_shards
 from extract.convert.npz import import_features
 from extract.store.shard import failure_log, read_failures, write_failures
-from extract.store.shard_set import merge
+from extract.store.summary import merge
 from tests.extract.convert.test_npz import WIDTH, pair, write_npz
 from tests.sets import assert_same_set
 
@@ -48,7 +48,7 @@ def broken(tmp_path) -> Broken:
     for name in "bd":
         (case.npz / f"{name}.npz").unlink()
     summary = case.restart()
-    assert (summary["stored"], summary["failed"], summary["passing"]) == (2, 3, 2)
+    assert (summary.stored, summary.failed, summary.passing) == (2, 3, 2)
     return case
 
 
@@ -138,7 +138,7 @@ def test_shards_of_different_settings_are_not_summed_up(broken, tmp_path):
     with pytest.raises(UserError, match=r"features-00001.h5: was made with dtype = 'float32', but features-00000.h5"):
         merge(broken.output)
     (broken.output / "features-00001.h5").unlink()
-    with pytest.raises(UserError, match=r"settings.json was made with dtype = 'float16', this run has 'float32'"):
+    with pytest.raises(UserError, match=r"settings.json: was made with dtype = 'float16', this run has 'float32'"):
         import_features(CLIPS, broken.npz, broken.output, "float32", width=WIDTH, clips_per_shard=2)
 
 
