@@ -132,7 +132,8 @@ def _limit(kind: int, most: int) -> None:
 
 def serve() -> None:
     """Answers one request after the other until standard input ends."""
-    replies, requests = sys.stdin.buffer, sys.stdout.buffer
+    replies = sys.stdin.buffer
+    requests = sys.stdout.buffer
     _limit(resource.RLIMIT_DATA, MEMORY)
     _limit(resource.RLIMIT_CORE, 0)
     while len(request := replies.read(REQUEST.size)) == REQUEST.size:

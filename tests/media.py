@@ -7,7 +7,6 @@ import av
 import numpy as np
 
 from extract.face.landmarks import CountingFinder
-from extract.media import iterate_video
 
 CLOCK = 1000  # ticks a second of the video's timestamps
 POINTS = np.random.default_rng(0).uniform(5, 40, (68, 2))
@@ -35,7 +34,7 @@ def shown_times(frames: np.ndarray) -> np.ndarray:
 
 def read_frames(path: Path, fps_policy: str = "resample") -> np.ndarray:
     """All frames of a video, [T, H, W, 3]."""
-    return np.stack(list(iterate_video(path, fps_policy)))
+    return read_video(path, fps_policy)
 
 
 def pretended_face() -> CountingFinder:

@@ -93,10 +93,12 @@ def simulate_corpus(root: str | os.PathLike, corpus: Corpus) -> None:
 def simulate_clip(name: str, kind: str, corpus: Corpus) -> SimulatedClip:
     """A clip; the same for the same name, kind and corpus."""
     key = (corpus.seed, zlib.crc32(name.encode()))
-    rng, media_rng = np.random.default_rng(key), np.random.default_rng((*key, 1))
+    rng = np.random.default_rng(key)
+    media_rng = np.random.default_rng((*key, 1))
     frames = int(rng.integers(*corpus.frames, endpoint=True))
     path = _path(frames + SHIFT, rng)
-    seen, heard = path[SHIFT:], path[SHIFT:].copy()
+    seen = path[SHIFT:]
+    heard = path[SHIFT:].copy()
     start, stop = (0, frames) if kind in ("shifted", "swapped") else (frames // 4, 0)
     if kind == "local":
         stop = start + max(round(corpus.stretch * frames), 1)

@@ -47,7 +47,8 @@ def draw_sound(opened: Float[np.ndarray, " T"], silence: float, rng: np.random.G
 
 def draw_crops(opened: Float[np.ndarray, " T"], rng: np.random.Generator) -> UInt8[np.ndarray, "T 96 96"]:
     """Grey crops at 25 Hz: lips on shaded skin round a dark mouth that is open so far, and a sensor's noise."""
-    skin, half_width = rng.uniform(*SKIN), rng.uniform(*HALF_WIDTH)
+    skin = rng.uniform(*SKIN)
+    half_width = rng.uniform(*HALF_WIDTH)
     x = np.arange(CROP, dtype=np.float32) - (CROP - 1) / 2
     shade = skin * (1 - SHADE * (x**2 + x[:, None] ** 2) / (2 * x[0] ** 2))
     half_height = SHUT + (OPEN - SHUT) * opened
@@ -61,7 +62,8 @@ def draw_crops(opened: Float[np.ndarray, " T"], rng: np.random.Generator) -> UIn
 
 def _pitch(seconds: Float[np.ndarray, " S"], rng: np.random.Generator) -> Float[np.ndarray, " S"]:
     """A clip's pitch in Hz at each moment."""
-    mean, start = rng.uniform(*PITCH), rng.uniform(0, 2 * np.pi)
+    mean = rng.uniform(*PITCH)
+    start = rng.uniform(0, 2 * np.pi)
     return mean * (1 + WANDER * np.sin(2 * np.pi * WANDER_RATE * seconds + start))
 
 

@@ -62,7 +62,8 @@ def read_av_deepfake1m(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMet
 
 def _entries(root: Path, split: str) -> Iterator[tuple[str, object]] | None:
     """The metadata of a split, if any is there."""
-    listing, folder = root / LISTINGS[split], root / split
+    listing = root / LISTINGS[split]
+    folder = root / split
     if split == "test" and listing.exists():
         return ((f"{listing}, line {line}", file) for line, file in read_lines(listing))
     if listing.exists():
@@ -77,7 +78,8 @@ def _clip(split: str, entry: object) -> ClipMeta:
     if split == "test":
         assert isinstance(entry, str)  # a line of the list
         return ClipMeta(clip_path(split, entry), split=split, identity=_speaker(entry))
-    file, fake = field(entry, "file", str), segments(entry, "fake_segments")
+    file = field(entry, "file", str)
+    fake = segments(entry, "fake_segments")
     return ClipMeta(
         path=clip_path(split, file),
         label=FAKE if fake else REAL,

@@ -40,7 +40,8 @@ def read_lavdf(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
 
 def _clip(entry: object) -> ClipMeta:
     """An entry as a clip."""
-    fakes, periods = field(entry, "n_fakes", int), segments(entry, "fake_periods")
+    fakes = field(entry, "n_fakes", int)
+    periods = segments(entry, "fake_periods")
     if fakes < 0 or (periods and not fakes):
         raise ValueError(f"n_fakes is {fakes} with {len(periods)} fake_periods; correct one of them")
     return ClipMeta(

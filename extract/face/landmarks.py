@@ -46,14 +46,16 @@ class CountingFinder:
           look: gives the points of a picture.
           counts: number of faces in each picture so far; `look` keeps it and may correct earlier entries.
         """
-        self._look, self._counts = look, counts
+        self._look = look
+        self._counts = counts
         self._repeats: list[int] = []  # frames that show each picture
         self._last: Frame | None = None
         self._points: Points | None = None
 
     def __call__(self, frame: Frame) -> Points | None:  # noqa: D102 (a finder)
         if frame is not self._last:
-            self._last, self._points = frame, self._look(frame)
+            self._last = frame
+            self._points = self._look(frame)
             self._repeats.append(0)
         self._repeats[-1] += 1
         return self._points
@@ -69,7 +71,8 @@ def every_frame() -> CountingFinder:
     The first face is the detector's most confident; later ones are those that overlap the face before, else again the
     most confident. All faces of every picture are counted.
     """
-    face, counts = None, []
+    face: dlib.rectangle | None = None
+    counts: list[int] = []
 
     def find(frame: Frame) -> Points | None:
         nonlocal face
@@ -93,7 +96,8 @@ class GivenPoints:
         Raises:
           ClipError: the file is missing, damaged or of another shape.
         """
-        self.path, self.used = path, 0
+        self.path = path
+        self.used = 0
         self.points = _read_points(Path(path))
 
     def __call__(self, frame: Frame) -> Points | None:  # noqa: D102 (a finder)

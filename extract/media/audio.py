@@ -67,7 +67,8 @@ class _Run:
 
     def __init__(self, rate: int, channels: int, channel: int | None):
         """Prepares to mix the channels, or to take only one."""
-        self.rate, self.channel = rate, channel
+        self.rate = rate
+        self.channel = channel
         self.length = 0  # samples at `rate`
         self.mixed: list[np.ndarray] = []  # 16 kHz
         self.first: int | None = None  # 16 kHz sample: the first that is loud in any channel

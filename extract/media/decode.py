@@ -200,7 +200,8 @@ class _Clock:
 
     def join(self, packet: av.Packet) -> None:
         """Moves a packet's times."""
-        stream, base = packet.stream.index, packet.time_base
+        stream = packet.stream.index
+        base = packet.time_base
         if packet.dts is not None:
             time = packet.dts * base
             if time < self.last.get(stream, time) - Fraction(RESTART):
@@ -241,7 +242,8 @@ def _timed_frames(
             counting = counting and packet.pts > packet_time
             packet_time = packet.pts
         for frame in packet.decode():
-            before, time = time, frame.time - start if frame.time is not None else time + 1 / rate
+            before = time
+            time = frame.time - start if frame.time is not None else time + 1 / rate
             if counting and time < before and first is not None and -REORDERED / rate <= first < 0:
                 late = -first  # the first picture cannot be shown before the start: these were times of decoding
             held.append(frame)
@@ -322,9 +324,12 @@ def _oriented(picture: UInt8[np.ndarray, "h w 3"], matrix: Int[np.ndarray, " 9"]
       picture: as stored.
       matrix: FFmpeg's display matrix: (x, y) is shown at (x m[0] + y m[3], x m[1] + y m[4]).
     """
-    across, down = matrix[0], matrix[4]
+    across = matrix[0]
+    down = matrix[4]
     if abs(int(matrix[1])) + abs(int(matrix[3])) > abs(int(across)) + abs(int(down)):
-        picture, across, down = picture.transpose(1, 0, 2), matrix[3], matrix[1]
+        picture = picture.transpose(1, 0, 2)
+        across = matrix[3]
+        down = matrix[1]
     return np.ascontiguousarray(picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
@@ -363,7 +368,8 @@ def _resampled(frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[np.ndarra
             while index / FRAME_RATE < (time + next_time) / 2:
                 yield previous
                 index += 1
-        time, previous = next_time, picture
+        time = next_time
+        previous = picture
     while previous is not None and (index == 0 or (index + 0.5) / FRAME_RATE < time + duration):
         yield previous
         index += 1

@@ -159,7 +159,8 @@ class _EncoderActor:
             nonlocal frames, failed
             for clip, reference in zip(listed, prepared, strict=True):
                 outcome = self._arrived(clip, reference)
-                frames, failed = frames + outcome.frames, failed + outcome.failed
+                frames += outcome.frames
+                failed += outcome.failed
                 yield outcome
 
         make_shard(shard, listed, arrived(), self.encoder, writers)

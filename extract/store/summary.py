@@ -35,24 +35,6 @@ class ExtractionSummary:
     caveat: str
     seconds: dict[str, float]  # that all runs and tasks spent on the shards, by stage
 
-    def text(self) -> str:
-        """Returns the summary in a sentence or two."""
-        trimmed = ", trimmed" if self.trimmed is True else ""
-        text = f"{self.clips} clips: {self.stored} in {self.shards} shards ({self.frames} frames{trimmed}), "
-        text += f"{self.failed} failed"
-        if self.failed:
-            text += f" (see {FAILURES})"
-        if self.passing:
-            text += f"; {self.passing} of them may pass: the same command tries them again"
-        lines = [text]
-        if not self.stored:
-            lines.append(f"0 of {self.clips} clips succeeded")
-        if beyond := self.segments_beyond_end:
-            lines.append(f"{beyond} clips have fake segments beyond their end; give them in seconds of the whole clip")
-        if self.caveat:
-            lines.append(self.caveat)
-        return "\n".join(lines)
-
 
 def merge(directory: AnyPath) -> ExtractionSummary | None:
     """Sums a set up once all its shards are there.
@@ -117,7 +99,21 @@ def merge(directory: AnyPath) -> ExtractionSummary | None:
 
 
 def format_summary(summary: ExtractionSummary | None) -> str:
-    """Returns a summary in words; None: other tasks still have shards to make."""
+    """Returns a summary in a sentence or two; None: other tasks still have shards to make."""
     if summary is None:
         return "this task's shards are there; the task that ends last sums up (or --merge does)"
-    return summary.text()
+    trimmed = ", trimmed" if summary.trimmed is True else ""
+    text = f"{summary.clips} clips: {summary.stored} in {summary.shards} shards ({summary.frames} frames{trimmed}), "
+    text += f"{summary.failed} failed"
+    if summary.failed:
+        text += f" (see {FAILURES})"
+    if summary.passing:
+        text += f"; {summary.passing} of them may pass: the same command tries them again"
+    lines = [text]
+    if not summary.stored:
+        lines.append(f"0 of {summary.clips} clips succeeded")
+    if beyond := summary.segments_beyond_end:
+        lines.append(f"{beyond} clips have fake segments beyond their end; give them in seconds of the whole clip")
+    if summary.caveat:
+        lines.append(summary.caveat)
+    return "\n".join(lines)
