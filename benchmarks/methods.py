@@ -26,11 +26,10 @@ from jax_avh.config import Config, make_config
 from jax_avh.data.examples import ExampleBatch
 from jax_avh.inference.passes import batch_outputs
 from jax_avh.methods import METHODS
-from jax_avh.methods.avad.method import AVAD
-from jax_avh.methods.mds.frames import network_frames
-from jax_avh.methods.mds.mfcc import mfcc
-from jax_avh.methods.mds.network import MDS
-from jax_avh.methods.rawnet2.network import RawNet2
+from jax_avh.methods.avad.model import AVAD
+from jax_avh.methods.mds.method import mfcc, network_frames
+from jax_avh.methods.mds.model import MDS
+from jax_avh.methods.rawnet2.model import RawNet2
 from jax_avh.models import AlignmentNetwork
 from jax_avh.models.weights import named_arrays
 from jax_avh.parallel import by_device, make_mesh, put_copies, put_parts

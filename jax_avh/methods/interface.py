@@ -6,7 +6,7 @@ Letters: T frames, N clips, B or E examples, K outputs of each.
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -85,13 +85,13 @@ class ExampleMethod:
     real_only: bool  # clips labelled fake are left out of its training
     build: Callable[[Config, FeatureSource], nnx.Module]  # the network before training
     rebuild: Callable[[Mapping[str, str], str], nnx.Module]  # the one that weights say they are of, in a precision
-    examples: Callable[[FeatureSource, nnx.Module], Examples]
+    examples: Callable[[FeatureSource, Any], Examples]  # Any: the method's own network
     batch_size: int  # examples of a step when scoring, on each device
     # (inputs as they are stored) -> (inputs of the network), each example on its own; nothing here is learnt
-    prepare: Callable[[dict[str, jax.Array]], object]
+    prepare: Callable[[dict[str, jax.Array]], Any]
     # (network, inputs, labels, weights, key) -> mean loss in nats; no key = no dropout, and running statistics rest
-    loss: Callable[[nnx.Module, object, Int[Array, " B"], Float[Array, " B"], Key[Array, ""] | None], Float[Array, ""]]
-    outputs: Callable[[nnx.Module, object], Float[Array, "B K"]]  # (network, inputs)
+    loss: Callable[[Any, Any, Int[Array, " B"], Float[Array, " B"], Key[Array, ""] | None], Float[Array, ""]]
+    outputs: Callable[[Any, Any], Float[Array, "B K"]]  # (network, inputs)
     # (outputs of a clip's examples, its frames) -> its score and, if the method has them, its frames' scores
     clip_score: Callable[[Float[np.ndarray, "E K"], int], tuple[float, Float[np.ndarray, " T"] | None]]
     trained: nnx.filterlib.Filter = nnx.Param  # what of the network is

@@ -1,6 +1,7 @@
-"""Layers and the arithmetic between them, in the precision asked for.
+"""Layers that compute, learn and start as PyTorch's do, and their arithmetic in a given precision.
 
-Letters: T frames, D feature width, J and K widths of any layer.
+Axes are the batch or the frames first, channels last. Letters: B examples, T frames, C channels, D feature width,
+J and K widths of any layer.
 """
 
 import math
@@ -10,9 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import variance_scaling
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
+BATCH_NORM_EPSILON = 1e-5
 LAYER_NORM_EPSILON = 1e-5
+MOMENTUM = 0.1  # of a batch's statistics in the running ones
 
 # Precision -> dtype of parameters, norms and scores; dtype of the products.
 DTYPES = {
@@ -20,6 +23,11 @@ DTYPES = {
     "bfloat16": (jnp.float32, jnp.bfloat16),
     "float64": (jnp.float64, jnp.float64),
 }
+
+torch_uniform = variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan in)
+
+
+# --- frames and layer norms ------------------------------------------------------------------------------------------
 
 
 def normalise(features: Float[Array, "*T D"], dtype: DTypeLike = jnp.float32) -> Float[Array, "*T D"]:
@@ -29,56 +37,116 @@ def normalise(features: Float[Array, "*T D"], dtype: DTypeLike = jnp.float32) ->
 
 
 def inverse_norm(features: Float[Array, "*T D"], dtype: DTypeLike = jnp.float32) -> Float[Array, "*T 1"]:
-    """What scales each frame to unit length; 1 for a zero vector."""
+    """Returns the factor that scales each frame to unit length; 1 for a zero vector."""
     square = jnp.sum(jnp.square(features.astype(dtype)), axis=-1, keepdims=True)
     return jax.lax.rsqrt(jnp.where(square > 0, square, 1))
 
 
 def centred(layer: nnx.Linear) -> tuple[Float[Array, "J K"], Float[Array, " K"]]:
-    """Kernel and bias of a linear layer whose outputs have mean 0: its own outputs less their mean."""
+    """Returns the kernel and bias of a linear layer whose outputs have mean 0: its own outputs less their mean."""
+    assert layer.bias is not None
     kernel, bias = layer.kernel[...], layer.bias[...]
     return kernel - jnp.mean(kernel, axis=1, keepdims=True), bias - jnp.mean(bias, keepdims=True)
 
 
 def normalised_relu(inputs: Float[Array, "*T K"], norm: nnx.LayerNorm) -> Float[Array, "*T K"]:
-    """Layer norm of inputs of mean 0, and ReLU."""
+    """Applies layer norm to inputs of mean 0, then ReLU."""
+    assert norm.scale is not None
+    assert norm.bias is not None
     mean_square = jnp.mean(jnp.square(inputs), axis=-1, keepdims=True)
     scale, bias = (row(parameter[...], inputs.ndim) for parameter in (norm.scale, norm.bias))
     return nnx.relu(inputs * jax.lax.rsqrt(mean_square + LAYER_NORM_EPSILON) * scale + bias)
 
 
+def layer_norm(width: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> nnx.LayerNorm:
+    """Makes a layer norm with PyTorch's epsilon."""
+    return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, param_dtype=dtype, rngs=rngs)
+
+
+# --- linear layers ---------------------------------------------------------------------------------------------------
+
+
 def product(inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"]) -> Float[Array, "*T K"]:
-    """A matrix product that is as exact as its dtype: accelerators would round float32 to less."""
+    """Multiplies matrices as exactly as their dtype allows: accelerators would round float32 to less."""
     return jnp.matmul(inputs, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
 def cast_product(inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"], dtype: DTypeLike) -> Float[Array, "*T K"]:
-    """A product taken in another dtype than the inputs', and given back in theirs."""
+    """Multiplies in a dtype other than the inputs', and returns the product in theirs."""
     return product(inputs.astype(dtype), kernel.astype(dtype)).astype(inputs.dtype)
 
 
 def apply_linear(layer: nnx.Linear, inputs: Float[Array, "*T J"], dtype: DTypeLike) -> Float[Array, "*T K"]:
-    """What a linear layer gives, its product taken in another dtype."""
+    """Applies a linear layer, its product taken in another dtype."""
     outputs = cast_product(inputs, layer.kernel[...], dtype)
     return outputs if layer.bias is None else outputs + row(layer.bias[...], outputs.ndim)
 
 
 def linear(inputs: int, outputs: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> nnx.Linear:
-    """A linear layer, its weights drawn as PyTorch draws them: uniform within 1 / sqrt(inputs), biases too."""
-    bound = 1 / math.sqrt(inputs)
-
-    def bias_init(key, shape, dtype):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    kernel_init = variance_scaling(1 / 3, "fan_in", "uniform")
-    return nnx.Linear(inputs, outputs, kernel_init=kernel_init, bias_init=bias_init, param_dtype=dtype, rngs=rngs)
+    """Makes a linear layer, its weights drawn as PyTorch draws them: uniform within 1 / sqrt(inputs), biases too."""
+    bias_init = uniform_within(1 / math.sqrt(inputs))
+    return nnx.Linear(inputs, outputs, kernel_init=torch_uniform, bias_init=bias_init, param_dtype=dtype, rngs=rngs)
 
 
-def layer_norm(width: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> nnx.LayerNorm:
-    """Layer norm with PyTorch's epsilon."""
-    return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, param_dtype=dtype, rngs=rngs)
+def uniform_within(bound: float) -> nnx.Initializer:
+    """Returns an initialiser that draws uniformly from -bound to bound."""
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def row(bias: Float[Array, " K"], rank: int) -> Float[Array, "... K"]:
-    """A vector shaped to be added to every frame, without implicit promotion of ranks."""
+    """Reshapes a vector so that it can be added to every frame, without implicit promotion of ranks."""
     return bias.reshape((1,) * (rank - 1) + (-1,))
+
+
+# --- batch norm and dropout ------------------------------------------------------------------------------------------
+
+
+class BatchNorm(nnx.Module):
+    """Batch norm over all axes but the last.
+
+    In training it takes the batch's own statistics. What it keeps of the variance is the unbiased one (n / (n - 1)),
+    as in PyTorch; flax.nnx.BatchNorm keeps the biased one.
+    """
+
+    def __init__(self, channels: int, dtype: DTypeLike = jnp.float32):
+        self.scale: nnx.Variable = nnx.Param(jnp.ones(channels, dtype))
+        self.bias: nnx.Variable = nnx.Param(jnp.zeros(channels, dtype))
+        self.mean = nnx.BatchStat(jnp.zeros(channels, dtype))
+        self.var = nnx.BatchStat(jnp.ones(channels, dtype))
+
+    def __call__(self, inputs: Float[Array, "B *S C"], training: bool = False) -> Float[Array, "B *S C"]:
+        """Normalises, in the precision of the statistics."""
+        inputs = inputs.astype(self.mean.dtype)
+        mean, variance = self.observe(inputs) if training else (self.mean[...], self.var[...])
+        mean, variance = row(mean, inputs.ndim), row(variance, inputs.ndim)
+        return normalise_channels(inputs, mean, variance, self.scale[...], self.bias[...])
+
+    def observe(self, inputs: Float[Array, "B *S C"]) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
+        """Returns the batch's mean and biased variance, and moves the running statistics towards them."""
+        axes = tuple(range(inputs.ndim - 1))
+        mean, variance = jnp.mean(inputs, axes), jnp.var(inputs, axes)
+        count = inputs.size // inputs.shape[-1]
+        unbiased = variance * (count / max(count - 1, 1))
+        for kept, seen in ((self.mean, mean), (self.var, unbiased)):
+            kept.set_value((1 - MOMENTUM) * kept[...] + MOMENTUM * jax.lax.stop_gradient(seen))
+        return mean, variance
+
+
+def normalise_channels(
+    inputs: Float[Array, "*S C"],
+    mean: Float[Array, "*M C"],
+    variance: Float[Array, "*M C"],
+    scale: Float[Array, " C"],
+    bias: Float[Array, " C"],
+) -> Float[Array, "*S C"]:
+    """Subtracts a mean, divides by a standard deviation, then applies a scale and a bias per channel."""
+    factor = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON) * row(scale, inputs.ndim)
+    return inputs * factor + (row(bias, inputs.ndim) - mean * factor)
+
+
+def dropout(inputs: Float[Array, "*S"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*S"]:
+    """Sets each value to zero with a probability and scales the rest up; without a key, returns the inputs."""
+    if key is None:
+        return inputs
+    kept = jax.random.bernoulli(key, 1 - rate, inputs.shape)
+    return jnp.where(kept, inputs / (1 - rate), jnp.zeros((), inputs.dtype))

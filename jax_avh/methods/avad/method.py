@@ -4,24 +4,27 @@ Its synchronisation network is a trained alignment network, whose window scores 
 one looks at five frames of the face at a time; ours at one frame's features.
 
 Source: AVAD (CVPR 2023).
+
+Letters: B sequences of so many windows, N = windows - 1 predicted steps, step t about window t + 1, W delays; E
+sequences of a clip, n windows of it, T frames.
 """
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Int64, Key
 
 from avh_shards import UserError
 from jax_avh.config import BOUNDARIES, Config
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource
 from jax_avh.inference.passes import frame_outputs
-from jax_avh.methods.avad.losses import kl_divergence, soft_cross_entropy, valid_steps
-from jax_avh.methods.avad.network import Decoder
-from jax_avh.methods.avad.sliding import assemble, clip_score, cut
+from jax_avh.methods.avad.model import AVAD
 from jax_avh.methods.interface import ExampleMethod
 from jax_avh.models import (
     HEADS,
@@ -38,24 +41,7 @@ LEAST = 2  # windows, so that one is foreseen; a clip of one frame counts as tha
 Inputs = dict[str, Array]
 
 
-class AVAD(Decoder):
-    """The decoder, and the frozen network that gives it its scores."""
-
-    def __init__(self, sync: FrameNetwork, rngs: nnx.Rngs, windows: int, tau: int, boundary: str, precision: str):
-        super().__init__(rngs, windows, 2 * tau + 1, precision)
-        self.sync, self.windows, self.tau, self.boundary = sync, windows, tau, boundary
-
-    @property
-    def width(self) -> int:
-        """Of the features."""
-        return self.sync.width
-
-    @property
-    def kind(self) -> dict[str, str]:
-        """What its weights say of it."""
-        own = {"windows": str(self.windows), "tau": str(self.tau), "boundary": self.boundary}
-        sync = {"width": str(self.width)} | self.sync.kind
-        return own | {f"sync_{name}": value for name, value in sync.items()}
+# --- inputs ----------------------------------------------------------------------------------------------------------
 
 
 class Sequences(Examples):
@@ -63,34 +49,114 @@ class Sequences(Examples):
 
     def __init__(self, source: FeatureSource, network: AVAD, sliding: bool = False):
         heads = source if sliding else source.heads(network.windows + network.tau)
-        self._sequences, self._lengths, clip = [], [], []
+        sequences_of_clips, self._lengths, clip = [], [], []
         for index, scores in enumerate(_scores_of_clips(heads, network)):
             scores = scores if sliding else scores[: network.windows]
             scores = np.repeat(scores, LEAST, axis=0) if len(scores) < LEAST else scores
             sequences = cut(scores, network.windows)
-            self._sequences.append(sequences)
+            sequences_of_clips.append(sequences)
             self._lengths += [min(len(scores), network.windows)] * len(sequences)
             clip += [index] * len(sequences)
-        self._sequences = np.concatenate(self._sequences)
+        self._sequences = np.concatenate(sequences_of_clips)
         super().__init__(source, np.array(clip))
 
     def read(self, example: int) -> dict[str, np.ndarray]:
-        """A sequence's window scores, and how many of them are the clip's."""
-        return {"scores": self._sequences[example], "length": np.int32(self._lengths[example])}
+        """Returns a sequence's window scores, and how many of them are the clip's."""
+        return {"scores": self._sequences[example], "length": np.asarray(self._lengths[example], np.int32)}
 
 
 def _scores_of_clips(source: FeatureSource, network: AVAD) -> list[Float[np.ndarray, "T W"]]:
     graph, params = nnx.split(network.sync)
 
-    def outputs(params: nnx.State, frames: FrameBatch) -> Float[Array, "T W"]:
+    def outputs(params: Any, frames: FrameBatch) -> Float[Array, "T W"]:
         return window_scores(nnx.merge(graph, params), frames, network.boundary)[0]
 
     found = frame_outputs(source, outputs, params, network.tau)
     return [scores for rows, border in found for scores in np.split(rows, border[1:-1])]
 
 
+# --- clips of any length ---------------------------------------------------------------------------------------------
+# The released program scores a clip's first 50 windows and never looks at the rest. Here every window is scored: the
+# clip is cut into sequences, and their scores are put together again; up to that length it comes to the same.
+
+
+def sequence_starts(length: int, windows: int) -> Int64[np.ndarray, " E"]:
+    """Returns the first window of each sequence: half a sequence apart, and the last one ends with the clip."""
+    last = max(length - windows, 0)
+    return np.append(np.arange(0, last, windows // 2), last)
+
+
+def cut(scores: Float[np.ndarray, "n W"], windows: int) -> Float[np.ndarray, "E windows W"]:
+    """Cuts a clip into sequences; one that is shorter ends in zeros."""
+    padded = np.pad(scores, ((0, max(windows - len(scores), 0)), (0, 0)))
+    return np.stack([padded[start : start + windows] for start in sequence_starts(len(scores), windows)])
+
+
+def assemble(divergences: Float[np.ndarray, "E N"], length: int) -> Float[np.ndarray, " n"]:
+    """Returns the scores of a clip's windows, each from the sequence that saw most of what came before it.
+
+    That is the first that holds it: with half a sequence, 25 windows, before it as soon as the clip is that far on.
+    Nothing predicts window 0; it takes the score of window 1.
+
+    Args:
+      divergences: of the clip's sequences, at their steps.
+      length: of the clip, in windows: two or more.
+    """
+    assert length > 1, "nothing of a clip of one window is predicted"
+    windows = divergences.shape[1] + 1
+    starts = sequence_starts(length, windows)
+    position = np.maximum(np.arange(length), 1)
+    sequence = np.searchsorted(starts + windows, position, side="right")
+    return divergences[sequence, position - starts[sequence] - 1]
+
+
+def clip_score(scores: Float[np.ndarray, " n"]) -> float:
+    """Returns the mean over the windows that were predicted: all but window 0."""
+    assert len(scores) > 1, "nothing of a clip of one window is predicted"
+    return float(np.mean(scores[1:], dtype=np.float64))
+
+
+# --- loss and score --------------------------------------------------------------------------------------------------
+
+
+def soft_cross_entropy(scores: Float[Array, "B windows W"], logits: Float[Array, "B N W"]) -> Float[Array, "B N"]:
+    """Returns the cross-entropy of the predicted distribution against the target, in nats: the training loss.
+
+    Args:
+      scores: of every window, as the synchronisation network gives them; the target is the softmax of the next one's.
+      logits: of the windows from the second on, as the decoder predicts them.
+
+    References:
+      AVAD's preprint (arXiv 2301.01767), equation 5.
+    """
+    return -jnp.sum(jnp.exp(_log_target(scores, logits)) * jax.nn.log_softmax(logits), axis=-1)
+
+
+def kl_divergence(scores: Float[Array, "B windows W"], logits: Float[Array, "B N W"]) -> Float[Array, "B N"]:
+    """Returns KL(target || predicted), in nats: the score, higher = more fake. The loss less the target's entropy.
+
+    Args:
+      scores: of every window, as the synchronisation network gives them; the target is the softmax of the next one's.
+      logits: of the windows from the second on, as the decoder predicts them.
+    """
+    log_target = _log_target(scores, logits)
+    return jnp.sum(jnp.exp(log_target) * (log_target - jax.nn.log_softmax(logits)), axis=-1)
+
+
+def _log_target(scores: Float[Array, "B windows W"], logits: Float[Array, "B N W"]) -> Float[Array, "B N W"]:
+    return jax.nn.log_softmax(scores[:, 1:].astype(logits.dtype))
+
+
+def valid_steps(lengths: Int[Array, " B"], windows: int) -> Bool[Array, "B N"]:
+    """Returns which steps of sequences are about a window of the clip; none for a clip of one window."""
+    return jnp.arange(1, windows, dtype=lengths.dtype)[None] < lengths[:, None]
+
+
+# --- the method ------------------------------------------------------------------------------------------------------
+
+
 def build(config: Config, source: FeatureSource) -> AVAD:
-    """The network before training.
+    """Makes the network before training.
 
     Raises:
       UserError: the alignment weights are missing, damaged, or not for these features.
@@ -99,14 +165,14 @@ def build(config: Config, source: FeatureSource) -> AVAD:
     notes = read_notes(path)
     if notes.get("method", "avh_align") != "avh_align":
         raise UserError(f"{path}: weights of {notes['method']}; --config.method.sync_weights needs avh_align's")
-    sync = load_weights(path, config.train.precision)
+    sync = cast(FrameNetwork, load_weights(path, config.train.precision))
     check_features(path, sync.width, notes, source.attributes | {"width": source.width}, source.path)
     model = config.model
     return AVAD(sync, nnx.Rngs(config.seed), config.method.windows, model.tau, model.boundary, config.train.precision)
 
 
 def rebuild(notes: Mapping[str, str], precision: str) -> AVAD:
-    """The network that weights say they are of."""
+    """Makes the network that the notes of a weight file describe."""
     width, windows, tau = (int(notes[name]) for name in ("sync_width", "windows", "tau"))
     if width < 1 or windows < LEAST or tau < 0 or notes["boundary"] not in BOUNDARIES:
         raise ValueError(f"width {width}, {windows} windows, tau {tau}, boundary {notes['boundary']}")
@@ -116,10 +182,9 @@ def rebuild(notes: Mapping[str, str], precision: str) -> AVAD:
 
 
 def loss(
-    network: AVAD, inputs: Inputs, label: Int[Array, " B"], weight: Float[Array, " B"], key: Key[Array, ""] | None
+    network: AVAD, inputs: Inputs, _label: Int[Array, " B"], weight: Float[Array, " B"], key: Key[Array, ""] | None
 ) -> Float[Array, ""]:
-    """Mean cross-entropy of the windows foreseen, first of each sequence's, in nats."""
-    del label  # all are real
+    """Returns the mean cross-entropy of the windows foreseen, first of each sequence's, in nats; all are real."""
     values = soft_cross_entropy(inputs["scores"], network(inputs["scores"][:, :-1], key))
     valid = valid_steps(inputs["length"], network.windows).astype(values.dtype)
     of_sequences = jnp.sum(values * valid, axis=1) / jnp.sum(valid, axis=1)
@@ -127,18 +192,18 @@ def loss(
 
 
 def outputs(network: AVAD, inputs: Inputs) -> Float[Array, "B N"]:
-    """How far each window's delays are from what was foreseen."""
+    """Returns how far each window's delays are from what was foreseen."""
     return kl_divergence(inputs["scores"], network(inputs["scores"][:, :-1]))
 
 
 def first_windows_score(divergences: Float[np.ndarray, "E N"], frames: int) -> tuple[float, None]:
-    """The mean over the first windows, as released; frames beyond them have no score."""
+    """Returns the mean over the first windows, as released; frames beyond them have no score."""
     foreseen = max(min(frames - 1, divergences.shape[1]), LEAST - 1)
     return float(divergences[0, :foreseen].mean(dtype=np.float64)), None
 
 
 def sliding_score(divergences: Float[np.ndarray, "E N"], frames: int) -> tuple[float, Float[np.ndarray, " T"]]:
-    """The mean over the whole clip, and every frame's score."""
+    """Returns the mean over the whole clip, and every frame's score."""
     frame = assemble(divergences, max(frames, LEAST))
     return clip_score(frame), frame[:frames]
 

@@ -1,41 +1,64 @@
 """MDS: trained on clips labelled real and fake to bring mouth and sound of real clips together, and of fakes apart.
 
 Not the published system: that looks at the whole face in colour at 30 frames a second, ours at grey mouth crops at 25
-and, unless told otherwise, with the official program's option of 96 pixels instead of 224.
+and, unless told otherwise, with the official program's option of 96 pixels instead of 224. Of each second's frames five
+are seen twice, and all three colours are the same grey.
 
-Source: MDS (Chugh et al., ACM MM 2020).
+Source: MDS (Chugh et al., ACM MM 2020). The cepstra are those of the settings that its released program gives to
+python_speech_features, with that package's formulae.
+
+Letters: B chunks, E width of the embeddings, S height and width of the network's frames, M mel filters, K bins of the
+spectrum.
 """
 
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Int16, Key, UInt8
 
-from avh_shards import FRAME_RATE, SAMPLE_RATE
+from avh_shards import FRAME_RATE, REAL, SAMPLE_RATE
 from jax_avh.config import IMAGE_STEP, Config
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource
 from jax_avh.methods.interface import ExampleMethod
-from jax_avh.methods.mds.frames import network_frames
-from jax_avh.methods.mds.losses import distance, losses
-from jax_avh.methods.mds.mfcc import mfcc
-from jax_avh.methods.mds.network import MDS
+from jax_avh.methods.mds.model import MDS
+
+# Frames
+FRAMES = 30  # of a chunk: one second
+CROP = 96  # height and width, in pixels
+MEAN = 0.485, 0.456, 0.406  # of ImageNet's red, green, blue, in 0..1
+DEVIATION = 0.229, 0.224, 0.225
+# Cepstra
+WINDOW, HOP = 400, 160  # samples: 25 and 10 ms; the window is rectangular
+CEPSTRUM_FRAMES = 1 + -(-(SAMPLE_RATE - WINDOW) // HOP)  # 99, the last one ends in zeros
+FFT = 2048  # points; the original's, chosen for 48 kHz
+FILTERS = 26
+CEPSTRA = 13
+LIFTER = 22
+PRE_EMPHASIS = 97, 100  # sample n less 97 / 100 of sample n - 1
+LEAST_ENERGY = 2.0**-52  # replaces an energy of zero, which has no logarithm
+# Loss
+MARGIN = 0.99  # distance that a fake's embeddings must keep
 
 Inputs = dict[str, Array]
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
 
 
 class Chunks(Examples):
     """Every whole second of the clips; a shorter clip is repeated until it is one, officially it has no score."""
 
-    def __init__(self, source: FeatureSource, network: MDS):
-        del network  # the chunks are the same for all
+    def __init__(self, source: FeatureSource, _network: MDS):
         counts = np.maximum(source.lengths // FRAME_RATE, 1)
         super().__init__(source, np.repeat(np.arange(len(counts)), counts))
         self._first = np.repeat(np.cumsum(counts) - counts, counts)  # example that its clip starts with
 
     def read(self, example: int) -> dict[str, np.ndarray]:
-        """25 crops and 16,000 samples."""
+        """Reads 25 crops and 16,000 samples."""
         clip, second = int(self.clip[example]), int(example - self._first[example])
         first, last = (int(min(n * FRAME_RATE, self.source.lengths[clip])) for n in (second, second + 1))
         crops = self.source.crops(clip, first, last)
@@ -43,14 +66,134 @@ class Chunks(Examples):
         return {"crops": np.resize(crops, (FRAME_RATE, *crops.shape[1:])), "sound": np.resize(sound, SAMPLE_RATE)}
 
 
-def build(config: Config, source: FeatureSource) -> MDS:
-    """The network before training."""
-    del source  # it reads no features
+def network_frames(crops: UInt8[Array, "B 25 96 96"], image: int) -> Float[Array, "B 30 S S 3"]:
+    """Repeats frames, resizes them to the nearest pixel and normalises; float32. Compiled, so that only bytes travel.
+
+    Args:
+      crops: one second of a clip, at 25 Hz.
+      image: height and width of the frames, in pixels: 224 as released, 96 as the crops are.
+    """
+    pixels = (2 * np.arange(image) + 1) * CROP // (2 * image)  # under the centre of each new one, as in Pillow
+    grey = crops[:, source_frames()][:, :, pixels][:, :, :, pixels, None].astype(jnp.float32) / 255
+    mean, deviation = (jnp.asarray(values).reshape(1, 1, 1, 1, 3) for values in (MEAN, DEVIATION))
+    return (grey - mean) / deviation
+
+
+def source_frames() -> Int[np.ndarray, "30"]:
+    """Returns which of 25 frames is shown as each of 30: the nearest in time, as in ffmpeg; 3, 8, ... come twice."""
+    return (2 * np.arange(FRAMES) * FRAME_RATE + FRAMES) // (2 * FRAMES)
+
+
+def mfcc(sound: Int16[Array, "B 16000"]) -> Float[Array, "B 13 99"]:
+    """Computes cepstra 0 to 12 at 100 Hz, float32; the first is the frame's log energy, -36.04 in silence.
+
+    From python_speech_features, in float64, they differ by up to 1e-4 on speech and noise, and by 1e-3 on the hardest
+    sounds: a few pure loud tones, next to which the other filters hold almost nothing.
+
+    Args:
+      sound: one second, 16 kHz, mono, as stored: full scale is 32,768, not 1.
+    """
+    power = power_spectra(sound)
+    energy = jnp.sum(power, axis=-1, keepdims=True)
+    in_bands = jnp.matmul(power, jnp.asarray(mel_filters()), precision=jax.lax.Precision.HIGHEST)
+    cepstra = jnp.matmul(log_energy(in_bands), jnp.asarray(liftered_cosines()), precision=jax.lax.Precision.HIGHEST)
+    return jnp.concatenate([log_energy(energy), cepstra], axis=-1).mT
+
+
+def power_spectra(sound: Int16[Array, "B 16000"]) -> Float[Array, "B 99 1025"]:
+    """Returns |FFT|^2 / 2048 of the frames, after pre-emphasis."""
+    times, over = PRE_EMPHASIS
+    # A hundred times the pre-emphasised sound is whole numbers below 2^24, which float32 holds exactly.
+    sound = sound.astype(jnp.float32)
+    samples = over * sound - times * jnp.pad(sound[:, :-1], ((0, 0), (1, 0)))
+    samples = jnp.pad(samples, ((0, 0), (0, (CEPSTRUM_FRAMES - 1) * HOP + WINDOW - SAMPLE_RATE)))
+    frames = samples[:, np.arange(CEPSTRUM_FRAMES)[:, None] * HOP + np.arange(WINDOW)]
+    spectra = jnp.fft.rfft(frames, FFT)
+    return (jnp.square(spectra.real) + jnp.square(spectra.imag)) / (FFT * over**2)
+
+
+def log_energy(energy: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """Returns the natural logarithm; of zero, that of the smallest energy that counts."""
+    return jnp.log(jnp.where(energy > 0, energy, LEAST_ENERGY))
+
+
+def mel_filters() -> Float[np.ndarray, "K M"]:
+    """Returns the triangular filters' weights, float32: of equal mel widths from 0 to 8 kHz, each 1 at its top."""
+    highest = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
+    hertz = 700 * (10 ** (np.linspace(0, highest, FILTERS + 2) / 2595) - 1)
+    edges = np.floor((FFT + 1) * hertz / SAMPLE_RATE)
+    low, top, high = (edges[i : i + FILTERS] for i in range(3))
+    k = np.arange(FFT // 2 + 1)[:, None]
+    rising, falling = (k - low) / (top - low), (high - k) / (high - top)
+    return np.maximum(np.where(k < top, rising, falling), 0).astype(np.float32)
+
+
+def liftered_cosines() -> Float[np.ndarray, "M 12"]:
+    """Returns rows 1 to 12 of the orthonormal cosine transform, raised by the lifter, the last ones most; float32."""
+    k, n = np.arange(1, CEPSTRA), np.arange(FILTERS)[:, None]
+    lifter = 1 + LIFTER / 2 * np.sin(np.pi * k / LIFTER)
+    return (lifter * np.sqrt(2 / FILTERS) * np.cos(np.pi * k * (2 * n + 1) / (2 * FILTERS))).astype(np.float32)
+
+
+# --- losses and score ------------------------------------------------------------------------------------------------
+
+
+def distance(of_picture: Float[Array, "B E"], of_sound: Float[Array, "B E"]) -> Float[Array, " B"]:
+    """Returns the Euclidean distance: a chunk's score, higher = more fake. Of equal ones the gradient is 0."""
+    square = jnp.sum(jnp.square(of_picture - of_sound), axis=-1)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
+def losses(
+    of_picture: Float[Array, "B E"],
+    of_sound: Float[Array, "B E"],
+    picture_logits: Float[Array, "B 2"],
+    sound_logits: Float[Array, "B 2"],
+    label: Int[Array, " B"],
+    weight: Float[Array, " B"],
+    margin: float = MARGIN,
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Returns the contrastive loss and the cross-entropies of picture and sound, in nats; training minimises their sum.
+
+    Args:
+      of_picture: embeddings.
+      of_sound: embeddings.
+      picture_logits: of fake (first) and real.
+      sound_logits: of fake (first) and real.
+      label: 0 real, 1 fake.
+      weight: 1 = a chunk that counts, 0 = padding; at least one counts.
+      margin: distance up to which fakes cost something.
+
+    Returns:
+      Means over the chunks that count.
+
+    References:
+      MDS, section 3, as the released program computes it.
+    """
+    real = label == REAL
+    own = real.astype(label.dtype)  # the outputs' order is the other way round
+
+    def mean(values: Float[Array, " B"]) -> Float[Array, ""]:
+        return jnp.sum(weight * values) / jnp.sum(weight)
+
+    def cross_entropy(logits: Float[Array, "B 2"]) -> Float[Array, ""]:
+        return mean(-jnp.take_along_axis(jax.nn.log_softmax(logits), own[:, None], axis=1)[:, 0])
+
+    together = jnp.sum(jnp.square(of_picture - of_sound), axis=-1)
+    apart = jnp.square(jnp.maximum(margin - distance(of_picture, of_sound), 0))
+    return mean(jnp.where(real, together, apart)), cross_entropy(picture_logits), cross_entropy(sound_logits)
+
+
+# --- the method ------------------------------------------------------------------------------------------------------
+
+
+def build(config: Config, _source: FeatureSource) -> MDS:
+    """Makes the network before training; it reads no features."""
     return MDS(nnx.Rngs(config.seed), config.method.image, config.train.precision, config.method.width_multiplier)
 
 
 def rebuild(notes: Mapping[str, str], precision: str) -> MDS:
-    """The network that weights say they are of."""
+    """Makes the network that the notes of a weight file describe."""
     image, width_multiplier = int(notes["image"]), float(notes["width_multiplier"])
     if image < IMAGE_STEP or image % IMAGE_STEP:
         raise ValueError(f"images of {image} pixels")
@@ -60,12 +203,12 @@ def rebuild(notes: Mapping[str, str], precision: str) -> MDS:
 
 
 def prepare(inputs: Inputs) -> Inputs:
-    """Sound as cepstra; the crops stay bytes."""
+    """Turns sound into cepstra; the crops stay bytes."""
     return {"crops": inputs["crops"], "cepstra": mfcc(inputs["sound"])}
 
 
 def embeddings(network: MDS, inputs: Inputs, training: bool = False) -> tuple[Array, Array]:
-    """Of the pictures and of the sounds; in training normalised over the batch, otherwise chunk by chunk."""
+    """Embeds pictures and sounds; in training normalised over the batch, otherwise chunk by chunk."""
     frames = network_frames(inputs["crops"], network.image)
     return network.embeddings(frames, inputs["cepstra"], training, together=training)
 
@@ -73,19 +216,20 @@ def embeddings(network: MDS, inputs: Inputs, training: bool = False) -> tuple[Ar
 def loss(
     network: MDS, inputs: Inputs, label: Int[Array, " B"], weight: Float[Array, " B"], key: Key[Array, ""] | None
 ) -> Float[Array, ""]:
-    """Contrastive loss and the two cross-entropies, in nats."""
+    """Adds the contrastive loss and the two cross-entropies, in nats."""
     training = key is not None
     pair = embeddings(network, inputs, training)
-    return sum(losses(*pair, *network.logits(*pair, training, key), label, weight))
+    contrast, picture, sound = losses(*pair, *network.logits(*pair, training, key), label, weight)
+    return contrast + picture + sound
 
 
 def outputs(network: MDS, inputs: Inputs) -> Float[Array, "B 1"]:
-    """Distance of the two embeddings."""
+    """Returns the distance between the two embeddings."""
     return distance(*embeddings(network, inputs))[:, None]
 
 
 def clip_score(distances: Float[np.ndarray, "E 1"], frames: int) -> tuple[float, Float[np.ndarray, " T"]]:
-    """The mean over the chunks, as released, and of each frame its chunk's; frames behind the last count to it."""
+    """Returns the mean over the chunks, as released, and each frame's chunk's; frames behind the last count to it."""
     second = np.minimum(np.arange(frames) // FRAME_RATE, len(distances) - 1)
     return float(distances.mean(dtype=np.float64)), distances[second, 0]
 

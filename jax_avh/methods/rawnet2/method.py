@@ -8,19 +8,17 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Int16, Key
 
-from avh_shards import FULL_SCALE, SAMPLE_RATE
+from avh_shards import FULL_SCALE, REAL, SAMPLE_RATE
 from jax_avh.config import LEAST_SAMPLES, Config
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource
 from jax_avh.methods.interface import ExampleMethod
-from jax_avh.methods.rawnet2.cuts import SAMPLES, cut
-from jax_avh.methods.rawnet2.losses import weighted_cross_entropy
-from jax_avh.methods.rawnet2.network import RawNet2
-from jax_avh.methods.rawnet2.sinc import loudness
+from jax_avh.methods.rawnet2.model import SAMPLES, RawNet2, loudness
 
 MOST_SAMPLES = 600 * SAMPLE_RATE  # of the cut that weights ask for: 10 minutes, the longest clip
+CLASS_WEIGHTS = 0.1, 0.9  # of fake and real in the loss, in the order of the network's outputs
 
 
 class Cuts(Examples):
@@ -31,18 +29,22 @@ class Cuts(Examples):
         self._samples = network.samples
 
     def read(self, example: int) -> dict[str, np.ndarray]:
-        """So many samples."""
+        """Reads the samples of a cut."""
         return {"sound": cut(self.source.waveform(example, 0, self._samples), self._samples)}
 
 
-def build(config: Config, source: FeatureSource) -> RawNet2:
-    """The network before training."""
-    del source  # it reads no features
+def cut(waveform: Int16[np.ndarray, " S"], samples: int = SAMPLES) -> Int16[np.ndarray, " samples"]:
+    """Returns the first samples; a shorter clip is repeated, whole, until there are enough. No sound is silence."""
+    return np.resize(waveform[:samples], samples)
+
+
+def build(config: Config, _source: FeatureSource) -> RawNet2:
+    """Makes the network before training; it reads no features."""
     return RawNet2(nnx.Rngs(config.seed), config.train.precision, samples=config.method.samples)
 
 
 def rebuild(notes: Mapping[str, str], precision: str) -> RawNet2:
-    """The network that weights say they are of; released ones say nothing."""
+    """Makes the network that the notes of a weight file describe; released files have none."""
     samples = int(notes.get("samples", SAMPLES))
     if not LEAST_SAMPLES <= samples <= MOST_SAMPLES:
         raise ValueError(f"cuts of {samples} samples")
@@ -50,7 +52,7 @@ def rebuild(notes: Mapping[str, str], precision: str) -> RawNet2:
 
 
 def prepare(inputs: dict[str, Array]) -> Float[Array, "B U F"]:
-    """What the frozen filters hear."""
+    """Applies the frozen filters."""
     return loudness(inputs["sound"].astype(jnp.float32) / FULL_SCALE)
 
 
@@ -61,12 +63,28 @@ def loss(
     weight: Float[Array, " B"],
     key: Key[Array, ""] | None,
 ) -> Float[Array, ""]:
-    """Mean weighted cross-entropy, in nats; there is no dropout."""
+    """Returns the mean weighted cross-entropy, in nats; there is no dropout."""
     return weighted_cross_entropy(network.classify(heard, training=key is not None), label, weight)
 
 
+def weighted_cross_entropy(
+    log_probs: Float[Array, "B 2"], label: Int[Array, " B"], weight: Float[Array, " B"]
+) -> Float[Array, ""]:
+    """Returns the mean of -log p of each cut's own class, in nats, in which a real cut weighs nine times a fake one.
+
+    Args:
+      log_probs: of fake and real.
+      label: 0 real, 1 fake.
+      weight: 1 = a cut that counts, 0 = padding; at least one counts.
+    """
+    own = (label == REAL).astype(label.dtype)  # the outputs' order is the other way round
+    weight = weight * jnp.asarray(CLASS_WEIGHTS, weight.dtype)[own]
+    losses = -jnp.take_along_axis(log_probs, own[:, None], axis=1)[:, 0]
+    return jnp.sum(weight * losses) / jnp.sum(weight)
+
+
 def outputs(network: RawNet2, heard: Float[Array, "B U F"]) -> Float[Array, "B 1"]:
-    """Fakeness: minus the log-probability of real, the official score."""
+    """Returns the fakeness: minus the log-probability of real, the official score."""
     return -network.classify(heard)[:, 1:]
 
 

@@ -10,10 +10,17 @@ import scipy.stats
 from flax import nnx
 from hypothesis import strategies as st
 
-from jax_avh.methods.avad import network as avad
-from jax_avh.methods.avad.losses import kl_divergence, soft_cross_entropy, valid_steps
-from jax_avh.methods.avad.network import Decoder
-from jax_avh.methods.avad.sliding import assemble, clip_score, cut, sequence_starts
+from jax_avh.methods.avad import model as avad
+from jax_avh.methods.avad.method import (
+    assemble,
+    clip_score,
+    cut,
+    kl_divergence,
+    sequence_starts,
+    soft_cross_entropy,
+    valid_steps,
+)
+from jax_avh.methods.avad.model import Decoder
 from jax_avh.models.layers import normalise
 from jax_avh.models.weights import named_arrays
 from tests import rules

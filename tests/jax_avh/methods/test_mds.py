@@ -17,12 +17,9 @@ from hypothesis.extra.numpy import arrays
 
 from avh_shards import UserError
 from jax_avh.methods import METHODS
-from jax_avh.methods.mds.convolution import Convolution, convolve, max_pool, xla_convolve
-from jax_avh.methods.mds.frames import network_frames, source_frames
-from jax_avh.methods.mds.layers import flat, linear, run
-from jax_avh.methods.mds.losses import MARGIN, distance, losses
-from jax_avh.methods.mds.mfcc import mfcc
-from jax_avh.methods.mds.network import MDS
+from jax_avh.methods.mds.method import MARGIN, distance, losses, mfcc, network_frames, source_frames
+from jax_avh.methods.mds.model import MDS, Convolution, flat, linear, run
+from jax_avh.models.cpu_kernels import convolve, max_pool_3x3, xla_convolve
 from jax_avh.models.weights import named_arrays, save_weights
 from tests import rules
 
@@ -393,7 +390,7 @@ def test_poolings_are_xlas(strides, padding):
         return jax.lax.reduce_window(inputs, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, *strides, 1), around)
 
     def ours(inputs):
-        return max_pool(inputs, strides, padding)
+        return max_pool_3x3(inputs, strides, padding)
 
     np.testing.assert_array_equal(ours(inputs), theirs(inputs))
     one, two = (jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(inputs) for f in (ours, theirs))

@@ -11,11 +11,10 @@ import torch
 from flax import nnx
 
 from avh_shards import FAKE, REAL
-from jax_avh.methods.rawnet2 import sinc
-from jax_avh.methods.rawnet2.cuts import SAMPLES, cut
-from jax_avh.methods.rawnet2.gru import GRU, recur, unit
-from jax_avh.methods.rawnet2.losses import weighted_cross_entropy
-from jax_avh.methods.rawnet2.network import Idle, RawNet2
+from jax_avh.methods.rawnet2 import model
+from jax_avh.methods.rawnet2.method import cut, weighted_cross_entropy
+from jax_avh.methods.rawnet2.model import GRU, SAMPLES, Idle, RawNet2, band_edges, loudness, sinc_bank
+from jax_avh.models.cpu_kernels import fft_correlate, gru_cell, gru_states
 from jax_avh.models.weights import named_arrays
 from jax_avh.parallel import make_mesh, on_own_part
 from tests import rules
@@ -37,7 +36,7 @@ def assert_near(found, wanted, tolerance=1e-5, **names):
 
 @functools.partial(nnx.jit, static_argnums=2)
 def everything(network, sound, training=False):
-    return dict(network.stages(sinc.loudness(sound.astype(network.dtype)), training))
+    return dict(network.stages(loudness(sound.astype(network.dtype)), training))
 
 
 def as_recorded(found, key):
@@ -99,11 +98,11 @@ def test_arrays_are_the_official_ones(shared, network):
 
 
 def test_filters_equal_the_official_ones(official, noise):
-    bank = sinc.sinc_bank()
-    assert_near(sinc.band_edges(), official["mel_edges_hz"], 1e-9)
+    bank = sinc_bank()
+    assert_near(band_edges(), official["mel_edges_hz"], 1e-9)
     assert_near(bank, official["sinc_filters"], 2e-7)  # which are made in float32
     assert_near(bank.astype(np.float32), official["sinc_filters_f64"], 0)
-    filtered = jax.jit(sinc.filtered)
+    filtered = jax.jit(lambda sound: fft_correlate(sound, bank))
     for sound, wanted in zip(noise, official["sinc_out__t64"], strict=True):
         assert_near(filtered(jnp.asarray(sound))[:, ::64], wanted, 1e-6)
 
@@ -214,17 +213,17 @@ def test_cuts_are_the_official_ones(official, length):
 def test_filters_are_a_correlation_at_any_length(length):
     sound = draw(length, length)
     with jax.enable_x64(True):
-        found = sinc.filtered(jnp.asarray(sound))
-    for wave, taps in zip(found, sinc.sinc_bank(), strict=True):
+        found = fft_correlate(jnp.asarray(sound), sinc_bank())
+    for wave, taps in zip(found, sinc_bank(), strict=True):
         assert_near(wave, np.correlate(sound, taps), 1e-12)
 
 
 def test_cuts_one_by_one_and_all_at_once_are_heard_alike(monkeypatch):
     sound = jnp.asarray(draw(0, (3, 9000)), jnp.float32)
-    one_by_one = sinc.loudness(sound)
-    monkeypatch.setattr(sinc, "CUTS", {})
-    assert_near(sinc.loudness(sound), one_by_one, 1e-6)
-    wanted = torch.max_pool1d(torch.tensor(np.asarray(sinc.filtered(sound[1]))).abs(), 3).T
+    one_by_one = loudness(sound)
+    monkeypatch.setattr(model, "CUTS_AT_ONCE", {})
+    assert_near(loudness(sound), one_by_one, 1e-6)
+    wanted = torch.max_pool1d(torch.tensor(np.asarray(fft_correlate(sound[1], sinc_bank()))).abs(), 3).T
     assert_near(one_by_one[1], wanted, 1e-6)
 
 
@@ -263,7 +262,7 @@ def test_a_layer_and_its_gradient_equal_those_of_a_plain_loop(dtype, tolerance):
     def loop(given, weight, bias):
         states = [jnp.zeros((2, 4))]
         for at_step in given:
-            states.append(unit(states[-1], at_step, states[-1] @ weight.T + bias[None]))
+            states.append(gru_cell(states[-1], at_step, states[-1] @ weight.T + bias[None]))
         return jnp.stack(states[1:])
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -271,7 +270,7 @@ def test_a_layer_and_its_gradient_equal_those_of_a_plain_loop(dtype, tolerance):
         states, pull = jax.vjp(layer, *arguments)
         return states, *pull(jnp.cos(states))
 
-    found = with_gradient(lambda *arguments: recur(*arguments, dtype), *arguments)
+    found = with_gradient(lambda *arguments: gru_states(*arguments, dtype), *arguments)
     for ours, plain in zip(found, with_gradient(loop, *arguments), strict=True):
         assert_near(ours, plain, tolerance * np.abs(plain).max())
 

@@ -1,0 +1,318 @@
+"""MDS: one second of frames and of cepstra to an embedding each, which are near each other for real videos.
+
+The visual stream is a ResNet-18 in space first, then in space and time. Its norms keep no statistics: as released, they
+take those of the current batch, in scoring too, where a batch is one chunk. The official blocks end with the ReLU that
+ours start with, so there is none after the last, as released.
+
+Its parameters have the official names, part by part of the modules' tree.
+
+Source: MDS (Chugh et al., "Not made for each other: audio-visual dissonance-based deepfake detection and localization",
+ACM MM 2020), as the released program computes it.
+
+Letters: B chunks, T and U frames, H, I, J heights and widths, S those of the input, C channels in, D out, E width of
+the embeddings: 1024 as released.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import variance_scaling
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
+
+from jax_avh.models.cpu_kernels import convolve, max_pool_3x3
+from jax_avh.models.layers import DTYPES, BatchNorm, dropout, normalise_channels, row
+
+EMBEDDING = 1024
+HIDDEN = 4096  # width of the linear layers before the embeddings
+PICTURE_CHANNELS = (64, 64, 128, 256, 256)  # of the stem and the stages; ResNet-18's last stage has 512
+REDUCTION = 32  # of height and width, by the visual stream
+SOUND_CHANNELS = (64, 192, 384, 256, 256, 512)  # of the audio stream
+SOUND_STEPS = 21  # that its convolutions leave of 13 x 99 cepstra
+DROPOUT = 0.5
+
+he_normal_by_outputs = variance_scaling(2.0, "fan_out", "normal")
+halve_steps = functools.partial(max_pool_3x3, strides=(1, 2))
+halve = functools.partial(max_pool_3x3, strides=(2, 2))
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+class Convolution(nnx.Module):
+    """A convolution over space, or over time and space; its input is padded with zeros, half a kernel wide.
+
+    Its kernel is [*sizes, in, out].
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: tuple[int, ...],
+        rngs: nnx.Rngs,
+        *,
+        strides: tuple[int, ...] | None = None,
+        padded: bool = True,
+        bias: bool = False,
+        precision: str = "float32",
+    ):
+        param_dtype, self.dtype = DTYPES[precision]
+        self.kernel = nnx.Param(he_normal_by_outputs(rngs.params(), (*kernel, inputs, outputs), param_dtype))
+        self.bias = nnx.Param(jnp.zeros(outputs, param_dtype)) if bias else None
+        self.strides = strides or (1,) * len(kernel)
+        self.padding = tuple(size // 2 if padded else 0 for size in kernel)
+
+    def __call__(self, inputs: Float[Array, "B *S C"]) -> Float[Array, "B *R D"]:
+        """Convolves in the precision of the products."""
+        inputs, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        if kernel.ndim == 5 and kernel.shape[0] == 1:  # looks at each frame by itself
+            frames = inputs[:, :: self.strides[0]]
+            pictures = frames.reshape(-1, *frames.shape[2:])
+            outputs = convolve(pictures, kernel[0], self.strides[1:], self.padding[1:])
+            outputs = outputs.reshape(*frames.shape[:2], *outputs.shape[1:])
+        else:
+            outputs = convolve(inputs, kernel, self.strides, self.padding)
+        return outputs if self.bias is None else outputs + row(self.bias[...].astype(self.dtype), outputs.ndim)
+
+
+class InstantNorm(nnx.Module):
+    """Batch norm without memory: always the statistics of the current batch, or of each example by itself."""
+
+    def __init__(self, channels: int, dtype: DTypeLike = jnp.float32):
+        self.scale = nnx.Param(jnp.ones(channels, dtype))
+        self.bias = nnx.Param(jnp.zeros(channels, dtype))
+
+    def __call__(self, inputs: Float[Array, "B *S C"], together: bool) -> Float[Array, "B *S C"]:
+        """Normalises over the whole batch, or else over each example."""
+        inputs = inputs.astype(self.scale.dtype)
+        axes = tuple(range(0 if together else 1, inputs.ndim - 1))
+        mean, variance = jnp.mean(inputs, axes, keepdims=True), jnp.var(inputs, axes, keepdims=True)
+        return normalise_channels(inputs, mean, variance, self.scale[...], self.bias[...])
+
+
+def linear(inputs: int, outputs: int, rngs: nnx.Rngs, precision: str = "float32") -> nnx.Linear:
+    """Makes a linear layer, its weights drawn as MDS draws them: normal, by the number of outputs; its bias is zero."""
+    param_dtype, dtype = DTYPES[precision]
+    return nnx.Linear(
+        inputs,
+        outputs,
+        kernel_init=he_normal_by_outputs,
+        param_dtype=param_dtype,
+        dtype=dtype,
+        precision=jax.lax.Precision.HIGHEST,
+        rngs=rngs,
+    )
+
+
+def flat(maps: Float[Array, "B I J C"]) -> Float[Array, "B K"]:
+    """Flattens each chunk's maps channel by channel, as the official linear layers expect them."""
+    return jnp.moveaxis(maps, -1, 1).reshape(len(maps), -1)
+
+
+def run(layers: nnx.Sequential, inputs: Float[Array, "B *S"], training: bool = False) -> Float[Array, "B *R"]:
+    """Applies layer after layer; in training the batch norms take the batch's own statistics."""
+    for layer in layers.layers:
+        inputs = layer(inputs, training) if isinstance(layer, BatchNorm) else layer(inputs)
+    return inputs
+
+
+# --- visual stream ---------------------------------------------------------------------------------------------------
+
+
+class Block(nnx.Module):
+    """Two convolutions and norms, and around them a skip."""
+
+    def __init__(
+        self, inputs: int, outputs: int, steps: int, strides: tuple[int, int, int], rngs: nnx.Rngs, precision: str
+    ):
+        kernel, dtype = (steps, 3, 3), DTYPES[precision][0]
+        self.conv1 = Convolution(inputs, outputs, kernel, rngs, strides=strides, precision=precision)
+        self.bn1 = InstantNorm(outputs, dtype)
+        self.conv2 = Convolution(outputs, outputs, kernel, rngs, precision=precision)
+        self.bn2 = InstantNorm(outputs, dtype)
+        downsample = None
+        if inputs != outputs or strides != (1, 1, 1):
+            resize = Convolution(inputs, outputs, (1, 1, 1), rngs, strides=strides, precision=precision)
+            downsample = nnx.Sequential(resize, InstantNorm(outputs, dtype))
+        self.downsample = downsample
+
+    def __call__(self, inputs: Float[Array, "B T H W C"], together: bool) -> Float[Array, "B U I J D"]:
+        """Returns the sum of both ways through the block: of any sign, as the next block's ReLU takes it."""
+        inputs = nnx.relu(inputs)
+        hidden = nnx.relu(self.bn1(self.conv1(inputs), together))
+        hidden = self.bn2(self.conv2(hidden), together)
+        if self.downsample is None:
+            return hidden + inputs
+        resize, norm = self.downsample.layers
+        return hidden + norm(resize(inputs), together)
+
+
+class Backbone(nnx.Module):
+    """One second of frames to a map of features.
+
+    Args:
+      rngs: draws the parameters.
+      precision: of DTYPES.
+      channels: of the stem and the stages.
+    """
+
+    def __init__(self, rngs: nnx.Rngs, precision: str = "float32", channels: tuple[int, ...] = PICTURE_CHANNELS):
+        def stage(inputs: int, outputs: int, steps: int, strides: tuple[int, int, int]) -> nnx.Sequential:
+            first = Block(inputs, outputs, steps, strides, rngs, precision)
+            return nnx.Sequential(first, Block(outputs, outputs, steps, (1, 1, 1), rngs, precision))
+
+        stem, first, second, third, last = channels
+        self.conv1 = Convolution(3, stem, (1, 7, 7), rngs, strides=(1, 2, 2), precision=precision)
+        self.bn1 = InstantNorm(stem, DTYPES[precision][0])
+        self.layer1 = stage(stem, first, 1, (1, 1, 1))
+        self.layer2 = stage(first, second, 1, (1, 2, 2))
+        self.layer3 = stage(second, third, 3, (2, 2, 2))
+        self.layer4 = stage(third, last, 3, (2, 2, 2))
+
+    def __call__(self, frames: Float[Array, "B 30 S S 3"], together: bool = False) -> Float[Array, "B I I C"]:
+        """Returns the mean over time of the last block's outputs; I = S / 32.
+
+        Args:
+          frames: normalised colours.
+          together: the norms take statistics over the whole batch; otherwise chunk by chunk.
+        """
+        hidden = self.stem(frames, together)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            hidden = self.stage(stage, hidden, together)
+        return jnp.mean(hidden, axis=1)
+
+    def stem(self, frames: Float[Array, "B T S S 3"], together: bool) -> Float[Array, "B T H H C"]:
+        """Returns the first block's input, a quarter as high and wide; ReLU comes later, where there is less."""
+        return max_pool_3x3(self.bn1(self.conv1(frames), together), strides=(2, 2), padding=1)
+
+    def stage(
+        self, stage: nnx.Sequential, hidden: Float[Array, "B T H W C"], together: bool
+    ) -> Float[Array, "B U I J D"]:
+        """Applies the two blocks of a stage."""
+        for block in stage.layers:
+            hidden = block(hidden, together)
+        return hidden
+
+
+# --- audio stream and heads ------------------------------------------------------------------------------------------
+
+
+def sound_layers(channels: tuple[int, ...], rngs: nnx.Rngs, precision: str) -> nnx.Sequential:
+    """Makes the audio stream up to its linear layers: [B, 13, 99, 1] cepstra to [B, 1, 21, last of the channels]."""
+    pairs = itertools.pairwise((1, *channels))
+
+    def block(kernel: tuple[int, int] = (3, 3), padded: bool = True) -> list[Callable]:
+        inputs, outputs = next(pairs)
+        convolution = Convolution(inputs, outputs, kernel, rngs, padded=padded, bias=True, precision=precision)
+        return [convolution, BatchNorm(outputs, DTYPES[precision][0]), nnx.relu]
+
+    return nnx.Sequential(
+        *block(),
+        nnx.identity,  # officially a pooling of one pixel
+        *block(),
+        halve_steps,
+        *block(),
+        *block(),
+        *block(),
+        halve,
+        *block((5, 4), padded=False),
+    )
+
+
+def embedding_layers(inputs: int, hidden: int, embedding: int, rngs: nnx.Rngs, precision: str) -> nnx.Sequential:
+    """Makes a stream's linear layers, up to its embedding."""
+    first = linear(inputs, hidden, rngs, precision)
+    last = linear(hidden, embedding, rngs, precision)
+    return nnx.Sequential(first, BatchNorm(hidden, DTYPES[precision][0]), nnx.relu, last)
+
+
+class MDS(nnx.Module):
+    """Embeds the picture and the sound of one second; 80,834,052 parameters at 96 pixels, 122,777,092 at 224.
+
+    Args:
+      rngs: draws the parameters.
+      image: height and width of the frames, in pixels: a multiple of 32; 224 as released.
+      precision: of DTYPES.
+      width_multiplier: channels and units of all layers, relative to the released network's.
+    """
+
+    width = None  # of features: it reads none
+
+    def __init__(self, rngs: nnx.Rngs, image: int = 96, precision: str = "float32", width_multiplier: float = 1.0):
+        assert image % REDUCTION == 0, f"frames of {image} pixels: it must be a multiple of {REDUCTION}"
+        self.image, self.precision, self.width_multiplier = image, precision, width_multiplier
+
+        def narrowed(released: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(max(round(width * width_multiplier), 1) for width in released)
+
+        seen, heard = narrowed(PICTURE_CHANNELS), narrowed(SOUND_CHANNELS)
+        hidden, embedding = narrowed((HIDDEN, EMBEDDING))
+        self.netcnnaud = sound_layers(heard, rngs, precision)
+        self.netfcaud = embedding_layers(heard[-1] * SOUND_STEPS, hidden, embedding, rngs, precision)
+        self.netcnnlip = Backbone(rngs, precision, seen)
+        self.netfclip = embedding_layers(seen[-1] * (image // REDUCTION) ** 2, hidden, embedding, rngs, precision)
+        self.final_bn_lip = BatchNorm(embedding, self.dtype)
+        self.final_bn_aud = BatchNorm(embedding, self.dtype)
+        self.final_fc_lip = nnx.Sequential(dropout, linear(embedding, 2, rngs, precision))
+        self.final_fc_aud = nnx.Sequential(dropout, linear(embedding, 2, rngs, precision))
+
+    @property
+    def kind(self) -> dict[str, str]:
+        """What its weights say of it."""
+        return {"image": str(self.image), "width_multiplier": str(self.width_multiplier)}
+
+    @property
+    def dtype(self) -> DTypeLike:
+        """Of parameters, norms, embeddings and losses."""
+        return DTYPES[self.precision][0]
+
+    def embeddings(
+        self,
+        frames: Float[Array, "B 30 S S 3"],
+        cepstra: Float[Array, "B 13 99"],
+        training: bool = False,
+        together: bool = False,
+    ) -> tuple[Float[Array, "B E"], Float[Array, "B E"]]:
+        """Embeds the pictures and the sounds.
+
+        Args:
+          frames: of one second each, normalised.
+          cepstra: of the same seconds, as mfcc gives them.
+          training: batch norms take the batch's own statistics, which move the running ones.
+          together: those norms of the visual stream that keep no statistics take the batch's, as in the official
+            training; otherwise each chunk's own, as in the official scoring.
+        """
+        seen = flat(self.netcnnlip(frames, together))
+        heard = flat(run(self.netcnnaud, cepstra[..., None], training))
+        of_picture = run(self.netfclip, seen, training)
+        of_sound = run(self.netfcaud, heard, training)
+        return of_picture.astype(self.dtype), of_sound.astype(self.dtype)
+
+    def logits(
+        self,
+        of_picture: Float[Array, "B E"],
+        of_sound: Float[Array, "B E"],
+        training: bool = False,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B 2"], Float[Array, "B 2"]]:
+        """Returns the logits of fake (first) and real, from each embedding by itself.
+
+        Args:
+          of_picture: embeddings.
+          of_sound: embeddings.
+          training: batch norms take the batch's own statistics, which move the running ones.
+          key: of the dropout; None = no dropout.
+        """
+
+        def classify(embedding: Array, norm: BatchNorm, head: nnx.Sequential, key: Array | None) -> Array:
+            drop, last = head.layers
+            return last(drop(norm(embedding, training), DROPOUT, key)).astype(self.dtype)
+
+        picture_key, sound_key = (None, None) if key is None else jax.random.split(key)
+        picture = classify(of_picture, self.final_bn_lip, self.final_fc_lip, picture_key)
+        return picture, classify(of_sound, self.final_bn_aud, self.final_fc_aud, sound_key)
