@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from avh_shards import UserError, format_table, locked, one_line, results_folder
-from jax_avh.config import RESULT, SETTINGS, check_config, make_config
+from jax_avh.config import RESULT, SETTINGS, Config, check_config, complete_record
+from jax_avh.configs import make_config, read_settings
 
 PREFIX = "--config."
 LOG = "train.log"  # in a run's workdir: what it printed
@@ -30,11 +31,14 @@ class Job:
     workdir: Path
     settings: dict[str, str]  # every field that was given
     varied: dict[str, str]  # those with several values
+    config: Config  # what they make
+    config_file: str | None = None  # of another run, whose settings are the defaults
 
     @property
     def command(self) -> list[str]:
         """What starts it, or lets it go on."""
         flags = [f"{PREFIX}{name}={value}" for name, value in self.settings.items()]
+        flags += [f"--config_file={self.config_file}"] if self.config_file else []
         return [sys.executable, "-m", "launch.train", *flags, f"--workdir={self.workdir}"]
 
     def result(self) -> dict[str, object] | None:
@@ -42,22 +46,20 @@ class Job:
         try:
             record = json.loads((self.workdir / SETTINGS).read_text())
             result = json.loads((self.workdir / RESULT).read_text())
-        except (OSError, ValueError, RecursionError):
+            found = complete_record(record, self.config)
+            numbers = all(isinstance(result[name], int | float | None) for name in COLUMNS)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None
-        if not isinstance(record, dict) or not isinstance(result, dict) or not set(COLUMNS) <= result.keys():
-            return None
-        wanted = dataclasses.asdict(make_config(self.settings))
-        same = wanted == {name: record.get(name) for name in wanted}
-        numbers = all(isinstance(result[name], int | float | None) for name in COLUMNS)
-        return result if same and numbers else None
+        return result if numbers and dataclasses.asdict(self.config).items() <= found.items() else None
 
 
-def make_jobs(flags: Sequence[str], workdir: str) -> list[Job]:
+def make_jobs(flags: Sequence[str], workdir: str, config_file: str | None = None) -> list[Job]:
     """The jobs of a grid.
 
     Args:
       flags: `--config.FIELD=VALUE,VALUE,...`; every combination is a job.
       workdir: folder of the runs' workdirs, each named after its varied settings.
+      config_file: config.json of another run, whose settings are the defaults.
 
     Raises:
       UserError: something else among the flags, or settings that are refused.
@@ -68,13 +70,16 @@ def make_jobs(flags: Sequence[str], workdir: str) -> list[Job]:
         if not flag.startswith(PREFIX) or not equals or name in grid:
             raise UserError(f"{flag}: give {PREFIX}FIELD=VALUE,VALUE,... once for each field")
         grid[name] = list(dict.fromkeys(values.split(",")))
-    folder, jobs = results_folder(workdir), []
+    folder = results_folder(workdir)
+    defaults = read_settings(config_file) if config_file else {}
+    jobs = []
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
-        check_config(make_config(settings))
+        config = make_config(defaults | settings)
+        check_config(config)
         varied = {name: value for name, value in settings.items() if len(grid[name]) > 1}
         label = ",".join(f"{name}={urllib.parse.quote(value, safe='')}" for name, value in varied.items())
-        jobs.append(Job(folder / (label or "run"), settings, varied))
+        jobs.append(Job(folder / (label or "run"), settings, varied, config, config_file))
     return jobs
 
 

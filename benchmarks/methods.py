@@ -22,7 +22,8 @@ from flax import nnx
 from avh_shards import FULL_SCALE, SAMPLE_RATE
 from benchmarks import straightforward_methods
 from benchmarks.training import describe
-from jax_avh.config import Config, make_config
+from jax_avh.config import Config
+from jax_avh.configs import make_config
 from jax_avh.data.examples import ExampleBatch
 from jax_avh.inference.passes import batch_outputs
 from jax_avh.methods import METHODS

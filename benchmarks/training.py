@@ -21,6 +21,7 @@ from benchmarks import straightforward_training
 from extract.convert.npz import import_features
 from jax_avh.config import Config, DataConfig, TrainConfig
 from jax_avh.data import open_source
+from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.models import AlignmentNetwork, save_weights
 from jax_avh.parallel import make_mesh, put_copies
 from jax_avh.training.placement import place_features
@@ -122,7 +123,7 @@ def make_config(folder: Path, batch_frames: int, precision: str, placement: str)
     data = DataConfig(str(folder / "shards"), batch_frames=batch_frames, shuffle=False, placement=placement)
     segment = 4 if jax.default_backend() == "cpu" else 1000
     train = TrainConfig(checkpoint_steps=segment, precision=precision)
-    return Config(data=data, train=train, init=str(folder / "init.safetensors"))
+    return Config(AVHAlignConfig(), data=data, train=train, init=str(folder / "init.safetensors"))
 
 
 def matrix_rate(precision: str) -> float:

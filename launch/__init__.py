@@ -1,4 +1,4 @@
-"""The commands, `python -m launch.X`. If a package is missing, one sentence says how to install it."""
+"""The commands, `avh X` or `python -m launch.X`. If a package is missing, one sentence says how to install it."""
 
 import sys
 import traceback
@@ -6,7 +6,13 @@ from pathlib import Path
 from types import TracebackType
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"extract": ".[extract]", "jax_avh": ".[jax]", "apps": ".[extract,jax]"}  # what pip installs for our packages
+EXTRAS = {  # what pip installs for our packages
+    "avh_shards": ".",
+    "launch": ".",
+    "extract": ".[extract]",
+    "jax_avh": ".[jax]",
+    "apps": ".[extract,jax]",
+}
 USER_ERROR = 2  # exit status
 
 
@@ -18,8 +24,7 @@ def explain(kind: type[BaseException], error: BaseException, trace: TracebackTyp
         return
     files = [Path(frame.filename) for frame in traceback.extract_tb(trace)]
     parts = [file.relative_to(ROOT).parts for file in files if file.is_relative_to(ROOT)]
-    wanting = [part for part in parts if part[0] in (*EXTRAS, __name__)][-1]  # who imports it, if only indirectly
-    extra = "." if wanting[:2] == ("extract", "schema") else EXTRAS.get(wanting[0], ".")
+    extra = EXTRAS[[part[0] for part in parts if part[0] in EXTRAS][-1]]  # of what imports it, if only indirectly
     print(f'error: the package {name} is not installed; run pip install -e "{extra}" (see BUILD.md)', file=sys.stderr)
     raise SystemExit(USER_ERROR)
 

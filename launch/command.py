@@ -7,66 +7,55 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from avh_shards import UserError, nearest, one_line
 from launch import USER_ERROR
 
 HOME = re.compile(r"(?<=[=,])~(?=[/,]|$)")  # a shell expands it at the start of a word only, not in --output=~/x
-METHOD = re.compile(r"^--?config\.method(=|$)")
-FLAG_ERRORS = (flags.Error, KeyError, ValueError, TypeError, AttributeError, OSError)  # config flags raise plain ones
+SETTING = re.compile(r"--?(no(?=config\.))?(\w[^=]*\.[^=]*)(=.*)?", re.DOTALL)  # --NAME.FIELD, --noconfig.FIELD
+METHOD = re.compile(r"--config\.method(?:\.name)?=(.*)", re.DOTALL)
 HELP = {"--help", "-help", "-h", "-?", "--helpfull", "-helpfull", "--helpshort", "-helpshort"}
 WIDTH = 100  # columns of the help
 
-Settings = Mapping[str, tuple[object, str]]  # field of the configuration -> its default, what it is for
+ListSettings = Callable[..., Mapping[str, Any]]  # (method) -> field -> its default `value`, and a `comment` on it
 
 
-def run(main: Callable[..., int | None], arguments: str | None = None, settings: Settings | None = None) -> None:
+def run(
+    main: Callable[..., int | None], arguments: str | None = None, list_settings: ListSettings | None = None
+) -> None:
     """Parses the flags and calls `main`; what it returns is the exit status.
 
     Args:
       main: the command.
       arguments: what a user gives besides flags, if anything ("VIDEO"); `main` receives the list of them.
-      settings: fields of the configuration, for the help. A command that takes arguments receives --NAME.FIELD=VALUE
-        among them, and there may be none.
+      list_settings: lists the settings of training runs. `main` then receives the list of --NAME.FIELD=VALUE; without
+        `arguments`, NAME is `config` and every FIELD is one of them.
     """
 
     def guarded(rest: list[str]) -> int | None:
         try:
-            return main(rest[1:]) if arguments else main()
+            return main(rest[1:]) if arguments or list_settings else main()
         except UserError as error:
-            return _complain(error)
+            return complain(error)
         except OSError as error:  # a full disk, a folder without permission, a file where a folder should be
-            return _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
+            return complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
         except KeyboardInterrupt:
-            return _complain("interrupted")
+            return complain("interrupted")
         except Exception:  # jax raises several kinds where its device is missing, and only once it is used
             if missing := _missing_device():
-                return _complain(missing)
+                return complain(missing)
             raise
 
-    app.run(guarded, flags_parser=lambda argv: _parse(argv, main, arguments, settings))
+    app.run(guarded, flags_parser=lambda argv: _parse(argv, main, arguments, list_settings))
 
 
-def define_config(make: Callable[[dict[str, str]], object], describe: Callable[[object], Settings]) -> flags.FlagHolder:
-    """Defines --config.X flags, one for each field of a dataclass; --config.method=NAME brings the method's defaults.
-
-    Args:
-      make: makes the default configuration of some settings.
-      describe: names the fields of a configuration.
-    """
-    try:
-        given = _given(sys.argv[1:])  # config flags look only at the command line
-        sys.argv[1:] = [METHOD.sub(r"--config.method.name\1", argument) for argument in given]
-        config = make(_given_method())
-        for name in re.findall(r"^--?config\.([^=\n]+)", "\n".join(sys.argv), re.MULTILINE):
-            if name not in (fields := describe(config)):
-                sys.exit(_complain(f"--config.{name}: unknown flag{nearest(name, fields, '--config.')}"))
-        return config_flags.DEFINE_config_dataclass("config", config)
-    except FLAG_ERRORS as error:  # it looks at the command line at once
-        sys.exit(_complain(f"--config flags: {_reason(error)}"))
+def complain(message: object) -> int:
+    """Prints a mistake of the user; returns the exit status."""
+    print(f"error: {one_line(message)}", file=sys.stderr)
+    return USER_ERROR
 
 
 def define_switch(name: str, values: Iterable[str], text: str) -> flags.FlagHolder:
@@ -92,7 +81,7 @@ def define_paths(name: str, text: str) -> flags.FlagHolder:
 
 
 def require(flag: flags.FlagHolder) -> None:
-    """Refuses to go on without a flag that some uses of a command can do without."""
+    """Raises a UserError without a flag that some uses of a command can do without."""
     if flag.value is None:
         raise UserError(f"--{flag.name} is needed")
 
@@ -109,9 +98,6 @@ class _Choices(flags.ArgumentParser):
             raise ValueError(f"{wrong[0]!r} is none of {', '.join(self.values)}")
         return tuple(sorted(chosen))
 
-    def flag_type(self) -> str:
-        return "comma separated values"
-
 
 class _Numbers(flags.ArgumentParser):
     syntactic_help = "NAME=NUMBER, separated by commas"
@@ -127,9 +113,6 @@ class _Numbers(flags.ArgumentParser):
             numbers[name] = float(number)
         return numbers
 
-    def flag_type(self) -> str:
-        return "comma separated NAME=NUMBER"
-
 
 class _Paths(flags.ListParser):
     def parse(self, argument: str | list) -> list[str]:
@@ -139,48 +122,72 @@ class _Paths(flags.ListParser):
         return paths
 
 
-def _given(arguments: list[str]) -> list[str]:
-    """The flags on the command line and in flag files, "~" being the user's home."""
-    home, given = str(Path.home()), flags.FLAGS.read_flags_from_files(arguments)
-    return [HOME.sub(lambda _: home, argument) if argument.startswith("-") else argument for argument in given]
-
-
-def _given_method() -> dict[str, str]:
-    text = "\n".join(sys.argv)
-    found = re.findall(r"^--config\.method\.name[=\n](.*)$", text, re.MULTILINE)
-    return {"method": found[-1]} if found else {}
-
-
 def _parse(
-    argv: list[str], main: Callable[..., int | None], arguments: str | None, settings: Settings | None
+    argv: list[str], main: Callable[..., int | None], arguments: str | None, list_settings: ListSettings | None
 ) -> list[str]:
-    if HELP & set(argv[1:]):
-        print(_help(main, arguments, settings or {}))
-        sys.exit(0)
-    takes_settings = bool(arguments and settings)
+    """Returns the name of the command, then the arguments and settings that `main` receives."""
     try:
-        rest = flags.FLAGS([argv[0], *_given(argv[1:])], known_only=takes_settings)
+        given = flags.FLAGS.read_flags_from_files(argv[1:])
+        home = str(Path.home())
+        given = [HOME.sub(lambda _: home, argument) if argument.startswith("-") else argument for argument in given]
+        known = list_settings() if list_settings else {}
+        settings, given = _split_settings(given, known) if known else ([], given)
+        if HELP & set(given):
+            methods = [found[1] for setting in settings if (found := METHOD.fullmatch(setting))]
+            if list_settings and methods and not arguments:
+                known = list_settings(methods[-1])
+            print(_help(main, arguments, known))
+            sys.exit(0)
+        if not arguments:
+            _check_settings(settings, known)
+        rest = flags.FLAGS([argv[0], *given])
     except flags.UnrecognizedFlagError as error:
-        sys.exit(_complain(_unknown_flag(error.flagname)))
-    except FLAG_ERRORS as error:
-        sys.exit(_complain(_reason(error)))
+        sys.exit(complain(_unknown_flag(error.flagname)))
+    except (flags.Error, UserError, OSError) as error:
+        sys.exit(complain(str(error).removeprefix("ERROR:: ")))
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # leaves out the libraries' running commentary
-    if takes_settings:  # all of them have a dot
-        wrong = [part for part in rest[1:] if re.match(r"--?\w[^.=]*(=|$)", part)]
-        if wrong:
-            sys.exit(_complain(_unknown_flag(wrong[0].lstrip("-").partition("=")[0])))
-    elif arguments and len(rest) == 1:
-        sys.exit(_complain(f"no {arguments} given"))
-    elif not arguments and len(rest) > 1:
-        sys.exit(_complain(f"unexpected argument {rest[1]!r}; flags are written --name=value"))
-    return rest
+    if not arguments and len(rest) > 1:
+        sys.exit(complain(f"unexpected argument {rest[1]!r}; flags are written --name=value"))
+    if arguments and not known and len(rest) == 1:
+        sys.exit(complain(f"no {arguments} given"))
+    return [*rest, *settings]
 
 
-def _help(main: Callable[..., int | None], arguments: str | None, settings: Settings) -> str:
+def _split_settings(arguments: Sequence[str], known: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Returns the settings, written in any way that flags may be, as --NAME.FIELD=VALUE; and the other arguments."""
+    settings, others = [], []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if not (found := SETTING.fullmatch(argument)):
+            others.append(argument)
+            continue
+        negated, name, value = found.groups()
+        setting = known.get(name.partition(".")[2])
+        if value is None and setting and type(setting.value) is bool:
+            value = "=false" if negated else "=true"
+        elif value is None and waiting and not waiting[0].startswith("--"):
+            value = f"={waiting.pop(0)}"
+        settings.append(f"--{name}{value or ''}")
+    return settings, others
+
+
+def _check_settings(settings: Sequence[str], known: Mapping[str, Any]) -> None:
+    """Rejects what is not --config.FIELD=VALUE."""
+    for setting in settings:
+        name, equals, _ = setting.removeprefix("--").partition("=")
+        field = name.removeprefix("config.")
+        if field == name or field not in (*known, "method"):
+            raise UserError(f"--{name}: unknown flag{nearest(field, known, '--config.')}")
+        if not equals:
+            raise UserError(f"--{name}: give it a value")
+
+
+def _help(main: Callable[..., int | None], arguments: str | None, settings: Mapping[str, Any]) -> str:
     """What a command does, and its flags: its own and those that it shares with others, not the libraries'."""
-    entries = [_described(flag) for flag in _own_flags() if flag.name != "config"]
-    entries += [(f"--config.{name}{_default(value)}", text) for name, (value, text) in settings.items()]
+    entries = [_described(flag) for flag in _own_flags()]
+    entries += [(f"--config.{name}{_default(setting.value)}", setting.comment) for name, setting in settings.items()]
     text = [str(sys.modules[main.__module__].__doc__).strip(), ""]
     text += [f"arguments: {arguments}", ""] if arguments else []
     for head, purpose in entries:
@@ -226,12 +233,3 @@ def _missing_device() -> str:
             "set JAX_PLATFORMS=cpu"
         )
     return ""
-
-
-def _reason(error: Exception) -> str:
-    return str(error.args[0] if isinstance(error, KeyError) else error).removeprefix("ERROR:: ")
-
-
-def _complain(message: object) -> int:
-    print(f"error: {one_line(message)}", file=sys.stderr)
-    return USER_ERROR

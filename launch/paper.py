@@ -7,7 +7,7 @@ python -m launch.paper --root=simulated --output=paper --flagfile=simulated/pape
 from absl import flags
 
 from apps.paper.run import paper
-from jax_avh.config import Config, describe
+from jax_avh.configs import list_all_settings
 from launch import command
 
 ROOT = flags.DEFINE_string("root", None, "Folder: <data set>/<untrimmed, trimmed>/<train, val, test>.", required=True)
@@ -20,4 +20,4 @@ def main(settings: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, "--NAME.FIELD=VALUE", describe(Config()))
+    command.run(main, "--NAME.FIELD=VALUE", list_all_settings)

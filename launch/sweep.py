@@ -7,9 +7,10 @@ python -m launch.sweep --config.seed=0,1 --config.optimizer.learning_rate=1e-5,1
 from absl import flags
 
 from apps.sweep import format_jobs, format_results, make_jobs, sweep
-from jax_avh.config import Config, describe
+from jax_avh.configs import list_all_settings
 from launch import command
 
+CONFIG_FILE = flags.DEFINE_string("config_file", None, "config.json of a run: its settings are every run's defaults.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs; a stopped sweep goes on there.", required=True)
 PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
 PRINT_JOBS = flags.DEFINE_boolean("print_jobs", False, "Print the runs' commands, one a line, and run nothing.")
@@ -17,7 +18,7 @@ PRINT_JOBS = flags.DEFINE_boolean("print_jobs", False, "Print the runs' commands
 
 def main(settings: list[str]) -> int:
     """Parses flags, sweeps; exit status 1 if a run failed."""
-    jobs = make_jobs(settings, WORKDIR.value)
+    jobs = make_jobs(settings, WORKDIR.value, CONFIG_FILE.value)
     if PRINT_JOBS.value:
         print(format_jobs(jobs))
         return 0
@@ -27,4 +28,4 @@ def main(settings: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, "--config.FIELD=VALUE,VALUE,...", describe(Config()))
+    command.run(main, "--config.FIELD=VALUE,VALUE,...", list_all_settings)

@@ -2,16 +2,17 @@
 
 python -m launch.train --config.data.train=shards/train --config.data.val=shards/val --workdir=run
 python -m launch.train --config.method=avh_sup ...
+python -m launch.train --config_file=run/config.json --config.seed=1 --workdir=again
 """
 
 from absl import flags
 
 from avh_shards import UserError
-from jax_avh.config import describe, make_config
+from jax_avh.configs import list_all_settings, make_config, read_settings
 from jax_avh.training import join_processes, train
 from launch import command
 
-CONFIG = command.define_config(make_config, describe)
+CONFIG_FILE = flags.DEFINE_string("config_file", None, "config.json of a run to repeat; flags override its settings.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a stopped run goes on there.", required=True)
 PROFILE = flags.DEFINE_boolean("profile", False, "Trace some steps into WORKDIR/profile (jax.profiler).")
 DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "One of many processes; Cloud TPU and SLURM say the rest.")
@@ -20,15 +21,17 @@ PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are, lik
 PROCESS = flags.DEFINE_integer("process_id", None, "Which one this is, from 0, likewise.")
 
 
-def main() -> None:
+def main(settings: list[str]) -> None:
     """Parses flags, trains."""
+    defaults = read_settings(CONFIG_FILE.value) if CONFIG_FILE.value else {}
+    config = make_config(defaults | dict(flag.removeprefix("--config.").split("=", 1) for flag in settings))
     cluster = {flag.name: flag.value for flag in (COORDINATOR, PROCESSES, PROCESS)}
     if DISTRIBUTED.value:
         join_processes(*cluster.values())
     elif given := [name for name, value in cluster.items() if value is not None]:
         raise UserError(f"--{given[0]}: needs --distributed; add it, or leave out what describes the cluster")
-    train(CONFIG.value, WORKDIR.value, PROFILE.value)
+    train(config, WORKDIR.value, PROFILE.value)
 
 
 if __name__ == "__main__":
-    command.run(main, settings=describe(CONFIG.default))
+    command.run(main, list_settings=list_all_settings)

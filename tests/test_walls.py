@@ -64,11 +64,20 @@ def test_what_both_sides_share_loads_neither_torch_nor_jax():
         ("evaluate", TORCH_SIDE),
         ("submit", (*TORCH_SIDE, *JAX_SIDE)),
         ("audit", TORCH_SIDE),
-        ("sweep", (*TORCH_SIDE, *JAX_SIDE)),
+        ("sweep", TORCH_SIDE),
     ],
 )
 def test_commands_load_their_own_side_alone(command, never):
     assert not loaded_by([f"launch.{command}"]) & set(never)
+
+
+def test_a_sweep_leaves_the_devices_to_its_runs():
+    """It loads jax, by the methods whose settings it checks, but starts no device."""
+    code = (
+        "import sys, jax; from apps.sweep import make_jobs; flags = ['--config.data.train=a', '--config.data.val=b']; "
+    )
+    code += "make_jobs(flags, sys.argv[1]); assert not jax._src.xla_bridge.backends_are_initialized()"
+    subprocess.run([sys.executable, "-c", code, "workdir"], check=True)
 
 
 # A file imports only from its own room and those below it, also within functions.
@@ -86,6 +95,7 @@ ROOMS = [  # lower ones first; those of a line may not import each other
     ["jax_avh.data"],
     ["jax_avh.models"],
     ["jax_avh.methods"],
+    ["jax_avh.configs"],
     ["jax_avh.training", "jax_avh.inference"],
     ["jax_avh.evaluation"],
     ["jax_avh.audit"],

@@ -7,7 +7,8 @@ from pathlib import Path
 from apps.paper.plan import DATASETS, STATES, TRAINED_IN, Detector, detectors, test_sets
 from apps.paper.tables import format_tables
 from avh_shards import UserError, as_path, caveat, check_outputs, locked, results_folder
-from jax_avh.config import RESULT, Config, check_config, make_config
+from jax_avh.config import RESULT, Config, check_config
+from jax_avh.configs import make_config
 from jax_avh.data import FeatureSource, open_source
 from jax_avh.evaluation import evaluate
 from jax_avh.inference.detector import load_detector

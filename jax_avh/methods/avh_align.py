@@ -3,10 +3,22 @@
 Source: AVH-Align, section 4.
 """
 
+import dataclasses
+
 from jaxtyping import Array, Float
 
+from jax_avh.config import MethodConfig, one_of, rules
 from jax_avh.methods.interface import FrameMethod, PairScorer, Training
-from jax_avh.models import FrameBatch, FrameNetwork, window_scores, windowed_softmax_loss
+from jax_avh.models import HEADS, FrameBatch, FrameNetwork, window_scores, windowed_softmax_loss
+
+
+@dataclasses.dataclass
+class AVHAlignConfig(MethodConfig):
+    """AVH-Align, on real clips only."""
+
+    name: str = "avh_align"
+    head: str = rules("mlp", one_of(HEADS))  # "mlp", or "linear" for the ablation of the paper's table 5
+    modality: str = rules("both", one_of(("both",)))  # of avh_sup also "audio" or "video"
 
 
 def frame_losses(network: FrameNetwork, batch: FrameBatch, boundary: str) -> Float[Array, " T"]:

@@ -3,10 +3,22 @@
 Source: AVH-Align, section 3 and table 5.
 """
 
+import dataclasses
+
 from jaxtyping import Array, Float
 
+from jax_avh.config import MethodConfig, one_of, rules
 from jax_avh.methods.interface import FrameMethod, PairScorer, Training
-from jax_avh.models import FrameBatch, FrameNetwork, clip_cross_entropy
+from jax_avh.models import HEADS, MODALITIES, FrameBatch, FrameNetwork, clip_cross_entropy
+
+
+@dataclasses.dataclass
+class AVHSupConfig(MethodConfig):
+    """AVH-Align/sup, on clips of both labels."""
+
+    name: str = "avh_sup"
+    head: str = rules("mlp", one_of(HEADS))  # "mlp", or "linear" for the ablation of the paper's table 5
+    modality: str = rules("both", one_of(MODALITIES))  # "both", or only "audio" or "video"
 
 
 def frame_logits(network: FrameNetwork, batch: FrameBatch, boundary: str) -> Float[Array, " T"]:

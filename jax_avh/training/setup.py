@@ -42,7 +42,7 @@ def shared_clips(one: FeatureSource, other: FeatureSource) -> int:
 def origin(config: Config, source: FeatureSource) -> dict[str, str]:
     """Returns the notes of weights trained on these features, from the weights that the configuration names."""
     known = {name: str(source.attributes[name]) for name in SET_ATTRIBUTES if name in source.attributes}
-    earlier = [read_notes(weights_file(path)) for path in (config.init, config.method.sync_weights) if path]
+    earlier = [read_notes(weights_file(path)) for path in (config.init, *config.method.weights_read()) if path]
     trained_on = {"trained_on": ",".join(found)} if (found := marks(*earlier)) else {}
     return {"method": config.method.name} | known | trained_on
 

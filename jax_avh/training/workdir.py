@@ -15,7 +15,7 @@ from avh_shards import UserError, atomic_write, check_outputs, locked, one_line,
 from avh_shards.format import differences
 from avh_shards.kinds import SAFETENSORS
 from avh_shards.paths import AnyPath
-from jax_avh.config import RESULT, SETTINGS, Config
+from jax_avh.config import RESULT, SETTINGS, Config, complete_record
 from jax_avh.models import BEST_WEIGHTS, weights_file
 from jax_avh.training.state import Progress
 
@@ -37,7 +37,7 @@ def open_workdir(workdir: AnyPath, config: Config) -> Path:
         raise UserError(f"--workdir={workdir}: a URL; give a folder that all processes see")
     folder = results_folder(workdir)
     read = [config.init] if config.init else []
-    read += [weights_file(config.method.sync_weights)] if config.method.sync_weights else []
+    read += [weights_file(path) for path in config.method.weights_read()]
     check_outputs({folder / SETTINGS: rb"\{", folder / BEST_WEIGHTS: SAFETENSORS}, read)
     names = (RESULT, METRICS, EVENTS, CHECKPOINTS, BEST_WEIGHTS)
     if not (folder / SETTINGS).exists() and (found := next((n for n in names if (folder / n).exists()), None)):
@@ -74,7 +74,8 @@ def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> No
     if path.exists():
         try:
             found = json.loads(path.read_text())
-            differing = differences(_what_matters(found), _what_matters(json.loads(json.dumps(record))))
+            complete = complete_record(found, config)
+            differing = differences(_what_matters(complete), _what_matters(json.loads(json.dumps(record))))
             where = {f"fingerprint.{name}": found["data"][name] for name in ("train", "val")}
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: not a run's settings ({one_line(error)}); choose another --workdir") from error

@@ -16,7 +16,7 @@ import pytest
 
 from apps.sweep import format_results, make_jobs, sweep
 from avh_shards import UserError
-from jax_avh.config import Config, make_config
+from jax_avh.configs import make_config
 from tests.jax_avh.data.test_batches import make_source
 
 
@@ -159,4 +159,4 @@ def test_settings_are_read_by_their_type():
     text = {"data.shuffle": "False", "seed": "3", "optimizer.learning_rate": "1e-4", "init": "x,y"}
     config = make_config(text)
     assert (config.data.shuffle, config.seed, config.optimizer.learning_rate, config.init) == (False, 3, 1e-4, "x,y")
-    assert Config().data.shuffle
+    assert make_config({}).data.shuffle

@@ -18,7 +18,7 @@ from avh_shards.clip_list import MAX_FRAMES, read_clip_list
 from extract.convert.npz import import_features
 from jax_avh.audit.audit import audit
 from jax_avh.audit.report import draw_audit
-from jax_avh.config import make_config
+from jax_avh.configs import make_config
 from jax_avh.data import open_source
 from jax_avh.evaluation.results import Entry
 from jax_avh.inference.score import score_shards

@@ -88,7 +88,7 @@ MISTAKES = {
     ),
     "no weights": (["score", "--method=avh_sup", "--features=.", "--output=s.h5"], "avh_sup needs --weights"),
     "a method of no training in a file of flags": (["train", "--flagfile=f.flags"], "must be avh_align or avh_sup"),
-    "no file of flags": (["train", "--flagfile=none.flags"], "config flags: Unable to open flagfile"),
+    "no file of flags": (["train", "--flagfile=none.flags"], "Unable to open flagfile"),
     "a threshold of no number": (["evaluate", "--scores=a.h5", "--output=o", "--threshold=x=y"], "--threshold"),
     "a threshold that is infinite": (["evaluate", "--scores=a.h5", "--output=o", "--threshold=x=inf"], "'x=inf'"),
     "a threshold that is none": (["evaluate", "--scores=a.h5", "--output=o", "--threshold=x=nan"], "'x=nan'"),

@@ -11,7 +11,7 @@ from extract.convert.weights import convert_weights
 from extract.run.job import Job
 from extract.run.local import extract
 from jax_avh.audit.report import write_audit
-from jax_avh.config import make_config
+from jax_avh.configs import make_config
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import write_scores
 from jax_avh.report.results import write_results

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from jax_avh.config import Config, describe
+from jax_avh.configs import list_all_settings
 
 ROWS = re.compile(r"^  --(?:\[no\])?([\w.]+)", re.MULTILINE)
 CLIPS = {"clips", "media", "dataset", "root", "split", "selection"}
-SETTINGS = {f"config.{name}" for name in describe(Config())}
+SETTINGS = {f"config.{name}" for name in list_all_settings()}
 FLAGS = {  # command -> some of its flags, some of them defined where several commands share them
     "audit": {"features", "output"},
     "clips": CLIPS | {"input"},
@@ -25,8 +25,8 @@ FLAGS = {  # command -> some of its flags, some of them defined where several co
     "score": {"method", "weights", "features", "output", "dataset", "trimmed"},
     "simulate": {"output"},
     "submit": {"scores", "test_files", "output"},
-    "sweep": SETTINGS | {"workdir", "parallel", "print_jobs"},
-    "train": SETTINGS | {"workdir", "profile", "distributed", "process_id"},
+    "sweep": SETTINGS | {"config_file", "workdir", "parallel", "print_jobs"},
+    "train": SETTINGS | {"config_file", "workdir", "profile", "distributed", "process_id"},
 }
 UNEXPLAINED = {"optimizer.learning_rate", "optimizer.warmup_epochs"}  # their names say it, or the comment of another
 LIBRARIES = ("grain", "orbax", "verbosity", "logtostderr", "pdb", "flagfile", "array_record", "only_check_args")
@@ -48,11 +48,11 @@ def test_help_lists_the_flags_of_the_command_and_only_those(fork, command):
 def test_help_holds_the_comments_and_the_defaults_of_settings(fork):
     page = fork("train", "--help")[1]
     assert (
-        "--config.model.tau=15\n      audio frames on each side of a visual frame that compete in the softmax" in page
+        "--config.model.tau=15\n      Audio frames on each side of a visual frame that compete in the softmax" in page
     )
     assert "--config.data.placement=auto\n      Where features are kept:" in page
     assert 'or "float64" for everything, to check other runs by' in " ".join(page.split())
-    assert {name for name, (_, text) in describe(Config()).items() if not text} <= UNEXPLAINED
+    assert {name for name, setting in list_all_settings().items() if not setting.comment} <= UNEXPLAINED
     assert "--config.train.epochs=100" in fork("train", "--config.method=mds", "--help")[1]
     assert "waveform" in fork("extract", "--help")[1]
 

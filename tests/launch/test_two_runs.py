@@ -25,7 +25,7 @@ from extract.run.job import ExtractSettings, Job
 from extract.run.local import extract
 from extract.store.shard_set import task_lock
 from jax_avh.audit.report import write_audit
-from jax_avh.config import make_config
+from jax_avh.configs import make_config
 from jax_avh.evaluation.submission import submit
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import ScoreTable, write_scores

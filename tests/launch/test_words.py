@@ -13,7 +13,7 @@ from avh_shards import ClipMeta, format_table, list_shards, nearest, offsets, on
 from jax_avh.audit.audit import audit
 from jax_avh.audit.report import draw_audit, write_audit
 from jax_avh.audit.verdict import verdict
-from jax_avh.config import make_config
+from jax_avh.configs import make_config
 from jax_avh.evaluation import evaluate
 from jax_avh.inference.score_file import ScoreTable, write_scores
 from jax_avh.report.comparison import render_report

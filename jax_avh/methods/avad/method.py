@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int64, Key
 
 from avh_shards import UserError
-from jax_avh.config import BOUNDARIES, Config
+from jax_avh.config import BOUNDARIES, Config, MethodConfig, at_least, at_most, given, rules
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource
 from jax_avh.inference.passes import frame_outputs
@@ -39,6 +39,21 @@ from jax_avh.models import (
 
 LEAST = 2  # windows, so that one is foreseen; a clip of one frame counts as that frame twice
 Inputs = dict[str, Array]
+
+
+@dataclasses.dataclass
+class AVADConfig(MethodConfig):
+    """AVAD, on the window scores of real clips."""
+
+    name: str = "avad"
+    # A trained avh_align (.safetensors, or its workdir), whose window scores it reads.
+    sync_weights: str = rules("", given("a trained avh_align, .safetensors or its workdir"))
+    # Frames of a sequence, at most those of ten minutes; the official score is of a clip's first 50.
+    windows: int = rules(50, at_least(LEAST), at_most(15_000))
+
+    def weights_read(self) -> list[str]:
+        """Returns the alignment network."""
+        return [self.sync_weights]
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -155,7 +170,7 @@ def valid_steps(lengths: Int[Array, " B"], windows: int) -> Bool[Array, "B N"]:
 # --- the method ------------------------------------------------------------------------------------------------------
 
 
-def build(config: Config, source: FeatureSource) -> AVAD:
+def build(config: Config[AVADConfig], source: FeatureSource) -> AVAD:
     """Makes the network before training.
 
     Raises:

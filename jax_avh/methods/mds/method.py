@@ -11,6 +11,7 @@ Letters: B chunks, E width of the embeddings, S height and width of the network'
 spectrum.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -20,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Int16, Key, UInt8
 
 from avh_shards import FRAME_RATE, REAL, SAMPLE_RATE
-from jax_avh.config import IMAGE_STEP, Config
+from jax_avh.config import Config, MethodConfig, Rule, at_most, rules
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource
 from jax_avh.methods.interface import ExampleMethod
@@ -44,6 +45,19 @@ LEAST_ENERGY = 2.0**-52  # replaces an energy of zero, which has no logarithm
 MARGIN = 0.99  # distance that a fake's embeddings must keep
 
 Inputs = dict[str, Array]
+IMAGE_STEP = 32  # pixels: of the sizes of images that the network takes
+IMAGE_SIZE = Rule(lambda size: size >= IMAGE_STEP and size % IMAGE_STEP == 0, f"must be a multiple of {IMAGE_STEP}")
+WIDTH = Rule(lambda factor: 0 < factor <= 1, "must be above 0 and at most 1")
+
+
+@dataclasses.dataclass
+class MDSConfig(MethodConfig):
+    """MDS, on mouth crops and the sound of clips of both labels."""
+
+    name: str = "mds"
+    # Height and width of its images, 96 or 224 officially; crops are resized to it.
+    image: int = rules(96, IMAGE_SIZE, at_most(1_024))
+    width_multiplier: float = rules(1.0, WIDTH)  # channels and units of all layers, against the released network's
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -187,7 +201,7 @@ def losses(
 # --- the method ------------------------------------------------------------------------------------------------------
 
 
-def build(config: Config, _source: FeatureSource) -> MDS:
+def build(config: Config[MDSConfig], _source: FeatureSource) -> MDS:
     """Makes the network before training; it reads no features."""
     return MDS(nnx.Rngs(config.seed), config.method.image, config.train.precision, config.method.width_multiplier)
 

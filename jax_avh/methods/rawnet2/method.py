@@ -3,6 +3,7 @@
 Source: the baseline of ASVspoof 2021 (Tak et al., ICASSP 2021), as AVH-Align compares with it.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -11,14 +12,24 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Int16, Key
 
 from avh_shards import FULL_SCALE, REAL, SAMPLE_RATE
-from jax_avh.config import LEAST_SAMPLES, Config
+from jax_avh.config import Config, MethodConfig, at_least, at_most, rules
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import FeatureSource
 from jax_avh.methods.interface import ExampleMethod
 from jax_avh.methods.rawnet2.model import SAMPLES, RawNet2, loudness
 
-MOST_SAMPLES = 600 * SAMPLE_RATE  # of the cut that weights ask for: 10 minutes, the longest clip
 CLASS_WEIGHTS = 0.1, 0.9  # of fake and real in the loss, in the order of the network's outputs
+LEAST_SAMPLES = 3211  # of a cut that leave a step after all poolings
+MOST_SAMPLES = 600 * SAMPLE_RATE  # of a cut: 10 minutes, the longest clip
+
+
+@dataclasses.dataclass
+class RawNet2Config(MethodConfig):
+    """RawNet2, on the sound of clips of both labels."""
+
+    name: str = "rawnet2"
+    # Of a cut, at 16 kHz; a clip's first ones.
+    samples: int = rules(SAMPLES, at_least(LEAST_SAMPLES), at_most(MOST_SAMPLES))
 
 
 class Cuts(Examples):
@@ -38,7 +49,7 @@ def cut(waveform: Int16[np.ndarray, " S"], samples: int = SAMPLES) -> Int16[np.n
     return np.resize(waveform[:samples], samples)
 
 
-def build(config: Config, _source: FeatureSource) -> RawNet2:
+def build(config: Config[RawNet2Config], _source: FeatureSource) -> RawNet2:
     """Makes the network before training; it reads no features."""
     return RawNet2(nnx.Rngs(config.seed), config.train.precision, samples=config.method.samples)
 

@@ -16,7 +16,8 @@ from apps.simulate import Corpus
 from apps.simulate import shards as simulation
 from avh_shards import ClipMeta, UserError
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
-from jax_avh.config import check_config, make_config
+from jax_avh.config import check_config
+from jax_avh.configs import make_config
 from jax_avh.data import open_source
 from jax_avh.data.examples import ExampleBatches, Examples, shuffled
 from jax_avh.evaluation.evaluate import evaluate

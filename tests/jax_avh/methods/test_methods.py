@@ -17,8 +17,8 @@ from scipy.special import logsumexp
 
 from avh_shards import ClipMeta, UserError
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
-from jax_avh import config
-from jax_avh.config import Config, check_config, make_config
+from jax_avh.config import check_config
+from jax_avh.configs import avh_align, make_config
 from jax_avh.data import Batching, frame_stream, open_source
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import open_scores
@@ -327,7 +327,7 @@ def test_settings_that_mean_nothing(settings, reason):
 
 
 def test_a_method_brings_its_own_settings_and_the_users_stand():
-    assert make_config({"method": "avh_align"}) == Config()
+    assert make_config({"method": "avh_align"}) == make_config({}) == avh_align.get_config()
     config = make_config({"optimizer.learning_rate": "0.5", "method": "avh_sup"})
     assert (config.optimizer.learning_rate, config.optimizer.plateau_factor, config.train.epochs) == (0.5, 1.0, 100)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from avh_shards import UserError, as_path, list_shards
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig
 from jax_avh.data import Batching, frame_stream, open_source
+from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.models import AlignmentNetwork
 from jax_avh.parallel import make_mesh, put_copies
 from jax_avh.training import train
@@ -72,7 +73,9 @@ def run_config(folder: Path | str, **options) -> Config:
     data = DataConfig(f"{folder}/train", f"{folder}/val", batch_frames=25)
     for name, value in options.items():
         setattr(data, name, value)
-    return Config(data=data, train=TrainConfig(epochs=2, checkpoint_steps=3), optimizer=OptimizerConfig(1e-3))
+    return Config(
+        AVHAlignConfig(), data=data, train=TrainConfig(epochs=2, checkpoint_steps=3), optimizer=OptimizerConfig(1e-3)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +131,7 @@ def test_the_compiled_steps_move_gradients_once_and_features_by_the_batch(tmp_pa
     _, segment = next(kind(source, Batching(batch_frames), tau, mesh, **options).one_pass(None).segments())
     network = AlignmentNetwork(source.width, rngs=nnx.Rngs(0))
     graph, state = init_state(network)
-    trainer, state = FrameTrainer.of(Config(), graph, mesh), put_copies(mesh, state)
+    trainer, state = FrameTrainer.of(Config(AVHAlignConfig()), graph, mesh), put_copies(mesh, state)
     leaves, tree = jax.tree.flatten((state, segment, np.float32(1)))
     program = jax.jit(lambda *leaves: trainer.train(*tree.unflatten(leaves))).lower(*leaves).compile().as_text()
     moved = {}

@@ -24,6 +24,7 @@ from avh_shards import UserError
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig, check_config
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import open_scores
+from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.training import Progress, meter, train
 from jax_avh.training.checkpoint import Checkpoints
 from jax_avh.training.log import read_metrics
@@ -45,6 +46,7 @@ def init(tmp_path_factory):
 def official_config(shards, init, **train_options) -> Config:
     """The settings of the official run."""
     return Config(
+        AVHAlignConfig(),
         data=DataConfig(str(shards["train"]), str(shards["val"]), batch_frames=256, shuffle=False),
         optimizer=OptimizerConfig(learning_rate=1e-5),
         train=TrainConfig(**{"epochs": 3} | train_options),
@@ -229,7 +231,9 @@ def small_config(tmp_path, **options) -> Config:
         if not (tmp_path / name).exists():
             make_source(tmp_path / name, [5, 9, 7, 11])
     data = DataConfig(str(tmp_path / "train"), str(tmp_path / "val"), batch_frames=8)
-    return Config(**{"data": data, "train": TrainConfig(epochs=2), "optimizer": OptimizerConfig(1e-3)} | options)
+    return Config(
+        AVHAlignConfig(), **{"data": data, "train": TrainConfig(epochs=2), "optimizer": OptimizerConfig(1e-3)} | options
+    )
 
 
 @pytest.mark.parametrize("nth", [1, 8, 10, 13, 16])
@@ -284,7 +288,7 @@ def test_a_workdir_of_another_run_is_refused(tmp_path):
     st.lists(st.sampled_from([1.0, 0.99995, 0.9999, 0.99985, 0.9, 0.5, 1.1, 0.2]), min_size=1, max_size=40)
 )
 def test_the_rate_falls_as_pytorchs_does_and_the_run_ends_as_the_official_one(losses):
-    config = Config()
+    config = Config(AVHAlignConfig())
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1e-5)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=5)
     progress = Progress(epoch=0, step=0, loss_sum=0.0, learning_rate=1e-5)
@@ -381,7 +385,7 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):
     ],
 )
 def test_settings_that_mean_nothing_are_refused(field, value):
-    config = Config(data=DataConfig("a", "b"))
+    config = Config(AVHAlignConfig(), data=DataConfig("a", "b"))
     section, _, name = field.rpartition(".")
     setattr(getattr(config, section) if section else config, name, value)
     with pytest.raises(UserError, match=field):
