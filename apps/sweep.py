@@ -11,9 +11,10 @@ import sys
 import time
 import urllib.parse
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from avh_shards import UserError, format_table, locked, one_line, results_folder
+from avh_shards.paths import FilePath
 from jax_avh.config import RESULT, SETTINGS, Config, check_config, complete_record
 from jax_avh.configs import make_config, read_settings
 
@@ -28,7 +29,7 @@ POLL = 0.1  # seconds between looks at the runs
 class Job:
     """One run of the grid."""
 
-    workdir: Path
+    workdir: FilePath
     settings: dict[str, str]  # every field that was given
     varied: dict[str, str]  # those with several values
     config: Config  # what they make
@@ -36,13 +37,13 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        """What starts it, or lets it go on."""
+        """Returns the command that starts or resumes it."""
         flags = [f"{PREFIX}{name}={value}" for name, value in self.settings.items()]
         flags += [f"--config_file={self.config_file}"] if self.config_file else []
         return [sys.executable, "-m", "launch.train", *flags, f"--workdir={self.workdir}"]
 
-    def result(self) -> dict[str, object] | None:
-        """What the run came to; None if it has not ended with just these settings, or its files are damaged."""
+    def result(self) -> dict[str, Any] | None:
+        """Returns the run's result; None if it has not ended with these very settings, or its files are damaged."""
         try:
             record = json.loads((self.workdir / SETTINGS).read_text())
             result = json.loads((self.workdir / RESULT).read_text())
@@ -54,7 +55,7 @@ class Job:
 
 
 def make_jobs(flags: Sequence[str], workdir: str, config_file: str | None = None) -> list[Job]:
-    """The jobs of a grid.
+    """Returns the jobs of a grid.
 
     Args:
       flags: `--config.FIELD=VALUE,VALUE,...`; every combination is a job.
@@ -62,7 +63,7 @@ def make_jobs(flags: Sequence[str], workdir: str, config_file: str | None = None
       config_file: config.json of another run, whose settings are the defaults.
 
     Raises:
-      UserError: something else among the flags, or settings that are refused.
+      UserError: there is something else among the flags, or a setting is invalid.
     """
     grid: dict[str, list[str]] = {}
     for flag in flags:
@@ -86,9 +87,9 @@ def make_jobs(flags: Sequence[str], workdir: str, config_file: str | None = None
 def sweep(jobs: Sequence[Job], parallel: int) -> list[Job]:
     """Runs the jobs that have not ended yet, `parallel` at a time; returns those that failed.
 
-    A run ignores the terminal's signals, so that a Ctrl-C is the sweep's to handle; what kills the process group kills
-    them all. At the first SIGINT, SIGTERM or SIGHUP the sweep tells its runs to save their state and end, and waits for
-    them; at a second SIGINT it kills them.
+    A run ignores the terminal's signals: the sweep handles a Ctrl-C, and what kills the process group kills them all.
+    At the first SIGINT, SIGTERM or SIGHUP the sweep tells its runs to save their state and end, and waits for them; at
+    a second SIGINT it kills them.
 
     Raises:
       UserError: another sweep is running in the same folder.
@@ -142,7 +143,7 @@ def _start(job: Job) -> subprocess.Popen:
 
 
 def format_results(jobs: Sequence[Job]) -> str:
-    """A line for each job, the lowest validation loss first; then those without result, and why."""
+    """Returns a line for each job, the lowest validation loss first; then those without a result, and why."""
     results = [(job, job.result()) for job in jobs]
     ended = [(job, result) for job, result in results if result]
     names = list(jobs[0].varied)
@@ -155,7 +156,7 @@ def format_results(jobs: Sequence[Job]) -> str:
 
 
 def format_jobs(jobs: Sequence[Job]) -> str:
-    """The jobs' commands, a line each: for a job array, or a shell."""
+    """Returns the jobs' commands, a line each: for a job array, or a shell."""
     return "\n".join(shlex.join(job.command) for job in jobs)
 
 

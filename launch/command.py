@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
@@ -20,6 +20,7 @@ METHOD = re.compile(r"--config\.method(?:\.name)?=(.*)", re.DOTALL)
 HELP = {"--help", "-help", "-h", "-?", "--helpfull", "-helpfull", "--helpshort", "-helpshort"}
 WIDTH = 100  # columns of the help
 
+T = TypeVar("T")
 ListSettings = Callable[..., Mapping[str, Any]]  # (method) -> field -> its default `value`, and a `comment` on it
 
 
@@ -80,10 +81,11 @@ def define_paths(name: str, text: str) -> flags.FlagHolder:
     return flags.DEFINE_flag(flags.Flag(_Paths(), flags.ListSerializer(","), name, None, text), required=True)
 
 
-def require(flag: flags.FlagHolder) -> None:
-    """Raises a UserError without a flag that some uses of a command can do without."""
+def require(flag: flags.FlagHolder[T | None]) -> T:
+    """Returns the value of a flag that only some uses of a command need; raises a UserError without it."""
     if flag.value is None:
         raise UserError(f"--{flag.name} is needed")
+    return flag.value
 
 
 class _Choices(flags.ArgumentParser):

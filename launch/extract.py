@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def _extract() -> list:
-    command.require(AVHUBERT)
+    avhubert = command.require(AVHUBERT)
     settings = ExtractSettings(
         prepare=PrepareSettings(INPUT.value, FPS_POLICY.value, LANDMARKS.value, MIN_FACE_SHARE.value),
         encode=EncodeSettings(PRECISION.value, BATCH.value, COMPILE.value),
@@ -97,8 +97,8 @@ def _extract() -> list:
     if CLUSTER.value == "ray":
         from extract.run.ray import extract_on_ray  # needs the extra `ray`
 
-        return extract_on_ray(job, AVHUBERT.value, index, count)
-    return extract(job, AVHUBERT.value, index, count)
+        return extract_on_ray(job, avhubert, index, count)
+    return extract(job, avhubert, index, count)
 
 
 def _check_contact_sheet(sheet: str, job: Job) -> None:

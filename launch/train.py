@@ -25,10 +25,9 @@ def main(settings: list[str]) -> None:
     """Parses flags, trains."""
     defaults = read_settings(CONFIG_FILE.value) if CONFIG_FILE.value else {}
     config = make_config(defaults | dict(flag.removeprefix("--config.").split("=", 1) for flag in settings))
-    cluster = {flag.name: flag.value for flag in (COORDINATOR, PROCESSES, PROCESS)}
     if DISTRIBUTED.value:
-        join_processes(*cluster.values())
-    elif given := [name for name, value in cluster.items() if value is not None]:
+        join_processes(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    elif given := [flag.name for flag in (COORDINATOR, PROCESSES, PROCESS) if flag.value is not None]:
         raise UserError(f"--{given[0]}: needs --distributed; add it, or leave out what describes the cluster")
     train(config, WORKDIR.value, PROFILE.value)
 

@@ -2,14 +2,14 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import av
 import numpy as np
 from jaxtyping import Float
 
-from avh_shards import SAMPLE_RATE, atomic_write
+from avh_shards import SAMPLE_RATE, as_path, atomic_write
+from avh_shards.paths import AnyPath
 from extract.media import read_audio
 from extract.media.decode import open_media
 
@@ -18,7 +18,7 @@ SPLICE = (0.35, 0.65)  # part of a clip whose sound is another clip's
 COLUMNS = ("path", "label", "category", "identity", "fake_segments")  # of the clip list
 
 
-def make_clips(sources: dict[str, Path], media: str | os.PathLike, clip_list: str | os.PathLike) -> None:
+def make_clips(sources: dict[str, Path], media: AnyPath, clip_list: AnyPath) -> None:
     """Writes four clips for each source, all through the same encoder, and their list.
 
     Args:
@@ -32,7 +32,7 @@ def make_clips(sources: dict[str, Path], media: str | os.PathLike, clip_list: st
         other = sounds[names[(index + 1) % len(names)]]
         for category, (sound, segments) in _variants(sounds[name], other, SHIFTS[index % len(SHIFTS)]).items():
             path = f"{name}/{category}.mp4"
-            _write_clip(sources[name], sound, Path(media) / path)
+            _write_clip(sources[name], sound, as_path(media) / path)
             rows.append((path, int(category != "own"), category, name, json.dumps(segments)))
     with atomic_write(clip_list) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -55,7 +55,7 @@ def _variants(own: Float[np.ndarray, " S"], other: Float[np.ndarray, " R"], shif
     }
 
 
-def _write_clip(video: Path, sound: Float[np.ndarray, " S"], path: Path) -> None:
+def _write_clip(video: Path, sound: Float[np.ndarray, " S"], path: AnyPath) -> None:
     """Copies the video stream of a file and encodes a new sound beside it."""
     with (
         atomic_write(path) as temporary,

@@ -58,7 +58,7 @@ def make_config(settings: Mapping[str, Any]) -> Config:
       UserError: there is no such field or method, or the value is not of the field's type.
     """
     settings = {"method.name" if name == "method" else name: value for name, value in settings.items()}
-    config = get_config(settings.get("method.name", DEFAULT_METHOD))
+    config = get_config(str(settings.get("method.name", DEFAULT_METHOD)))
     own, known = list_settings(config), list_all_settings(config.method.name)
     for name, value in settings.items():
         if name not in known:

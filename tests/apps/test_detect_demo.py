@@ -222,8 +222,8 @@ def test_random_encoders_are_seeded():
 
 def test_the_demo_in_short(tmp_path, real_clips, tiny_checkpoint, monkeypatch, capfd):
     """All of its steps, on one clip, a small encoder and a small corpus."""
-    monkeypatch.setattr("apps.demo.run.fetch_clips", lambda: {"obama_speech": real_clips["obama_speech"]})
-    monkeypatch.setattr("apps.demo.run.Corpus", lambda: Corpus(train=4, val=2, test=6, frames=(20, 30)))
+    monkeypatch.setattr("apps.demo.fetch_clips", lambda: {"obama_speech": real_clips["obama_speech"]})
+    monkeypatch.setattr("apps.demo.Corpus", lambda: Corpus(train=4, val=2, test=6, frames=(20, 30)))
     demo(tmp_path, str(tiny_checkpoint))
     output = capfd.readouterr().out
     for said in ("4 clips: 4 in 1 shards", "obama_speech/spliced.mp4", "SIMULATED", "avh_align"):
