@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from apps.demo.material import fetch_clips
+from apps.demo.clips import fetch_clips
 from avh_shards import FRAME_RATE, ClipMeta
 from benchmarks import straightforward
 from extract.avhubert import AVHubertConfig, random_avhubert

@@ -14,16 +14,16 @@ from extract.avhubert.encoder import BATCH_FRAMES, PRECISIONS, EncodeSettings
 from extract.check.clip_list import clip_files
 from extract.check.contact_sheet import write_contact_sheet
 from extract.media.decode import FPS_POLICIES
-from extract.prepare import INPUTS, PrepareSettings
+from extract.prepare import PrepareSettings
 from extract.run.array_job import this_task
 from extract.run.job import VARIANTS, ExtractSettings, Job, merge_sets
 from extract.run.local import extract
 from extract.store.summary import format_summary
-from launch import clip_flags, command
+from launch import command
+from launch.clips import CLIPS, INPUT, SELECTION, read_clips
 
 AVHUBERT = flags.DEFINE_string("avhubert", None, "Official AV-HuBERT file, or `random` to try the path.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder or fsspec URL of the shards.", required=True)
-INPUT = flags.DEFINE_enum("input", "media", INPUTS, "media: video files; roi: x_roi.mp4 and x.wav for x.mp4.")
 FPS_POLICY = flags.DEFINE_enum(
     "fps_policy", "resample", FPS_POLICIES, "resample to 25 fps, or take native frames for it."
 )
@@ -86,7 +86,7 @@ def _extract() -> list:
         clip_timeout=CLIP_TIMEOUT.value,
         retry_failed=RETRY_FAILED.value,
     )
-    clips, media = clip_flags.read_clips()
+    clips, media = read_clips()
     job = Job(clips, media, OUTPUT.value, settings)
     if CONTACT_SHEET.value is not None:
         _check_contact_sheet(CONTACT_SHEET.value, job)
@@ -103,7 +103,7 @@ def _extract() -> list:
 
 def _check_contact_sheet(sheet: str, job: Job) -> None:
     """Rejects a contact sheet that would replace an input or a file of another kind, before any work is done."""
-    read = [clip_flags.CLIPS.value, clip_flags.SELECTION.value, AVHUBERT.value, LANDMARKS.value]
+    read = [CLIPS.value, SELECTION.value, AVHUBERT.value, LANDMARKS.value]
     inputs = [*filter(None, read), *clip_files(job.clips, job.media, job.settings.prepare.input)]
     check_outputs({sheet: PNG}, inputs)
     if Path(sheet).suffix.lower() != ".png":

@@ -4,8 +4,7 @@ import os
 import subprocess
 import sys
 
-from apps.demo.fakes import COLUMNS, make_clips
-from apps.demo.material import fetch_clips
+from apps.demo.clips import COLUMNS, fetch_clips, make_clips
 from apps.simulate import Corpus, simulate_corpus
 from avh_shards import UserError, check_outputs, format_table, list_shards, locked, open_shard, results_folder
 from avh_shards.paths import FilePath
