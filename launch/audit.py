@@ -1,4 +1,4 @@
-"""Shards -> what their labels can be told from without looking: leading silence, length, shared speakers.
+"""Audits shards: what their labels can be told from without looking, and which speakers and clips splits share.
 
 python -m launch.audit --features=shards/train,shards/test --output=audit
 """

@@ -1,4 +1,4 @@
-"""The clip list of a data set or a file: the list on standard output, counts and missing files on standard error.
+"""Prints the clip list of a data set or a file; counts and missing files go to standard error.
 
 python -m launch.clips --dataset=fakeavceleb --root=FakeAVCeleb_v1.2 > clips.csv
 """

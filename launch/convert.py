@@ -1,4 +1,4 @@
-"""Official weights, .pt (AVH-Align), .ckpt (AVH-Align/sup) or .pth (RawNet2, MDS) <-> .safetensors.
+"""Converts official weights, .pt (AVH-Align), .ckpt (AVH-Align/sup) or .pth (RawNet2, MDS), to .safetensors or back.
 
 python -m launch.convert --input=AVH-Align.pt --output=avh_align.safetensors
 python -m launch.convert --input=AVH-Align-sup.ckpt --output=avh_sup.safetensors

@@ -1,4 +1,4 @@
-"""The whole path in a few minutes.
+"""Runs the whole path in a few minutes, on three real clips and on simulated features.
 
 python -m launch.demo --output=demo_output
 """

@@ -1,4 +1,4 @@
-"""Videos -> verdicts.
+"""Scores videos: the whole path, from a media file to a verdict.
 
 python -m launch.detect clip.mp4 --avhubert=self_large_vox_433h.pt --weights=avh_align.safetensors
 """

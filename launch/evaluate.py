@@ -1,4 +1,4 @@
-"""Scores -> metrics, a table of clips, a report.
+"""Evaluates scores: metrics, a table of clips, a report.
 
 python -m launch.evaluate --scores=a.h5,b.h5 --output=results
 """

@@ -1,4 +1,4 @@
-"""Videos -> feature shards.
+"""Extracts features: videos -> shards.
 
 python -m launch.extract --clips=clips.csv --media=videos --avhubert=large.pt --output=shards
 """

@@ -1,4 +1,4 @@
-"""Official npz features -> feature shards.
+"""Imports official features: npz files -> shards.
 
 python -m launch.import_npz --clips=train.csv --features=npz --output=shards
 """

@@ -1,4 +1,4 @@
-"""What is in a shard or a set of shards, and whether it is whole; the exit status is 1 if it is not.
+"""Shows what is in a shard or a set of shards, and whether it is whole; the exit status is 1 if it is not.
 
 python -m launch.inspect shards --against=npz
 """

@@ -1,4 +1,4 @@
-"""The paper's tables 1, 2, 4 and 5 from feature shards, ours beside the published numbers.
+"""Makes the paper's tables 1, 2, 4 and 5 from feature shards, with the published numbers next to ours.
 
 python -m launch.paper --root=shards --output=paper
 python -m launch.paper --root=simulated --output=paper --flagfile=simulated/paper.flags

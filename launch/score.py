@@ -1,4 +1,4 @@
-"""Shards -> frame scores.
+"""Scores the clips of shards, and their frames.
 
 python -m launch.score --weights=run --features=shards/test --output=scores.h5
 python -m launch.score --method=speech_forensics --features=shards/test --output=scores.h5

@@ -1,4 +1,4 @@
-"""A simulated corpus, as launch.paper wants one.
+"""Writes a simulated corpus in the layout that launch.paper reads.
 
 python -m launch.simulate --output=simulated
 """

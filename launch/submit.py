@@ -1,4 +1,4 @@
-"""Scores -> a submission to AV-Deepfake1M.
+"""Writes a submission to AV-Deepfake1M from a score file.
 
 python -m launch.submit --scores=scores.h5 --test_files=test_files.txt --output=submission.zip
 """

@@ -1,4 +1,4 @@
-"""A grid of training runs -> a table of their results.
+"""Runs a grid of trainings, and prints a table of their results.
 
 python -m launch.sweep --config.seed=0,1 --config.optimizer.learning_rate=1e-5,1e-4 --config.data.train=shards/train
     --config.data.val=shards/val --parallel=2 --workdir=sweep

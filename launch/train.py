@@ -1,4 +1,4 @@
-"""Shards -> weights.
+"""Trains a method: shards -> weights.
 
 python -m launch.train --config.data.train=shards/train --config.data.val=shards/val --workdir=run
 python -m launch.train --config.method=avh_sup ...

@@ -61,10 +61,3 @@ def test_every_import_is_declared(side):
 @pytest.mark.parametrize("side", ["avh_shards", "extract", "jax_avh"])
 def test_imports_are_seen(side):
     assert {"numpy", "h5py"} & imported(side)
-
-
-def test_nothing_is_declared_for_nothing():
-    """A base dependency that no file imports is one too many."""
-    used = {plain(known) for side in SIDES for name in imported(side) for known in DISTRIBUTIONS[name]}
-    base = {plain(re.match(r"[\w.-]+", requirement)[0]) for requirement in PROJECT["dependencies"]}
-    assert base <= used
