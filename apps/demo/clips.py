@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from avh_shards import SAMPLE_RATE, UserError, as_path, atomic_write
-from avh_shards.paths import AnyPath
+from avh_shards.paths import AnyPath, file_sha256
 from extract.media import read_audio
 from extract.media.decode import open_media
 
