@@ -18,7 +18,7 @@ from flax import nnx
 
 from avh_shards import FORMAT, FRAME_RATE, VERSION, ClipMeta, offsets, shard_name, write_clip_table
 from benchmarks.straightforward_training import Network, unit
-from jax_avh.evaluation.bootstrap import bootstrap_intervals
+from jax_avh.evaluation.uncertainty import bootstrap_intervals
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import open_scores
 from jax_avh.models import AlignmentNetwork, save_weights

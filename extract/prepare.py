@@ -1,7 +1,6 @@
 """One clip's media files become the encoder's inputs, or a reason why not."""
 
 import dataclasses
-import enum
 import math
 import os
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from avh_shards import ClipMeta
 from avh_shards.clip import FRAME_RATE, FULL_SCALE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from avh_shards.clip_list import MAX_FRAMES, inside, shift_segments
 from avh_shards.errors import ClipError
+from avh_shards.format import Variant
 from avh_shards.silence import frames_of_silence
 from extract.face.landmarks import CountingFinder, Frame, GivenPoints, every_frame
 from extract.face.mouth import CROP, Mouths, find_mouths
@@ -28,13 +28,6 @@ FINDERS = {"dlib": every_frame, "dlib-tracked": tracked}  # where landmarks come
 MIN_FRAMES = 2  # of a usable clip
 STACK = 4  # filterbank rows (100 Hz) in one audio frame (25 Hz)
 LAYER_NORM_EPSILON = 1e-5
-
-
-class Variant(enum.Enum):
-    """What is stored of a clip; the value names the folder of its set where both are made."""
-
-    UNTRIMMED = "untrimmed"  # all of it
-    TRIMMED = "trimmed"  # from the end of the leading silence
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import av
 import numpy as np
 
 from extract.face.landmarks import CountingFinder
+from extract.media import read_video
 
 CLOCK = 1000  # ticks a second of the video's timestamps
 POINTS = np.random.default_rng(0).uniform(5, 40, (68, 2))

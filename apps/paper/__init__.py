@@ -1,1 +1,1 @@
-"""The paper's comparison in one command: trainings, scores, and every table beside the published numbers."""
+"""Makes the paper's comparison in one command: trainings, scores, and every table next to the published numbers."""

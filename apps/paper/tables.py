@@ -1,15 +1,17 @@
-"""The paper's tables: our numbers beside the published ones."""
+"""Formats the paper's tables: our numbers next to the published ones."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from apps.paper.plan import DATASETS, SHARES, STATES
+from apps.paper.plan import DATASETS, SHARES
 from avh_shards import format_table
+from avh_shards.format import Variant
 from jax_avh.evaluation import POOLINGS
+from jax_avh.evaluation.results import Result
 
 Published = Mapping[tuple[str, str], tuple[float, float]]
-# Published AUC in %, untrimmed and trimmed, of (detector, data set): table 1 as on the poster, and table 2. The two are
-# not of the same clips; in the first, what is supervised was trained and tested within a data set.
+# Published AUC in %, untrimmed and trimmed, of (experiment, data set): table 1 as on the poster, and table 2. Their
+# clips differ; in the first, supervised methods were trained and tested within a data set.
 POSTER: Published = {
     ("leading_silence", "fakeavceleb"): (98.4, 54.8),
     ("leading_silence", "av_deepfake1m"): (98.2, 50.6),
@@ -34,104 +36,107 @@ PUBLISHED: Published = {
 }
 
 
-class Table(NamedTuple):
-    """Rows of a table: their titles, and the detector and pooling that each shows; None = its own pooling."""
+class Row(NamedTuple):
+    """The AUC of an experiment."""
 
     title: str
-    rows: tuple[tuple[str, str, str | None], ...]
+    experiment: str  # its name
+    pooling: str | None = None  # None = the method's own
+
+
+class PaperTable(NamedTuple):
+    """A table of the paper."""
+
+    title: str
+    rows: tuple[Row, ...]
     published: Published = PUBLISHED
 
 
 TABLES = (
-    Table(
+    PaperTable(
         "Table 1: silence, and supervised methods against one that is not",
         (
-            ("leading silence, duration", "leading_silence", None),
-            ("leading silence, amplitude", "leading_amplitude", None),
-            ("RawNet2, trained on FakeAVCeleb", "rawnet2-fakeavceleb", None),
-            ("RawNet2, trained on AV-Deepfake1M", "rawnet2-av_deepfake1m", None),
-            ("MDS on mouth crops, trained on FakeAVCeleb", "mds-fakeavceleb", None),
-            ("MDS on mouth crops, trained on AV-Deepfake1M", "mds-av_deepfake1m", None),
-            ("AVAD on alignment scores, trained on AV-Deepfake1M", "avad", None),
+            Row("leading silence, duration", "leading_silence"),
+            Row("leading silence, amplitude", "leading_amplitude"),
+            Row("RawNet2, trained on FakeAVCeleb", "rawnet2-fakeavceleb"),
+            Row("RawNet2, trained on AV-Deepfake1M", "rawnet2-av_deepfake1m"),
+            Row("MDS on mouth crops, trained on FakeAVCeleb", "mds-fakeavceleb"),
+            Row("MDS on mouth crops, trained on AV-Deepfake1M", "mds-av_deepfake1m"),
+            Row("AVAD on alignment scores, trained on AV-Deepfake1M", "avad"),
         ),
         POSTER,
     ),
-    Table(
+    PaperTable(
         "Table 2: methods",
         (
-            ("AVH-Align/sup, trained on FakeAVCeleb", "avh_sup-fakeavceleb", None),
-            ("AVH-Align/sup, trained on AV-Deepfake1M", "avh_sup-av_deepfake1m", None),
-            ("AVAD on alignment scores, trained on AV-Deepfake1M", "avad", None),
-            ("SpeechForensics", "speech_forensics", None),
-            ("FACTOR, audio-visual", "factor", None),
-            ("AVH-Align, trained on AV-Deepfake1M", "avh_align-mlp", None),
-            ("clip length (audit)", "clip_length", None),
+            Row("AVH-Align/sup, trained on FakeAVCeleb", "avh_sup-fakeavceleb"),
+            Row("AVH-Align/sup, trained on AV-Deepfake1M", "avh_sup-av_deepfake1m"),
+            Row("AVAD on alignment scores, trained on AV-Deepfake1M", "avad"),
+            Row("SpeechForensics", "speech_forensics"),
+            Row("FACTOR, audio-visual", "factor"),
+            Row("AVH-Align, trained on AV-Deepfake1M", "avh_align-mlp"),
+            Row("clip length (audit)", "clip_length"),
         ),
     ),
-    Table(
+    PaperTable(
         "Table 4: ablations of AVH-Align",
         (
-            ("as it is", "avh_align-mlp", None),
-            ("features not normalised", "avh_align-not-normalised", None),
-            *((f"{share:.0%} of the training clips", f"avh_align-{share:.0%}", None) for share in SHARES),
-            *((f"pooling: {name}", "avh_align-mlp", name) for name in POOLINGS),
+            Row("as it is", "avh_align-mlp"),
+            Row("features not normalised", "avh_align-not-normalised"),
+            *(Row(f"{share:.0%} of the training clips", f"avh_align-{share:.0%}") for share in SHARES),
+            *(Row(f"pooling: {name}", "avh_align-mlp", name) for name in POOLINGS),
         ),
     ),
-    Table(
+    PaperTable(
         "Table 5: heads",
         (
-            ("AVH-Align/sup, MLP", "avh_sup-av_deepfake1m", None),
-            ("AVH-Align/sup, linear", "avh_sup-linear", None),
-            ("AVH-Align, MLP", "avh_align-mlp", None),
-            ("AVH-Align, linear", "avh_align-linear", None),
+            Row("AVH-Align/sup, MLP", "avh_sup-av_deepfake1m"),
+            Row("AVH-Align/sup, linear", "avh_sup-linear"),
+            Row("AVH-Align, MLP", "avh_align-mlp"),
+            Row("AVH-Align, linear", "avh_align-linear"),
         ),
     ),
 )
 
 
-def format_tables(results: Sequence[dict]) -> str:
-    """The tables as text: AUC in %, untrimmed -> trimmed, with the published numbers where there are any."""
-    found = {
-        (r["method"], r["pooling"], r["own"], _name(r["dataset"]), r["trimmed"]): r["metrics"]["auc"]
-        for r in results
-        if r["group"] == "all"
-    }
-    titles = [
-        max((r["dataset"] for r in results if _name(r["dataset"]) == name), key=len, default=name)
-        for name in DATASETS.values()
-    ]
-    return "\n\n".join(_format(table, found, titles) for table in TABLES)
+def format_tables(results: Sequence[Result]) -> str:
+    """Formats the tables: AUC in %, untrimmed -> trimmed, with the published numbers where there are any."""
+    headings = []
+    for name in DATASETS.values():
+        titles = [result.dataset for result in results if _unmarked(result.dataset) == name]
+        headings.append(f"{max(titles, key=len, default=name)}: ours (paper's)")
+    texts = []
+    for table in TABLES:
+        lines = [[f"{table.title} (AUC %)", *headings]]
+        for row in table.rows:
+            published = table.published if row.pooling is None else {}
+            cells = [_cell(row, dataset, results, published) for dataset in DATASETS]
+            if any(cells):
+                lines.append([row.title, *cells])
+        texts.append(format_table(lines))
+    return "\n\n".join(texts)
 
 
-def _name(title: str) -> str:
-    """A data set's name without its mark, such as " (SIMULATED)"."""
+def _unmarked(title: str) -> str:
+    """Returns a data set's name without its mark, such as " (SIMULATED)"."""
     return title.partition(" (")[0]
 
 
-def _format(table: Table, found: dict, titles: Sequence[str]) -> str:
-    lines = [[f"{table.title} (AUC %)", *(f"{title}: ours (paper's)" for title in titles)]]
-    for title, detector, pooling in table.rows:
-        published = table.published if pooling is None else {}
-        cells = [_cell(detector, pooling, dataset, found, published) for dataset in DATASETS]
-        lines += [[title, *cells]] if any(cells) else []
-    return format_table(lines)
-
-
-def _cell(detector: str, pooling: str | None, dataset: str, found: dict, published: Published) -> str:
-    ours = [_auc(detector, pooling, DATASETS[dataset], trimmed, found) for trimmed in STATES.values()]
+def _cell(row: Row, dataset: str, results: Sequence[Result], published: Published) -> str:
+    ours = [_auc(row, DATASETS[dataset], variant, results) for variant in (Variant.UNTRIMMED, Variant.TRIMMED)]
     if all(auc is None for auc in ours):
         return ""
-    theirs = published.get((detector, dataset))
+    theirs = published.get((row.experiment, dataset))
     return _arrow(auc and 100 * auc for auc in ours) + (f" ({_arrow(theirs)})" if theirs else "")
 
 
-def _auc(detector: str, pooling: str | None, dataset: str, trimmed: bool, found: dict) -> float | None:
-    matching = (
-        auc
-        for (name, its_pooling, own, *where), auc in found.items()
-        if name == detector and where == [dataset, trimmed] and (own if pooling is None else its_pooling == pooling)
-    )
-    return next(matching, None)
+def _auc(row: Row, dataset: str, variant: Variant, results: Sequence[Result]) -> float | None:
+    wanted = row.experiment, dataset, variant is Variant.TRIMMED, "all"
+    for result in results:
+        pooled = result.own if row.pooling is None else result.pooling == row.pooling
+        if pooled and (result.method, _unmarked(result.dataset), result.trimmed, result.group) == wanted:
+            return result.metrics.auc
+    return None
 
 
 def _arrow(values: Iterable[float | None]) -> str:

@@ -8,12 +8,12 @@ Only what the run reads is written: trimmed, the test sets alone; crops, for tho
 import dataclasses
 import os
 
-from apps.paper.plan import MAIN, STATES, TRAINED_IN
+from apps.paper.plan import MAIN, TRAINED_IN
 from apps.simulate.corpus import Corpus, SimulatedClip, clip_names, simulate_clip
 from avh_shards import ClipMeta, UserError, leading_silence
 from avh_shards.clip import FRAME_RATE, SAMPLES_PER_FRAME
 from avh_shards.clip_list import shift_segments
-from avh_shards.format import SIMULATED
+from avh_shards.format import SIMULATED, Variant
 from avh_shards.lock import locked
 from avh_shards.paths import FilePath, as_path, atomic_write
 from avh_shards.silence import first_sound, frames_of_silence
@@ -77,14 +77,14 @@ def simulate(root: str | os.PathLike) -> None:
 
 
 def _simulate_split(root: FilePath, dataset: str, split: str, names: list[tuple[str, str]]) -> None:
-    """Writes a split in all states in which it is read."""
-    states = STATES if split == "test" else [TRAINED_IN]
+    """Writes a split in all variants in which it is read."""
+    variants = list(Variant) if split == "test" else [TRAINED_IN]
     store = ("waveform", "crops") if split == "test" or dataset == MAIN else ("waveform",)
     for shard, start in enumerate(range(0, len(names), CLIPS_PER_SHARD)):
         clips = [_stored(name, kind, CORPORA[dataset]) for name, kind in names[start : start + CLIPS_PER_SHARD]]
-        for state in states:
-            trimmed = STATES[state]
-            _write(root / dataset / state / split, shard, trimmed, [clip[trimmed] for clip in clips], store)
+        for variant in variants:
+            trimmed = variant is Variant.TRIMMED
+            _write(root / dataset / variant.value / split, shard, trimmed, [clip[trimmed] for clip in clips], store)
 
 
 def _stored(name: str, kind: str, corpus: Corpus) -> tuple[StoredClip, StoredClip]:

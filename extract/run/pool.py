@@ -15,8 +15,9 @@ import threadpoolctl
 
 from avh_shards import ClipMeta, UserError
 from avh_shards.errors import ClipError, Failure, is_passing
+from avh_shards.format import Variant
 from avh_shards.text import one_line
-from extract.prepare import PreparedClip, PrepareSettings, ReadClip, Variant, cut_clip, read_clip
+from extract.prepare import PreparedClip, PrepareSettings, ReadClip, cut_clip, read_clip
 
 Result = TypeVar("Result")
 

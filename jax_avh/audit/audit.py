@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 
 from avh_shards import FAKE, FRAME_RATE, REAL, UNKNOWN, caveat, marked
 from avh_shards.silence import SILENCE, START, leading_amplitudes, leading_silences
+from jax_avh.audit.overlap import overlap
 from jax_avh.data import FeatureSource
-from jax_avh.evaluation.bootstrap import bootstrap_intervals
-from jax_avh.evaluation.metrics import detection_metrics
-from jax_avh.evaluation.overlap import overlap
+from jax_avh.evaluation.metrics import roc_auc
+from jax_avh.evaluation.uncertainty import bootstrap_intervals
 
 LABELS = {"real": REAL, "fake": FAKE, "unknown": UNKNOWN}
 THRESHOLDS = np.union1d(np.geomspace(1e-4, 1e-1, 25), SILENCE)  # of |x|
@@ -76,12 +76,12 @@ class _Groups:
     def auc(self, score: Float[np.ndarray, " N"]) -> float | None:
         """Of scores; higher = more fake, NaN = unknown."""
         known = np.isfinite(score)
-        return detection_metrics(self.label[known], score[known])["auc"]
+        return roc_auc(self.label[known], score[known])
 
     def interval(self, score: Float[np.ndarray, " N"]) -> list[float] | None:
         """Of that AUC, 95 %."""
         known = np.isfinite(score)
-        bounds = bootstrap_intervals(self.label[known], score[known])["auc"]
+        bounds = bootstrap_intervals(self.label[known], score[known]).auc
         return bounds and list(bounds)
 
     def trait(

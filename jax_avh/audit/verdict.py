@@ -7,8 +7,8 @@ import numpy as np
 from avh_shards import one_line
 from avh_shards.silence import START
 from jax_avh.audit.audit import LABELS, Found
-from jax_avh.evaluation.bootstrap import FEWEST
-from jax_avh.evaluation.overlap import overlap_in_words
+from jax_avh.audit.overlap import overlap_in_words
+from jax_avh.evaluation.uncertainty import FEWEST
 
 # AUC from which on labels "can", "can partly" be told; an AUC below 0.5 counts as its mirror. Where its 95 % interval
 # reaches down to 0.5, nothing is said to be told: on few clips, chance looks like a shortcut. Nor is it said that they

@@ -1,4 +1,4 @@
-"""Score files side by side -> every number of `metrics.json`, and a sentence for all that could not be compared."""
+"""Evaluates score files together: every number of `metrics.json`, and a warning for all that could not be compared."""
 
 import itertools
 import os
@@ -6,18 +6,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from avh_shards import FAKE, REAL, UNKNOWN, ClipMeta, UserError, caveat, ends_beyond
-from jax_avh.evaluation.bootstrap import FEWEST, bootstrap_intervals
-from jax_avh.evaluation.delong import delong_test
 from jax_avh.evaluation.localisation import localisation
-from jax_avh.evaluation.metrics import METRICS, detection_metrics, worst_case
-from jax_avh.evaluation.results import Entry, Evaluation, as_named, named_entries
+from jax_avh.evaluation.metrics import (
+    METRICS,
+    DetectionMetrics,
+    average_precision,
+    detection_metrics,
+    roc_auc,
+    worst_case,
+)
+from jax_avh.evaluation.results import (
+    Comparison,
+    Coverage,
+    Evaluation,
+    EvaluationMetrics,
+    Localisation,
+    Result,
+    ScoredSet,
+    name_scored_sets,
+)
+from jax_avh.evaluation.uncertainty import FEWEST, bootstrap_intervals, delong_test
 from jax_avh.inference.score_file import open_scores
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+EQUAL_ERROR = "equal error on these clips"  # rule of a threshold
 
 
 def evaluate(
@@ -41,59 +57,63 @@ def evaluate(
     Raises:
       UserError: a file is missing or damaged, or two contradict each other.
     """
-    tables = [(Path(path), open_scores(path)) for path in scores]
-    entries = named_entries(tables) if names is None else as_named(tables, names)
-    _check_labels(entries, listed)
-    if unknown := (thresholds or {}).keys() - {entry.method for entry in entries}:
-        raise UserError(f"--threshold names {min(unknown)!r}, but the methods are {_names(entries)}")
-    rest = {"resamples": resamples, "confidence": CONFIDENCE, "warnings": list(_warnings(entries, listed))}
-    results = [result for entry in entries for result in _results(entry, thresholds or {}, resamples)]
-    found = [(entry, localisation(entry.table)) for entry in entries]
-    metrics = rest | {
-        "results": results,
-        "comparisons": [_comparison(one, other) for one, other in _pairs(entries)],
-        "coverage": [_coverage(entry, listed, set(failed)) for entry in entries if _shared(entry, listed)],
-        "localisation": [_key(entry) | values for entry, values in found if values],
-    }
-    return Evaluation(metrics, entries)
+    scored_sets = name_scored_sets([(Path(path), open_scores(path)) for path in scores], names)
+    _check_labels(scored_sets, listed)
+    thresholds = thresholds or {}
+    methods = dict.fromkeys(scored.method for scored in scored_sets)
+    if unknown := thresholds.keys() - methods.keys():
+        raise UserError(f"--threshold names {min(unknown)!r}, but the methods are {', '.join(methods)}")
+    warnings = list(_warnings(scored_sets, listed))
+    results = [r for scored in scored_sets for r in _results(scored, thresholds.get(scored.method), resamples)]
+    located = [(scored, localisation(scored.table)) for scored in scored_sets]
+    metrics = EvaluationMetrics(
+        resamples=resamples,
+        confidence=CONFIDENCE,
+        warnings=warnings,
+        results=results,
+        comparisons=[_comparison(one, other) for one, other in _pairs(scored_sets)],
+        coverage=[_coverage(scored, listed, set(failed)) for scored in scored_sets if _in_list(scored, listed)],
+        localisation=[
+            Localisation(**_key(scored), **vars(found[0]), **vars(found[1])) for scored, found in located if found
+        ],
+    )
+    return Evaluation(metrics, scored_sets)
 
 
-def _results(entry: Entry, thresholds: Mapping[str, float], resamples: int) -> Iterator[dict]:
-    """Numbers of the method's own clip score, by group; and of the other poolings of its frame scores."""
-    own = str(entry.table.attributes.get("pooling", "clip"))
-    given, method_own = thresholds.get(entry.method), entry.table.attributes.get("threshold")
-    threshold = given if given is not None else None if method_own is None else float(method_own)
-    rule = "equal error on these clips" if threshold is None else "the method's own" if given is None else "given"
-    for group, value, chosen in _groups(entry):
-        kind = {"pooling": own, "own": True, "group": group, "value": value, "threshold_rule": rule}
-        yield _key(entry) | kind | _numbers(entry, entry.score, chosen, threshold, resamples)
-    everything = np.ones(len(entry.clips), bool)
-    for pooling, score in entry.pooled.items():
-        kind = {"pooling": pooling, "own": False, "group": "all", "value": ""}
-        if pooling != own:
-            rule = {"threshold_rule": "equal error on these clips"}
-            yield _key(entry) | kind | rule | _numbers(entry, score, everything, None, resamples)
+def _key(scored: ScoredSet) -> dict:
+    """Returns the fields of a `Row`."""
+    return {"dataset": scored.dataset, "method": scored.method, "trimmed": scored.trimmed}
 
 
-def _numbers(
-    entry: Entry,
-    score: Float[np.ndarray, " N"],
-    chosen: Bool[np.ndarray, " N"],
-    threshold: float | None,
-    resamples: int,
+def _results(scored: ScoredSet, given: float | None, resamples: int) -> Iterator[Result]:
+    """Yields the results of the method's own clip score, by group; and of the other poolings of its frame scores."""
+    threshold, rule = given, "given"
+    if given is None:
+        own = scored.table.attributes.get("threshold")
+        threshold = float(own) if isinstance(own, int | float) else None
+        rule = EQUAL_ERROR if threshold is None else "the method's own"
+    pooling = str(scored.table.attributes.get("pooling", "clip"))
+    for group, value, chosen in _groups(scored):
+        label, score = scored.label[chosen], scored.score[chosen]
+        found = _measured(label, score, threshold, resamples)
+        kind = {"pooling": pooling, "own": True, "group": group, "value": value, "threshold_rule": rule}
+        yield Result(**_key(scored), **kind, **found)
+    for name, score in scored.pooled.items():
+        if name != pooling:
+            found = _measured(scored.label, score, None, resamples)
+            kind = {"pooling": name, "own": False, "group": "all", "value": "", "threshold_rule": EQUAL_ERROR}
+            yield Result(**_key(scored), **kind, **found)
+
+
+def _measured(
+    label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], threshold: float | None, resamples: int
 ) -> dict:
-    """Metrics of some of the clips, with intervals unless the clips are too few."""
-    label, score = entry.label[chosen], score[chosen]
-    values = detection_metrics(label, score, threshold)
-    few = _too_few(values["real"], values["fake"])
-    intervals = dict.fromkeys(METRICS) if few else bootstrap_intervals(label, score, values["threshold"], resamples)
-    return {
-        "real": values["real"],
-        "fake": values["fake"],
-        "threshold": values["threshold"],
-        "metrics": {name: values[name] for name in METRICS},
-        "intervals": {name: interval and list(interval) for name, interval in intervals.items()},
-    }
+    """Returns the numbers of a `Result`, with intervals unless the clips are too few."""
+    found = detection_metrics(label, score, threshold)
+    intervals = DetectionMetrics(**dict.fromkeys(METRICS))
+    if not _too_few(found.real, found.fake):
+        intervals = bootstrap_intervals(label, score, found.threshold, resamples)
+    return vars(found) | {"intervals": intervals}
 
 
 def _too_few(*counts: int) -> bool:
@@ -101,10 +121,10 @@ def _too_few(*counts: int) -> bool:
     return any(0 < count < FEWEST for count in counts)
 
 
-def _groups(entry: Entry) -> Iterator[tuple[str, str, Bool[np.ndarray, " N"]]]:
-    """(group, its value, clips): all; the fakes of each category against all real clips; each split."""
-    label = entry.label
-    category, split = (np.array([getattr(clip, name) for clip in entry.clips]) for name in ("category", "split"))
+def _groups(scored: ScoredSet) -> Iterator[tuple[str, str, Bool[np.ndarray, " N"]]]:
+    """Yields (group, its value, clips): all; the fakes of each category against all real clips; each split."""
+    label = scored.label
+    category, split = (np.array([getattr(clip, name) for clip in scored.clips]) for name in ("category", "split"))
     yield "all", "", np.ones(len(label), bool)
     categories, splits = np.unique(category[label == FAKE]), np.unique(split)
     for value in categories.tolist() if len(categories) > 1 else ():
@@ -113,62 +133,66 @@ def _groups(entry: Entry) -> Iterator[tuple[str, str, Bool[np.ndarray, " N"]]]:
         yield "split", value, split == value
 
 
-def _pairs(entries: Sequence[Entry]) -> Iterator[tuple[Entry, Entry]]:
-    """Methods that scored the same data set in the same state."""
-    for one, other in itertools.combinations(entries, 2):
+def _pairs(scored_sets: Sequence[ScoredSet]) -> Iterator[tuple[ScoredSet, ScoredSet]]:
+    """Yields methods that scored the same data set in the same state."""
+    for one, other in itertools.combinations(scored_sets, 2):
         if (one.dataset, one.trimmed) == (other.dataset, other.trimmed):
             yield one, other
 
 
-def _comparison(one: Entry, other: Entry) -> dict:
-    """The difference of two methods' AUCs on the clips that both scored, and whether it may be chance."""
+def _comparison(one: ScoredSet, other: ScoredSet) -> Comparison:
+    """Tests whether the difference of two methods' AUCs on the clips that both scored may be chance."""
     common = [path for path in one.rows if path in other.rows]
-    mine, theirs = ([entry.rows[path] for path in common] for entry in (one, other))
-    label = one.label[mine] if common else np.zeros(0, np.int64)
-    test = delong_test(label, one.score[mine], other.score[theirs]) if common else None
-    told = test and not _too_few(int((label == REAL).sum()), int((label == FAKE).sum()))
-    key = {"dataset": one.dataset, "trimmed": one.trimmed, "one": one.method, "other": other.method}
-    return key | {
-        "clips": len(common),
-        "difference": test and float(test.difference),
-        "interval": [float(test.low), float(test.high)] if told else None,
-        "p_value": float(test.p_value) if told else None,
-    }
+    mine, theirs = (np.array([scored.rows[path] for path in common], np.int64) for scored in (one, other))
+    label = one.label[mine]
+    test = delong_test(label, one.score[mine], other.score[theirs])
+    few = _too_few(int((label == REAL).sum()), int((label == FAKE).sum()))
+    return Comparison(
+        dataset=one.dataset,
+        trimmed=one.trimmed,
+        one=one.method,
+        other=other.method,
+        clips=len(common),
+        difference=test.difference if test else None,
+        interval=test.interval if test and not few else None,
+        p_value=test.p_value if test and not few else None,
+    )
 
 
-def _coverage(entry: Entry, listed: Sequence[ClipMeta], failed: set[str]) -> dict:
-    """How many clips of the list were scored, and the AUC if every other one had got the worst score."""
-    scored = [entry.rows[clip.path] for clip in listed if clip.path in entry.rows]
-    absent = [clip for clip in listed if clip.path not in entry.rows]
+def _coverage(scored: ScoredSet, listed: Sequence[ClipMeta], failed: set[str]) -> Coverage:
+    """Counts the clips of the list that were scored, and bounds the metrics if the others had got the worst scores."""
+    rows = [scored.rows[clip.path] for clip in listed if clip.path in scored.rows]
+    absent = [clip for clip in listed if clip.path not in scored.rows]
     lost = sum(clip.path in failed for clip in absent)
-    label, score = entry.label[scored], entry.score[scored]
-    found = detection_metrics(label, score)
-    worst = worst_case(label, score, np.array([clip.label for clip in absent], dtype=np.int64))
-    bound = all(clip.label != UNKNOWN for clip in absent)  # what a clip of unknown label may do, nobody knows
-    return _key(entry) | {
-        "listed": len(listed),
-        "scored": len(scored),
-        "failed": lost,
-        "missing": len(absent) - lost,
-        "auc": found["auc"],
-        "ap": found["ap"],
-        "worst_case_auc": worst["auc"] if bound else None,
-        "worst_case_ap": worst["ap"] if bound else None,
-    }
+    label, score = scored.label[rows], scored.score[rows]
+    worst_auc, worst_ap = worst_case(label, score, np.array([clip.label for clip in absent], dtype=np.int64))
+    if any(clip.label == UNKNOWN for clip in absent):  # nobody knows what a clip of unknown label would do
+        worst_auc = worst_ap = None
+    return Coverage(
+        **_key(scored),
+        listed=len(listed),
+        scored=len(rows),
+        failed=lost,
+        missing=len(absent) - lost,
+        auc=roc_auc(label, score),
+        ap=average_precision(label, score),
+        worst_case_auc=worst_auc,
+        worst_case_ap=worst_ap,
+    )
 
 
-def _warnings(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> Iterator[str]:
-    """What the reader must know beside the numbers."""
-    notes = {entry.method: entry.table.attributes.get("deviation") for entry in entries}
+def _warnings(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> Iterator[str]:
+    """Yields what the reader must know besides the numbers."""
+    notes = {scored.method: scored.table.attributes.get("deviation") for scored in scored_sets}
     yield from (f"{method} is not the published system: {note}." for method, note in notes.items() if note)
-    for entry in entries:
-        name, label = entry.title, entry.label
-        if note := caveat(entry.table.attributes):
+    for scored in scored_sets:
+        name, label = scored.title, scored.label
+        if note := caveat(scored.table.attributes):
             yield f"{name}: {note}."
         if unknown := int((~np.isin(label, (REAL, FAKE))).sum()):
             yield f"{name}: {unknown} of {len(label)} clips have no label and are left out of all metrics."
-        frames = np.diff(entry.table.offset).tolist()
-        if entry.table.frame is not None and (beyond := sum(map(ends_beyond, entry.clips, frames))):
+        frames = np.diff(scored.table.offset).tolist()
+        if scored.table.frame is not None and (beyond := sum(map(ends_beyond, scored.clips, frames))):
             yield f"{name}: {beyond} clips have fake segments beyond their end, so what is said of frames is wrong."
         counts = {kind: int((label == value).sum()) for kind, value in (("real", REAL), ("fake", FAKE))}
         if _too_few(*counts.values()):
@@ -177,13 +201,14 @@ def _warnings(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> Iterator[
         for kind, count in counts.items():
             if not count:
                 yield f"{name}: no clip is labelled {kind}, so what compares both is undefined."
-        if listed and not _shared(entry, listed):
+        inside = _in_list(scored, listed)
+        if listed and not inside:
             yield f"{name}: none of its clips is in the list, so there is no coverage of it."
-        elif listed and (others := len(entry.clips) - _shared(entry, listed)):
+        elif listed and (others := len(scored.clips) - inside):
             yield f"{name}: {others} of its clips are not in the list; coverage leaves them out."
-        if lost := sum(clip.label == UNKNOWN and clip.path not in entry.rows for clip in listed):
+        if lost := sum(clip.label == UNKNOWN and clip.path not in scored.rows for clip in listed):
             yield f"{name}: {lost} clips of the list have neither score nor label, so the worst case is undefined."
-    for one, other in _pairs(entries):
+    for one, other in _pairs(scored_sets):
         mine, theirs = one.rows.keys(), other.rows.keys()
         if mine != theirs:
             yield (
@@ -193,26 +218,19 @@ def _warnings(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> Iterator[
             )
 
 
-def _check_labels(entries: Sequence[Entry], listed: Sequence[ClipMeta]) -> None:
-    """Refuses files that contradict each other, or the list."""
+def _in_list(scored: ScoredSet, listed: Sequence[ClipMeta]) -> int:
+    """Counts the clips of a list that are scored."""
+    return sum(clip.path in scored.rows for clip in listed)
+
+
+def _check_labels(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> None:
+    """Raises a UserError if files contradict each other, or the list."""
     known: dict[tuple[str, str], tuple[int, str]] = {}
     in_list = {clip.path: clip.label for clip in listed}
-    for entry in entries:
-        for clip in entry.clips:
-            label, title = known.setdefault((entry.dataset, clip.path), (clip.label, entry.title))
+    for scored in scored_sets:
+        for clip in scored.clips:
+            label, title = known.setdefault((scored.dataset, clip.path), (clip.label, scored.title))
             if label != clip.label:
-                raise UserError(f"clip {clip.path!r} has label {clip.label} in {entry.title}, but {label} in {title}")
+                raise UserError(f"clip {clip.path!r} has label {clip.label} in {scored.title}, but {label} in {title}")
             if UNKNOWN not in (label, other := in_list.get(clip.path, UNKNOWN)) and label != other:
                 raise UserError(f"clip {clip.path!r} has label {label} in {title}, but {other} in the clip list")
-
-
-def _shared(entry: Entry, listed: Sequence[ClipMeta]) -> int:
-    return sum(clip.path in entry.rows for clip in listed)
-
-
-def _key(entry: Entry) -> dict:
-    return {"dataset": entry.dataset, "method": entry.method, "trimmed": entry.trimmed}
-
-
-def _names(entries: Sequence[Entry]) -> str:
-    return ", ".join(dict.fromkeys(entry.method for entry in entries))

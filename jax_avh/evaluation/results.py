@@ -1,22 +1,28 @@
-"""What an evaluation found: numbers under names, and the scores that they come from."""
+"""The results of an evaluation: numbers as they stand in `metrics.json`, and the scores that they come from."""
 
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float, Int64
 
 from avh_shards import ClipMeta, UserError, marked
+from jax_avh.evaluation.localisation import FrameMetrics, SegmentMetrics
+from jax_avh.evaluation.metrics import DetectionMetrics
+from jax_avh.evaluation.uncertainty import Interval
 from jax_avh.inference.pooling import pool_all
 from jax_avh.inference.score_file import ScoreTable
 
+STATES: dict[bool | None, str] = {False: "untrimmed", True: "trimmed", None: "trimming not known"}
+
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """One score file among those compared."""
+class ScoredSet:
+    """The contents of a score file: a method's scores of one data set in one state."""
 
     dataset: str  # "" = unknown; marked if its features are random or simulated
     method: str  # name in the comparison
@@ -26,7 +32,7 @@ class Entry:
     @property
     def title(self) -> str:
         """Method, data set and state, for sentences."""
-        state = {True: "trimmed", False: "untrimmed", None: ""}[self.trimmed]
+        state = "" if self.trimmed is None else STATES[self.trimmed]
         where = " ".join(part for part in (self.dataset, state) if part)
         if not where or where.startswith("("):  # an unknown data set, marked: the parentheses are there
             return f"{self.method} {where}".rstrip()
@@ -39,12 +45,14 @@ class Entry:
 
     @functools.cached_property
     def pooled(self) -> dict[str, Float[np.ndarray, " N"]]:
-        """Clip scores by every pooling of the frame scores; none without frame scores."""
-        return {} if self.table.frame is None else pool_all(self.table.frame, self.table.offset)
+        """Clip scores by every pooling of the frame scores; empty without frame scores."""
+        if self.table.frame is None:
+            return {}
+        return cast(dict[str, np.ndarray], pool_all(self.table.frame, self.table.offset))
 
     @functools.cached_property
     def rows(self) -> dict[str, int]:
-        """Where each clip stands, by its path."""
+        """The position of each clip, by its path."""
         return {clip.path: n for n, clip in enumerate(self.clips)}
 
     @functools.cached_property
@@ -59,57 +67,128 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
+class Row:
+    """The scored set that a row of results is about."""
+
+    dataset: str
+    method: str
+    trimmed: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result(Row):
+    """How well clip scores separate the fake clips of a group from its real ones."""
+
+    pooling: str  # of the frame scores; "clip" = a score that is not pooled
+    own: bool  # whether it is the method's own clip score
+    group: str  # "all", "category" (its fakes against all real clips) or "split"
+    value: str  # of the category or split; "" for all
+    threshold_rule: str  # where the threshold comes from
+    real: int  # clips
+    fake: int
+    threshold: float | None  # clip score from which on a clip is called fake
+    metrics: DetectionMetrics[float | None]
+    intervals: DetectionMetrics[Interval | None]  # 95 %; None also where the clips are too few
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two methods on the clips that both scored."""
+
+    dataset: str
+    trimmed: bool | None
+    one: str  # method
+    other: str
+    clips: int  # that both scored
+    difference: float | None  # AUC of the one less that of the other
+    interval: Interval | None  # 95 %; None also where the clips are too few, as for the p-value
+    p_value: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage(Row):
+    """How many clips of the list were scored, and what the others could do to the metrics."""
+
+    listed: int  # clips
+    scored: int
+    failed: int  # could not be extracted
+    missing: int  # neither scored nor failed
+    auc: float | None  # of the scored clips
+    ap: float | None
+    worst_case_auc: float | None  # if every other clip had got the worst score
+    worst_case_ap: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Localisation(SegmentMetrics, FrameMetrics, Row):
+    """How well frame scores locate the fake segments."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationMetrics:
+    """The contents of `metrics.json`."""
+
+    resamples: int  # of the bootstrap
+    confidence: float  # of the intervals
+    warnings: list[str]  # sentences
+    results: list[Result]
+    comparisons: list[Comparison]
+    coverage: list[Coverage]
+    localisation: list[Localisation]
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """All that `metrics.json`, `clips.csv` and `report.html` are written from."""
+    """What `metrics.json`, `clips.csv` and `report.html` are made of."""
 
-    metrics: dict[str, object]  # the contents of metrics.json
-    entries: tuple[Entry, ...]
+    metrics: EvaluationMetrics
+    scored_sets: tuple[ScoredSet, ...]
 
 
-def named_entries(tables: Sequence[tuple[Path, ScoreTable]]) -> tuple[Entry, ...]:
-    """Score files under names that tell them apart: the method's, if need be with that of its weights, or of the file.
+def name_scored_sets(
+    tables: Sequence[tuple[Path, ScoreTable]], names: Sequence[str] | None = None
+) -> tuple[ScoredSet, ...]:
+    """Gives score files names that tell their methods apart.
+
+    Args:
+      tables: the files and their contents.
+      names: the methods' names; None = the method, if need be with the name of its weights or else of the file.
 
     Raises:
-      UserError: two files of one name, method, data set and state.
+      UserError: two files have the same name, method, data set and state.
     """
-    entries: list[Entry] = []
-    for name in (_by_method, _by_weights, _by_file):
-        entries = [_entry(path, table, name) for path, table in tables]
-        keys = collections.Counter((entry.dataset, entry.method, entry.trimmed) for entry in entries)
+    if names is not None:
+        return _named(tables, names)
+    scored_sets, keys = (), collections.Counter()
+    for rule in (
+        lambda path, table: table.method,
+        lambda path, table: f"{table.method}@{_weights_name(path, table)}",
+        lambda path, table: f"{table.method}@{path.stem}",
+    ):
+        scored_sets = _named(tables, [rule(path, table) for path, table in tables])
+        keys = collections.Counter((scored.dataset, scored.method, scored.trimmed) for scored in scored_sets)
         weights = collections.defaultdict(set)
-        for entry in entries:
-            weights[entry.method].add(entry.table.attributes.get("alignment_sha256"))
+        for scored in scored_sets:
+            weights[scored.method].add(scored.table.attributes.get("alignment_sha256"))
         if max(keys.values()) == 1 and all(len(of_one) == 1 for of_one in weights.values()):
-            return tuple(entries)
-    if max(keys.values()) > 1:
-        raise UserError(f"two score files are named {keys.most_common(1)[0][0][1]!r}; rename one")
-    return tuple(entries)
+            return scored_sets
+    ((_, method, _), count), *_ = keys.most_common(1)
+    if count > 1:
+        raise UserError(f"two score files are named {method!r}; rename one")
+    return scored_sets
 
 
-def as_named(tables: Sequence[tuple[Path, ScoreTable]], names: Sequence[str]) -> tuple[Entry, ...]:
-    """Score files under given names."""
-    return tuple(
-        _entry(path, table, lambda *_, name=name: name) for (path, table), name in zip(tables, names, strict=True)
-    )
+def _named(tables: Sequence[tuple[Path, ScoreTable]], names: Sequence[str]) -> tuple[ScoredSet, ...]:
+    scored_sets = []
+    for (_, table), name in zip(tables, names, strict=True):
+        trimmed = table.attributes.get("trimmed")
+        state = bool(trimmed) if isinstance(trimmed, bool | np.bool_) else None
+        dataset = marked(str(table.attributes.get("dataset", "")), table.attributes)
+        scored_sets.append(ScoredSet(dataset, name, state, table))
+    return tuple(scored_sets)
 
 
-def _entry(path: Path, table: ScoreTable, name: Callable[[Path, ScoreTable], str]) -> Entry:
-    trimmed = table.attributes.get("trimmed")
-    state = bool(trimmed) if isinstance(trimmed, bool | np.bool_) else None
-    dataset = marked(str(table.attributes.get("dataset", "")), table.attributes)
-    return Entry(dataset, name(path, table), state, table)
-
-
-def _by_method(path: Path, table: ScoreTable) -> str:
-    del path
-    return table.method
-
-
-def _by_weights(path: Path, table: ScoreTable) -> str:
+def _weights_name(path: Path, table: ScoreTable) -> str:
     """A training run is named after its folder."""
     weights = Path(str(table.attributes.get("weights", path)))
-    return f"{table.method}@{weights.parent.name if weights.stem == 'best' else weights.stem}"
-
-
-def _by_file(path: Path, table: ScoreTable) -> str:
-    return f"{table.method}@{path.stem}"
+    return weights.parent.name if weights.stem == "best" else weights.stem

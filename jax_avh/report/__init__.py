@@ -1,1 +1,1 @@
-"""What was found, for people: pictures and pages."""
+"""Presents results to people: pages, charts and tables."""

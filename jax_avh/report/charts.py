@@ -1,27 +1,77 @@
-"""Charts of scores: curves, histograms, timelines.
+"""Draws charts of scores (curves, histograms, timelines) as SVG elements of a page.
 
-Lines are told apart by colour and by dashes; legends belong to the page, which wraps them at any width.
+Lines differ in colour and dashes; legends belong to the page, which wraps them at any width. The page's style sheet
+gives the colours, so they follow light and dark.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
+import matplotlib
 import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from avh_shards import FRAME_RATE
-from jax_avh.report.svg import LINES, QUIET, REAL_CLIPS, SHADE, svg_chart
+from avh_shards import FRAME_RATE, printable
 
-SQUARE, LOW = 290, 180  # points: height of curves, and that of all other charts
+SQUARE = 290  # points: height of curves
+LOW = 180  # points: height of all other charts
 GRID = 240  # cells along an axis of a curve: it keeps a point a cell, under 500 in all
 BUCKETS = 200  # of a timeline: each keeps its lowest and highest frame
 BINS = 24  # of a histogram
 TAIL = 0.1  # percent of the scores at either end that the outermost bins take in
 
 DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "12 4")  # of lines: SVG's dash arrays, in points
-REAL = "real"  # histogram group that is drawn filled
+FILLED = "real"  # histogram group that is drawn filled
+
+WIDTH = 340  # points
+MARGINS = {"left": 50, "right": 10, "top": 8, "bottom": 40}  # points
+TICKS = 6  # of an axis, at most
+LINE_COLOURS = 6
+
+# Placeholders that matplotlib writes for colours, and the page's variables that take their place.
+VARIABLES = {f"#fe00e{n}": f"var(--line-{n})" for n in range(LINE_COLOURS)}
+VARIABLES |= {"#fe00f0": "var(--quiet)", "#fe00f1": "var(--rule)", "#fe00f2": "var(--shade)", "#fe00f3": "var(--real)"}
+LINES = tuple(VARIABLES)[:LINE_COLOURS]
+QUIET, RULE, SHADE, REAL_CLIPS = tuple(VARIABLES)[LINE_COLOURS:]
+
+# What a page does not need of matplotlib's files, or has itself.
+SHORTER = [
+    (r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", ""),
+    (r'<g id="[^"]*"', "<g"),
+    (r" font-family: [^;]*;", ""),
+    (r' transform="rotate\(-0 [^"]*"', ""),
+    (r"(\d\.\d)\d+(?=[^<>]*>)", r"\1"),  # coordinates, never a tick's label
+    (r"\s*\n\s*([A-Zz<])?", r"\1"),
+    (r"<g/>|<defs></defs>", ""),
+]
+STYLE: dict[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": QUIET,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": QUIET,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.dpi": 72,
+    "figure.facecolor": "none",
+    "font.size": 12,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.8,
+    "lines.scale_dashes": False,
+    "svg.fonttype": "none",
+    "xtick.color": QUIET,
+    "xtick.major.size": 0,
+    "ytick.color": QUIET,
+    "ytick.major.size": 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +84,16 @@ class Line:
 
 
 def dash(number: int) -> str:
-    """Dash array of a line; with its colour, different for the first thirty."""
+    """Returns the dash array of a line; with its colour, it is unique among the first thirty."""
     return DASHES[number % len(DASHES)]
 
 
 def roc_chart(name: str, label: str, lines: Sequence[Line]) -> Markup:
-    """ROC curves: share of real clips taken for fake against share of fakes found.
+    """Draws ROC curves: share of real clips taken for fake against share of fakes found.
 
     Args:
-      name: of the chart, unique in the page: its ids are made of it.
-      label: what the chart shows, for who cannot see it.
+      name: of the chart, unique in the page: its ids begin with it.
+      label: what the chart shows, for screen readers.
       lines: false and true positive rates.
     """
 
@@ -57,7 +107,7 @@ def roc_chart(name: str, label: str, lines: Sequence[Line]) -> Markup:
 
 
 def precision_recall_chart(name: str, label: str, lines: Sequence[Line]) -> Markup:
-    """Precision over recall, in the steps whose area is the average precision; recall rises along the lines."""
+    """Draws precision over recall, in the steps whose area is the average precision; recall rises along the lines."""
 
     def draw(axes: Axes) -> None:
         for line in lines:
@@ -68,13 +118,13 @@ def precision_recall_chart(name: str, label: str, lines: Sequence[Line]) -> Mark
 
 
 def histogram_chart(name: str, label: str, groups: Mapping[str, tuple[int, np.ndarray]]) -> Markup:
-    """Clip scores of each group (name -> its line's number, scores), in percent of the group; "real" is filled."""
+    """Draws histograms of scores, in percent of each group (name -> number of its line, scores); "real" is filled."""
     edges = _edges(np.concatenate([score for _, score in groups.values()]).astype(np.float64))
 
     def draw(axes: Axes) -> None:
         for group, (number, score) in groups.items():
             percent = 100 * np.histogram(np.clip(score, edges[0], edges[-1]), edges)[0] / len(score)
-            if group == REAL:
+            if group == FILLED:
                 axes.stairs(percent, edges, fill=True, color=REAL_CLIPS, linewidth=0)
             else:
                 axes.stairs(percent, edges, **_look(number))
@@ -86,23 +136,45 @@ def histogram_chart(name: str, label: str, groups: Mapping[str, tuple[int, np.nd
 def timeline_chart(
     name: str, label: str, frames: Mapping[int, Float[np.ndarray, " T"]], segments: Sequence[tuple[float, float]]
 ) -> Markup:
-    """Frame scores over time (line's number -> scores), 25 a second; fake segments, in seconds, are shaded."""
+    """Draws frame scores over time (line's number -> scores), 25 a second; fake segments, in seconds, are shaded."""
 
     def draw(axes: Axes) -> None:
         for start, end in segments:
             axes.axvspan(start, end, color=SHADE, linewidth=0)
         for number, frame in frames.items():
-            axes.plot(*envelope(frame), **_look(number) | {"linewidth": 1.5})
+            axes.plot(*envelope(frame), **_look(number, width=1.5))
         longest = max(len(frame) for frame in frames.values())
         axes.set(xlabel="seconds", ylabel="standardised score", xlim=(0, longest / FRAME_RATE))
 
     return svg_chart(name, label, LOW, draw)
 
 
+def svg_chart(name: str, label: str, height: int, draw: Callable[[Axes], None]) -> Markup:
+    """Draws a chart as an SVG element of a page.
+
+    Args:
+      name: of the chart, unique in the page: its ids begin with it.
+      label: what the chart shows, for screen readers.
+      height: in points; all charts are WIDTH wide.
+      draw: draws on the chart's axes, in the placeholders' colours.
+    """
+    with matplotlib.rc_context(cast(Any, STYLE | {"svg.hashsalt": name})):
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
+        width = (WIDTH - MARGINS["left"] - MARGINS["right"]) / WIDTH
+        inner = (height - MARGINS["top"] - MARGINS["bottom"]) / height
+        axes = figure.add_axes((MARGINS["left"] / WIDTH, MARGINS["bottom"] / height, width, inner))
+        draw(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(TICKS, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(TICKS, steps=[1, 2, 5, 10]))
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return _inline(file.getvalue(), label, height)
+
+
 def thinned(
     x: Float[np.ndarray, " P"], y: Float[np.ndarray, " P"]
 ) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
-    """A curve in the unit square by the first of its points in each cell of a grid, and its last point."""
+    """Thins a curve in the unit square to the first of its points in each cell of a grid, and its last point."""
     cell = np.floor(np.stack([x, y]) * GRID)
     kept = np.append(True, (np.diff(cell) != 0).any(axis=0))
     kept[-1] = True
@@ -110,7 +182,7 @@ def thinned(
 
 
 def envelope(frame: Float[np.ndarray, " T"]) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
-    """Seconds and scores of a timeline's points: every frame, or the lowest and the highest of each stretch.
+    """Returns seconds and scores of a timeline's points: every frame, or the lowest and the highest of each stretch.
 
     The last frame is held to its end, so that the line spans the clip.
     """
@@ -122,10 +194,10 @@ def envelope(frame: Float[np.ndarray, " T"]) -> tuple[Float[np.ndarray, " Q"], F
     return seconds, np.append(frame[index], frame[-1]).astype(np.float64)
 
 
-def _look(number: int) -> dict[str, object]:
+def _look(number: int, width: float = 1.8) -> dict[str, Any]:
     pattern = dash(number)
     style = (0, tuple(float(part) for part in pattern.split())) if pattern else "-"
-    return {"color": LINES[number % len(LINES)], "linestyle": style, "linewidth": 1.8}
+    return {"color": LINES[number % len(LINES)], "linestyle": style, "linewidth": width}
 
 
 def _edges(score: Float[np.ndarray, " N"]) -> Float[np.ndarray, " borders"]:
@@ -135,3 +207,14 @@ def _edges(score: Float[np.ndarray, " N"]) -> Float[np.ndarray, " borders"]:
 
 def _unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+
+
+def _inline(svg: str, label: str, height: int) -> Markup:
+    """Makes an SVG file part of a page: with the page's font and colours, and a name for screen readers."""
+    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    for pattern, replacement in SHORTER:
+        body = re.sub(pattern, replacement, body, flags=re.DOTALL)
+    for placeholder, variable in VARIABLES.items():
+        body = body.replace(placeholder, variable)
+    head = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}">').format(printable(label), WIDTH, height)
+    return head + Markup(body.strip())  # noqa: S704 (holds no text but our own)

@@ -1,56 +1,93 @@
-"""The report of an evaluation: one page of tables, curves, histograms, and the clips where a method is most sure."""
+"""Renders the report of an evaluation: tables, curves, histograms, and the clips where a method is most sure."""
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
-from avh_shards import FAKE
-from jax_avh.evaluation.results import Entry, Evaluation
-from jax_avh.report.charts import dash
-from jax_avh.report.page import UNDEFINED, keyed_number, render_page
-from jax_avh.report.pictures import (
+import numpy as np
+from jaxtyping import Float
+from markupsafe import Markup
+
+from avh_shards import FAKE, REAL, ClipMeta
+from jax_avh.evaluation.metrics import precision_recall_points, roc_points
+from jax_avh.evaluation.results import (
     STATES,
-    TIMED,
-    Group,
-    Picture,
-    category_of,
-    curves,
-    examples,
-    has_curve,
-    histograms,
-    timed,
+    Comparison,
+    Coverage,
+    Evaluation,
+    EvaluationMetrics,
+    Localisation,
+    Result,
+    ScoredSet,
 )
-from jax_avh.report.svg import COLOURS
+from jax_avh.report import charts
+from jax_avh.report.page import UNDEFINED, format_number, keyed_number, render_page
 
-Row = tuple[str, dict]  # pointer into metrics.json, and what stands there
+MOST_TIMELINES = 6  # methods whose frame scores are drawn over one another; more could not be told apart
+EXAMPLES = 2  # clips of each kind whose frame scores are drawn
+EXAMPLE_KINDS = [  # label, whether the highest scores come first, heading
+    (FAKE, True, "Fakes with the highest scores: found most surely"),
+    (FAKE, False, "Fakes with the lowest scores: missed most easily"),
+    (REAL, False, "Real clips with the lowest scores: most surely real"),
+    (REAL, True, "Real clips with the highest scores: the first false alarms"),
+]
+
+
+Record = TypeVar("Record", Result, Comparison, Coverage, Localisation)
+Keyed = tuple[str, Record]  # pointer into metrics.json, and the record there
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A chart with its title."""
+
+    title: str
+    svg: Markup
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleGroup:
+    """Timelines of clips of one kind."""
+
+    title: str
+    timelines: tuple[Chart, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """All that the page says of one data set."""
+    """What the page says of one data set."""
 
     title: str
     anchor: str  # its id in the page
-    states: tuple[bool | None, ...]  # of STATES, those that are there
-    headline: dict[str, dict[bool | None, Row]]  # method -> state -> the result of all clips, by its own clip score
-    rules: tuple[str, ...]  # how the thresholds of the headline came about
-    tables: dict[str, list[Row]]  # by the template's names
-    curves: tuple[Picture, ...]
+    states: tuple[bool | None, ...]  # of STATES, those that occur
+    headline: dict[str, dict[bool | None, Keyed[Result]]]  # method -> state -> all clips, by its own clip score
+    rules: tuple[str, ...]  # where the thresholds of the headline come from
+    comparisons: list[Keyed[Comparison]]
+    curves: tuple[Chart, ...]
     drawn: dict[str, int]  # method -> number of its curves
-    undrawn: tuple[str, ...]  # methods without curves, for want of a class
-    histograms: tuple[Picture, ...]
+    undrawn: tuple[str, ...]  # methods without curves, for lack of a class
+    histograms: tuple[Chart, ...]
     categories: dict[str, int]  # name -> number of its line
-    examples: dict[str, tuple[Group, ...]]  # by state
+    examples: dict[str, tuple[ExampleGroup, ...]]  # by state
     timed: dict[str, int]  # method drawn over time -> number of its line; the first chooses the examples
+    category: list[Keyed[Result]]
+    split: list[Keyed[Result]]
+    pooling: list[Keyed[Result]]
+    localisation: list[Keyed[Localisation]]
+    coverage: list[Keyed[Coverage]]
 
 
 def render_report(evaluation: Evaluation) -> str:
     """Renders an evaluation, numbers and the scores that they come from, as HTML that needs no file and no network."""
-    metrics, entries = evaluation.metrics, evaluation.entries
-    records = [*metrics["results"], *metrics["coverage"], *metrics["localisation"]]
-    methods = {name: n for n, name in enumerate(_distinct(_named("method", records, entries)))}
-    datasets = _distinct(_named("dataset", records, entries))
-    sections = [_section(evaluation, name, f"data-{n}", methods) for n, name in enumerate(datasets)]
+    metrics = evaluation.metrics
+    rows = [*metrics.results, *metrics.coverage, *metrics.localisation, *evaluation.scored_sets]
+    methods = {name: n for n, name in enumerate(dict.fromkeys(row.method for row in rows))}
+    datasets = dict.fromkeys(row.dataset for row in rows)
+    sections = []
+    for n, dataset in enumerate(datasets):
+        scored_sets = [scored for scored in evaluation.scored_sets if scored.dataset == dataset]
+        sections.append(_section(metrics, scored_sets, dataset, f"data-{n}", methods))
     return render_page(
         "comparison.html.jinja",
         metrics=metrics,
@@ -58,57 +95,146 @@ def render_report(evaluation: Evaluation) -> str:
         sections=sections,
         methods=methods,
         states=STATES,
-        colours=COLOURS,
-        dash=dash,
-        most_timed=TIMED,
+        colours=charts.LINE_COLOURS,
+        dash=charts.dash,
+        most_timed=MOST_TIMELINES,
         undefined=UNDEFINED,
     )
 
 
-def _named(field: str, records: Sequence[dict], entries: Sequence[Entry]) -> list[str]:
-    return [record[field] for record in records] + [getattr(entry, field) for entry in entries]
-
-
-def _distinct(values: Iterable) -> list:
-    """Each value once, in the order of first appearance."""
-    return list(dict.fromkeys(values))
-
-
-def _section(evaluation: Evaluation, dataset: str, anchor: str, methods: dict[str, int]) -> Section:
-    entries = [entry for entry in evaluation.entries if entry.dataset == dataset]
-    tables = _tables(evaluation.metrics, dataset)
-    headline: dict[str, dict[bool | None, Row]] = {}
-    for pointer, row in tables["headline"]:
-        headline.setdefault(row["method"], {})[row["trimmed"]] = (pointer, row)
-    found = {entry.trimmed for entry in entries} | {row["trimmed"] for _, row in tables["results"]}
+def _section(
+    metrics: EvaluationMetrics, scored_sets: Sequence[ScoredSet], dataset: str, anchor: str, methods: dict[str, int]
+) -> Section:
+    results = _keyed("results", metrics.results, dataset)
+    own = [(pointer, row) for pointer, row in results if row.own and row.group == "all"]
+    headline: dict[str, dict[bool | None, Keyed[Result]]] = {}
+    for pointer, row in own:
+        headline.setdefault(row.method, {})[row.trimmed] = (pointer, row)
+    found = {scored.trimmed for scored in scored_sets} | {row.trimmed for _, row in results}
     states = tuple(state for state in STATES if state in found)
-    categories = sorted({category_of(clip) for entry in entries for clip in entry.clips if clip.label == FAKE})
-    numbers = {name: n for n, name in enumerate(categories)}
+    names = sorted({category_of(clip) for scored in scored_sets for clip in scored.clips if clip.label == FAKE})
+    categories = {name: n for n, name in enumerate(names)}
+    examples = {STATES[state]: _examples(scored_sets, state, anchor, methods) for state in states}
     return Section(
         title=dataset or "Data set without a name",
         anchor=anchor,
         states=states,
         headline=headline,
-        rules=tuple(_distinct(row["threshold_rule"] for _, row in tables["headline"])),
-        tables=tables,
-        curves=tuple(curves(entries, states, anchor, methods)),
-        drawn={entry.method: methods[entry.method] for entry in entries if has_curve(entry)},
-        undrawn=tuple(_distinct(entry.method for entry in entries if not has_curve(entry))),
-        histograms=tuple(histograms(entries, anchor, numbers)),
-        categories=numbers,
-        examples={STATES[state]: groups for state in states if (groups := examples(entries, state, anchor, methods))},
-        timed={entry.method: methods[entry.method] for entry in timed(entries)},
+        rules=tuple(dict.fromkeys(row.threshold_rule for _, row in own)),
+        comparisons=_keyed("comparisons", metrics.comparisons, dataset),
+        curves=tuple(_curves(scored_sets, states, anchor, methods)),
+        drawn={scored.method: methods[scored.method] for scored in scored_sets if _has_curve(scored)},
+        undrawn=tuple(dict.fromkeys(scored.method for scored in scored_sets if not _has_curve(scored))),
+        histograms=tuple(_histograms(scored_sets, anchor, categories)),
+        categories=categories,
+        examples={state: groups for state, groups in examples.items() if groups},
+        timed={scored.method: methods[scored.method] for scored in timed(scored_sets)},
+        category=[(pointer, row) for pointer, row in results if row.own and row.group == "category"],
+        split=[(pointer, row) for pointer, row in results if row.own and row.group == "split"],
+        pooling=[(pointer, row) for pointer, row in results if not row.own or row.group == "all"],
+        localisation=_keyed("localisation", metrics.localisation, dataset),
+        coverage=_keyed("coverage", metrics.coverage, dataset),
     )
 
 
-def _tables(metrics: dict, dataset: str) -> dict[str, list[Row]]:
-    """The rows of metrics.json that tell of a data set, by the tables that print them."""
-    tables = {
-        name: [(f"{name}/{n}", row) for n, row in enumerate(metrics[name]) if row["dataset"] == dataset]
-        for name in ("results", "comparisons", "coverage", "localisation")
-    }
-    results, groups = tables["results"], {"headline": "all", "category": "category", "split": "split"}
-    for table, group in groups.items():
-        tables[table] = [(pointer, row) for pointer, row in results if row["own"] and row["group"] == group]
-    tables["pooling"] = [(pointer, row) for pointer, row in results if not row["own"] or row["group"] == "all"]
-    return tables
+def _keyed(name: str, records: Sequence[Record], dataset: str) -> list[Keyed[Record]]:
+    """Returns the records of a list of metrics.json that are about a data set, with their pointers."""
+    return [(f"{name}/{n}", record) for n, record in enumerate(records) if record.dataset == dataset]
+
+
+def category_of(clip: ClipMeta) -> str:
+    """Returns the name of a fake's line in the histograms."""
+    return clip.category or "fake"
+
+
+def _has_curve(scored: ScoredSet) -> bool:
+    """Whether a curve can be drawn: both classes are present."""
+    return {REAL, FAKE} <= set(scored.label.tolist())
+
+
+def _curves(
+    scored_sets: Sequence[ScoredSet], states: Sequence[bool | None], anchor: str, methods: dict[str, int]
+) -> Iterator[Chart]:
+    """Draws ROC curves, then precision over recall: a chart for each state, a line for each method with both classes.
+
+    Args:
+      scored_sets: scores of one data set.
+      states: of STATES, in the order of the charts.
+      anchor: the data set's id in the page; the charts' names begin with it.
+      methods: name -> number of its line.
+    """
+    kinds = [
+        ("ROC", roc_points, charts.roc_chart),
+        ("Precision and recall", precision_recall_points, charts.precision_recall_chart),
+    ]
+    for kind, points, draw in kinds:
+        for state in states:
+            drawn = [scored for scored in scored_sets if scored.trimmed is state and _has_curve(scored)]
+            if drawn:
+                title = f"{kind}, {STATES[state]}"
+                lines = [charts.Line(methods[s.method], *points(s.label, s.score)) for s in drawn]
+                label = f"{title}: a curve for each of {', '.join(scored.method for scored in drawn)}"
+                yield Chart(title, draw(f"{anchor}-{draw.__name__}-{state}", label, lines))
+
+
+def _histograms(scored_sets: Sequence[ScoredSet], anchor: str, categories: dict[str, int]) -> Iterator[Chart]:
+    """Draws clip scores of real clips and of each category of fakes (name -> number of its line), a chart a set."""
+    for n, scored in enumerate(scored_sets):
+        category = np.array([category_of(clip) if clip.label == FAKE else "" for clip in scored.clips])
+        groups = {charts.FILLED: (0, scored.score[scored.label == REAL])}
+        groups |= {f"fake {name}": (number, scored.score[category == name]) for name, number in categories.items()}
+        groups = {name: (number, score) for name, (number, score) in groups.items() if len(score)}
+        if groups:
+            title = f"{scored.method}, {STATES[scored.trimmed]}"
+            label = f"Histogram of clip scores, {title}: {', '.join(groups)}"
+            yield Chart(title, charts.histogram_chart(f"{anchor}-histogram-{n}", label, groups))
+
+
+def _examples(
+    scored_sets: Sequence[ScoredSet], state: bool | None, anchor: str, methods: dict[str, int]
+) -> tuple[ExampleGroup, ...]:
+    """Draws the clips of one state that the first method with frame scores is most sure of, rightly and wrongly."""
+    drawn = [scored for scored in timed(scored_sets) if scored.trimmed is state]
+    if not drawn:
+        return ()
+    first = drawn[0]
+    frames = {methods[scored.method]: _standardised(scored) for scored in drawn}
+    groups = []
+    for title, chosen in _extremes(first):
+        timelines = []
+        for n in chosen:
+            clip = first.clips[n]
+            label = f"Frame scores over time of {clip.path}, {len(clip.segments)} fake segments shaded"
+            lines = {number: clips[clip.path] for number, clips in frames.items() if clip.path in clips}
+            chart = charts.timeline_chart(f"{anchor}-timeline-{state}-{n}", label, lines, clip.segments)
+            timelines.append(Chart(f"{clip.path}, score {format_number(float(first.score[n]))}", chart))
+        if timelines:
+            groups.append(ExampleGroup(title, tuple(timelines)))
+    return tuple(groups)
+
+
+def timed(scored_sets: Sequence[ScoredSet]) -> list[ScoredSet]:
+    """Returns the scored sets whose frame scores are drawn over time: of the first methods that have some."""
+    with_frames = [scored for scored in scored_sets if scored.table.frame is not None]
+    methods = list(dict.fromkeys(scored.method for scored in with_frames))[:MOST_TIMELINES]
+    return [scored for scored in with_frames if scored.method in methods]
+
+
+def _extremes(scored: ScoredSet) -> Iterator[tuple[str, list[int]]]:
+    """Yields a few clips of each of the EXAMPLE_KINDS, none twice."""
+    label = scored.label
+    order = np.argsort(scored.score, kind="stable")
+    shown = []
+    for wanted, highest, title in EXAMPLE_KINDS:
+        ranked = order[(label[order] == wanted) & ~np.isin(order, shown)]
+        chosen = ranked[:: -1 if highest else 1][:EXAMPLES].tolist()
+        shown += chosen
+        yield title, chosen
+
+
+def _standardised(scored: ScoredSet) -> dict[str, Float[np.ndarray, " T"]]:
+    """Returns frame scores by clip, with zero mean and unit variance over all frames of the scored set."""
+    assert scored.table.frame is not None
+    frame = scored.table.frame.astype(np.float64)
+    frame = (frame - frame.mean()) / (frame.std() or 1.0)
+    return dict(zip((clip.path for clip in scored.clips), np.split(frame, scored.table.offset[1:-1]), strict=True))

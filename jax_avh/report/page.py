@@ -1,18 +1,20 @@
-"""Pages: templates filled into one HTML file that needs no other, and numbers that tell where they come from."""
+"""Fills templates into one HTML file that needs no other, and prints numbers with the key they have in metrics.json."""
 
 import base64
+import dataclasses
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from avh_shards import atomic_write, printable
-from avh_shards.paths import AnyPath
+from avh_shards import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
-UNDEFINED = "undefined"  # what is printed for a metric that a class or a clip too few leaves without a value
-DECIMALS, SMALLEST = 4, 1e-4  # of printed numbers; what is smaller but not zero gets an exponent
+UNDEFINED = "undefined"  # a metric without a value, e.g. for lack of a class
+DECIMALS = 4  # of printed numbers
+SMALLEST = 1e-4  # what is smaller but not zero gets an exponent
 
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -25,9 +27,9 @@ ENVIRONMENT = jinja2.Environment(
 
 
 def render_page(template: str, script: str = "", **values: object) -> str:
-    """Fills a template: the text of an HTML file.
+    """Fills a template and returns the text of an HTML file.
 
-    The page may fetch nothing and may run its own script alone, by the script's hash: text of a clip list that were
+    The page may fetch nothing and may run only its own script, by the script's hash: text of a clip list that were
     ever taken for HTML would still do nothing.
 
     Args:
@@ -40,15 +42,8 @@ def render_page(template: str, script: str = "", **values: object) -> str:
     return ENVIRONMENT.get_template(template).render(script=Markup(source), digest=digest, **values)  # noqa: S704
 
 
-def write_page(path: AnyPath, template: str, script: str = "", **values: object) -> None:
-    """Writes the page that `render_page` makes, whole or not at all."""
-    text = render_page(template, script, **values)
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def format_number(value: float | int | None) -> str:
-    """A number as every table prints it: counts in full, fractions to four decimals, None as "undefined"."""
+    """Prints a number as in every table: counts in full, fractions to four decimals, None as "undefined"."""
     if value is None:
         return UNDEFINED
     if isinstance(value, int):
@@ -56,13 +51,21 @@ def format_number(value: float | int | None) -> str:
     return f"{value:.{DECIMALS}f}" if value == 0 or abs(value) >= SMALLEST else f"{value:.1e}"
 
 
-def value_at(tree: object, pointer: str) -> object:
-    """What stands in nested lists and dictionaries at a pointer such as "results/0/metrics/auc"."""
+def value_at(node: Any, pointer: str) -> Any:
+    """Returns the value in nested dataclasses, sequences and dictionaries at a pointer such as "results/0/metrics/auc".
+
+    The keys of a dictionary are compared as they are written in JSON.
+    """
     for key in pointer.split("/"):
-        tree = tree[key] if isinstance(tree, dict) else tree[int(key)]
-    return tree
+        if dataclasses.is_dataclass(node):
+            node = getattr(node, key)
+        elif isinstance(node, dict):
+            node = {str(name): value for name, value in node.items()}[key]
+        else:
+            node = node[int(key)]
+    return node
 
 
-def keyed_number(tree: object, pointer: str) -> Markup:
-    """The number at a pointer, printed, with the pointer as its data-key: so the page can be checked."""
-    return Markup('<span data-key="{}">{}</span>').format(pointer, format_number(value_at(tree, pointer)))
+def keyed_number(root: Any, pointer: str) -> Markup:
+    """Prints the number at a pointer, with the pointer as its data-key: so the page can be checked."""
+    return Markup('<span data-key="{}">{}</span>').format(pointer, format_number(value_at(root, pointer)))

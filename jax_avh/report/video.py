@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.ticker import MaxNLocator
 
-from avh_shards import FRAME_RATE, UserError
+from avh_shards import FRAME_RATE, UserError, atomic_write
 from jax_avh.report.charts import envelope
-from jax_avh.report.page import format_number, write_page
+from jax_avh.report.page import format_number, render_page
 
 EMBEDDED_BYTES = 64 * 2**20  # larger videos stay beside the page
 WIDTH, HEIGHT = 1000, 100  # of the timeline's own coordinates
@@ -58,8 +58,7 @@ def write_video_page(
     seconds = len(frame) / FRAME_RATE
     beside = Path(os.path.relpath(video.resolve(), Path(path).resolve().parent)).as_posix()
     levels = _ticks(float(frame.min()), float(frame.max()))
-    write_page(
-        path,
+    text = render_page(
         "video.html.jinja",
         "video.js",
         verdict=verdict,
@@ -81,6 +80,8 @@ def write_video_page(
         poolings=poolings,
         number=format_number,
     )
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _data(video: Path) -> str:
@@ -91,7 +92,7 @@ def _data(video: Path) -> str:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers that span an interval."""
-    return MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high).tolist()
+    return np.asarray(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)).tolist()
 
 
 def _curve(frame: Float[np.ndarray, " T"], levels: Sequence[float]) -> str:

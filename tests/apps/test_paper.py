@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from apps.paper.plan import DATASETS, Detector, detectors
+from apps.paper.plan import DATASETS, Experiment, experiments
 from apps.paper.run import paper
 from apps.paper.tables import TABLES, format_tables
 from apps.simulate import Corpus
@@ -16,6 +16,8 @@ from apps.simulate.shards import simulate
 from avh_shards import CAVEATS, UserError, leading_silence, list_shards, open_shard
 from jax_avh.data import open_source
 from jax_avh.evaluation import POOLINGS
+from jax_avh.evaluation.metrics import METRICS, DetectionMetrics
+from jax_avh.evaluation.results import Result
 from jax_avh.inference.score_file import open_scores
 from tests.small import use_small_networks
 
@@ -89,7 +91,7 @@ def test_a_corpus_is_the_same_each_time_and_not_written_over(corpus, tmp_path, m
 def test_the_run_trains_scores_prints_and_goes_on(corpus, tmp_path, monkeypatch, capsys):
     use_small_networks(monkeypatch)
     text = paper(corpus, tmp_path, FLAGS)
-    planned = [detector.name for detector in detectors(corpus)]
+    planned = [experiment.name for experiment in experiments(corpus)]
     files = {file.name: file for file in (tmp_path / "scores").iterdir()}
     assert files.keys() == {f"{name},av_deepfake1m,{s}.h5" for name in planned for s in ("untrimmed", "trimmed")}
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {n for n in planned if n not in UNTRAINED}
@@ -127,20 +129,21 @@ UNTRAINED = ("leading_silence", "leading_amplitude", "speech_forensics", "factor
 
 def test_every_published_number_has_its_row():
     for table in TABLES[:2]:
-        shown = {(detector, dataset) for _, detector, _ in table.rows for dataset in DATASETS}
+        shown = {(experiment, dataset) for _, experiment, _ in table.rows for dataset in DATASETS}
         assert table.published.keys() <= shown
         assert all(0 < auc <= 100 for numbers in table.published.values() for auc in numbers)
 
 
-def result(method, dataset, trimmed, pooling, own, auc):
-    kind = {"method": method, "dataset": dataset, "trimmed": trimmed, "pooling": pooling, "own": own, "group": "all"}
-    return kind | {"metrics": {"auc": auc}}
+def result(method, dataset, trimmed, pooling, own, auc, group="all"):
+    metrics = DetectionMetrics(**dict.fromkeys(METRICS) | {"auc": auc})
+    intervals = DetectionMetrics(**dict.fromkeys(METRICS))
+    return Result(dataset, method, trimmed, pooling, own, group, "", "given", 1, 1, 0.5, metrics, intervals)
 
 
 def test_every_cell_is_of_its_own_row_set_state_and_pooling():
     """Each of all results has an AUC of its own; other groups' must not be taken."""
-    rows = [(title, detector, pooling) for table in TABLES for title, detector, pooling in table.rows]
-    names = sorted({detector for _, detector, _ in rows})
+    rows = [(title, experiment, pooling) for table in TABLES for title, experiment, pooling in table.rows]
+    names = sorted({experiment for _, experiment, _ in rows})
     keys = [
         (name, DATASETS[dataset], trimmed, pooling, pooling == "max")
         for name in names for dataset in DATASETS for trimmed in (True, False) for pooling in POOLINGS
@@ -148,13 +151,13 @@ def test_every_cell_is_of_its_own_row_set_state_and_pooling():
     aucs = {key: (n + 1) / 1000 for n, key in enumerate(keys)}
     assert len(aucs) < 1000
     results = [result(*key, auc) for key, auc in aucs.items()]
-    results += [r | {"group": "category", "metrics": {"auc": 0.9999}} for r in results]
+    results += [result(*key, 0.9999, group="category") for key in aucs]
     lines = iter(format_tables(results).splitlines())
-    for title, detector, pooling in rows:
+    for title, experiment, pooling in rows:
         line = next(line for line in lines if line.startswith(title + " "))
         for dataset in DATASETS.values():
             own = pooling is None or pooling == "max"
-            whole, cut = (100 * aucs[detector, dataset, state, pooling or "max", own] for state in (False, True))
+            whole, cut = (100 * aucs[experiment, dataset, state, pooling or "max", own] for state in (False, True))
             assert f"{whole:.1f} -> {cut:.1f}" in line
 
 
@@ -168,8 +171,8 @@ def test_a_table_prints_what_there_is():
 
 def test_scores_of_other_clips_are_not_taken_for_these(tmp_path, monkeypatch, corpus):
     """A test set that was changed is scored again, by what does not learn too."""
-    plan = [Detector("factor", "factor")]
-    monkeypatch.setattr("apps.paper.run.detectors", lambda root: plan)
+    plan = [Experiment("factor", "factor")]
+    monkeypatch.setattr("apps.paper.run.experiments", lambda root: plan)
     root = tmp_path / "root"
     shutil.copytree(corpus, root)
     assert CAVEATS["simulated"] in paper(root, tmp_path / "out")
@@ -183,7 +186,7 @@ def test_scores_of_other_clips_are_not_taken_for_these(tmp_path, monkeypatch, co
 
 def test_what_shards_lack_is_told_and_the_rest_done(tmp_path, monkeypatch, corpus):
     monkeypatch.setattr(
-        "apps.paper.run.detectors", lambda root: [Detector(m, m) for m in ("factor", "leading_silence")]
+        "apps.paper.run.experiments", lambda root: [Experiment(m, m) for m in ("factor", "leading_silence")]
     )
     root = tmp_path / "root"
     shutil.copytree(corpus, root)
@@ -196,7 +199,7 @@ def test_what_shards_lack_is_told_and_the_rest_done(tmp_path, monkeypatch, corpu
 
 def test_without_the_set_it_is_trained_on_avh_align_has_no_row(tmp_path, corpus):
     (tmp_path / "fakeavceleb").symlink_to(corpus / "av_deepfake1m")
-    names = [detector.name for detector in detectors(tmp_path) if detector.trained_on]
+    names = [experiment.name for experiment in experiments(tmp_path) if experiment.trained_on]
     assert names == ["avh_sup-fakeavceleb", "rawnet2-fakeavceleb", "mds-fakeavceleb"]
 
 

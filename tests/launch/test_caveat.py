@@ -20,7 +20,7 @@ from jax_avh.audit.audit import audit
 from jax_avh.audit.report import draw_audit
 from jax_avh.configs import make_config
 from jax_avh.data import open_source
-from jax_avh.evaluation.results import Entry
+from jax_avh.evaluation.results import ScoredSet
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import open_scores
 from jax_avh.models import HEADS, read_notes, save_weights
@@ -137,7 +137,7 @@ def test_a_detector_trained_on_simulated_features_says_so_on_others(simulated, t
     weights = simulated / "sweep" / "run" / "best.safetensors"
     table = score_shards(source.path, tmp_path / "scores.h5", weights=weights)
     assert "SIMULATED" in caveat(table.attributes)
-    titles = [Entry(name, "m", None, table).title for name in ("", "set (SIMULATED)", "(SIMULATED)")]
+    titles = [ScoredSet(name, "m", None, table).title for name in ("", "set (SIMULATED)", "(SIMULATED)")]
     assert titles == ["m", "m (set (SIMULATED))", "m (SIMULATED)"]
     data = {"data.train": str(source.path), "data.val": str(source.path)}
     train(make_config(SETTINGS | data | {"init": str(weights)}), tmp_path / "run")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from apps.paper.plan import Detector
+from apps.paper.plan import Experiment
 from apps.paper.run import TABLES, paper
 from jax_avh.audit.report import write_audit
 from jax_avh.evaluation import evaluate
@@ -178,7 +178,7 @@ def test_the_tables_of_a_paper_appear_with_its_numbers(tmp_path, monkeypatch):
     """All of them, or none: an evaluation that fails leaves the old ones."""
     case = paper_case(tmp_path)
     old = results(case)
-    monkeypatch.setattr("apps.paper.run.detectors", lambda root: [Detector("clip_length", "clip_length")])
+    monkeypatch.setattr("apps.paper.run.experiments", lambda root: [Experiment("clip_length", "clip_length")])
     with monkeypatch.context() as patch:
         patch.setattr("jax_avh.report.results.render_report", lambda evaluation: 1 / 0)
         with pytest.raises(ZeroDivisionError):

@@ -98,8 +98,8 @@ def test_pages_hold_no_control_characters(tmp_path):
     table = scored([0, 1] * 6, dataset=ESCAPES, category=ESCAPES)
     write_scores(scored([0, 1] * 6), tmp_path / "a.h5")
     evaluation = evaluate([tmp_path / "a.h5"], resamples=10)
-    (entry,) = evaluation.entries
-    object.__setattr__(entry, "table", table)
+    (scored_set,) = evaluation.scored_sets
+    object.__setattr__(scored_set, "table", table)
     (tmp_path / "r.html").write_text(render_report(evaluation), encoding="utf-8")
     page = (tmp_path / "r.html").read_text()
     assert harmless(page)

@@ -12,10 +12,10 @@ from avh_shards import ClipMeta, UserError, as_path, list_shards
 from avh_shards.silence import first_sound, frames_of_silence, leading_amplitude, leading_silence
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.audit.audit import audit
+from jax_avh.audit.overlap import identity, overlap
 from jax_avh.audit.report import source_names, write_audit
 from jax_avh.audit.verdict import verdict
 from jax_avh.data import open_source
-from jax_avh.evaluation.overlap import identity, overlap
 
 WIDTH = 4
 FRAME = 640  # samples

@@ -237,7 +237,7 @@ def test_frames_of_a_chunk_share_its_score_and_the_rest_takes_the_last(runs, tmp
 @pytest.mark.parametrize(("method", "deviation"), [("mds", "it sees grey mouth crops"), ("rawnet2", None)])
 def test_what_is_not_the_published_system_is_said_beside_its_numbers(corpus, runs, tmp_path, method, deviation):
     score_shards(corpus / "test", tmp_path / "s.h5", weights=runs(method))
-    said = [line for line in evaluate([tmp_path / "s.h5"]).metrics["warnings"] if "published system" in line]
+    said = [line for line in evaluate([tmp_path / "s.h5"]).metrics.warnings if "published system" in line]
     assert len(said) == (deviation is not None)
     assert deviation is None or f"mds is not the published system: {deviation}" in said[0]
 

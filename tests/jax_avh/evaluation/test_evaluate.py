@@ -12,7 +12,8 @@ from jax.sharding import AxisType, Mesh
 from sklearn.metrics import roc_auc_score
 
 from avh_shards import ClipMeta, UserError, as_path, list_shards, offsets
-from jax_avh.evaluation import POOLINGS, detection_metrics, evaluate
+from jax_avh.evaluation import POOLINGS, evaluate
+from jax_avh.evaluation.metrics import detection_metrics
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import ScoreTable, open_scores, write_scores
 from jax_avh.parallel import DATA_AXIS
@@ -82,13 +83,13 @@ def test_a_method_untrimmed_and_trimmed_keeps_its_name(tmp_path):
             files.append(tmp_path / f"{run}{trimmed}.h5")
             write_scores(make_table(trimmed=trimmed, dataset="set", **weights), files[-1])
     evaluation = evaluate(files[:2])
-    assert [(e.method, e.trimmed) for e in evaluation.entries] == [("avh_align", False), ("avh_align", True)]
-    assert not evaluation.metrics["comparisons"]
+    assert [(e.method, e.trimmed) for e in evaluation.scored_sets] == [("avh_align", False), ("avh_align", True)]
+    assert not evaluation.metrics.comparisons
     evaluation = evaluate(files)
-    assert [(e.dataset, e.method, e.trimmed) for e in evaluation.entries] == [
+    assert [(e.dataset, e.method, e.trimmed) for e in evaluation.scored_sets] == [
         ("set", f"avh_align@{run}", trimmed) for run in ("small", "large") for trimmed in (False, True)
     ]
-    assert len(evaluation.metrics["comparisons"]) == 2
+    assert len(evaluation.metrics.comparisons) == 2
 
 
 def test_numbers_of_groups_are_those_of_their_clips(tmp_path):
@@ -100,25 +101,25 @@ def test_numbers_of_groups_are_those_of_their_clips(tmp_path):
     score = rng.standard_normal(count).astype(np.float32) + label
     table = ScoreTable("m", metas, offsets([1] * count), None, score.astype(np.float32), {"threshold": 0.5})
     write_scores(table, tmp_path / "a.h5")
-    results = evaluate([tmp_path / "a.h5"], resamples=50).metrics["results"]
-    found = {(r["group"], r["value"]): r for r in results}
+    results = evaluate([tmp_path / "a.h5"], resamples=50).metrics.results
+    found = {(r.group, r.value): r for r in results}
     chosen = {("all", ""): label >= 0}
     chosen |= {("category", value): (label == 0) | (category == value) for value in "xy"}
     chosen |= {("split", value): split == value for value in ("dev", "test")}
     assert found.keys() == chosen.keys()
     for key, of_group in chosen.items():
-        wanted = detection_metrics(label[of_group], score[of_group], 0.5)
-        assert found[key]["metrics"]["auc"] == wanted["auc"]
-        assert found[key]["metrics"]["accuracy"] == wanted["accuracy"]
-        assert (found[key]["threshold"], found[key]["threshold_rule"]) == (0.5, "the method's own")
-        low, high = found[key]["intervals"]["auc"]
-        assert 0 <= low <= wanted["auc"] <= high <= 1
+        wanted = detection_metrics(label[of_group], score[of_group], 0.5).metrics
+        assert found[key].metrics.auc == wanted.auc
+        assert found[key].metrics.accuracy == wanted.accuracy
+        assert (found[key].threshold, found[key].threshold_rule) == (0.5, "the method's own")
+        low, high = found[key].intervals.auc
+        assert 0 <= low <= wanted.auc <= high <= 1
 
 
 def test_a_threshold_may_be_given(tmp_path):
     write_scores(make_table(), tmp_path / "a.h5")
-    (result,) = evaluate([tmp_path / "a.h5"], thresholds={"avh_align": 0.1}).metrics["results"][:1]
-    assert (result["threshold"], result["threshold_rule"], result["metrics"]["accuracy"]) == (0.1, "given", 0.5)
+    (result,) = evaluate([tmp_path / "a.h5"], thresholds={"avh_align": 0.1}).metrics.results[:1]
+    assert (result.threshold, result.threshold_rule, result.metrics.accuracy) == (0.1, "given", 0.5)
     with pytest.raises(UserError, match="names 'x', but the methods are avh_align"):
         evaluate([tmp_path / "a.h5"], thresholds={"x": 0.1})
 
@@ -130,16 +131,17 @@ def test_coverage_counts_what_the_list_promised(tmp_path):
     write_scores(ScoreTable("m", metas, offsets([1] * 6), None, score, {}), tmp_path / "a.h5")
     listed = [ClipMeta(path, label) for path, label in labels.items() if path != "0.mp4"]
     evaluation = evaluate([tmp_path / "a.h5"], listed, failed=["7.mp4", "1.mp4", "elsewhere.mp4"], resamples=10)
-    (coverage,) = evaluation.metrics["coverage"]
-    assert [coverage[name] for name in ("listed", "scored", "failed", "missing", "auc")] == [9, 5, 1, 3, 1.0]
+    (coverage,) = evaluation.metrics.coverage
+    counts = coverage.listed, coverage.scored, coverage.failed, coverage.missing
+    assert (counts, coverage.auc) == ((9, 5, 1, 3), 1.0)
     known = [clip for clip in metas if clip.path != "0.mp4"]
     scores = [float(clip.label) for clip in known] + [9, -9, 9, -9]  # 6 real, 7 fake, 8 real, 9 fake
     wanted = roc_auc_score([clip.label for clip in known] + [0, 1, 0, 1], scores)
-    assert coverage["worst_case_auc"] == pytest.approx(wanted)
-    assert "1 of its clips are not in the list" in " ".join(evaluation.metrics["warnings"])
+    assert coverage.worst_case_auc == pytest.approx(wanted)
+    assert "1 of its clips are not in the list" in " ".join(evaluation.metrics.warnings)
     evaluation = evaluate([tmp_path / "a.h5"], [ClipMeta("other.mp4", 0)], resamples=10)
-    assert not evaluation.metrics["coverage"]
-    assert "none of its clips is in the list" in " ".join(evaluation.metrics["warnings"])
+    assert not evaluation.metrics.coverage
+    assert "none of its clips is in the list" in " ".join(evaluation.metrics.warnings)
 
 
 def test_files_that_disagree_on_a_label_are_refused(tmp_path):
@@ -148,7 +150,7 @@ def test_files_that_disagree_on_a_label_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"clip 'a\.mp4' has label 1 in other, but 0 in avh_align"):
         evaluate([tmp_path / "a.h5", tmp_path / "b.h5"])
     write_scores(make_table("other", labels=(1, 1, -1), dataset="another"), tmp_path / "b.h5")
-    assert len(evaluate([tmp_path / "a.h5", tmp_path / "b.h5"], resamples=5).entries) == 2
+    assert len(evaluate([tmp_path / "a.h5", tmp_path / "b.h5"], resamples=5).scored_sets) == 2
 
 
 def test_scores_that_are_not_finite_are_refused(tmp_path):
@@ -232,7 +234,7 @@ def test_segments_beyond_the_scored_frames_are_said(tmp_path):
     for milliseconds, count in ((400.0, 1), (0.04, 0)):
         clips = (*table.clips[:2], dataclasses.replace(table.clips[2], segments=((milliseconds, milliseconds),)))
         write_scores(dataclasses.replace(table, clips=clips), tmp_path / "s.h5")
-        warnings = " ".join(evaluate([tmp_path / "s.h5"]).metrics["warnings"])
+        warnings = " ".join(evaluate([tmp_path / "s.h5"]).metrics.warnings)
         assert ("1 clips have fake segments beyond their end" in warnings) == bool(count)
 
 

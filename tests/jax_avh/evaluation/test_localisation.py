@@ -10,16 +10,21 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from avh_shards import ClipMeta, offsets
 from jax_avh.evaluation.localisation import (
+    AP_IOU,
+    AR_PROPOSALS,
     MOST_PROPOSALS,
+    FrameMetrics,
+    SegmentMetrics,
+    clip_roc_auc,
     confidence,
     frame_labels,
     frame_metrics,
     localisation,
     proposals,
+    segment_metrics,
     segments_of,
     table_proposals,
 )
-from jax_avh.evaluation.segment_metrics import AP_IOU, AR_PROPOSALS, localisation_metrics
 from jax_avh.inference.score_file import ScoreTable
 
 SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=25).map(lambda x: np.array(x, np.float32))
@@ -51,17 +56,22 @@ def test_frame_metrics_equal_those_of_sklearn_clip_by_clip():
     fake = [frame_labels(clip, len(part)) for clip, part in zip(clips, parts, strict=True)]
     known = [0, 1, 2, 4]
     pooled = [np.concatenate([column[n] for n in known]) for column in (fake, parts)]
-    assert frame_metrics(clips, offset, frame) == {
-        "auc": pytest.approx(roc_auc_score(*pooled)),
-        "ap": pytest.approx(average_precision_score(*pooled)),
-        "clip_auc": pytest.approx(np.mean([roc_auc_score(fake[n], parts[n]) for n in (0, 2)])),
-        "left_out": 2,
-    }
+    found = frame_metrics(clips, offset, frame)
+    assert found.frame_auc == pytest.approx(roc_auc_score(*pooled))
+    assert found.frame_ap == pytest.approx(average_precision_score(*pooled))
+    assert found.clip_auc == pytest.approx(np.mean([roc_auc_score(fake[n], parts[n]) for n in (0, 2)]))
+    assert found.left_out == 2
+
+
+@hypothesis.given(st.lists(st.tuples(st.booleans(), st.integers(-3, 3).map(float) | st.floats(-9, 9)), max_size=40))
+def test_the_auc_of_a_clip_is_that_of_scikit_learn(frames):
+    fake, score = (np.array(column) for column in zip(*frames, (True, 1.0), (False, 0.0), strict=True))
+    assert clip_roc_auc(fake, score) == pytest.approx(roc_auc_score(fake, score), rel=0, abs=1e-12)
 
 
 def test_frame_metrics_without_fake_frames_are_undefined():
     found = frame_metrics([ClipMeta("a", 0), ClipMeta("b", 1)], offsets([2, 2]), np.zeros(4, np.float32))
-    assert found == {"auc": None, "ap": None, "clip_auc": None, "left_out": 1}
+    assert found == FrameMetrics(None, None, None, left_out=1)
 
 
 @hypothesis.given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=20))
@@ -135,11 +145,11 @@ def plain_metrics(found, truth):
             rows += [(-p[0], n in hit) for n, p in enumerate(found[file])]
         hits = np.array([hit for _, hit in sorted(rows, key=lambda row: row[0])], dtype=int)
         precision = [hits[: n + 1].mean() for n in range(len(hits))]
-        ap[str(threshold)] = sum(max(precision[n:]) / total for n in range(1, len(hits)) if hits[n])
+        ap[threshold] = sum(max(precision[n:]) / total for n in range(1, len(hits)) if hits[n])
     for count in AR_PROPOSALS:
         best = [max([iou(p[1:], s) for p in found[f][:count]], default=0) for f in truth for s in truth[f]]
-        ar[str(count)] = np.mean([[b > np.float32(t / 100) for b in best] for t in range(50, 100, 5)])
-    return {"ap": ap, "ar": ar}
+        ar[count] = np.mean([[b > np.float32(t / 100) for b in best] for t in range(50, 100, 5)])
+    return ap, ar
 
 
 STRETCH = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda p: (float(p[0]), float(sum(p))))
@@ -152,38 +162,38 @@ STRETCH = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda p: (float
         max_size=5,
     )
 )
-def test_localisation_metrics_equal_a_plain_reading_of_the_rule(files):
+def test_segment_metrics_equal_a_plain_reading_of_the_rule(files):
     """Times on a grid and few confidences: many ties, and IoU that are exactly a threshold."""
     found = {
         n: sorted(([c / 8, *times] for c, times in rows), key=lambda row: -row[0]) for n, (rows, _) in enumerate(files)
     }
     truth = {n: segments for n, (_, segments) in enumerate(files)}
     hypothesis.assume(any(truth.values()))
-    ours = localisation_metrics(
+    ours = segment_metrics(
         {str(n): np.reshape(rows, (-1, 3)).astype(np.float64) for n, rows in found.items()},
         {str(n): np.reshape(rows, (-1, 2)).astype(np.float64) for n, rows in truth.items()},
     )
-    plain = plain_metrics(found, truth)
-    for name in ("ap", "ar"):
-        assert ours[name] == pytest.approx(plain[name], abs=1e-9)
+    ap, ar = plain_metrics(found, truth)
+    assert ours.ap == pytest.approx(ap, abs=1e-9)
+    assert ours.ar == pytest.approx(ar, abs=1e-9)
 
 
-def test_localisation_metrics_in_cases_done_by_hand():
+def test_segment_metrics_in_cases_done_by_hand():
     truth = {"a": np.array([[1.0, 2.0]]), "b": np.array([[3.0, 4.0]]), "real": np.empty((0, 2))}
     exact = {"a": np.array([[0.9, 1, 2]]), "b": np.array([[0.8, 3, 4]]), "real": np.array([[0.1, 5, 6]])}
-    assert localisation_metrics(exact, truth) == {  # the first proposal's share is not counted, as officially
-        "ap": dict.fromkeys(["0.5", "0.75", "0.9", "0.95"], 0.5),
-        "ar": dict.fromkeys(["50", "30", "20", "10", "5"], 1.0),
-    }
+    assert segment_metrics(exact, truth) == SegmentMetrics(  # the first proposal's share is not counted, as officially
+        ap=dict.fromkeys([0.5, 0.75, 0.9, 0.95], 0.5),
+        ar=dict.fromkeys([50, 30, 20, 10, 5], 1.0),
+    )
     half = exact | {"b": np.array([[0.8, 3, 3.5]])}  # IoU 0.5 is not above 0.5
-    assert localisation_metrics(half, truth)["ap"]["0.5"] == 0
-    assert localisation_metrics(half, truth)["ar"]["5"] == 0.5
-    edge = localisation_metrics({"a": np.array([[0.9, 0, 11]])}, {"a": np.array([[0.0, 20.0]])})
-    assert edge["ar"]["5"] == pytest.approx(0.1)  # IoU 0.55 is above 0.5 alone, though 11/20 in float32 is above 0.55
+    assert segment_metrics(half, truth).ap[0.5] == 0
+    assert segment_metrics(half, truth).ar[5] == 0.5
+    edge = segment_metrics({"a": np.array([[0.9, 0, 11]])}, {"a": np.array([[0.0, 20.0]])})
+    assert edge.ar[5] == pytest.approx(0.1)  # IoU 0.55 is above 0.5 alone, though 11/20 in float32 is above 0.55
     without = {name: exact[name] for name in ("a", "real")}  # a clip without proposals misses its segments
-    assert localisation_metrics(without, truth)["ar"]["50"] == 0.5
-    nothing = localisation_metrics(exact, {"real": np.empty((0, 2))})
-    assert set(nothing["ap"].values()) == set(nothing["ar"].values()) == {None}
+    assert segment_metrics(without, truth).ar[50] == 0.5
+    nothing = segment_metrics(exact, {"real": np.empty((0, 2))})
+    assert set(nothing.ap.values()) == set(nothing.ar.values()) == {None}
 
 
 def make_table(shift=0.0):
@@ -201,13 +211,12 @@ def make_table(shift=0.0):
 @pytest.mark.parametrize("shift", [0, -50, 4000])
 def test_localisation_of_a_table(shift):
     table = make_table(np.float32(shift))
-    found = localisation(table)
-    assert found["frame_auc"] == found["frame_ap"] == found["clip_auc"] == 1
-    assert found["left_out"] == 1
+    frames, found = localisation(table)
+    assert frames == FrameMetrics(1.0, 1.0, 1.0, left_out=1)
     best = {path: rows[0, 1:].tolist() for path, rows in table_proposals(table).items()}
     assert best == {"a.mp4": [18 / 25, 30 / 25], "b.mp4": [48 / 25, 60 / 25], "c.mp4": [0, 160 / 25]}
-    assert found["ap"]["0.5"] == 0.5  # both segments first of all, and the first is not counted
-    assert found["ar"]["5"] == pytest.approx((10 + 4) / 20)  # a's own frames by the third threshold; 8 of 12 of b's
+    assert found.ap[0.5] == 0.5  # both segments first of all, and the first is not counted
+    assert found.ar[5] == pytest.approx((10 + 4) / 20)  # a's own frames by the third threshold; 8 of 12 of b's
 
 
 def test_localisation_without_frame_scores_or_segments_is_none():

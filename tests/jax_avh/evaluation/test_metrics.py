@@ -1,4 +1,6 @@
-"""Metrics, their intervals and their comparison, against scikit-learn, plain loops and all pairs of clips."""
+"""Metrics and how sure they are, against plain loops and all pairs; the resampling kernel, against scikit-learn."""
+
+import warnings
 
 import hypothesis
 import numpy as np
@@ -6,15 +8,23 @@ import pytest
 import sklearn.metrics
 from hypothesis import strategies as st
 
-from jax_avh.evaluation import bootstrap
-from jax_avh.evaluation.bootstrap import bootstrap_intervals
-from jax_avh.evaluation.delong import delong_test
+from jax_avh.evaluation import uncertainty
 from jax_avh.evaluation.metrics import (
     METRICS,
+    average_precision,
     detection_metrics,
     precision_recall_points,
+    roc_auc,
     roc_points,
     worst_case,
+)
+from jax_avh.evaluation.uncertainty import (
+    DeLong,
+    bootstrap_intervals,
+    delong_test,
+    operating_points,
+    rank_clips,
+    resampled_metrics,
 )
 
 exactly = {"rel": 0, "abs": 1e-12}
@@ -43,92 +53,123 @@ def ranks(score):
     return np.unique(score, return_inverse=True)[1].astype(float)
 
 
+def of_kernel(label, score, threshold=None):
+    """What the kernel of the resamples says of the clips themselves."""
+    ranking = rank_clips(label, score)
+    points = operating_points(ranking, np.ones((1, len(ranking.order)), np.int64))
+    return points, {name: value.item() for name, value in resampled_metrics(points, threshold).items()}
+
+
 @hypothesis.given(clips())
-def test_areas_and_curves_are_those_of_scikit_learn(rows):
+def test_the_kernel_gives_the_areas_and_curves_of_scikit_learn(rows):
     label, score = rows
-    found, known = detection_metrics(label, score), label >= 0
-    truth, rank = label[known], ranks(score[known])
-    assert (found["real"], found["fake"]) == ((truth == 0).sum(), (truth == 1).sum())
+    points, found = of_kernel(label, score)
+    truth = label[label >= 0]
+    rank = ranks(score[label >= 0])
     assert found["auc"] == pytest.approx(sklearn.metrics.roc_auc_score(truth, rank), **exactly)
     assert found["ap"] == pytest.approx(sklearn.metrics.average_precision_score(truth, rank), **exactly)
     rates = sklearn.metrics.roc_curve(truth, rank, drop_intermediate=False)[:2]
-    np.testing.assert_allclose(roc_points(label, score), rates, rtol=0, atol=1e-12)
-    precision, recall, _ = sklearn.metrics.precision_recall_curve(truth, rank)
-    np.testing.assert_allclose(precision_recall_points(label, score), (recall[::-1], precision[::-1]), atol=1e-12)
+    np.testing.assert_allclose(((points.false / points.real)[0], (points.true / points.fake)[0]), rates, atol=1e-12)
+
+
+@hypothesis.given(clips(), st.sampled_from([-np.inf, -3.5, 0.0, 1.0, 2.5, np.inf]) | st.none())
+def test_the_kernel_gives_the_estimates(rows, threshold):
+    label, score = rows
+    estimate = detection_metrics(label, score, threshold)
+    _, found = of_kernel(label, score, estimate.threshold)
+    assert found == {name: pytest.approx(value, **exactly) for name, value in vars(estimate.metrics).items()}
+    assert (roc_auc(label, score), average_precision(label, score)) == (estimate.metrics.auc, estimate.metrics.ap)
+
+
+@hypothesis.given(clips())
+def test_curves_count_the_clips_at_each_threshold(rows):
+    label, score = rows
+    fake, real = score[label == 1], score[label == 0]
+    thresholds = np.unique(score[label >= 0])[::-1]
+    counts = np.array([[(part >= t).sum() for t in thresholds] for part in (fake, real)])
+    points = np.array([0, *counts[0]]) / len(fake), np.array([0, *counts[1]]) / len(real)
+    np.testing.assert_allclose(roc_points(label, score), points[::-1], rtol=0, atol=1e-12)
+    precision = [1, *(counts[0] / counts.sum(axis=0))]
+    np.testing.assert_allclose(precision_recall_points(label, score), (points[0], precision), atol=1e-12)
 
 
 @hypothesis.given(clips())
 def test_auc_counts_pairs(rows):
     label, score = rows
     fake, real = score[label == 1][:, None], score[label == 0]
-    assert detection_metrics(label, score)["auc"] == pytest.approx(
-        ((fake > real) + (fake == real) / 2).mean(), **exactly
-    )
+    assert roc_auc(label, score) == pytest.approx(((fake > real) + (fake == real) / 2).mean(), **exactly)
 
 
 @hypothesis.given(clips(finite=True))
 def test_equal_error_is_where_the_interpolated_curve_crosses(rows):
     label, score = rows
     found, known = detection_metrics(label, score), label >= 0
+    assert (found.real, found.fake) == ((label == 0).sum(), (label == 1).sum())
     fpr, tpr, threshold = sklearn.metrics.roc_curve(label[known], score[known], drop_intermediate=False)
     gap = fpr + tpr - 1  # false positive rate less false negative rate
-    assert found["eer"] == pytest.approx(np.interp(0, gap, fpr), **exactly)
+    assert found.metrics.eer == pytest.approx(np.interp(0, gap, fpr), **exactly)
     nearest = np.abs(gap[1:])
-    assert np.abs(gap[threshold == found["threshold"]]).item() == pytest.approx(nearest.min(), **exactly)
-    assert found["threshold"] == threshold[1:][nearest <= nearest.min() + 1e-9].max()
+    assert np.abs(gap[threshold == found.threshold]).item() == pytest.approx(nearest.min(), **exactly)
+    assert found.threshold == threshold[1:][nearest <= nearest.min() + 1e-9].max()
 
 
 @hypothesis.given(clips(), st.sampled_from([1, 5, 60]))
 def test_rates_at_few_false_positives_are_the_best_allowed(rows, copies):
     label, score = (np.tile(column, copies) for column in rows)
     fake, real = score[label == 1], score[label == 0]
-    found = detection_metrics(label, score)
+    found = detection_metrics(label, score).metrics
     for name, rate in (("tpr_at_fpr_1", 0.01), ("tpr_at_fpr_01", 0.001)):
         allowed = [(fake >= t).mean() for t in score if (real >= t).sum() <= rate * len(real) + 1e-9]
-        assert found[name] == max(allowed, default=0.0)
+        assert getattr(found, name) == max(allowed, default=0.0)
 
 
 def test_as_many_false_positives_as_allowed_are_allowed():
     for reals in range(100, 3100, 100):
         label = np.repeat([0, 1], [reals, 1])
         score = np.append(np.arange(reals), reals - reals // 100).astype(float)  # reals // 100 of them at or above
-        assert detection_metrics(label, score)["tpr_at_fpr_1"] == 1.0
+        assert detection_metrics(label, score).metrics.tpr_at_fpr_1 == 1.0
         score[-1] -= 1  # one more
-        assert detection_metrics(label, score)["tpr_at_fpr_1"] == 0.0
+        assert detection_metrics(label, score).metrics.tpr_at_fpr_1 == 0.0
 
 
 @hypothesis.given(clips(both=False), st.sampled_from([-np.inf, -3.5, 0.0, 1.0, 2.5, np.inf]) | st.none())
-def test_decisions_are_those_of_scikit_learn(rows, threshold):
+def test_decisions_count_the_clips_at_the_threshold(rows, threshold):
     label, score = rows
-    found, known = detection_metrics(label, score, threshold), label >= 0
-    truth = label[known]
-    if not known.any() or (threshold is None and len(set(truth)) < 2):
-        assert found["accuracy"] is found["f1"] is found["threshold"] is None
+    found = detection_metrics(label, score, threshold)
+    known = label >= 0
+    if not known.any() or (threshold is None and len(set(label[known])) < 2):
+        assert found.metrics.accuracy is found.metrics.f1 is found.threshold is None
         return
-    assert threshold in (None, found["threshold"])
-    called = (score[known] >= found["threshold"]).astype(int)
-    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(truth, called), **exactly)
-    f1 = sklearn.metrics.f1_score(truth, called, zero_division=np.nan)
-    assert found["f1"] == (None if np.isnan(f1) else pytest.approx(f1, **exactly))
+    assert threshold in (None, found.threshold)
+    fake, called = label[known] == 1, score[known] >= found.threshold
+    assert found.metrics.accuracy == pytest.approx((fake == called).mean(), **exactly)
+    both = fake.sum() + called.sum()
+    assert found.metrics.f1 == (pytest.approx(2 * (fake & called).sum() / both, **exactly) if both else None)
+    kernel = of_kernel(label, score, found.threshold)[1]
+    assert kernel["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(fake, called), **exactly)
+    f1 = sklearn.metrics.f1_score(fake, called, zero_division=np.nan)
+    assert kernel["f1"] == pytest.approx(f1, **exactly, nan_ok=True)
 
 
 @hypothesis.given(clips(labels=(-1, 1), both=False), st.booleans())
 def test_an_absent_class_leaves_the_curves_undefined(rows, real):
     label, score = rows
     label = np.where(label == 1, 0, label) if real else label
-    found = detection_metrics(label, score, 0.0)
-    assert all(found[name] is None for name in ("auc", "ap", "eer", "tpr_at_fpr_1", "tpr_at_fpr_01"))
-    assert detection_metrics(label, score)["threshold"] is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scikit-learn's are not the user's
+        found = detection_metrics(label, score, 0.0)
+        assert detection_metrics(label, score).threshold is None
+        assert roc_auc(label, score) is average_precision(label, score) is None
+    metrics = found.metrics
+    assert metrics.auc is metrics.ap is metrics.eer is metrics.tpr_at_fpr_1 is metrics.tpr_at_fpr_01 is None
     known = bool((label >= 0).any())
-    assert (found["threshold"], found["accuracy"] is None) == ((0.0, False) if known else (None, True))
+    assert (found.threshold, metrics.accuracy is None) == ((0.0, False) if known else (None, True))
 
 
 def test_metrics_are_plain_numbers():
     found = detection_metrics(np.array([0, 1, 1]), np.array([0, 1, 2], np.float32))
-    assert {name: type(value) for name, value in found.items()} == {
-        **dict.fromkeys([*METRICS, "threshold"], float),
-        **dict.fromkeys(["real", "fake"], int),
-    }
+    assert {type(value) for value in [*vars(found.metrics).values(), found.threshold]} == {float}
+    assert {type(value) for value in (found.real, found.fake)} == {int}
 
 
 def test_nan_is_no_score():
@@ -141,7 +182,7 @@ def test_nan_is_no_score():
         detection_metrics(label, np.arange(4.0), float("nan"))
     with pytest.raises(AssertionError, match="a score is NaN"):
         delong_test(label, np.arange(4.0), score)
-    assert detection_metrics(np.array([0, -1, 1, 1]), score)["auc"] == 1.0
+    assert roc_auc(np.array([0, -1, 1, 1]), score) == 1.0
 
 
 @hypothesis.given(clips(), st.lists(st.sampled_from([-1, 0, 1]), max_size=8), st.data())
@@ -149,30 +190,31 @@ def test_no_scores_of_missing_clips_are_worse_than_the_worst(rows, missing, data
     (label, score), missing = rows, np.array(missing, np.int64)
     drawn = np.array(data.draw(st.lists(score_st, min_size=len(missing), max_size=len(missing))))
     untied = np.argsort(np.argsort(score)) - len(score) // 2.0  # among the drawn scores
-    for name, known in (("auc", score), ("auc", untied), ("ap", untied)):
-        found = detection_metrics(np.append(label, missing), np.append(known, drawn))
-        assert worst_case(label, known, missing)[name] <= found[name] + 1e-12
+    labels = np.append(label, missing)
+    for known in (score, untied):
+        assert worst_case(label, known, missing)[0] <= roc_auc(labels, np.append(known, drawn)) + 1e-12
+    assert worst_case(label, untied, missing)[1] <= average_precision(labels, np.append(untied, drawn)) + 1e-12
 
 
 def test_the_worst_case_has_missing_fakes_lowest_and_missing_reals_highest():
     label, score, missing = np.array([0, 1, 1, -1]), np.array([1.0, 1.0, np.inf, -9.0]), np.array([1, 0, -1, 1])
     truth, rank = [0, 1, 1, 1, 0, 1], [1, 1, 2, 0, 3, -1]
-    assert worst_case(label, score, missing) == {
-        "auc": pytest.approx(sklearn.metrics.roc_auc_score(truth, rank), **exactly),
-        "ap": pytest.approx(sklearn.metrics.average_precision_score(truth, rank), **exactly),
-    }
-    assert worst_case(label, score, missing[:0])["auc"] == detection_metrics(label, score)["auc"]
-    assert worst_case(label[1:3], score[1:3], missing[:1]) == {"auc": None, "ap": None}
+    assert worst_case(label, score, missing) == (
+        pytest.approx(sklearn.metrics.roc_auc_score(truth, rank), **exactly),
+        pytest.approx(sklearn.metrics.average_precision_score(truth, rank), **exactly),
+    )
+    assert worst_case(label, score, missing[:0])[0] == roc_auc(label, score)
+    assert worst_case(label[1:3], score[1:3], missing[:1]) == (None, None)
 
 
 def naive_intervals(label, score, threshold, resamples, seed):
     """Every resample made, measured and left out by itself."""
     label, score = label[label >= 0], score[label >= 0]
     if threshold is None:
-        threshold = detection_metrics(label, score)["threshold"]
+        threshold = detection_metrics(label, score).threshold
     drawn = np.random.default_rng(seed).integers(len(label), size=(resamples, len(label)))
     complete = [clips for clips in drawn if set(label[clips]) == set(label)]
-    found = [detection_metrics(label[clips], score[clips], threshold) for clips in complete]
+    found = [vars(detection_metrics(label[clips], score[clips], threshold).metrics) for clips in complete]
     columns = {name: [metrics[name] for metrics in found if metrics[name] is not None] for name in METRICS}
     return {name: np.percentile(column, [2.5, 97.5]) if column else None for name, column in columns.items()}
 
@@ -182,11 +224,11 @@ def naive_intervals(label, score, threshold, resamples, seed):
     ("real", "fake", "threshold"), [(20, 30, None), (2, 5, 0.5), (40, 1, None), (0, 9, 1.0), (9, 0, 1.5), (9, 0, 9.0)]
 )
 def test_intervals_equal_a_loop_over_resamples(monkeypatch, draws, real, fake, threshold):
-    monkeypatch.setattr(bootstrap, "DRAWS", draws)
+    monkeypatch.setattr(uncertainty, "DRAWS", draws)
     label, score = gaussian_clips(real, fake)
     order = np.random.default_rng(1).permutation(len(label) + 2)
     label, score = np.append(label, [-1, -1])[order], np.append(score.round(1), [0.1, 5.0])[order]
-    found = bootstrap_intervals(label, score, threshold, resamples=60, seed=3)
+    found = vars(bootstrap_intervals(label, score, threshold, resamples=60, seed=3))
     wanted = naive_intervals(label, score, threshold, resamples=60, seed=3)
     assert found.keys() == wanted.keys()
     for name, interval in wanted.items():
@@ -195,12 +237,12 @@ def test_intervals_equal_a_loop_over_resamples(monkeypatch, draws, real, fake, t
 
 def test_intervals_hold_their_estimates():
     label, score = gaussian_clips(400, 600)
-    metrics, intervals = detection_metrics(label, score), bootstrap_intervals(label, score)
-    for name, (low, high) in intervals.items():
-        assert low < metrics[name] < high, name
-    width = np.diff(intervals["auc"]).item()
+    metrics, intervals = detection_metrics(label, score).metrics, bootstrap_intervals(label, score)
+    for name, (low, high) in vars(intervals).items():
+        assert low < getattr(metrics, name) < high, name
+    width = np.diff(intervals.auc).item()
     comparison = delong_test(label, score, np.zeros(1000))  # against a constant: the variance of one AUC
-    assert width == pytest.approx(comparison.high - comparison.low, rel=0.1)
+    assert width == pytest.approx(np.diff(comparison.interval).item(), rel=0.1)
 
 
 def test_the_same_seed_draws_the_same_clips_for_every_method():
@@ -210,14 +252,14 @@ def test_the_same_seed_draws_the_same_clips_for_every_method():
     assert bootstrap_intervals(label, score, resamples=50, seed=1) != first
     # A method of other scores in the same order has the same curves in every resample, if it is given the same clips.
     other = bootstrap_intervals(label, np.exp(score), resamples=50)
-    assert other == {name: pytest.approx(interval, **exactly) for name, interval in first.items()}
-    reverse = bootstrap_intervals(label, -score, resamples=50)["auc"]
-    assert reverse == pytest.approx((1 - first["auc"][1], 1 - first["auc"][0]), **exactly)
+    assert vars(other) == {name: pytest.approx(interval, **exactly) for name, interval in vars(first).items()}
+    reverse = bootstrap_intervals(label, -score, resamples=50).auc
+    assert reverse == pytest.approx((1 - first.auc[1], 1 - first.auc[0]), **exactly)
 
 
 def test_intervals_of_nothing_are_undefined():
     for label in (np.zeros(0, np.int64), np.array([-1, -1]), np.array([1, 1])):
-        assert bootstrap_intervals(label, np.zeros(len(label))) == dict.fromkeys(METRICS)
+        assert vars(bootstrap_intervals(label, np.zeros(len(label)))) == dict.fromkeys(METRICS)
 
 
 def quadratic_delong(label, one, other):
@@ -242,12 +284,14 @@ def test_delong_equals_all_pairs(rows, more, seed):
         return
     difference, variance = quadratic_delong(label, one, other)
     assert found.difference == pytest.approx(difference, rel=0, abs=1e-10)
-    aucs = [detection_metrics(label, score)["auc"] for score in (one, other)]
+    aucs = [roc_auc(label, score) for score in (one, other)]
     assert found.difference == pytest.approx(aucs[0] - aucs[1], **exactly)
-    assert ((found.high - found.low) / 2 / 1.959963984540054) ** 2 == pytest.approx(variance, rel=0, abs=1e-10)
-    assert found.high + found.low == pytest.approx(2 * found.difference, **exactly)
+    low, high = found.interval
+    assert ((high - low) / 2 / 1.959963984540054) ** 2 == pytest.approx(variance, rel=0, abs=1e-10)
+    assert high + low == pytest.approx(2 * found.difference, **exactly)
     reverse = delong_test(label, other, one)
-    assert reverse == pytest.approx((-found.difference, -found.high, -found.low, found.p_value), **exactly)
+    assert reverse.interval == pytest.approx((-high, -low), **exactly)
+    assert (reverse.difference, reverse.p_value) == pytest.approx((-found.difference, found.p_value), **exactly)
 
 
 def test_delong_is_calibrated():
@@ -264,13 +308,13 @@ def test_delong_is_calibrated():
     ):  # methods equally good: as many p-values below as the level says, within 4 standard errors
         assert abs((p_value < level).mean() - level) < 4 * np.sqrt(level * (1 - level) / 1000)
     for test in found:
-        assert (test.p_value < 0.05) == (not test.low <= 0 <= test.high)
+        assert (test.p_value < 0.05) == (not test.interval[0] <= 0 <= test.interval[1])
 
 
 def test_delong_without_variance_is_certain():
     label, score = gaussian_clips(20, 20)
-    assert delong_test(label, score, score) == (0.0, 0.0, 0.0, 1.0)
-    assert delong_test(label, label * 1.0, -label * 1.0) == (1.0, 1.0, 1.0, 0.0)
+    assert delong_test(label, score, score) == DeLong(0.0, (0.0, 0.0), 1.0)
+    assert delong_test(label, label * 1.0, -label * 1.0) == DeLong(1.0, (1.0, 1.0), 0.0)
 
 
 @pytest.mark.parametrize("label", [[], [0, 0, -1], [1, 1, 1], [0, 0, 1]])

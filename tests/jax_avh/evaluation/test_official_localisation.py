@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from avh_shards import ClipMeta, offsets
-from jax_avh.evaluation.localisation import localisation
-from jax_avh.evaluation.segment_metrics import AP_IOU, AR_PROPOSALS, localisation_metrics
+from jax_avh.evaluation.localisation import AP_IOU, AR_PROPOSALS, SegmentMetrics, localisation, segment_metrics
 from jax_avh.evaluation.submission import write_submission
 from jax_avh.inference.score_file import ScoreTable
 
@@ -44,11 +43,11 @@ def official():
         _fetch(folder)
     module = next(folder.rglob("_evaluation*.so"))
 
-    def run(cases: list[Path]) -> list[dict[str, dict[str, float]]]:
+    def run(cases: list[Path]) -> list[SegmentMetrics]:
         command = [sys.executable, "-c", PROGRAM, str(module), json.dumps(SETTINGS), *map(str, cases)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
-        return [_by_name(json.loads(line)) for line in result.stdout.splitlines()]
+        return [_typed(json.loads(line)) for line in result.stdout.splitlines()]
 
     return run
 
@@ -65,12 +64,17 @@ def _fetch(folder: Path) -> None:
             target.rename(folder)
 
 
-def _by_name(metrics: dict) -> dict[str, dict[str, float]]:
+def _typed(metrics: dict) -> SegmentMetrics:
     """Its thresholds are float32: 0.9 comes back as 0.8999999761581421."""
-    return {
-        "ap": {str(round(float(name), 4)): value for name, value in metrics["ap"].items()},
-        "ar": metrics["ar"],
-    }
+    return SegmentMetrics(
+        ap={round(float(name), 4): value for name, value in metrics["ap"].items()},
+        ar={int(name): value for name, value in metrics["ar"].items()},
+    )
+
+
+def assert_close(ours: SegmentMetrics, expected: SegmentMetrics) -> None:
+    assert ours.ap == pytest.approx(expected.ap, abs=1e-6)
+    assert ours.ar == pytest.approx(expected.ar, abs=1e-6)
 
 
 def write_truth(folder: Path, truth: dict) -> None:
@@ -102,9 +106,8 @@ def test_average_precision_and_recall_equal_the_official_ones(tmp_path, official
         (folder / "prediction.json").write_text(json.dumps({file: rows.tolist() for file, rows in found.items()}))
         write_truth(folder, truth)
     for (found, truth), expected in zip(cases.values(), official(list(cases)), strict=True):
-        ours = localisation_metrics(found, truth)
-        for name in ("ap", "ar"):
-            assert ours[name] == pytest.approx(expected[name], abs=1e-6)
+        ours = segment_metrics(found, truth)
+        assert_close(ours, expected)
 
 
 @pytest.mark.slow
@@ -128,7 +131,6 @@ def test_a_submission_scores_officially_what_our_table_says(tmp_path, official):
         archive.extract("prediction.json", tmp_path)
     write_truth(tmp_path, truth)
     (expected,) = official([tmp_path])
-    ours = localisation(table)
-    assert ours["ap"]["0.5"] > 0.5
-    for name in ("ap", "ar"):
-        assert ours[name] == pytest.approx(expected[name], abs=1e-6)
+    _, ours = localisation(table)
+    assert ours.ap[0.5] > 0.5
+    assert_close(ours, expected)

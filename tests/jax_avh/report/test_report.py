@@ -13,14 +13,21 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from avh_shards import FRAME_RATE, ClipMeta, UserError, offsets
-from jax_avh.evaluation.metrics import detection_metrics, precision_recall_points, roc_points
-from jax_avh.evaluation.results import Entry, Evaluation
+from jax_avh.evaluation.metrics import METRICS, DetectionMetrics, detection_metrics, precision_recall_points, roc_points
+from jax_avh.evaluation.results import (
+    Comparison,
+    Coverage,
+    Evaluation,
+    EvaluationMetrics,
+    Localisation,
+    Result,
+    ScoredSet,
+)
 from jax_avh.inference.pooling import POOLINGS
 from jax_avh.inference.score_file import ScoreTable, write_scores
 from jax_avh.report import charts, video
-from jax_avh.report.comparison import render_report
+from jax_avh.report.comparison import render_report, timed
 from jax_avh.report.page import format_number, value_at
-from jax_avh.report.pictures import timed
 from jax_avh.report.results import write_results
 from jax_avh.report.video import VideoVerdict, write_video_page
 from tests.browser import DESKTOP, PHONE, opened
@@ -46,7 +53,7 @@ def made_clips(count: int, rng: np.random.Generator) -> tuple[ClipMeta, ...]:
     return tuple(clips)
 
 
-def made_entry(clips: tuple[ClipMeta, ...], method: str, trimmed: bool | None, dataset: str = "FakeAVCeleb") -> Entry:
+def made_set(clips: tuple[ClipMeta, ...], method: str, trimmed: bool | None, dataset: str = "FakeAVCeleb") -> ScoredSet:
     """Scores as such methods give them: silence knows all of untrimmed clips and nothing of trimmed ones."""
     rng = np.random.default_rng([METHODS.index(method), trimmed is True, len(clips)])
     label = np.array([clip.label for clip in clips])
@@ -63,7 +70,7 @@ def made_entry(clips: tuple[ClipMeta, ...], method: str, trimmed: bool | None, d
         )
         frame = (noise + strength * fake).astype(np.float32)
         clip = POOLINGS[OWN](frame, offset)
-    return Entry(dataset, method, trimmed, ScoreTable(method, clips, offset, frame, clip.astype(np.float32), {}))
+    return ScoredSet(dataset, method, trimmed, ScoreTable(method, clips, offset, frame, clip.astype(np.float32), {}))
 
 
 def _fake_frames(clip: ClipMeta, length: int) -> np.ndarray:
@@ -72,67 +79,67 @@ def _fake_frames(clip: ClipMeta, length: int) -> np.ndarray:
     return clip.label * sum((seconds >= start) & (seconds < end) for start, end in stretches)
 
 
-def made_metrics(entries: tuple[Entry, ...]) -> dict[str, object]:
+def made_metrics(scored_sets: tuple[ScoredSet, ...], warnings: tuple[str, ...]) -> EvaluationMetrics:
     """Numbers as an evaluation finds them; intervals, p-values and localisation are made up."""
-    found = {"resamples": 1000, "confidence": 0.95, "warnings": [], **{name: [] for name in LISTS}}
-    for entry in entries:
-        place = {"dataset": entry.dataset, "method": entry.method, "trimmed": entry.trimmed}
-        poolings = ("clip",) if entry.table.frame is None else (OWN, *(name for name in POOLINGS if name != OWN))
+    found = EvaluationMetrics(1000, 0.95, list(warnings), [], [], [], [])
+    for scored in scored_sets:
+        place = {"dataset": scored.dataset, "method": scored.method, "trimmed": scored.trimmed}
+        poolings = ("clip",) if scored.table.frame is None else (OWN, *(name for name in POOLINGS if name != OWN))
         for pooling in poolings:
             own = pooling in (OWN, "clip")
-            score = entry.score if own else POOLINGS[pooling](entry.table.frame, entry.table.offset)
-            for group, value, chosen in _groups(entry, own):
+            score = scored.score if own else POOLINGS[pooling](scored.table.frame, scored.table.offset)
+            for group, value, chosen in _groups(scored, own):
                 fixed = {"pooling": pooling, "own": own, "group": group, "value": value}
-                found["results"].append(place | fixed | _result(entry.label[chosen], score[chosen]))
-        counts = {"listed": len(entry.clips) + 3, "scored": len(entry.clips), "failed": 2, "missing": 1}
-        covered = {name: found["results"][-1]["metrics"][name] for name in ("auc", "ap")}
+                found.results.append(Result(**place, **fixed, **_result(scored.label[chosen], score[chosen])))
+        counts = {"listed": len(scored.clips) + 3, "scored": len(scored.clips), "failed": 2, "missing": 1}
+        covered = {name: getattr(found.results[-1].metrics, name) for name in ("auc", "ap")}
         worst = {f"worst_case_{name}": value and 0.98 * value for name, value in covered.items()}
-        found["coverage"].append(place | counts | covered | worst)
-        if entry.table.frame is not None:
-            ap, ar = {"0.5": 0.31, "0.75": 0.0721, "0.95": 0.0}, {"50": 0.5512, "10": 0.4}
+        found.coverage.append(Coverage(**place, **counts, **covered, **worst))
+        if scored.table.frame is not None:
+            ap, ar = {0.5: 0.31, 0.75: 0.0721, 0.95: 0.0}, {50: 0.5512, 10: 0.4}
             frames = {"frame_auc": 0.7312, "frame_ap": 0.41, "clip_auc": None}
-            found["localisation"].append(place | frames | {"ap": ap, "ar": ar, "left_out": 7})
-    for one, other in itertools.pairwise(entries):
+            found.localisation.append(Localisation(**place, **frames, ap=ap, ar=ar, left_out=7))
+    for one, other in itertools.pairwise(scored_sets):
         if (one.dataset, one.trimmed) == (other.dataset, other.trimmed):
-            pair = {"dataset": one.dataset, "trimmed": one.trimmed, "one": one.method, "other": other.method}
-            numbers = {"clips": len(one.clips), "difference": -0.0312, "interval": [-0.05, -0.0121], "p_value": 3.2e-7}
-            found["comparisons"].append(pair | numbers)
+            numbers = {"clips": len(one.clips), "difference": -0.0312, "interval": (-0.05, -0.0121), "p_value": 3.2e-7}
+            found.comparisons.append(Comparison(one.dataset, one.trimmed, one.method, other.method, **numbers))
     return found
 
 
-def _groups(entry: Entry, own: bool):
-    yield "all", "", np.ones(len(entry.clips), bool)
-    real = entry.label == 0
+def _groups(scored: ScoredSet, own: bool):
+    yield "all", "", np.ones(len(scored.clips), bool)
+    real = scored.label == 0
     if own:
-        for category in sorted({clip.category for clip in entry.clips if clip.label == 1}):
-            yield "category", category, real | [clip.category == category for clip in entry.clips]
-        for split in sorted({clip.split for clip in entry.clips}):
-            yield "split", split, np.array([clip.split == split for clip in entry.clips])
+        for category in sorted({clip.category for clip in scored.clips if clip.label == 1}):
+            yield "category", category, real | [clip.category == category for clip in scored.clips]
+        for split in sorted({clip.split for clip in scored.clips}):
+            yield "split", split, np.array([clip.split == split for clip in scored.clips])
 
 
 def _result(label: np.ndarray, score: np.ndarray) -> dict[str, object]:
-    metrics = detection_metrics(label, score)
-    counts = {name: metrics.pop(name) for name in ("threshold", "real", "fake")}
-    intervals = {name: _interval(metrics[name]) for name in ("auc", "ap", "eer")}
+    found = detection_metrics(label, score)
+    intervals = dict.fromkeys(METRICS) | {
+        name: _interval(getattr(found.metrics, name)) for name in ("auc", "ap", "eer")
+    }
     rule = "where misses and false alarms are equal, on the same clips"
-    return counts | {"threshold_rule": rule, "metrics": metrics, "intervals": intervals}
+    return vars(found) | {"threshold_rule": rule, "intervals": DetectionMetrics(**dict.fromkeys(METRICS) | intervals)}
 
 
-def _interval(value: float | None) -> list[float] | None:
-    return None if value is None else [0.97 * value, min(1.0, 1.02 * value)]
+def _interval(value: float | None) -> tuple[float, float] | None:
+    return None if value is None else (0.97 * value, min(1.0, 1.02 * value))
 
 
-def made_evaluation(entries: tuple[Entry, ...], warnings: tuple[str, ...] = ()) -> Evaluation:
-    return Evaluation(made_metrics(entries) | {"warnings": list(warnings)}, entries)
+def made_evaluation(scored_sets: tuple[ScoredSet, ...], warnings: tuple[str, ...] = ()) -> Evaluation:
+    return Evaluation(made_metrics(scored_sets, warnings), scored_sets)
 
 
 def full_evaluation(count: int = 240) -> Evaluation:
     """Three methods, untrimmed and trimmed, with categories, splits and fake stretches; one of another data set."""
     clips = made_clips(count, np.random.default_rng(0))
-    entries = [made_entry(clips, method, trimmed) for trimmed in (False, True) for method in METHODS]
-    other = made_entry(clips[:40], "silence", None, "AV-Deepfake1M")
+    scored_sets = [made_set(clips, method, trimmed) for trimmed in (False, True) for method in METHODS]
+    other = made_set(clips[:40], "silence", None, "AV-Deepfake1M")
     warnings = ("FakeAVCeleb, silence: 3 clips of the list have no score; worst case under Coverage.",)
-    return made_evaluation((*entries, other), warnings)
+    return made_evaluation((*scored_sets, other), warnings)
 
 
 @pytest.fixture(scope="session")
@@ -157,6 +164,11 @@ def numbers_of(tree: object, pointer: str) -> dict[str, float | int | None]:
 def printed(page) -> list[tuple[str, str]]:
     """All numbers of a page with their data-keys."""
     return page.evaluate("[...document.querySelectorAll('[data-key]')].map(n => [n.dataset.key, n.textContent])")
+
+
+def as_json(metrics: EvaluationMetrics) -> dict:
+    """The contents of metrics.json."""
+    return json.loads(json.dumps(dataclasses.asdict(metrics)))
 
 
 def check_numbers(page, metrics: dict) -> None:
@@ -191,8 +203,8 @@ def check_look(page, width: int) -> None:
 def test_every_number_of_the_report_is_that_of_metrics_json(browser, report):
     evaluation, path = report
     with opened(browser, path) as page:
-        check_numbers(page, evaluation.metrics)
-        assert evaluation.metrics["warnings"][0] in page.locator(".alarm").inner_text()
+        check_numbers(page, as_json(evaluation.metrics))
+        assert evaluation.metrics.warnings[0] in page.locator(".alarm").inner_text()
 
 
 def test_every_number_of_real_results_is_printed(browser, tmp_path):
@@ -200,7 +212,7 @@ def test_every_number_of_real_results_is_printed(browser, tmp_path):
     clips = made_clips(40, np.random.default_rng(1))
     files = []
     for method, trimmed in itertools.product(METHODS[:2], (False, True)):
-        table = made_entry(clips[:36], method, trimmed).table
+        table = made_set(clips[:36], method, trimmed).table
         attributes = {"dataset": "FakeAVCeleb", "trimmed": trimmed} | ({} if table.frame is None else {"pooling": OWN})
         files.append(tmp_path / f"{method}{trimmed}.h5")
         write_scores(dataclasses.replace(table, attributes=attributes), files[-1])
@@ -229,7 +241,7 @@ def test_the_report_fits_the_window_and_its_colours_the_scheme(browser, report):
 
 
 def test_the_report_is_the_same_each_time(tmp_path):
-    evaluation = made_evaluation((made_entry(made_clips(5, np.random.default_rng(0)), "avh_align", True),))
+    evaluation = made_evaluation((made_set(made_clips(5, np.random.default_rng(0)), "avh_align", True),))
     for name in ("one.html", "two.html"):
         (tmp_path / name).write_text(render_report(evaluation), encoding="utf-8")
     text = (tmp_path / "one.html").read_text()
@@ -241,7 +253,7 @@ def test_the_report_is_the_same_each_time(tmp_path):
 def test_names_are_text_and_run_nothing(browser, tmp_path):
     clips = [ClipMeta(f"{n}{NASTY}", n % 2, NASTY, NASTY) for n in range(4)]
     table = ScoreTable(NASTY, tuple(clips), np.arange(5), *[np.arange(4, dtype=np.float32)] * 2, {})
-    evaluation = made_evaluation((Entry(NASTY, NASTY, None, table),), (NASTY,))
+    evaluation = made_evaluation((ScoredSet(NASTY, NASTY, None, table),), (NASTY,))
     (tmp_path / "report.html").write_text(render_report(evaluation), encoding="utf-8")
     with opened(browser, tmp_path / "report.html") as page:
         check_look(page, DESKTOP[0])
@@ -257,11 +269,11 @@ def test_names_are_text_and_run_nothing(browser, tmp_path):
     ids=["one real clip", "fakes alone", "no frame scores", "one fake without"],
 )
 def test_little_is_shown_as_little(browser, tmp_path, chosen, method):
-    evaluation = made_evaluation((made_entry(made_clips(8, np.random.default_rng(0))[chosen], method, None),))
-    defined = evaluation.metrics["results"][0]["metrics"]["auc"] is not None
+    evaluation = made_evaluation((made_set(made_clips(8, np.random.default_rng(0))[chosen], method, None),))
+    defined = evaluation.metrics.results[0].metrics.auc is not None
     (tmp_path / "report.html").write_text(render_report(evaluation), encoding="utf-8")
     with opened(browser, tmp_path / "report.html", PHONE) as page:
-        check_numbers(page, evaluation.metrics)
+        check_numbers(page, as_json(evaluation.metrics))
         check_look(page, PHONE[0])
         assert ("ROC, trimming not known" in page.content()) == defined
         assert ("most sure" in page.content()) == (method != "silence")
@@ -271,8 +283,8 @@ def test_little_is_shown_as_little(browser, tmp_path, chosen, method):
 
 def test_methods_may_have_scored_other_clips(tmp_path):
     clips = made_clips(16, np.random.default_rng(0))
-    entries = made_entry(clips[:8], METHODS[0], True), made_entry(clips[8:], METHODS[2], True)
-    (tmp_path / "report.html").write_text(render_report(made_evaluation(entries)), encoding="utf-8")
+    scored_sets = made_set(clips[:8], METHODS[0], True), made_set(clips[8:], METHODS[2], True)
+    (tmp_path / "report.html").write_text(render_report(made_evaluation(scored_sets)), encoding="utf-8")
     shown = re.findall(r"<h5>(\S+), score", (tmp_path / "report.html").read_text())
     assert len(shown) == len(set(shown)) == 2 + 4  # the two real clips are both the lowest and the highest
     assert set(shown) <= {clip.path for clip in clips[:8]}
@@ -282,15 +294,15 @@ def test_an_evaluation_of_numbers_alone_is_shown(browser, report, tmp_path):
     metrics = report[0].metrics
     (tmp_path / "report.html").write_text(render_report(Evaluation(metrics, ())), encoding="utf-8")
     with opened(browser, tmp_path / "report.html") as page:
-        check_numbers(page, metrics)
+        check_numbers(page, as_json(metrics))
 
 
 def test_the_first_six_methods_with_frame_scores_are_drawn_over_time():
     clips = made_clips(4, np.random.default_rng(0))
-    made = [made_entry(clips, "avh_align", trimmed) for trimmed in (False, True)]
-    many = [dataclasses.replace(entry, method=f"m{n}") for n in range(9) for entry in made]
-    drawn = timed([made_entry(clips, "silence", False), *many])
-    assert [entry.method for entry in drawn] == [f"m{n}" for n in range(6) for _ in made]
+    made = [made_set(clips, "avh_align", trimmed) for trimmed in (False, True)]
+    many = [dataclasses.replace(scored, method=f"m{n}") for n in range(9) for scored in made]
+    drawn = timed([made_set(clips, "silence", False), *many])
+    assert [scored.method for scored in drawn] == [f"m{n}" for n in range(6) for _ in made]
 
 
 @hypothesis.given(st.integers(2, 3000), st.integers(0, 99))
@@ -336,7 +348,7 @@ def test_numbers_are_printed_with_four_decimals():
         1234.5: "1234.5000",
     }
     assert {value: format_number(value) for value in texts} == texts
-    assert value_at({"a": [{"b": None}, {"b": 3}]}, "a/1/b") == 3
+    assert value_at({"a": [{"b": None}, {0.5: 3}]}, "a/1/0.5") == 3
 
 
 @pytest.fixture(scope="session")
