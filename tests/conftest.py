@@ -36,7 +36,7 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # machines diffe
 hypothesis.settings.load_profile("untimed")
 
 TESTDATA = Path(__file__).parent / "testdata"  # official outputs on rule-made weights and clips; see its README
-SHARED = Path(__file__).parents[2] / "shared" / "fixtures"  # larger ones, where they are at hand
+SHARED = Path(__file__).parents[2] / "shared" / "fixtures"  # those too large for a repository, where available
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,12 +55,13 @@ def browser():
 
 @pytest.fixture(scope="session")
 def shared():
-    """A function: the path of a large fixture; skips where it is absent."""
+    """A function: the path of an official output; skips where a large one is absent."""
 
     def path(name: str) -> Path:
-        if not (SHARED / name).exists():
-            pytest.skip(f"the fixture {name} is not at hand")
-        return SHARED / name
+        found = [root / name for root in (TESTDATA, SHARED) if (root / name).exists()]
+        if not found:
+            pytest.skip(f"the fixture {name} is not available")
+        return found[0]
 
     return path
 

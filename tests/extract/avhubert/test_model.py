@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from extract.avhubert import AVHubert, AVHubertConfig
+from extract.avhubert import AVHubert, AVHubertConfig, load_avhubert
 from tests import rules
 from tests.conftest import TESTDATA
 
@@ -13,10 +13,15 @@ MIDDLE_LAYER = {"tiny": 1, "base": 6}
 
 
 @pytest.fixture(scope="module", params=["tiny", "base"])
-def filled(request):
-    """(size, rule-filled network, official outputs)."""
-    network = AVHubert(getattr(AVHubertConfig, request.param)())
-    network.load_state_dict(rules.encoder_weights(network))
+def filled(request, tmp_path_factory):
+    """(size, rule-filled network, official outputs); the tiny network comes out of a file in the official form."""
+    if request.param == "tiny":
+        path = tmp_path_factory.mktemp("official") / "tiny.pt"
+        torch.save(rules.encoder_checkpoint(True, rules.TINY_SETTINGS, torch.float32), path)
+        network = load_avhubert(path)
+    else:
+        network = AVHubert(getattr(AVHubertConfig, request.param)())
+        network.load_state_dict(rules.encoder_weights(network))
     return request.param, network, np.load(TESTDATA / f"fill_{request.param}.npz")
 
 

@@ -205,16 +205,22 @@ def test_weights_of_another_width_have_no_official_form(tmp_path):
         convert_weights(tmp_path / "w.safetensors", tmp_path / "w.pt")
 
 
-def test_official_weights_score_as_recorded_and_come_back_equal(shared, rule_shards, tmp_path):
-    official = shared("training/avh_align_official.pt")
+@pytest.mark.parametrize("trained", [False, True], ids=["rule-made", "trained"])
+def test_official_weights_score_as_recorded_and_come_back_equal(shared, rule_shards, tmp_path, trained):
+    official = shared("training/avh_align_official.pt") if trained else tmp_path / "official.pt"
+    if not trained:
+        weights = {name: torch.from_numpy(value) for name, value in rules.alignment_weights().items()}
+        torch.save({"epoch": 0, "state_dict": weights, "args": argparse.Namespace(tau=15)}, official)
     convert_weights(official, tmp_path / "w.safetensors")
     record = json.loads((TESTDATA / "training.json").read_text())["lr1e-3"]
     table = score_shards(rule_shards["test"], tmp_path / "s.h5", weights=tmp_path / "w.safetensors")
+    recorded = {path: score for path, _, score in record["scores" if trained else "initial_scores"]}
     for clip, value in zip(table.clips, table.clip, strict=True):
-        assert value == pytest.approx({p: s for p, _, s in record["scores"]}[clip.path], abs=1e-3)
+        assert value == pytest.approx(recorded[clip.path], abs=1e-3)
     n = [clip.path for clip in table.clips].index("test/c03.mp4")
     frame = table.frame[slice(*table.offset[n : n + 2])]
-    np.testing.assert_allclose(frame, record["frame_scores_test/c03.mp4"], rtol=0, atol=1e-3)
+    if trained:
+        np.testing.assert_allclose(frame, record["frame_scores_test/c03.mp4"], rtol=0, atol=1e-3)
     assert POOLINGS["logsumexp"](frame) == pytest.approx(table.clip[n], rel=1e-6)
     convert_weights(tmp_path / "w.safetensors", tmp_path / "back.pt")
     with torch.serialization.safe_globals([argparse.Namespace]):
