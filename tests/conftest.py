@@ -2,12 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ |= dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+)  # workers run in parallel
 
 from jaxtyping import install_import_hook
 
@@ -25,7 +26,7 @@ from avh_shards import UserError
 from extract.avhubert import AVHubert, AVHubertConfig
 from tests import rules
 from tests.browser import running_browser
-from tests.forks import Forks
+from tests.forks import Forks, forks
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -41,9 +42,10 @@ SHARED = Path(__file__).parents[2] / "shared" / "fixtures"  # those too large fo
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """Frees a module's compiled programs: a process may hold 65,530 pieces of memory, of which each takes many."""
+    """Frees compiled programs when they are many: a process may hold 65,530 memory maps, of which each takes some."""
     yield
-    jax.clear_caches()
+    if Path("/proc/self/maps").read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -98,21 +100,12 @@ def rule_shards(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def fork():
-    """A function that runs a command in a fork of a loaded interpreter: (exit status, what it printed)."""
-    forks = Forks()
-    yield forks
-    forks.close()
+def launch() -> Forks:
+    """Runs a command, in a fork of a loaded interpreter: (exit status, what it printed, errors last)."""
+    return forks()
 
 
-@pytest.fixture
-def launch():
-    """A function that runs a command in a process of its own: (exit status, what it printed)."""
-
-    def run(command: str, *arguments: str) -> tuple[int, str]:
-        result = subprocess.run(
-            [sys.executable, "-m", f"launch.{command}", *arguments], capture_output=True, text=True, timeout=300
-        )
-        return result.returncode, result.stdout + result.stderr
-
-    return run
+@pytest.fixture(scope="session")
+def fork(launch) -> Forks:
+    """The same."""
+    return launch

@@ -1,54 +1,163 @@
 """Commands in forks of one interpreter that has loaded every library: they cost no seconds of imports."""
 
+import atexit
+import functools
+import importlib
 import json
+import os
+import runpy
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
 
-SERVER = """
-import json, os, pkgutil, runpy, sys, tempfile
-import apps.demo, apps.detect, apps.paper.run, apps.simulate.shards, apps.sweep
-import extract.run.ray, extract.check.parity, extract.check.shards, extract.check.clip_list, extract.convert.weights
-import jax_avh.evaluation.submission, jax_avh.audit.report, jax_avh.training
-for line in sys.stdin:
-    command, *arguments = json.loads(line)
-    with tempfile.TemporaryFile() as file:
-        if not (child := os.fork()):
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            sys.argv = [command, *arguments]
-            status = 1
-            try:
-                runpy.run_module(f"launch.{command}", run_name="__main__", alter_sys=True)
-                status = 0
-            except SystemExit as end:
-                status = end.code or 0
-            except BaseException as error:
-                sys.excepthook(type(error), error, error.__traceback__)
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        file.seek(0)
-        print(json.dumps([status, file.read().decode()]), flush=True)
+ROOT = Path(__file__).parents[1]
+LIBRARIES = """
+    apps.demo apps.detect apps.paper.run apps.simulate.shards apps.sweep
+    extract.run.ray extract.check.parity extract.check.shards extract.check.clip_list extract.convert.weights
+    jax_avh.evaluation.submission jax_avh.audit.report jax_avh.training
 """
 
 
+class Forked:
+    """A running command, with the part of `subprocess.Popen` that tests use."""
+
+    def __init__(self, server: "Forks", pid: int):
+        self.pid, self.returncode, self._server = pid, None, server
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._server.ask({"poll": self.pid})
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        """Waits for the end.
+
+        Raises:
+          subprocess.TimeoutExpired: it did not end in `timeout` seconds.
+        """
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 class Forks:
-    """Runs commands: (exit status, what it printed)."""
+    """The loaded interpreter, in a process of its own."""
 
     def __init__(self):
         self._server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-W", "ignore", "-m", "tests.forks"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
         )
 
-    def __call__(self, command: str, *arguments: str) -> tuple[int, str]:
-        self._server.stdin.write(json.dumps([command, *arguments]) + "\n")
+    def __call__(self, command: str, *arguments: object) -> tuple[int, str]:
+        """Runs a command to its end: (exit status, what it printed, errors last)."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder, name) for name in ("output", "errors")]
+            status = self.start(command, *arguments, stdout=files[0], stderr=files[1]).wait()
+            return status, "".join(file.read_text() for file in files)
+
+    def start(
+        self,
+        command: str,
+        *arguments: object,
+        stdout: Path = Path(os.devnull),
+        stderr: Path = Path(os.devnull),
+        environment: dict[str, str] | None = None,
+        start_new_session: bool = False,
+    ) -> Forked:
+        """Starts a command in the working directory and environment of this moment; its output is appended to files."""
+        request = {
+            "command": [command, *map(str, arguments)],
+            "files": [str(stdout), str(stderr)],
+            "environment": os.environ | (environment or {}),
+            "folder": str(Path.cwd()),
+            "session": start_new_session,
+        }
+        return Forked(self, self.ask(request))
+
+    def ask(self, request: dict) -> int | None:
+        """Sends a request, returns the answer."""
+        self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
-        status, output = json.loads(self._server.stdout.readline())
-        return status, output
+        return json.loads(self._server.stdout.readline())
 
     def close(self) -> None:
         self._server.stdin.close()
         self._server.stdout.close()
         self._server.wait(timeout=60)
+
+
+@functools.cache
+def forks() -> Forks:
+    """The one of this process; ends with it."""
+    server = Forks()
+    atexit.register(server.close)
+    return server
+
+
+def serve() -> None:
+    """Answers requests: starts commands, tells whether they have ended."""
+    for name in LIBRARIES.split():
+        importlib.import_module(name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "poll" in request:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        else:
+            answer = os.fork()
+            if not answer:
+                become(**request)
+        print(json.dumps(answer), flush=True)
+
+
+def become(command: list[str], files: list[str], environment: dict[str, str], folder: str, session: bool) -> None:
+    """Turns a fork into a process of a command; never returns."""
+    if session:
+        os.setsid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    import jax  # has read the environment of the server
+
+    jax.config.update("jax_platforms", environment.get("JAX_PLATFORMS"))
+    jax.config.update("jax_enable_x64", environment.get("JAX_ENABLE_X64") == "1")
+    sys.argv = command
+    status = 1
+    try:
+        runpy.run_module(f"launch.{command[0]}", run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    serve()

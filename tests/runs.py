@@ -1,19 +1,17 @@
 """Training runs in processes of their own, on any number of CPU devices and processes."""
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 from jax_avh.training.log import read_metrics
+from tests.forks import Forked, forks
 
 
 def start_training(
     workdir: Path, processes: int = 1, devices: int = 1, x64: bool = False, **settings: object
-) -> list[subprocess.Popen]:
+) -> list[Forked]:
     """Starts the command; each process has so many devices. Settings are fields of the configuration."""
-    environment = os.environ | {
+    environment = {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_ENABLE_X64": str(int(x64)),
     }
@@ -25,14 +23,12 @@ def start_training(
     started = []
     for process in range(processes):
         own = [f"--process_id={process}"] if processes > 1 else []
-        command = [sys.executable, "-m", "launch.train", *flags, *own]
-        log = Path(f"{workdir}.{process}.log").open("a")  # noqa: SIM115 (the process holds it)
-        started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
-        log.close()
+        log = Path(f"{workdir}.{process}.log")
+        started.append(forks().start("train", *flags, *own, stdout=log, stderr=log, environment=environment))
     return started
 
 
-def finish(started: list[subprocess.Popen], workdir: Path) -> None:
+def finish(started: list[Forked], workdir: Path) -> None:
     """Waits until all have ended well."""
     for number, process in enumerate(started):
         assert process.wait(timeout=300) == 0, Path(f"{workdir}.{number}.log").read_text()

@@ -9,6 +9,7 @@ import numpy as np
 
 from avh_shards import list_shards, open_shard
 from tests.conftest import TESTDATA
+from tests.forks import Forked, forks
 
 
 def make_media(folder: Path, clips: int) -> Path:
@@ -22,13 +23,20 @@ def make_media(folder: Path, clips: int) -> Path:
     return clip_list
 
 
-def start_extract(media: Path, avhubert: Path, output: object, **flags: object) -> subprocess.Popen:
+def start_extract(
+    media: Path, avhubert: Path, output: object, cluster: str = "none", **flags: object
+) -> Forked | subprocess.Popen:
     """Starts the command on such a folder, two clips a shard."""
     flags = {"clips": media.with_suffix(".csv"), "media": media, "avhubert": avhubert, "output": output} | flags
-    flags |= {"input": "roi", "clips_per_shard": 2}
-    command = [sys.executable, "-m", "launch.extract", *(f"--{k}={v}" for k, v in flags.items())]
-    with media.with_suffix(".err").open("a") as errors:  # shown by pytest's own folder when a run fails
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+    flags |= {"input": "roi", "clips_per_shard": 2, "cluster": cluster}
+    arguments = [f"--{name}={value}" for name, value in flags.items()]
+    errors = media.with_suffix(".err")  # shown by pytest's own folder when a run fails
+    if cluster == "none":
+        return forks().start("extract", *arguments, stderr=errors)
+    with errors.open("a") as file:  # Ray wants a process of its own
+        return subprocess.Popen(
+            [sys.executable, "-m", "launch.extract", *arguments], stdout=subprocess.DEVNULL, stderr=file
+        )
 
 
 def assert_same_set(one, other) -> None:
