@@ -62,17 +62,21 @@ def test_a_video_is_scored_and_a_bad_one_named(
     assert "face in 100 % of frames" in lines[0]
 
 
-def test_verdicts_warn_of_few_and_of_several_faces(tmp_path, real_clips, tiny_checkpoint, narrow_weights, capsys):
+def test_verdicts_warn_of_few_and_of_several_faces(tmp_path, real_clips, tiny_checkpoint, narrow_weights, launch):
     """Frames with none are scored; of a group, one face."""
     frames = read_frames(real_clips["testMovie"])[:10]
     blank = list(np.zeros_like(np.repeat(frames, 2, axis=0)))
     write_media(tmp_path / "few.mp4", [*frames[:4], *blank[:16]], sound=tone(0.8))
     write_media(tmp_path / "two.mp4", [np.hstack([frame, frames[0]]) for frame in frames], sound=tone(0.4))
     videos = [str(tmp_path / "few.mp4"), str(tmp_path / "two.mp4")]
-    assert detect(videos, str(tiny_checkpoint), str(narrow_weights), tmp_path / "v.json") == 0
+    flags = {"avhubert": tiny_checkpoint, "weights": narrow_weights, "json": tmp_path / "v.json"}
+    flags["pages"] = tmp_path / "pages"
+    status, output = launch("detect", *videos, *(f"--{name}={value}" for name, value in flags.items()))
+    assert status == 0, output
+    assert {page.name for page in (tmp_path / "pages").iterdir()} == {"few.html", "two.html"}
     few, two = json.loads((tmp_path / "v.json").read_text())
     assert (few["face_share"], few["several_faces"], two["face_share"], two["several_faces"]) == (0.2, 0, 1, 1)
-    first, second = capsys.readouterr().out.splitlines()
+    first, second = output.splitlines()[:2]
     assert "face in 20 % of frames  few frames show a face" in first
     assert "face in 100 % of frames, several faces in 100 %  several faces: one of them is scored" in second
 

@@ -126,14 +126,21 @@ def test_a_mistake_is_told_in_one_sentence(tmp_path, monkeypatch, launch, mistak
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_the_main_path_by_its_commands(tmp_path, launch, tiny_checkpoint):
+def test_the_main_path_by_its_commands(tmp_path, launch, tiny_checkpoint, monkeypatch):
     """Extract, train, score, evaluate: each command on what the one before left."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # --compile asks for programs that take minutes to make
     (tmp_path / "c.csv").write_text("path,label\ns4.mp4,0\nst48.mp4,0\ntrim.mp4,1\nnone.mp4,1\n")
     shards, run, scores, results = (tmp_path / name for name in ("shards", "run", "scores.h5", "results"))
     extraction = {"clips": tmp_path / "c.csv", "media": TESTDATA, "avhubert": tiny_checkpoint, "output": shards}
     extraction |= {"input": "roi", "dtype": "float32", "clips_per_shard": 3, "contact_sheet": tmp_path / "sheet.png"}
+    extraction |= {"compile": True, "clip_timeout": 100, "fps_policy": "native", "retry_failed": "none"}
     training = {"config.data.train": shards, "config.data.val": shards, "workdir": run, "config.train.epochs": 2}
-    training |= {"config.data.batch_frames": 64, "config.optimizer.learning_rate": 1e-3, "config.data.shuffle": False}
+    training |= {
+        "profile": True,
+        "config.data.batch_frames": 64,
+        "config.optimizer.learning_rate": 1e-3,
+        "config.data.shuffle": False,
+    }
     for command, flags in {
         "extract": extraction,
         "train": training,
@@ -151,7 +158,8 @@ def test_the_main_path_by_its_commands(tmp_path, launch, tiny_checkpoint):
     lines = read_metrics(run / "metrics.jsonl")
     assert [line["epoch"] for line in lines] == [0, 1, 2]
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
-    assert {path.name for path in run.iterdir()} >= {"metrics.jsonl", "tensorboard", "checkpoints", "best.safetensors"}
+    files = {"metrics.jsonl", "tensorboard", "checkpoints", "best.safetensors", "profile"}
+    assert {path.name for path in run.iterdir()} >= files
     with h5py.File(scores) as file:
         assert file.attrs["format"] == "avh-scores"
         assert file["score"].shape == (282,)

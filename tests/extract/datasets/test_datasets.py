@@ -319,6 +319,16 @@ def test_official_lists(tmp_path, name, files, listed, chosen):
     assert told(read_dataset(name, tmp_path, selection=tmp_path / "l.csv")) == [clips[n] for n in chosen]
 
 
+def test_an_official_list_by_command(tmp_path, launch):
+    plant(tmp_path, AV1M | {"l.csv": "path,label\nval/a.mp4,1\nid00012/v/00001/real.npz,0\n"})
+    clips = read_dataset("av_deepfake1m", tmp_path)
+    flags = ["--dataset=av_deepfake1m", f"--root={tmp_path}", f"--selection={tmp_path / 'l.csv'}"]
+    status, output = launch("clips", *flags)
+    assert status in (0, 1)  # 1: the files are missing
+    _, *rows = output.splitlines()
+    assert [row.split(",")[0] for row in rows[:2]] == [clips[4].path, clips[0].path]
+
+
 def test_the_longest_agreement_counts_and_unknown_labels_are_filled(tmp_path):
     clips = [ClipMeta(path) for path in ("x.mp4", "a/x.mp4", "b/c/x.mp4")]
     listed = plant(tmp_path, {"l.csv": "path,label\nx.mp4,0\nr/a/x.mp4,1\nc/x.mp4,0\n"}) / "l.csv"
