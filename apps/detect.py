@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float
@@ -24,9 +25,11 @@ from avh_shards import (
 )
 from avh_shards.errors import Failure
 from avh_shards.kinds import HTML
+from avh_shards.paths import AnyPath
 from extract.avhubert.encoder import Encoder
-from extract.prepare import PrepareSettings, prepare_clip
+from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from extract.run.pool import attempt
+from jax_avh.data.source import source_of_clip
 from jax_avh.inference.detector import Detector, load_detector
 from jax_avh.inference.pooling import pool_all
 from jax_avh.report.video import EMBEDDED_BYTES, VideoVerdict, write_video_page
@@ -101,11 +104,17 @@ def detect(
     if folder is not None and len(written) < len(videos):
         raise UserError("two of the videos have the same name, and so would their pages; give them one by one")
     detector = load_detector(weights)
-    outputs = dict.fromkeys(written.values(), HTML) | ({} if output is None else {as_path(output): VERDICTS})
-    check_outputs(outputs, [*videos, avhubert, detector.path])
+    outputs: dict[AnyPath, bytes] = dict.fromkeys(written.values(), HTML)
+    if output is not None:
+        outputs[as_path(output)] = VERDICTS
+    check_outputs(outputs, [*videos, avhubert, *([detector.path] if detector.path else [])])
     encoder = Encoder(avhubert)
     detector.check_fits(encoder.width, encoder.attributes, avhubert)
-    for path in outputs:  # results of a former run would pass for this one's if it were killed
+    if not detector.method.pooling:
+        raise UserError(
+            f"{detector.path}: {detector.method.name} scores clips of shards (launch.score), not a lone video"
+        )
+    for path in map(as_path, outputs):  # results of a former run would pass for this one's if it were killed
         path.unlink(missing_ok=True)
     verdicts = []
     try:
@@ -130,7 +139,7 @@ def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
     return start / FRAME_RATE, (start + window) / FRAME_RATE
 
 
-def _write_page(path: Path, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
+def _write_page(path: str | os.PathLike, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
     """Writes the video's page, with a copy of it where browsers do not play it."""
     shown = VideoVerdict(video.name, verdict.worst_second, verdict.caveat, verdict.faces, verdict.warning)
     with playable(video) as copy:
@@ -143,11 +152,15 @@ def _verdict(
 ) -> tuple[Verdict, Float[np.ndarray, " T"]]:
     """A video's verdict and its frame scores; of a video that failed there are none."""
     settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0)  # few faces are scored, with a warning
-    clip = attempt(prepare_clip, ClipMeta(Path(video).name), Path(video).parent, settings)
-    features = clip if isinstance(clip, Failure) else next(encoder.encode([clip]))[1]
+    prepared = attempt(prepare_clip, ClipMeta(Path(video).name), Path(video).parent, settings)
+    if isinstance(prepared, Failure):
+        return Verdict(video, error=prepared.reason), np.zeros(0, np.float32)
+    clip = cast(PreparedClip, prepared)
+    features = next(encoder.encode([clip]))[1]
     if isinstance(features, Failure):
         return Verdict(video, error=features.reason), np.zeros(0, np.float32)
-    frame = detector.frame_scores(features.visual, features.audio)
+    frame, _ = detector.score(source_of_clip(clip.meta, features.visual, features.audio))
+    assert frame is not None, "a method with a pooling scores frames"
     scores = {name: round(float(score), 6) for name, score in pool_all(frame).items()}
     own = {"method": detector.method.name, "own_score": scores[detector.method.pooling]}
     own |= {"face_share": clip.meta.face_share, "several_faces": clip.meta.several_faces}

@@ -25,7 +25,6 @@ from benchmarks.training import describe
 from jax_avh.config import Config
 from jax_avh.configs import make_config
 from jax_avh.data.examples import ExampleBatch
-from jax_avh.inference.passes import batch_outputs
 from jax_avh.methods import METHODS
 from jax_avh.methods.avad.model import AVAD
 from jax_avh.methods.mds.method import mfcc, network_frames
@@ -33,10 +32,10 @@ from jax_avh.methods.mds.model import MDS
 from jax_avh.methods.rawnet2.model import RawNet2
 from jax_avh.models import AlignmentNetwork
 from jax_avh.models.weights import named_arrays
-from jax_avh.parallel import by_device, make_mesh, put_copies, put_parts
+from jax_avh.parallel import by_device, compile_on_own_parts, make_mesh, put_copies, put_parts
+from jax_avh.training.optimizer import make_optimizer
 from jax_avh.training.state import init_state
-from jax_avh.training.streamed import StreamedSegment
-from jax_avh.training.trainer import ExampleTrainer
+from jax_avh.training.step import Objective, train_steps
 
 TRAINING_REPEATS = {"mds": 2}  # method -> steps measured at most: they are long
 LEAST_SECONDS = 1.0  # of a measurement: short calls are repeated until then
@@ -129,8 +128,9 @@ def load(module: torch.nn.Module, network: nnx.Module) -> None:
 
 def our_scoring(name: str, sides: Sides) -> Callable[[], np.ndarray]:
     """Scores of the batch, compiled as a pass over examples compiles them."""
-    method, mesh = METHODS[name], make_mesh()
-    compiled = batch_outputs(method.outputs, method.prepare, sides.ours, mesh)
+    mesh = make_mesh()
+    graph, params = nnx.split(sides.ours)
+    compiled = compile_on_own_parts(mesh, METHODS[name].example_outputs(graph), params)
     inputs = jax.device_put(sides.inputs, by_device(mesh))
     return lambda: np.asarray(compiled(inputs))
 
@@ -149,15 +149,17 @@ def their_scoring(sides: Sides) -> Callable[[], np.ndarray]:
 def our_training(config: Config, sides: Sides, label: np.ndarray) -> Callable[[], None]:
     """A training step on the batch."""
     mesh = make_mesh()
-    graph, state = init_state(sides.ours, METHODS[config.method.name].trained)
-    trainer, state = ExampleTrainer.of(config, graph, mesh), put_copies(mesh, state)
+    method, optimizer = METHODS[config.method.name], make_optimizer(config.optimizer)
+    graph, state = init_state(sides.ours, method.trained, optimizer)
+    state = put_copies(mesh, state)
+    objective = Objective(method, graph, mesh, config.model.boundary, config.seed)
     batch = ExampleBatch(sides.inputs, label, np.ones(len(label), np.float32))
     parts = jax.tree.map(lambda array: array.reshape(mesh.size, -1, *array.shape[1:]), batch)
-    segment, rate = StreamedSegment(put_parts(mesh, parts)), np.float32(config.optimizer.learning_rate)
+    batches, rate = (put_parts(mesh, parts),), np.float32(config.optimizer.learning_rate)
 
     def step() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(trainer.train(state, segment, rate))
+        state, _ = jax.block_until_ready(train_steps(objective, optimizer, state, batches, rate))
 
     return step
 

@@ -21,13 +21,11 @@ from benchmarks import straightforward_training
 from extract.convert.npz import import_features
 from jax_avh.config import Config, DataConfig, TrainConfig
 from jax_avh.data import open_source
+from jax_avh.methods import avh_align
 from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.models import AlignmentNetwork, save_weights
 from jax_avh.parallel import make_mesh, put_copies
-from jax_avh.training.placement import place_features
-from jax_avh.training.setup import initial_network
 from jax_avh.training.state import init_state
-from jax_avh.training.trainer import FrameTrainer
 
 WIDTH, CLIP_FRAMES, WINDOW = 1024, 228, 31
 COMPARED = 20  # first steps whose losses must agree
@@ -84,12 +82,15 @@ def measure(config: Config) -> tuple[list[float], float]:
     """Losses of every step, and the seconds of one, the first ones (which compile) left out."""
     mesh = make_mesh()
     source = open_source(config.data.train)
-    graph, state = init_state(initial_network(config, source))
-    feed, *_ = place_features(config, mesh, source, source)
-    state, trainer = put_copies(mesh, state), FrameTrainer.of(config, graph, mesh)
+    method, optimizer = avh_align.METHOD, make_optimizer(config.optimizer)
+    network = initial_model(method, config, source)
+    graph, state = init_state(network, method.trained, optimizer)
+    loader, *_ = method.make_loaders(config, mesh, network, source, source)
+    state = put_copies(mesh, state)
+    objective = Objective(method, graph, mesh, config.model.boundary, config.seed)
     losses, ends = [], []
-    for _, segment in feed.one_pass(None).segments():
-        state, part = trainer.train(state, segment, np.float32(RATE))
+    for batches in loader.epoch(None).batches:
+        state, part = train_steps(objective, optimizer, state, batches, np.float32(RATE))
         losses += (np.asarray(part) / config.data.batch_frames).tolist()
         ends.append((len(losses), time.perf_counter()))
     (first, began), (last, ended) = ends[0], ends[-1]

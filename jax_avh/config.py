@@ -17,6 +17,7 @@ SETTINGS, RESULT = "config.json", "result.json"  # in the workdir of a run
 BOUNDARIES = ("zeros", "mask")
 PLACEMENTS = ("auto", "stream", "host", "device")
 PRECISIONS = ("float32", "bfloat16", "float64")
+OPTIMIZERS = ("adam", "adamw", "lion", "sgd")
 SCHEDULES = ("plateau", "cosine")
 
 T = TypeVar("T")
@@ -109,7 +110,7 @@ class ModelConfig:
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    """Adam, and the learning rate's schedule."""
+    """The optimiser, and the learning rate's schedule."""
 
     learning_rate: float = rules(1e-5, POSITIVE)
     weight_decay: float = rules(0.0, NOT_NEGATIVE)  # of every parameter, added to its gradient
@@ -120,6 +121,10 @@ class OptimizerConfig:
     plateau_factor: float = rules(0.1, FACTOR)  # the learning rate is multiplied by this ...
     # ... on the epoch after so many without a relative improvement of 1e-4.
     plateau_patience: int = rules(5, NOT_NEGATIVE, MOST)
+    # "adam"; "adamw" or "lion", which decay the parameters themselves; or "sgd", without momentum.
+    name: str = rules("adam", one_of(OPTIMIZERS))
+    # Largest norm of the gradient of all parameters, which is scaled down to it; 0 = any.
+    clip_norm: float = rules(0.0, NOT_NEGATIVE)
 
 
 @dataclasses.dataclass

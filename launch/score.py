@@ -7,7 +7,7 @@ python -m launch.score --method=speech_forensics --features=shards/test --output
 from absl import flags
 
 from avh_shards import caveat, one_line
-from jax_avh.inference.score import score_shards
+from jax_avh.inference import score_shards
 from jax_avh.methods import METHODS
 from launch import command
 

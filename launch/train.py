@@ -5,11 +5,15 @@ python -m launch.train --config.method=avh_sup ...
 python -m launch.train --config_file=run/config.json --config.seed=1 --workdir=again
 """
 
+from typing import cast
+
 from absl import flags
 
 from avh_shards import UserError
 from jax_avh.configs import list_all_settings, make_config, read_settings
-from jax_avh.training import join_processes, train
+from jax_avh.methods import METHODS, TrainableMethod
+from jax_avh.parallel import join_processes
+from jax_avh.training import train
 from launch import command
 
 CONFIG_FILE = flags.DEFINE_string("config_file", None, "config.json of a run to repeat; flags override its settings.")
@@ -29,7 +33,8 @@ def main(settings: list[str]) -> None:
         join_processes(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     elif given := [flag.name for flag in (COORDINATOR, PROCESSES, PROCESS) if flag.value is not None]:
         raise UserError(f"--{given[0]}: needs --distributed; add it, or leave out what describes the cluster")
-    train(config, WORKDIR.value, PROFILE.value)
+    method = cast(TrainableMethod, METHODS[config.method.name])
+    train(method, config, WORKDIR.value, PROFILE.value)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,16 @@
 import socket
 from pathlib import Path
 
-from jax_avh.training.log import read_metrics
+from jax_avh import training
+from jax_avh.config import Config
+from jax_avh.methods import METHODS
+from jax_avh.training.logging import read_metrics
 from tests.forks import Forked, forks
+
+
+def train(config: Config, workdir: str | Path, profile: bool = False) -> training.RunProgress:
+    """Trains the method that a configuration names, in this process."""
+    return training.train(METHODS[config.method.name], config, workdir, profile)
 
 
 def start_training(

@@ -20,7 +20,7 @@ def use_small_networks(patch: pytest.MonkeyPatch) -> None:
     for name, network in NETWORKS.items():
         method = dataclasses.replace(
             METHODS[name],
-            build=lambda config, source, network=network: network(config.seed, config.train.precision),
-            rebuild=lambda notes, precision, network=network: network(0, precision),
+            make_model=lambda config, source, network=network: network(config.seed, config.train.precision),
+            model_of=lambda notes, precision, network=network: network(0, precision),
         )
         patch.setitem(METHODS, name, method)

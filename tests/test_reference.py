@@ -9,7 +9,7 @@ import pytest
 
 from avh_shards import list_shards, open_shard
 from jax_avh.inference.score_file import open_scores
-from jax_avh.training.log import read_metrics
+from jax_avh.training.logging import read_metrics
 from tests import reference
 from tests.conftest import TESTDATA
 

@@ -18,7 +18,7 @@ TORCH_SIDE = ("torch", "cv2", "dlib", "av", "soxr")
 
 def files_of(*packages: str) -> list[tuple[str, Path]]:
     """Modules and their files."""
-    files = [file for package in packages for file in sorted((ROOT / package).rglob("*.py"))]
+    files = [file for package in packages for file in sorted(ROOT.joinpath(*package.split(".")).rglob("*.py"))]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     return [(name.removesuffix(".__init__"), file) for name, file in zip(names, files, strict=True)]
 
@@ -46,6 +46,16 @@ def test_extract_never_loads_jax_nor_our_jax_side():
 def test_jax_avh_never_loads_torch_nor_extract():
     loaded = loaded_by(modules_of("jax_avh"))
     assert not loaded & {*TORCH_SIDE, "extract", "launch", "apps"}
+
+
+def test_data_loads_no_networks():
+    assert not loaded_by(modules_of("jax_avh.data")) & {"flax", "orbax"}
+
+
+def test_only_one_place_builds_meshes_and_shardings():
+    built = {"Mesh(", "NamedSharding(", "make_mesh(("}
+    for name, file in files_of("jax_avh"):
+        assert name == "jax_avh.parallel" or not any(word in file.read_text() for word in built), name
 
 
 def test_what_both_sides_share_loads_neither_torch_nor_jax():
@@ -106,9 +116,6 @@ ROOMS = [  # lower ones first; those of a line may not import each other
 
 
 UPWARD = {  # to be mended
-    ("jax_avh.data.batches", "jax_avh.models.windows"),
-    ("jax_avh.data.stream", "jax_avh.models.windows"),
-    ("jax_avh.methods.avad.method", "jax_avh.inference.passes"),
 }
 
 

@@ -11,7 +11,7 @@ from avh_shards.format import Variant
 from avh_shards.paths import AnyPath, FilePath
 from jax_avh.config import RESULT, Config, check_config
 from jax_avh.configs import make_config
-from jax_avh.data import FeatureSource, open_source
+from jax_avh.data import Source, open_source
 from jax_avh.evaluation import evaluate
 from jax_avh.inference.detector import load_detector
 from jax_avh.inference.score import score_shards
@@ -58,11 +58,7 @@ def paper(root: AnyPath, output: AnyPath, flags: Sequence[str] = ()) -> str:
         }
         for experiment in planned:
             config = configs.get(experiment.name)
-            if (
-                config
-                and METHODS[experiment.method].needs
-                and (lacks := _lacks(experiment, *map(open_source, (config.data.train, config.data.val))))
-            ):
+            if config and (lacks := _lacks(experiment, *map(open_source, (config.data.train, config.data.val)))):
                 skipped.append(f"{experiment.name}: the shards to train on hold no {lacks}")
                 continue
             weights = _trained(experiment, config, folder / RUNS / experiment.name)
@@ -111,22 +107,22 @@ def _trained(experiment: Experiment, config: Config | None, workdir: Path) -> Pa
     if config is None:
         return None
     print(f"\n=== {experiment.name}, trained on {experiment.trained_on}", flush=True)
-    train(config, workdir)
+    train(METHODS[experiment.method], config, workdir)
     if not (workdir / RESULT).is_file():
         raise UserError(f"{workdir}: stopped before its end; the same command goes on")
     return workdir
 
 
-def _lacks(experiment: Experiment, *sources: FeatureSource) -> str | None:
+def _lacks(experiment: Experiment, *sources: Source) -> str | None:
     """Returns an optional content that a method needs and shards lack."""
-    needs = METHODS[experiment.method].needs
-    return next((content for content in needs if not all(source.has(content) for source in sources)), None)
+    reads = METHODS[experiment.method].reads
+    return next((content for content in reads if not all(source.has(content) for source in sources)), None)
 
 
 def _score(
     experiment: Experiment,
     weights: Path | None,
-    source: FeatureSource,
+    source: Source,
     file: Path,
     dataset: str,
     variant: Variant,

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from avh_shards import FAKE, FRAME_RATE, REAL, UNKNOWN, caveat, marked
 from avh_shards.silence import SILENCE, START, leading_amplitudes, leading_silences
 from jax_avh.audit.overlap import overlap
-from jax_avh.data import FeatureSource
+from jax_avh.data import Source
 from jax_avh.evaluation.metrics import roc_auc
 from jax_avh.evaluation.uncertainty import bootstrap_intervals
 
@@ -34,7 +34,7 @@ LENGTH_SHARE = 0.99
 Found = dict[str, Any]  # fit for JSON; what is undefined is None
 
 
-def audit(sources: Mapping[str, FeatureSource]) -> Found:
+def audit(sources: Mapping[str, Source]) -> Found:
     """Audits feature sets, and each against those before it.
 
     Args:
@@ -100,7 +100,7 @@ class _Groups:
         return found
 
 
-def _audit_source(name: str, source: FeatureSource) -> Found:
+def _audit_source(name: str, source: Source) -> Found:
     groups = _Groups(source.labels, tuple(clip.category for clip in source.clips))
     heard = _from_waveforms(source, groups) if source.has("waveform") else _from_notes(source, groups)
     return {
@@ -116,7 +116,7 @@ def _audit_source(name: str, source: FeatureSource) -> Found:
     }
 
 
-def _from_waveforms(source: FeatureSource, groups: _Groups) -> Found:
+def _from_waveforms(source: Source, groups: _Groups) -> Found:
     """What the sound tells, in one look at each clip."""
     rows = []
     for clip in tqdm.trange(len(source.members), desc="listen", leave=False):
@@ -132,7 +132,7 @@ def _from_waveforms(source: FeatureSource, groups: _Groups) -> Found:
     }
 
 
-def _from_notes(source: FeatureSource, groups: _Groups) -> Found:
+def _from_notes(source: Source, groups: _Groups) -> Found:
     """What extraction noted of the sound, before trimming."""
     seconds = np.array([clip.leading_silence for clip in source.clips], np.float64)
     silence = _silence(seconds, groups) if np.isfinite(seconds).any() else None
@@ -144,7 +144,7 @@ def _silence(seconds: Float[np.ndarray, " N"], groups: _Groups) -> Found:
     return groups.trait(ms, SILENCE_BINS, LONG) | {"threshold": SILENCE}
 
 
-def _length(source: FeatureSource, groups: _Groups) -> Found:
+def _length(source: Source, groups: _Groups) -> Found:
     most = np.quantile(source.lengths, LENGTH_SHARE)
     bins = np.arange(LENGTH_BINS + 1) * np.ceil(most / LENGTH_BINS)  # whole frames
     return groups.trait(source.lengths / FRAME_RATE, bins / FRAME_RATE, float(most) / FRAME_RATE)

@@ -1,14 +1,17 @@
-"""Shards -> frame stream -> batches."""
+"""Shards -> sources -> batches -> loaders."""
 
-from jax_avh.data.batches import Batching, FrameBatches, prefetched
-from jax_avh.data.source import FeatureSource, open_source
-from jax_avh.data.stream import FrameStream, frame_stream
+from jax_avh.data.batches import PADDING, FrameBatch, FrameStream, frame_batches, frame_stream, prefetched
+from jax_avh.data.examples import ExampleBatch, Examples
+from jax_avh.data.source import Source, open_source
 
 __all__ = [
-    "Batching",
-    "FeatureSource",
-    "FrameBatches",
+    "PADDING",
+    "ExampleBatch",
+    "Examples",
+    "FrameBatch",
     "FrameStream",
+    "Source",
+    "frame_batches",
     "frame_stream",
     "open_source",
     "prefetched",

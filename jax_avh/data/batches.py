@@ -1,68 +1,91 @@
-"""Batches of the frame stream: of static shape, the same for any number of devices and processes.
+"""The frame stream and its batches: of static shape, the same for any number of devices and processes.
 
-Batch i is some consecutive frames of the stream: a fixed number, borders of clips notwithstanding, or as many whole
-clips as fit. It is handed out in C equal chunks, one a device, each with its own halo of tau audio frames on both
-sides, so that no device needs another's frames. A process reads only the chunks of its own devices. What a chunk has
-beyond the batch's last frame, or the stream's, has weight 0.
+Clips are laid end to end, each frame with the number of its clip. Batch i is some consecutive frames of the stream: a
+fixed number, whatever the borders of clips, or as many whole clips as fit. It is handed out in C equal chunks, one a
+device, each with its own halo of tau audio frames on both sides, so that no device needs another's frames. A process
+reads only the chunks of its own devices. What a chunk has beyond the batch's last frame, or the stream's, has weight 0.
+
+Letters: T visual frames, L = T + 2 tau audio frames, N clips, D feature width.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import grain
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
-from jax_avh.data.source import FeatureSource
-from jax_avh.data.stream import FrameStream
-from jax_avh.models.windows import FrameBatch
+from avh_shards import UNKNOWN, offsets
+from jax_avh.data.source import Source
 
+PADDING = -1  # clip number of frames that belong to no clip
 READ_THREADS = 2, 8  # of a local disk; of a bucket, where each read waits long
 PREFETCH = 2  # batches read ahead, for each thread
-Batch = TypeVar("Batch")
+OneBatch = TypeVar("OneBatch", covariant=True)
+Seed = tuple[int, int]  # (seed, epoch): the order of a pass is a function of both
 
 
-class Plan(NamedTuple):
-    """Which frames of a stream make each batch."""
+class FrameBatch(NamedTuple):
+    """T consecutive frames of the stream, with tau frames of halo on each side of the audio.
 
-    border: Int[np.ndarray, "borders"]  # batch i is frames border[i]:border[i+1]
-    items: Int[np.ndarray, " steps"]  # of each batch that its loss is summed over: frames, or clips
-    room: int  # frames that a batch has place for
+    A batch for several devices has a leading axis of chunks.
+    """
 
-
-def even_plan(count: int, size: int) -> Plan:
-    """Batches of one size; the last holds what is left."""
-    border = np.minimum(np.arange(-(-count // size) + 1) * size, count)
-    return Plan(border, np.diff(border), size)
+    visual: Float[Any, "*chunks T D"]  # on the host or on the devices; not normalised
+    audio: Float[Any, "*chunks L D"]
+    clip: Int[Any, "*chunks L"]  # clip number of each audio frame; visual frame t has that of audio frame t + tau
+    weight: Float[Any, "*chunks T"]  # 1 = a frame that counts, 0 = padding
+    label: Int[Any, "*chunks T"]  # of the visual frame's clip: 0 real, 1 fake, -1 unknown
 
 
 @dataclasses.dataclass(frozen=True)
-class Batching:
-    """How a stream is cut into batches."""
+class FrameStream:
+    """The frames of a source's clips, in an order of the clips."""
 
-    frames: int  # of a batch; of whole clips, at most, unless a single one is longer
-    whole_clips: bool = False
-    clips: int = 0  # whole clips of a batch at most; 0 = as many as fit
+    source: Source
+    order: Int[np.ndarray, " N"]  # clip at each place of the stream
+    border: Int[np.ndarray, "borders"]  # of the places: place n is frames border[n]:border[n+1] of the stream
 
-    def plan(self, stream: FrameStream) -> Plan:
-        """The batches of a stream."""
-        if not self.whole_clips:
-            return even_plan(stream.frames, self.frames)
-        first, room = [0], self.room(stream)
-        fit = np.searchsorted(stream.border, stream.border + room, side="right") - 1  # the clip after a full batch
-        while first[-1] < len(stream.order):
-            end = int(fit[first[-1]])
-            first.append(min(end, first[-1] + self.clips) if self.clips else end)
-        return Plan(stream.border[first], np.diff(first), room)
+    @property
+    def frames(self) -> int:
+        """Length of the stream."""
+        return int(self.border[-1])
 
-    def room(self, stream: FrameStream) -> int:
-        """Frames that a batch has place for, whatever the order of the stream's clips."""
-        if not self.whole_clips:
-            return self.frames
-        longest = np.sort(np.diff(stream.border))[::-1]
-        room = max(self.frames, int(longest[0]))
-        return min(room, int(longest[: self.clips].sum())) if self.clips else room
+    def features(self, name: str, start: int, stop: int) -> Float[np.ndarray, "T D"]:
+        """Reads `visual` or `audio` features of the frames start:stop; zeros where that reaches beyond the stream."""
+        frames = np.zeros((stop - start, self.source.width), self.source.dtype)
+        for place, first, last in self._pieces(start, stop):
+            begin = int(self.border[place])
+            rows = self.source.features(name, int(self.order[place]), first - begin, last - begin)
+            frames[first - start : last - start] = rows
+        return frames
+
+    def places(self, start: int, stop: int) -> Int[np.ndarray, " T"]:
+        """Returns the place of the clip of each of the frames start:stop; PADDING beyond the stream."""
+        places = np.full(stop - start, PADDING, np.int32)
+        for place, first, last in self._pieces(start, stop):
+            places[first - start : last - start] = place
+        return places
+
+    def labels(self, start: int, stop: int) -> Int[np.ndarray, " T"]:
+        """Returns the label of the clip of each of the frames start:stop; UNKNOWN beyond the stream."""
+        places = self.places(start, stop)
+        return np.where(places == PADDING, UNKNOWN, self.source.labels[self.order[places]]).astype(np.int32)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yields (place, first, last) of the clips that meet start:stop."""
+        place = max(int(np.searchsorted(self.border, start, side="right")) - 1, 0)
+        while place < len(self.order) and self.border[place] < stop:
+            yield place, max(start, int(self.border[place])), min(stop, int(self.border[place + 1]))
+            place += 1
+
+
+def frame_stream(source: Source, seed: Seed | None = None) -> FrameStream:
+    """Lays a source's clips end to end, in the order of (seed, epoch); None = the source's own order."""
+    clips = len(source.members)
+    order = np.arange(clips) if seed is None else np.random.default_rng(seed).permutation(clips)
+    return FrameStream(source, order, offsets(source.lengths[order]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,29 +93,33 @@ class FrameBatches(Sequence):
     """The batches of one pass over a stream; each is a FrameBatch whose arrays have a leading axis of chunks."""
 
     stream: FrameStream
-    plan: Plan
+    border: Int[np.ndarray, "borders"]  # batch i is frames border[i]:border[i+1]
+    items: Int[np.ndarray, " steps"]  # of each batch that its loss is summed over: frames, or whole clips
+    room: int  # frames that a batch has place for
     tau: int  # halo
-    chunks: int = 1  # C, of the whole batch
-    own: range | None = None  # consecutive chunks that this process reads; None = all
+    whole_clips: bool
+    chunks: int  # C, of the whole batch
+    own: range  # consecutive chunks that this process reads
 
     def __len__(self) -> int:
-        return len(self.plan.items)
+        return len(self.items)
 
     @property
-    def source(self) -> FeatureSource:
+    def source(self) -> Source:
         """Whose frames they are."""
         return self.stream.source
 
     @property
     def chunk_frames(self) -> int:
         """Visual frames of a chunk."""
-        return -(-self.plan.room // self.chunks)
+        return -(-self.room // self.chunks)
 
     def __getitem__(self, index: int) -> FrameBatch:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        own, size, (begin, end) = self._own, self.chunk_frames, map(int, self.plan.border[index : index + 2])
-        start, stop = begin + own.start * size, begin + own.stop * size
+        begin, end = map(int, self.border[index : index + 2])
+        start = begin + self.own.start * self.chunk_frames
+        stop = begin + self.own.stop * self.chunk_frames
         halo = start - self.tau, stop + self.tau
         return FrameBatch(
             visual=self._chunks(self.stream.features("visual", start, stop)),
@@ -102,21 +129,74 @@ class FrameBatches(Sequence):
             label=self._chunks(self.stream.labels(start, stop)),
         )
 
-    @property
-    def _own(self) -> range:
-        return self.own or range(self.chunks)
-
     def _chunks(self, rows: np.ndarray) -> np.ndarray:
         """Cuts consecutive rows into chunks; those longer than all chunks together overlap."""
-        if len(self._own) == 1:
+        if len(self.own) == 1:
             return rows[None]  # without copying them
-        starts = range(0, len(self._own) * self.chunk_frames, self.chunk_frames)
+        starts = range(0, len(self.own) * self.chunk_frames, self.chunk_frames)
         length = len(rows) - starts[-1]
         return np.stack([rows[start : start + length] for start in starts])
 
 
-def prefetched(batches: Sequence[Batch], first: int = 0) -> Iterator[Batch]:
-    """Batches of a pass from `first` on, read ahead in the background."""
+def frame_batches(
+    stream: FrameStream,
+    frames: int,
+    tau: int = 0,
+    *,
+    whole_clips: bool = False,
+    clips: int = 0,
+    chunks: int = 1,
+    own: range | None = None,
+) -> FrameBatches:
+    """Cuts a stream into batches.
+
+    Args:
+      stream: the frames.
+      frames: of a batch; of whole clips, at most, unless a single one is longer.
+      tau: audio frames of halo on each side of a chunk.
+      whole_clips: end each batch with a clip.
+      clips: whole clips of a batch at most; 0 = as many as fit.
+      chunks: of the whole batch, one a device.
+      own: consecutive chunks that this process reads; None = all.
+    """
+    own = own or range(chunks)
+    if not whole_clips:
+        border = even_borders(stream.frames, frames)
+        return FrameBatches(stream, border, np.diff(border), frames, tau, whole_clips, chunks, own)
+    # Room for any order of the clips: another shape would be another program.
+    longest = np.sort(np.diff(stream.border))[::-1]
+    room = max(frames, int(longest[0]))
+    if clips:
+        room = min(room, int(longest[:clips].sum()))
+    fit = np.searchsorted(stream.border, stream.border + room, side="right") - 1  # the clip after a full batch
+    first = [0]
+    while first[-1] < len(stream.order):
+        end = int(fit[first[-1]])
+        first.append(min(end, first[-1] + clips) if clips else end)
+    return FrameBatches(stream, stream.border[first], np.diff(first), room, tau, whole_clips, chunks, own)
+
+
+def even_borders(count: int, size: int) -> Int[np.ndarray, "borders"]:
+    """Borders of batches of one size; the last batch holds what is left."""
+    return np.minimum(np.arange(-(-count // size) + 1) * size, count)
+
+
+@runtime_checkable
+class Readable(Protocol[OneBatch]):
+    """The batches of one pass, each read when it is asked for."""
+
+    @property
+    def source(self) -> Source:
+        """Whose they are."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> OneBatch: ...
+
+
+def prefetched(batches: Readable[OneBatch], first: int = 0) -> Iterator[OneBatch]:
+    """Yields the batches of a pass from `first` on, read ahead in the background."""
     threads = READ_THREADS[not batches.source.local]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH * threads)
     yield from grain.MapDataset.source(batches)[first:].to_iter_dataset(options)

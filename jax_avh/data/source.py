@@ -4,22 +4,57 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, Int16, UInt8
+from jaxtyping import Float, Int, Int16, Shaped, UInt8
 
-from avh_shards import FAKE, REAL, ClipMeta, ShardTable, UserError, as_path, list_shards, read_shard_table
+from avh_shards import FAKE, REAL, ClipMeta, ShardTable, UserError, as_path, list_shards, read_bytes, read_shard_table
+from avh_shards.hdf5 import Extent
 from avh_shards.paths import AnyPath, FilePath
-from jax_avh.data.rows import Rows, rows_in_memory, rows_of_file
 
 SET_ATTRIBUTES = ("width", "weights_sha256", "trimmed")  # equal in all shards that belong together
-MODALITIES = ("visual", "audio")
+FEATURES = ("visual", "audio")
+
+Rows = Callable[[ShardTable, str, int, int], np.ndarray]  # (shard, content, first, last)
+
+
+def rows_of_file(shard: ShardTable, content: str, first: int, last: int) -> Shaped[np.ndarray, "T ..."]:
+    """Reads the rows first:last of features, or of the waveforms' or crops' values.
+
+    It holds no file open, so that any number of shards will do.
+
+    Raises:
+      UserError: the file has become shorter, or its file system fails.
+    """
+    extent = shard.extent(content)
+    return extent.view(read_bytes(shard.path, *extent.span(first, last)))
+
+
+def rows_in_memory(shards: Sequence[ShardTable]) -> Rows:
+    """The same function, out of host memory: local files are memory-mapped; of others, the features are read at once.
+
+    What else these others hold is still read by ranges of bytes: training does not touch it.
+    """
+    arrays = {shard.path: _shard_in_memory(shard) for shard in shards}
+
+    def rows(shard: ShardTable, content: str, first: int, last: int) -> Shaped[np.ndarray, "T ..."]:
+        held = arrays[shard.path]
+        return held[content][first:last] if content in held else rows_of_file(shard, content, first, last)
+
+    return rows
+
+
+def _shard_in_memory(shard: ShardTable) -> dict[str, np.ndarray]:
+    if not isinstance(shard.path, Path):
+        return {name: rows_of_file(shard, name, 0, shard.features[name].shape[0]) for name in ("visual", "audio")}
+    buffer = np.memmap(shard.path, np.uint8, "r")  # one map a file: each costs a descriptor
+    return {name: shard.extent(name).within(buffer) for name in (*shard.features, *shard.ragged)}
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureSource:
+class Source:
     """Clips of one or more shards, local or at a URL. Features stay there until they are asked for."""
 
     path: FilePath
@@ -41,7 +76,7 @@ class FeatureSource:
     @functools.cached_property
     def dtype(self) -> np.dtype:
         """Of the stored features."""
-        return np.result_type(*(shard.features[modality].dtype for shard in self.shards for modality in MODALITIES))
+        return np.result_type(*(shard.features[modality].dtype for shard in self.shards for modality in FEATURES))
 
     @property
     def attributes(self) -> dict[str, object]:
@@ -67,7 +102,7 @@ class FeatureSource:
     @property
     def nbytes(self) -> int:
         """Bytes of the clips' features."""
-        return int(self.lengths.sum()) * self.width * self.dtype.itemsize * len(MODALITIES)
+        return int(self.lengths.sum()) * self.width * self.dtype.itemsize * len(FEATURES)
 
     def features(self, modality: str, clip: int, first: int = 0, last: int | None = None) -> Float[np.ndarray, "T D"]:
         """A clip's `visual` or `audio` features: its frames first:last, by default all."""
@@ -94,15 +129,15 @@ class FeatureSource:
         return self.rows(self.shards[shard], "waveform", min(start + first, last), last)
 
     def has(self, content: str) -> bool:
-        """Whether all shards hold an optional content: waveform, crops or multimodal."""
+        """Returns whether all shards hold a content: features (always), waveform, crops or multimodal."""
         return self._first_without(content) is None
 
     def check_has(self, content: str) -> None:
-        """Raises an UserError that names the first shard without an optional content, if there is one."""
+        """Raises a UserError that names the first shard without a content, if there is one."""
         if shard := self._first_without(content):
             raise UserError(f"{shard.path}: its shards hold no {content}; extract them with --store={content}")
 
-    def real(self) -> "FeatureSource":
+    def real(self) -> "Source":
         """The clips labelled real.
 
         Raises:
@@ -110,7 +145,7 @@ class FeatureSource:
         """
         return self._labelled(REAL)
 
-    def labelled(self) -> "FeatureSource":
+    def labelled(self) -> "Source":
         """The clips labelled real or fake.
 
         Raises:
@@ -120,18 +155,18 @@ class FeatureSource:
             self._labelled(label)
         return self._labelled(REAL, FAKE)
 
-    def sample(self, clips: int, seed: int) -> "FeatureSource":
+    def sample(self, clips: int, seed: int) -> "Source":
         """So many of the clips at most, drawn by the seed, in their own order."""
         if clips >= len(self.members):
             return self
         drawn = np.sort(np.random.default_rng((seed, len(self.members))).permutation(len(self.members))[:clips])
         return dataclasses.replace(self, members=tuple(self.members[clip] for clip in drawn))
 
-    def heads(self, frames: int) -> "FeatureSource":
+    def heads(self, frames: int) -> "Source":
         """The same clips, of each the first frames at most."""
         return dataclasses.replace(self, longest=frames)
 
-    def _labelled(self, *labels: int) -> "FeatureSource":
+    def _labelled(self, *labels: int) -> "Source":
         members = [member for member, label in zip(self.members, self.labels, strict=True) if label in labels]
         if not members:
             kind = "real" if REAL in labels else "fake"
@@ -140,7 +175,7 @@ class FeatureSource:
             )
         return dataclasses.replace(self, members=tuple(members))
 
-    def in_memory(self) -> "FeatureSource":
+    def in_memory(self) -> "Source":
         """The same clips, their features in host memory."""
         return dataclasses.replace(self, rows=rows_in_memory(self.shards))
 
@@ -165,17 +200,18 @@ class FeatureSource:
     def check_finite(self) -> None:
         """Raises an UserError that names the first clip with NaN or infinity, if there is one."""
         for clip, (shard, _) in enumerate(self.members):
-            if not all(np.isfinite(self.features(modality, clip)).all() for modality in MODALITIES):
+            if not all(np.isfinite(self.features(modality, clip)).all() for modality in FEATURES):
                 where = self.shards[shard].path
                 raise UserError(
                     f"{where}: the features of {self.clips[clip].path!r} hold NaN; extract this shard again"
                 )
 
     def _first_without(self, content: str) -> ShardTable | None:
-        return next((shard for shard in self.shards if content not in {**shard.features, **shard.ragged}), None)
+        always = {"features"}
+        return next((shard for shard in self.shards if content not in {*always, *shard.features, *shard.ragged}), None)
 
 
-def open_source(path: AnyPath) -> FeatureSource:
+def open_source(path: AnyPath) -> Source:
     """Opens a folder of shards, or one shard.
 
     Raises:
@@ -186,7 +222,15 @@ def open_source(path: AnyPath) -> FeatureSource:
     members = tuple((k, n) for k, shard in enumerate(shards) for n in range(len(shard.clips)))
     if not members:
         raise UserError(f"{path}: its shards hold no clip; see failures.jsonl there")
-    return FeatureSource(as_path(path), shards, members)
+    return Source(as_path(path), shards, members)
+
+
+def source_of_clip(clip: ClipMeta, visual: Float[np.ndarray, "T D"], audio: Float[np.ndarray, "T D"]) -> Source:
+    """Makes a source of one clip, whose features are in memory already."""
+    features = {"visual": visual, "audio": audio}
+    extents = {name: Extent(0, array.dtype, array.shape) for name, array in features.items()}
+    table = ShardTable(Path(clip.path), 0, (clip,), np.array([0, len(visual)]), {}, extents, {})
+    return Source(table.path, (table,), ((0, 0),), lambda _, name, first, last: features[name][first:last])
 
 
 def _check_together(shards: Sequence[ShardTable]) -> None:

@@ -132,8 +132,11 @@ def _pooled(
 ) -> dict[str, Float64[np.ndarray, " N"] | np.float64]:
     borders = np.array([0, len(frame)]) if offset is None else offset
     scores = PackedScores(frame.astype(np.float64), borders)
-    clips = {name: rule(scores) for name, rule in rules.items()}
-    return {name: values[0] for name, values in clips.items()} if offset is None else clips
+    pooled = {}
+    for name, rule in rules.items():
+        clips = rule(scores)
+        pooled[name] = clips[0] if offset is None else clips
+    return pooled
 
 
 def _on_frames(name: str) -> Pooling:

@@ -60,8 +60,9 @@ def open_scores(path: str | os.PathLike) -> ScoreTable:
         clips, offset = read_clip_table(file)
         clip = _read_column(file, "clips/score", len(clips))
         frame = _read_column(file, "score", int(offset[-1])) if "score" in file else None
-        _check_attributes(file.attributes)
-        return ScoreTable(str(file.attributes["method"]), clips, offset, frame, clip, file.attributes)
+        attributes: dict[str, object] = {**file.attributes}
+        _check_attributes(attributes)
+        return ScoreTable(str(attributes["method"]), clips, offset, frame, clip, attributes)
 
 
 def _read_column(file: HDF5File, name: str, count: int) -> Float[np.ndarray, " count"]:

@@ -3,11 +3,11 @@
 from jax_avh.methods import avh_align, avh_sup, clip_length, factor, leading_silence, speech_forensics
 from jax_avh.methods.avad.method import METHOD as AVAD
 from jax_avh.methods.avad.method import SLIDING as AVAD_SLIDING
-from jax_avh.methods.interface import ClipMethod, ExampleMethod, FrameMethod, Training
+from jax_avh.methods.base import ClipMethod, ExampleMethod, FrameMethod, Method, Reference, TrainableMethod
 from jax_avh.methods.mds.method import METHOD as MDS
 from jax_avh.methods.rawnet2.method import METHOD as RAWNET2
 
-METHODS: dict[str, ClipMethod | ExampleMethod | FrameMethod] = {
+METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         avh_align.METHOD,
@@ -24,4 +24,4 @@ METHODS: dict[str, ClipMethod | ExampleMethod | FrameMethod] = {
     )
 }
 
-__all__ = ["METHODS", "ClipMethod", "ExampleMethod", "FrameMethod", "Training"]
+__all__ = ["METHODS", "ClipMethod", "ExampleMethod", "FrameMethod", "Method", "Reference", "TrainableMethod"]

@@ -8,8 +8,9 @@ import dataclasses
 from jaxtyping import Array, Float
 
 from jax_avh.config import MethodConfig, one_of, rules
-from jax_avh.methods.interface import FrameMethod, PairScorer, Training
-from jax_avh.models import HEADS, FrameBatch, FrameNetwork, window_scores, windowed_softmax_loss
+from jax_avh.data.batches import FrameBatch
+from jax_avh.methods.base import FrameMethod, PairScorer, Reference
+from jax_avh.models import NETWORKS, FrameNetwork, window_scores, windowed_softmax_loss
 
 
 @dataclasses.dataclass
@@ -17,12 +18,12 @@ class AVHAlignConfig(MethodConfig):
     """AVH-Align, on real clips only."""
 
     name: str = "avh_align"
-    head: str = rules("mlp", one_of(HEADS))  # "mlp", or "linear" for the ablation of the paper's table 5
+    head: str = rules("mlp", one_of(NETWORKS))  # "mlp", or "linear" for the ablation of the paper's table 5
     modality: str = rules("both", one_of(("both",)))  # of avh_sup also "audio" or "video"
 
 
 def frame_losses(network: FrameNetwork, batch: FrameBatch, boundary: str) -> Float[Array, " T"]:
-    """Windowed softmax loss of every visual frame.
+    """Computes the windowed softmax loss of every visual frame.
 
     Args:
       network: the alignment network.
@@ -41,13 +42,10 @@ def outputs(score: PairScorer, batch: FrameBatch) -> Float[Array, "T 1"]:
 
 
 METHOD = FrameMethod(
-    "avh_align",
-    outputs,
+    name="avh_align",
+    reference=Reference("AVH-Align, Smeu et al., CVPR 2025"),
+    real_only=True,
+    loss=frame_losses,
+    outputs=outputs,
     pooling="logsumexp",
-    training=Training(
-        real_only=True,
-        whole_clips=False,
-        frame_values=frame_losses,
-        loss=lambda losses, clip, label, weight: (losses * weight.astype(losses.dtype)).sum(),
-    ),
 )

@@ -1,15 +1,18 @@
-"""AVH-Align/sup: the same features and network, trained on clips labelled real and fake. It learns shortcuts gladly.
+"""AVH-Align/sup: the same features and network, trained on clips labelled real and fake. It picks up shortcuts easily.
 
 Source: AVH-Align, section 3 and table 5.
 """
 
 import dataclasses
 
-from jaxtyping import Array, Float
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from jax_avh.config import MethodConfig, one_of, rules
-from jax_avh.methods.interface import FrameMethod, PairScorer, Training
-from jax_avh.models import HEADS, MODALITIES, FrameBatch, FrameNetwork, clip_cross_entropy
+from jax_avh.data.batches import FrameBatch
+from jax_avh.methods.base import FrameMethod, PairScorer, Reference
+from jax_avh.models import MODALITY_FEATURES, NETWORKS, FrameNetwork
 
 
 @dataclasses.dataclass
@@ -17,14 +20,40 @@ class AVHSupConfig(MethodConfig):
     """AVH-Align/sup, on clips of both labels."""
 
     name: str = "avh_sup"
-    head: str = rules("mlp", one_of(HEADS))  # "mlp", or "linear" for the ablation of the paper's table 5
-    modality: str = rules("both", one_of(MODALITIES))  # "both", or only "audio" or "video"
+    head: str = rules("mlp", one_of(NETWORKS))  # "mlp", or "linear" for the ablation of the paper's table 5
+    modality: str = rules("both", one_of(MODALITY_FEATURES))  # "both", or only "audio" or "video"
 
 
 def frame_logits(network: FrameNetwork, batch: FrameBatch, boundary: str) -> Float[Array, " T"]:
-    """Fakeness of every frame, padding included."""
-    del boundary  # no frame looks at its neighbours
+    """Computes the fakeness of every frame, padding included; no frame looks at its neighbours."""
     return network(batch.visual, batch.audio)
+
+
+def clip_cross_entropy(
+    logits: Float[Array, " T"], clip: Int[Array, " T"], label: Int[Array, " T"], weight: Float[Array, " T"]
+) -> Float[Array, ""]:
+    """Sum over whole clips of the cross-entropy of their labels, P(fake) = sigmoid(2 s), s = log-sum-exp of a clip.
+
+    Args:
+      logits: fakeness of each frame.
+      clip: number of each frame's clip, rising by one from clip to clip.
+      label: of its clip, 0 real, 1 fake.
+      weight: 1 = a frame that counts, 0 = one that is left out.
+
+    Returns:
+      The sum, in nats.
+
+    References:
+      AVH-Align/sup: the two classes' logits are -s and s.
+    """
+    frames, kept = len(logits), weight > 0
+    segment = jnp.where(kept, clip - jnp.min(jnp.where(kept, clip, jnp.iinfo(clip.dtype).max)), frames)
+    highest = jax.lax.stop_gradient(jax.ops.segment_max(logits, segment, frames + 1))
+    there = jax.ops.segment_max(weight, segment, frames + 1)[:frames] > 0
+    total = jax.ops.segment_sum(jnp.exp(logits - highest[segment]), segment, frames + 1)[:frames]
+    pooled = jnp.where(there, jnp.log(jnp.where(there, total, 1)) + jnp.where(there, highest[:frames], 0), 0)
+    sign = 1 - 2 * jax.ops.segment_max(label, segment, frames + 1)[:frames].astype(logits.dtype)
+    return jnp.sum(jnp.where(there, jax.nn.softplus(2 * pooled * sign), 0))
 
 
 def outputs(score: PairScorer, batch: FrameBatch) -> Float[Array, "T 1"]:
@@ -33,9 +62,12 @@ def outputs(score: PairScorer, batch: FrameBatch) -> Float[Array, "T 1"]:
 
 
 METHOD = FrameMethod(
-    "avh_sup",
-    outputs,
+    name="avh_sup",
+    reference=Reference("AVH-Align/sup, Smeu et al., CVPR 2025"),
+    loss=frame_logits,
+    reduce=clip_cross_entropy,
+    whole_clips=True,
+    outputs=outputs,
     pooling="logsumexp",
-    training=Training(real_only=False, whole_clips=True, frame_values=frame_logits, loss=clip_cross_entropy),
     threshold=0.0,  # P(fake) = sigmoid(2 s) = 1/2
 )

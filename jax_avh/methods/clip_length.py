@@ -1,13 +1,13 @@
 """The length of a clip as its score: an audit of what a data set, or a pooling that grows with the length, leaks."""
 
 from avh_shards import FRAME_RATE
-from jax_avh.data.source import FeatureSource
-from jax_avh.methods.interface import ClipMethod
+from jax_avh.data.source import Source
+from jax_avh.methods.base import ClipMethod, Reference
 
 
-def score(source: FeatureSource, clip: int) -> float:
+def seconds(source: Source, clip: int) -> float:
     """Seconds of a clip."""
     return float(source.lengths[clip]) / FRAME_RATE
 
 
-METHOD = ClipMethod("clip_length", score)
+METHOD = ClipMethod(name="clip_length", reference=Reference("an audit of ours"), score=seconds)

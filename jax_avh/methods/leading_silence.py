@@ -3,20 +3,26 @@
 Source: AVH-Align, section 3: fakes of several data sets start with some 30 ms of digital silence.
 """
 
+from typing import Any
+
 from avh_shards import SAMPLE_RATE, leading_silence
 from avh_shards.silence import START, leading_amplitude
-from jax_avh.data.source import FeatureSource
-from jax_avh.methods.interface import ClipMethod
+from jax_avh.data.source import Source
+from jax_avh.methods.base import ClipMethod, Reference
 
 
-def _duration(source: FeatureSource, clip: int) -> float:
+def _duration(source: Source, clip: int) -> float:
     silence = leading_silence(source.waveform(clip, 0, SAMPLE_RATE))
     return silence if silence < 1 else leading_silence(source.waveform(clip))
 
 
-def _quietness(source: FeatureSource, clip: int) -> float:
+def _quietness(source: Source, clip: int) -> float:
     return -leading_amplitude(source.waveform(clip, 0, round(START * SAMPLE_RATE)))
 
 
-DURATION = ClipMethod("leading_silence", _duration, needs=("waveform",))
-AMPLITUDE = ClipMethod("leading_amplitude", _quietness, needs=("waveform",))
+_AUDIT: dict[str, Any] = {
+    "reference": Reference("AVH-Align, Smeu et al., CVPR 2025, section 3"),
+    "reads": ("waveform",),
+}
+DURATION = ClipMethod(name="leading_silence", score=_duration, **_AUDIT)
+AMPLITUDE = ClipMethod(name="leading_amplitude", score=_quietness, **_AUDIT)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int64
 
-from jax_avh.methods.interface import FrameMethod
-from jax_avh.models import FrameBatch
+from jax_avh.data.batches import FrameBatch
+from jax_avh.methods.base import FrameMethod, Reference
 from jax_avh.models.layers import normalise
 from jax_avh.models.windows import band_products, same_clip
 
@@ -19,7 +19,6 @@ COUNTED = 1250  # frames of a clip: its first 50 s
 
 def outputs(score: None, batch: FrameBatch) -> Float[Array, "T W"]:
     """Cosines of each visual frame with the audio frames around it; 0 beyond the clip."""
-    del score
     cosines = band_products(normalise(batch.visual), normalise(batch.audio))
     return jnp.where(same_clip(batch.clip, batch.visual.shape[0]), cosines, 0)
 
@@ -40,4 +39,11 @@ def frame_scores(cosines: Float[np.ndarray, "T W"], border: Int64[np.ndarray, "b
     return np.where(counted, -at_best, -np.repeat(means.max(axis=1), lengths)).astype(np.float32)
 
 
-METHOD = FrameMethod("speech_forensics", outputs, pooling="mean", tau=TAU, frame_scores=frame_scores)
+METHOD = FrameMethod(
+    name="speech_forensics",
+    reference=Reference("SpeechForensics, Liang et al., NeurIPS 2024"),
+    outputs=outputs,
+    tau=TAU,
+    frame_scores=frame_scores,
+    pooling="mean",
+)

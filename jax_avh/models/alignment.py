@@ -1,33 +1,173 @@
-"""The alignment network: does this visual frame belong to this audio frame?
+"""The networks on frames: does this visual frame belong to this audio frame?
 
-Each modality is normalised and projected; an MLP scores the pair. Exact algebra saves most of the arithmetic:
+Each modality is normalised and projected; a head scores the pair: an MLP (the alignment network), or one linear layer
+(the ablation of the paper's table 5). `plain_scores` is the paper's forward pass. What trains and scores is the same
+function, rearranged; exact algebra saves most of the arithmetic:
 
 - All that comes before the MLP's first layer norm is linear, so each frame needs its pre-activation once, and a pair
   costs one addition instead of three matrix products (6.7 instead of 54 M multiply-adds a frame at a window of 31).
+  With fixed weights all linear maps of a modality fold into one matrix.
 - A layer norm takes the mean off what a linear layer gives. Taking it off the layer's weights comes to the same, once
   for all pairs; what is left to do for a pair is the division by the root mean square.
 - That of the first layer norm follows from the two frames' own mean squares and their inner product
   (windows.mean_squares), and its scale is applied to frames, not to pairs.
 
-Source: AVH-Align, section 4. Letters: T frames, P projection width, H hidden width of the first layer.
+Source: AVH-Align, section 4. Letters: T frames, D feature width, P projection width, H width of the first layer.
 """
+
+import abc
+import functools
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jax_avh.models.layers import LAYER_NORM_EPSILON, centred, layer_norm, linear, normalised_relu, product, row
-from jax_avh.models.network import FrameNetwork
+from jax_avh.models.layers import (
+    DTYPES,
+    LAYER_NORM_EPSILON,
+    centred,
+    inverse_norm,
+    layer_norm,
+    linear,
+    normalise,
+    normalised_relu,
+    product,
+    row,
+)
 
+# Modality of a network, by its official name -> the features that it takes.
+MODALITY_FEATURES = {"both": ("visual", "audio"), "audio": ("audio",), "video": ("visual",)}
 PROJECTION_WIDTH = 512  # of each of two modalities; one alone has twice that
 HIDDEN_WIDTHS = (512, 256, 128)
+
+
+class Folded(NamedTuple):
+    """A network's linear maps up to its first layer."""
+
+    kernels: dict[str, Float[Array, "D H"]]  # of each of its features
+    bias: Float[Array, " H"]
+
+
+class FrameNetwork(nnx.Module):
+    """Scores frames by their visual features, their audio features, or both.
+
+    A head gives `build`, `first`, `weigh` and `score`.
+    """
+
+    head: str
+
+    def __init__(
+        self,
+        width: int = 1024,
+        *,
+        rngs: nnx.Rngs,
+        modality: str = "both",
+        normalised: bool = True,
+        precision: str = "float32",
+    ):
+        self.width = width
+        self.modality = modality
+        self.normalised = normalised
+        self.precision = precision
+        self.build(rngs)
+
+    @property
+    def kind(self) -> dict[str, str]:
+        """What its weights record of it."""
+        return {"head": self.head, "modality": self.modality, "normalised": str(self.normalised).lower()}
+
+    @abc.abstractmethod
+    def build(self, rngs: nnx.Rngs) -> None:
+        """Draws the parameters."""
+
+    @abc.abstractmethod
+    def first(self, name: str) -> tuple[Any, Float[Array, "P H"], Float[Array, " H"]]:
+        """Returns the projection of a feature, if any, its part of the first layer's kernel, and that layer's bias."""
+
+    @abc.abstractmethod
+    def weigh(self, share: Float[Array, "*T H"]) -> Float[Array, "*T H"]:
+        """Applies what can be done to a share once a frame, not once a pair."""
+
+    @abc.abstractmethod
+    def score(self, weighed: Float[Array, "*T H"], mean_square: Float[Array, "*T"]) -> Float[Array, "*T"]:
+        """Scores sums of weighed shares; NaN where a feature was NaN or infinite.
+
+        Args:
+          weighed: the sums.
+          mean_square: of the sums of the same shares, not weighed.
+        """
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features that it takes."""
+        return MODALITY_FEATURES[self.modality]
+
+    @property
+    def dtype(self) -> DTypeLike:
+        """Of parameters, norms and scores."""
+        return DTYPES[self.precision][0]
+
+    def __call__(self, visual: Float[Array, "*T D"], audio: Float[Array, "*T D"]) -> Float[Array, "*T"]:
+        """Scores each visual frame with the audio frame of the same index."""
+        given = {"visual": visual, "audio": audio}
+        shares = [self.share(name, given[name]) for name in self.features]
+        return self._score(functools.reduce(jnp.add, shares))
+
+    def share(self, name: str, features: Float[Array, "*T D"]) -> Float[Array, "*T H"]:
+        """Returns a feature's share of the first layer's pre-activation; the first one's includes the layer's bias."""
+        projection, kernel, layer_bias = self.first(name)
+        features = normalise(features, self.dtype) if self.normalised else features.astype(self.dtype)
+        if projection is None:
+            share = self._product(features, kernel)
+        else:
+            # Two linear layers in a row: for more frames than a frame is wide, multiplying them first is cheaper.
+            if math.prod(features.shape[:-1]) > self.width:
+                share = self._product(features, product(projection.kernel[...], kernel))
+            else:
+                share = self._product(self._product(features, projection.kernel[...]), kernel)
+            share = share + row(product(projection.bias[...], kernel), features.ndim)
+        return share + row(layer_bias, features.ndim) if name == self.features[0] else share
+
+    def fold(self) -> Folded:
+        """Folds the linear maps: worthwhile for weights that stay as they are."""
+        kernels = {}
+        _, _, bias = self.first(self.features[0])  # of the layer: the same for all
+        for name in self.features:
+            projection, kernel, _ = self.first(name)
+            kernels[name] = kernel if projection is None else product(projection.kernel[...], kernel)
+            if projection is not None:
+                bias = bias + product(projection.bias[...], kernel)
+        return Folded(kernels, bias)
+
+    def score_folded(
+        self, folded: Folded, visual: Float[Array, "T D"], audio: Float[Array, "T D"]
+    ) -> Float[Array, " T"]:
+        """Returns what calling the network gives, with its linear maps folded."""
+        given = {"visual": visual, "audio": audio}
+        # Frames are scaled after the product, where they are narrower.
+        shares = (
+            self._product(given[name], kernel) * (inverse_norm(given[name], self.dtype) if self.normalised else 1)
+            for name, kernel in folded.kernels.items()
+        )
+        return self._score(sum(shares, row(folded.bias, 2)))
+
+    def _score(self, pairs: Float[Array, "*T H"]) -> Float[Array, "*T"]:
+        return self.score(self.weigh(pairs), jnp.mean(jnp.square(pairs), axis=-1))
+
+    def _product(self, inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"]) -> Float[Array, "*T K"]:
+        """A matrix product in the precision asked for."""
+        dtype = DTYPES[self.precision][1]
+        return product(inputs.astype(dtype), kernel.astype(dtype)).astype(self.dtype)
 
 
 class AlignmentNetwork(FrameNetwork):
     """Scores pairs of a visual and an audio frame; higher = they belong together. 1,740,545 parameters at D = 1024.
 
-    With one modality it is the network of AVH-Align/sup's ablations, which scores the frames of that one alone.
+    With one modality it is the network of AVH-Align/sup's ablations, which scores the frames of that modality only.
     """
 
     head = "mlp"
@@ -39,13 +179,14 @@ class AlignmentNetwork(FrameNetwork):
             self.audio_proj = linear(self.width, PROJECTION_WIDTH, rngs, self.dtype)
         else:
             self.proj = linear(self.width, 2 * PROJECTION_WIDTH, rngs, self.dtype)
-        layers, inputs = [], 2 * PROJECTION_WIDTH
+        layers = []
+        inputs = 2 * PROJECTION_WIDTH
         for hidden in HIDDEN_WIDTHS:
             layers += [linear(inputs, hidden, rngs, self.dtype), layer_norm(hidden, rngs, self.dtype), nnx.relu]
             inputs = hidden
-        self.mlp = nnx.Sequential(*layers, linear(inputs, 1, rngs, self.dtype))
+        self.mlp: Any = nnx.Sequential(*layers, linear(inputs, 1, rngs, self.dtype))
 
-    def first(self, name: str) -> tuple[nnx.Linear, Float[Array, "P H"], Float[Array, " H"]]:
+    def first(self, name: str) -> tuple[Any, Float[Array, "P H"], Float[Array, " H"]]:
         """See FrameNetwork; the first layer's outputs have mean 0."""
         kernel, bias = centred(self.mlp.layers[0])
         if self.modality != "both":
@@ -55,7 +196,7 @@ class AlignmentNetwork(FrameNetwork):
         return self.audio_proj, kernel[PROJECTION_WIDTH:], bias
 
     def weigh(self, share: Float[Array, "*T H"]) -> Float[Array, "*T H"]:
-        """A share times the first layer norm's scale."""
+        """Multiplies a share by the first layer norm's scale."""
         return share * row(self.mlp.layers[1].scale[...], share.ndim)
 
     def score(self, weighed: Float[Array, "*T H"], mean_square: Float[Array, "*T"]) -> Float[Array, "*T"]:
@@ -69,3 +210,51 @@ class AlignmentNetwork(FrameNetwork):
         last = self.mlp.layers[-1]
         scores = product(hidden, last.kernel[...]) + row(last.bias[...], hidden.ndim)
         return jnp.where(jnp.isfinite(mean_square), scores[..., 0], jnp.nan)  # a maximum with 0 may hide NaN
+
+
+def plain_scores(
+    network: AlignmentNetwork, visual: Float[Array, "T D"], audio: Float[Array, "T D"]
+) -> Float[Array, " T"]:
+    """Scores pairs of frames as the paper describes it, layer by layer: what the fast forward pass must equal.
+
+    Args:
+      network: of both modalities.
+      visual: features of the visual frames.
+      audio: features of the audio frame that each is paired with.
+    """
+    if network.normalised:
+        visual = normalise(visual)
+        audio = normalise(audio)
+    hidden = jnp.concatenate([network.visual_proj(visual), network.audio_proj(audio)], axis=-1)
+    for layer in network.mlp.layers:  # three times linear, layer norm and ReLU; then linear
+        hidden = layer(hidden)
+    return hidden[:, 0]
+
+
+class LinearNetwork(FrameNetwork):
+    """Scores frames linearly: 2,049 parameters at D = 1024 with both modalities.
+
+    As an alignment network it cannot be trained: the visual frame's share is the same for all frames of its window.
+    """
+
+    head = "linear"
+
+    def build(self, rngs: nnx.Rngs) -> None:
+        """Draws the parameters."""
+        self.head_layer: Any = linear(self.width * len(self.features), 1, rngs, self.dtype)
+
+    def first(self, name: str) -> tuple[None, Float[Array, "D 1"], Float[Array, "1"]]:
+        """See FrameNetwork; the kernel's visual part comes first."""
+        start = self.features.index(name) * self.width
+        return None, self.head_layer.kernel[...][start : start + self.width], self.head_layer.bias[...]
+
+    def weigh(self, share: Float[Array, "*T 1"]) -> Float[Array, "*T 1"]:
+        """Returns a share as it is."""
+        return share
+
+    def score(self, weighed: Float[Array, "*T 1"], mean_square: Float[Array, "*T"]) -> Float[Array, "*T"]:
+        """See FrameNetwork; there is no norm, so the mean square does not matter."""
+        return weighed[..., 0]
+
+
+NETWORKS = {network.head: network for network in (AlignmentNetwork, LinearNetwork)}  # by the name of their head

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +13,9 @@ from flax import nnx
 
 from avh_shards import UserError, atomic_write, one_line, open_safetensors, pack_notes, unpack_notes
 from avh_shards.weights import MOST_DETAILS, misfits
-from jax_avh.models.alignment import AlignmentNetwork
-from jax_avh.models.linear import LinearNetwork
-from jax_avh.models.network import MODALITIES, FrameNetwork
+from jax_avh.models.alignment import MODALITY_FEATURES, NETWORKS, FrameNetwork
 
 BEST_WEIGHTS = "best.safetensors"  # in the workdir of a training run
-HEADS = {network.head: network for network in (AlignmentNetwork, LinearNetwork)}
 
 # Part of the path to an array -> its official name, where that is another; a Sequential's layers count by their index.
 RENAMED = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var", "head_layer": "head"}
@@ -50,7 +47,7 @@ class Named(NamedTuple):
         return np.moveaxis(array, (0, 1), (-1, -2)) if self.kernel else array
 
 
-def save_weights(network: nnx.Module, path: str | os.PathLike, notes: Mapping[str, str] = MappingProxyType({})) -> None:
+def save_weights(network: Any, path: str | os.PathLike, notes: Mapping[str, str] = MappingProxyType({})) -> None:
     """Writes a network's arrays, float32, and in the file's metadata its kind and notes on its origin."""
     arrays = {name: v.official(np.asarray(v.variable[...], np.float32)) for name, v in named_arrays(network).items()}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -58,7 +55,7 @@ def save_weights(network: nnx.Module, path: str | os.PathLike, notes: Mapping[st
         temporary.write_bytes(safetensors.numpy.save(arrays, metadata=pack_notes({**notes, **network.kind})))
 
 
-def load_weights(path: str | os.PathLike, precision: str = "float32", make: Make | None = None) -> nnx.Module:
+def load_weights(path: str | os.PathLike, precision: str = "float32", make: Make | None = None) -> Any:
     """Makes a network of a file's arrays.
 
     Args:
@@ -97,7 +94,7 @@ def named_arrays(network: nnx.Module) -> dict[str, Named]:
     found = {}
     for path, node in nnx.iter_graph(network):
         if isinstance(node, nnx.Variable):
-            parts = (RENAMED.get(part, str(part)) for part in path if part != SEQUENCE)
+            parts = (RENAMED.get(str(part), str(part)) for part in path if part != SEQUENCE)
             found[".".join(parts)] = Named(node, path[-1] == "kernel")
     return found
 
@@ -168,12 +165,12 @@ def frame_network(path: Path, shapes: Shapes, notes: Mapping[str, str], precisio
     """
     head = "linear" if "head.weight" in shapes else "mlp"
     modality = notes.get("modality", "" if "proj.weight" in shapes else "both")
-    if modality not in MODALITIES:
+    if modality not in MODALITY_FEATURES:
         raise UserError(f"{path}: does not say which modality it is for; convert it from its official .ckpt")
     first = {"linear": "head", "mlp": "visual_proj" if modality == "both" else "proj"}[head]
     matrix = shapes.get(f"{first}.weight", ())
     if len(matrix) != 2 or 0 in matrix:
         raise UserError(f"{path}: not alignment weights: it holds no matrix `{first}.weight`")
-    width = matrix[1] // (len(MODALITIES[modality]) if head == "linear" else 1)
+    width = matrix[1] // (len(MODALITY_FEATURES[modality]) if head == "linear" else 1)
     normalised = notes.get("normalised", "true") == "true"
-    return HEADS[head](width, rngs=nnx.Rngs(0), modality=modality, normalised=normalised, precision=precision)
+    return NETWORKS[head](width, rngs=nnx.Rngs(0), modality=modality, normalised=normalised, precision=precision)

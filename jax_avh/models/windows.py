@@ -1,4 +1,4 @@
-"""Scores of each visual frame with every audio frame of the window around it.
+"""The alignment task: scores of each visual frame with every audio frame of the window around it, and their loss.
 
 Frames come as a stream: clips laid end to end, each frame with the number of its clip. A visual frame's window is the
 2 tau + 1 audio frames around it; those of another clip lie outside.
@@ -7,31 +7,20 @@ Letters: T visual frames, L = T + 2 tau audio frames, W = 2 tau + 1 window.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_avh.models.network import FrameNetwork
+from jax_avh.data.batches import FrameBatch
+from jax_avh.models.alignment import FrameNetwork
 
 # Of the hidden layers, the backward pass keeps the matrix products; what lies between them is cheaper to compute anew
 # than to store and to fetch.
 recomputed = functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
 UNROLL = 2  # offsets in a turn of the loop: 4 % faster than one
 BLOCK = 64  # frames of a matrix product of which a band is wanted
-PADDING = -1  # clip number of frames that belong to no clip
 FORMS = {"cpu": "loop"}  # backend -> the faster form of the window; all others: one block
-
-
-class FrameBatch(NamedTuple):
-    """T consecutive frames of the stream, with tau frames of halo on each side of the audio."""
-
-    visual: Float[Array, "T D"]
-    audio: Float[Array, "L D"]
-    clip: Int[Array, " L"]  # clip number of each audio frame; visual frame t has that of audio frame t + tau
-    weight: Float[Array, " T"]  # 1 = a frame that counts, 0 = padding
-    label: Int[Array, " T"]  # of the visual frame's clip
 
 
 def window_scores(
@@ -73,6 +62,23 @@ def window_scores(
     else:
         scores = scores_at_all()
     return scores.T, inside if boundary == "mask" else jnp.ones_like(inside)
+
+
+def windowed_softmax_loss(scores: Float[Array, "*T W"], valid: Bool[Array, "*T W"] | None = None) -> Float[Array, "*T"]:
+    """-log softmax over a window of scores, at its centre: small when the frame's own audio scores highest.
+
+    Args:
+      scores: of each visual frame with the W = 2 tau + 1 audio frames around it, the aligned one in the middle.
+      valid: which of them compete (the centre always must); None = all.
+
+    Returns:
+      The loss of each visual frame, in nats; log W if all scores are equal.
+
+    References:
+      AVH-Align, equations 1-3.
+    """
+    scores = scores if valid is None else jnp.where(valid, scores, -jnp.inf)
+    return jax.nn.logsumexp(scores, axis=-1) - scores[..., scores.shape[-1] // 2]
 
 
 def mean_squares(visual: Float[Array, "T H"], audio: Float[Array, "L H"]) -> Float[Array, "T W"]:

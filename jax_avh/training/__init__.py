@@ -1,7 +1,6 @@
-"""Training: mesh, placement of the features, state, checkpoints, loop."""
+"""Training: steps, optimiser, state, checkpoints, the files of a run."""
 
-from jax_avh.training.distributed import join_processes
-from jax_avh.training.loop import train
-from jax_avh.training.state import Progress, TrainState
+from jax_avh.training.state import RunProgress
+from jax_avh.training.train import train
 
-__all__ = ["Progress", "TrainState", "join_processes", "train"]
+__all__ = ["RunProgress", "train"]

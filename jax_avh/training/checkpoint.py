@@ -1,4 +1,4 @@
-"""Checkpoints of a run by Orbax: the latest, to go on from, and the best."""
+"""Checkpoints of a run by Orbax: the latest, to resume from, and the best."""
 
 import contextlib
 import dataclasses
@@ -9,13 +9,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from avh_shards import UserError, one_line, unwritable
 from avh_shards.paths import FULL, UNWRITABLE
-from jax_avh.training.state import Progress, TrainState
+from jax_avh.training.state import RunProgress, TrainState
 
 policies = ocp.training.preservation_policies
 SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in TensorStore's errors, which are ValueErrors
@@ -43,16 +44,18 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False,
         )
         with self._told("a checkpoint in it cannot be read"):
+            keep: Any = policies.AnyPreservationPolicy([policies.LatestN(1), best])
             self._checkpointer = ocp.training.Checkpointer(
-                self._directory,
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
+                str(self._directory),
+                preservation_policy=keep,
                 cleanup_tmp_directories=True,
             )
             for checkpoint in self._checkpointer.checkpoints:
-                if checkpoint.metrics is not None and not math.isfinite(checkpoint.metrics["val_loss"]):
+                metrics: Any = checkpoint.metrics
+                if metrics is not None and not math.isfinite(metrics["val_loss"]):
                     raise ValueError(f"the metrics of {checkpoint.step} are not finite")
 
-    def save(self, step: int, state: TrainState, progress: Progress, val_loss: float | None = None) -> None:
+    def save(self, step: int, state: TrainState, progress: RunProgress, val_loss: float | None = None) -> None:
         """Saves the run at a step, whole or not at all, unless it is there already; returns when it is on disk.
 
         Raises:
@@ -60,7 +63,7 @@ class Checkpoints:
         """
         if (latest := self._checkpointer.latest) and latest.step == step:
             return
-        metrics = None if val_loss is None else {"val_loss": val_loss}
+        metrics: Any = None if val_loss is None else {"val_loss": val_loss}
         # Asked beforehand: on a full disk Orbax's threads fail one after the other. A quota shows only in writing.
         needed = sum(array.nbytes for array in jax.tree.leaves(state)) + METADATA_BYTES
         disk = shutil.disk_usage(self._directory)
@@ -70,10 +73,10 @@ class Checkpoints:
                 f"{disk.free / 1e6:.1f} MB are free; free some space, and the same command resumes"
             )
         with self._told():
-            self._checkpointer.save(step, _tree(state, progress), metrics=metrics, force=True)
+            self._checkpointer.save(step, _stored(state, progress), metrics=metrics, force=True)
 
-    def restore(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
-        """The latest checkpoint, placed as `state` is; what was given if there is none.
+    def restore(self, state: TrainState, progress: RunProgress) -> tuple[TrainState, RunProgress]:
+        """Restores the latest checkpoint, placed as `state` is; returns what was given if there is none.
 
         Raises:
           UserError: the checkpoint cannot be read or is of another network.
@@ -81,8 +84,8 @@ class Checkpoints:
         if self._checkpointer.latest is None:
             return state, progress
         with self._told("the latest checkpoint cannot be restored"):
-            tree = self._checkpointer.load(None, _tree(state, progress))
-        return tree["state"], Progress(**tree["progress"])
+            stored = self._checkpointer.load(None, _stored(state, progress))
+        return _restored(stored, state)
 
     def close(self) -> None:
         """Frees the folder, and removes what a failed save left there."""
@@ -130,5 +133,16 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return None
 
 
-def _tree(state: TrainState, progress: Progress) -> dict:
-    return {"state": state, "progress": dataclasses.asdict(progress)}
+# What is stored keeps the form of the first versions, so that their checkpoints resume: of the optimiser only the part
+# that holds arrays, under the name of the one that there was.
+def _stored(state: TrainState, progress: RunProgress) -> dict[str, Any]:
+    parts = [part for part in state.optimizer if jax.tree.leaves(part)]
+    assert len(parts) == 1, "one part of an optimiser holds its arrays"
+    arrays = {"params": state.params, "fixed": state.fixed, "adam": parts[0]}
+    return {"state": arrays, "progress": dataclasses.asdict(progress)}
+
+
+def _restored(stored: dict[str, Any], like: TrainState) -> tuple[TrainState, RunProgress]:
+    arrays = stored["state"]
+    optimizer = tuple(arrays["adam"] if jax.tree.leaves(part) else part for part in like.optimizer)
+    return TrainState(arrays["params"], arrays["fixed"], optimizer), RunProgress(**stored["progress"])

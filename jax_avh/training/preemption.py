@@ -1,4 +1,4 @@
-"""SIGTERM: the machine is wanted back. A run saves its state and ends in peace."""
+"""SIGTERM: the machine is wanted back. A run saves its state and ends cleanly."""
 
 import signal
 import threading
@@ -11,14 +11,16 @@ TOGETHER = 8  # looks after which processes tell each other: often enough to sto
 
 
 class Preempted(Exception):  # noqa: N818 (no error)
-    """A run stops before its end, to go on later."""
+    """A run stops before its end, to resume later."""
 
 
 class Preemption:
     """Notices SIGTERM while the block lasts; several processes agree on the step at which they stop."""
 
     def __enter__(self) -> "Preemption":
-        self._noticed, self._looks, self._before = False, 0, None
+        self._noticed = False
+        self._looks = 0
+        self._before = None
         if threading.current_thread() is threading.main_thread():  # Python refuses handlers to all others
             self._before = signal.signal(signal.SIGTERM, self._notice)
         return self
@@ -28,7 +30,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def reached(self) -> bool:
-        """Whether it is time to stop; every process must look equally often."""
+        """Returns whether it is time to stop; every process must look equally often."""
         self._looks += 1
         if jax.process_count() == 1:
             return self._noticed

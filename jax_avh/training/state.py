@@ -2,19 +2,16 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
-import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 
 from jax_avh.config import Config
+from jax_avh.training.optimizer import cosine_rate
 
 PLATEAU_THRESHOLD = 1e-4  # relative improvement that counts for the plateau rule; PyTorch's default
 SMALLEST_CUT = 1e-8  # of the learning rate; PyTorch leaves out smaller ones
-DECAYS = 0.9, 0.999  # of Adam's two moments
-EPSILON = 1e-8  # Adam's
 
 
 class TrainState(NamedTuple):
@@ -22,64 +19,52 @@ class TrainState(NamedTuple):
 
     params: nnx.State  # what is trained
     fixed: nnx.State  # the network's other arrays: running statistics, frozen parts
-    adam: optax.ScaleByAdamState
+    optimizer: tuple[Any, ...]  # state of each part of the optax chain
 
 
-def init_state(network: nnx.Module, trained: nnx.filterlib.Filter = nnx.Param) -> tuple[nnx.GraphDef, TrainState]:
-    """What a network is apart from its arrays, and the state before the first step."""
+def init_state(
+    network: nnx.Module, trained: nnx.filterlib.Filter, optimizer: optax.GradientTransformation
+) -> tuple[nnx.GraphDef, TrainState]:
+    """Splits a network into what it is apart from its arrays, and the state before the first step."""
     graph, params, fixed = nnx.split(network, trained, ...)
-    return graph, TrainState(params, fixed, optax.scale_by_adam().init(params))
-
-
-def adam_direction(gradient: nnx.State, adam: optax.ScaleByAdamState) -> tuple[nnx.State, optax.ScaleByAdamState]:
-    """What a step of Adam subtracts, per unit of learning rate, and its new state.
-
-    As optax's, but for the bias correction: 1 - 0.999**n, taken in float32, is 1e-5 off in the first steps, which moved
-    the losses of supervised training by 1e-3 within twenty steps.
-    """
-    count = adam.count + 1
-    moments = [
-        jax.tree.map(lambda m, g, decay=decay, order=order: decay * m + (1 - decay) * g**order, moment, gradient)
-        for order, (decay, moment) in enumerate(zip(DECAYS, (adam.mu, adam.nu), strict=True), start=1)
-    ]
-
-    def direction(mean: jax.Array, square: jax.Array) -> jax.Array:
-        corrections = (-jnp.expm1(count.astype(mean.dtype) * math.log(decay)) for decay in DECAYS)
-        mean, square = (moment / correction for moment, correction in zip((mean, square), corrections, strict=True))
-        return mean / (jnp.sqrt(square) + EPSILON)
-
-    return jax.tree.map(direction, *moments), optax.ScaleByAdamState(count, *moments)
+    return graph, TrainState(params, fixed, cast(tuple, optimizer.init(cast(Any, params))))
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where a run stands: plain numbers, saved with the arrays."""
+class RunProgress:
+    """Where a run is: plain numbers, saved with the arrays."""
 
-    epoch: int  # completed epochs
+    epoch: int  # completed epochs; -1 = not even the losses before training are measured
     step: int  # completed steps of the epoch under way
-    loss_sum: float  # over the frames of those steps
+    loss_sum: float  # over the items of those steps
     learning_rate: float
     best_loss: float = math.inf  # lowest validation loss so far
     stale_epochs: int = 0  # since then
     plateau_best: float = math.inf  # validation loss that the plateau rule compares with
     plateau_epochs: int = 0  # without a relative improvement on it
 
-    def after_epoch(self, loss: float, config: Config) -> "Progress":
-        """The standing after an epoch with this validation loss.
+    def after_steps(self, step: int, loss_sum: float) -> "RunProgress":
+        """Returns the progress when an epoch has come to a step, with the sum of the losses since the last one."""
+        return dataclasses.replace(self, step=step, loss_sum=self.loss_sum + loss_sum)
+
+    def after_epoch(self, loss: float, config: Config) -> "RunProgress":
+        """Returns the progress after an epoch with this validation loss.
 
         The rate is cut on the epoch after `plateau_patience` without a relative improvement of 1e-4; the best epoch is
-        the one with the strictly lowest loss.
+        the one with the strictly lowest loss. (optax's reduce_on_plateau counts steps, and keeps a scale in the state
+        of the optimiser; PyTorch's rule, which the paper used, counts epochs of validation.)
         """
-        better, improved = loss < self.best_loss, loss < self.plateau_best * (1 - PLATEAU_THRESHOLD)
+        better = loss < self.best_loss
+        improved = loss < self.plateau_best * (1 - PLATEAU_THRESHOLD)
         plateau_epochs = 0 if improved else self.plateau_epochs + 1
         rate = self.learning_rate
         if config.optimizer.schedule == "cosine":
-            rate = cosine_rate(config, self.epoch + 1)
+            rate = cosine_rate(config.optimizer, config.train.epochs, self.epoch + 1)
         elif plateau_epochs > config.optimizer.plateau_patience:
             plateau_epochs = 0
             cut = rate * config.optimizer.plateau_factor
             rate = cut if rate - cut > SMALLEST_CUT else rate
-        return Progress(
+        return RunProgress(
             epoch=self.epoch + 1,
             step=0,
             loss_sum=0.0,
@@ -91,21 +76,18 @@ class Progress:
         )
 
     @staticmethod
-    def before(config: Config) -> "Progress":
-        """The standing before anything has been measured."""
-        cosine = config.optimizer.schedule == "cosine"
-        rate = cosine_rate(config, 0) if cosine else config.optimizer.learning_rate
-        return Progress(epoch=-1, step=0, loss_sum=0.0, learning_rate=rate)
+    def before(config: Config) -> "RunProgress":
+        """Returns the progress before anything has been measured."""
+        rate = config.optimizer.learning_rate
+        if config.optimizer.schedule == "cosine":
+            rate = cosine_rate(config.optimizer, config.train.epochs, 0)
+        return RunProgress(epoch=-1, step=0, loss_sum=0.0, learning_rate=rate)
 
     def finished(self, config: Config) -> bool:
-        """Whether no epoch follows."""
+        """Returns whether no epoch follows."""
         return self.epoch >= config.train.epochs or self.stale_epochs >= config.train.early_stop
 
-
-def cosine_rate(config: Config, epoch: int) -> float:
-    """Learning rate of an epoch, counted from 0: a linear warm-up, then half a cosine, 0 after the last."""
-    warmup, rate = config.optimizer.warmup_epochs, config.optimizer.learning_rate
-    if epoch < warmup:
-        return rate * (epoch + 1) / warmup
-    done = (epoch - warmup) / max(config.train.epochs - warmup, 1)
-    return rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the lowest validation loss."""
+        return self.epoch - self.stale_epochs

@@ -22,7 +22,7 @@ from extract.avhubert.encoder import start_encoding
 from extract.media import read_audio
 from extract.prepare import PrepareSettings, prepare_clip
 from jax_avh.evaluation import POOLINGS
-from jax_avh.models import HEADS, load_weights, save_weights
+from jax_avh.models import NETWORKS, load_weights, save_weights
 from tests import rules
 from tests.media import ramp, read_frames, tone, write_media
 
@@ -149,7 +149,7 @@ def test_weights_that_do_not_fit_the_encoder(tmp_path, tiny_checkpoint):
 def test_random_and_simulated_origins_are_said_in_every_verdict(tmp_path, real_clips, monkeypatch, capsys):
     """That of the encoder, and that of the features that the detector was trained on; on the page, too."""
     monkeypatch.setattr("extract.avhubert.encoder.AVHubertConfig.large", AVHubertConfig.tiny)
-    network = HEADS["mlp"](AVHubertConfig.tiny().width, rngs=nnx.Rngs(0))
+    network = NETWORKS["mlp"](AVHubertConfig.tiny().width, rngs=nnx.Rngs(0))
     save_weights(network, tmp_path / "w.safetensors", {"trained_on": "simulated"})
     detect(
         [str(real_clips["testMovie"])], "random", str(tmp_path / "w.safetensors"), tmp_path / "v.json", tmp_path / "p"

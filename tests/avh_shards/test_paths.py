@@ -25,10 +25,10 @@ from jax_avh.evaluation.submission import submit
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import write_scores
 from jax_avh.report.results import FILES, write_results
-from jax_avh.training import train
 from tests import rules
 from tests.jax_avh.data.test_batches import make_source
 from tests.jax_avh.evaluation.test_evaluate import make_table
+from tests.runs import train
 
 
 def contents(folder) -> dict[str, bytes]:

@@ -23,9 +23,9 @@ from jax_avh.data import open_source
 from jax_avh.evaluation.results import ScoredSet
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import open_scores
-from jax_avh.models import HEADS, read_notes, save_weights
-from jax_avh.training import train
+from jax_avh.models import NETWORKS, read_notes, save_weights
 from tests.jax_avh.data.test_batches import make_source
+from tests.runs import train
 
 METRIC = re.compile(r"\d\.\d\d")  # what looks like a number made of features
 SETTINGS = {"data.batch_frames": "64", "train.epochs": "1", "optimizer.learning_rate": "1e-3"}
@@ -146,7 +146,7 @@ def test_a_detector_trained_on_simulated_features_says_so_on_others(simulated, t
 
 def test_features_of_real_weights_say_nothing(tmp_path):
     source = make_source(tmp_path / "s", [5, 9])
-    save_weights(HEADS["mlp"](source.width, rngs=nnx.Rngs(0)), tmp_path / "w.safetensors", {"weights_sha256": "0"})
+    save_weights(NETWORKS["mlp"](source.width, rngs=nnx.Rngs(0)), tmp_path / "w.safetensors", {"weights_sha256": "0"})
     table = score_shards(source.path, tmp_path / "scores.h5", weights=tmp_path / "w.safetensors")
     assert "trained_on" not in table.attributes
     assert caveat(table.attributes) == ""

@@ -11,7 +11,7 @@ import safetensors.numpy
 from avh_shards import open_shard
 from extract.check.contact_sheet import CAPTION, MOMENTS
 from jax_avh.evaluation import POOLINGS
-from jax_avh.training.log import read_metrics
+from jax_avh.training.logging import read_metrics
 from tests import rules
 from tests.conftest import TESTDATA
 

@@ -15,14 +15,13 @@ from jax_avh.configs import make_config
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import write_scores
 from jax_avh.report.results import write_results
-from jax_avh.training import train
-from jax_avh.training.log import _append
+from jax_avh.training.logging import _append
 from tests import rules
 from tests.avh_shards.test_paths import contents
 from tests.extract.run.test_local import settings
 from tests.jax_avh.data.test_batches import make_source
 from tests.jax_avh.evaluation.test_evaluate import make_table
-from tests.runs import curve
+from tests.runs import curve, train
 from tests.sets import assert_same_set, make_media
 
 FULL = "cannot be written: no space left on device; free some space"

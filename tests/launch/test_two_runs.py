@@ -30,9 +30,9 @@ from jax_avh.evaluation.submission import submit
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import ScoreTable, write_scores
 from jax_avh.report.results import write_results
-from jax_avh.training import train
 from tests.conftest import TESTDATA
 from tests.jax_avh.data.test_batches import make_source
+from tests.runs import train
 from tests.sets import make_media, start_extract
 
 ROI = PrepareSettings(input="roi")

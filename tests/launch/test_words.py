@@ -18,8 +18,8 @@ from jax_avh.evaluation import evaluate
 from jax_avh.inference.score_file import ScoreTable, write_scores
 from jax_avh.report.comparison import render_report
 from jax_avh.report.results import write_results
-from jax_avh.training import train
 from tests.jax_avh.data.test_batches import make_source
+from tests.runs import train
 
 ESCAPES = "\x1b]0;pwned\x07\x1b[31mRED\x1b[0m\u202e"
 

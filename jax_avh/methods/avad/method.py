@@ -21,14 +21,14 @@ from jaxtyping import Array, Bool, Float, Int, Int64, Key
 
 from avh_shards import UserError
 from jax_avh.config import BOUNDARIES, Config, MethodConfig, at_least, at_most, given, rules
+from jax_avh.data.batches import FrameBatch
 from jax_avh.data.examples import Examples
-from jax_avh.data.source import FeatureSource
-from jax_avh.inference.passes import frame_outputs
+from jax_avh.data.passes import frame_pass
+from jax_avh.data.source import Source
 from jax_avh.methods.avad.model import AVAD
-from jax_avh.methods.interface import ExampleMethod
+from jax_avh.methods.base import ExampleMethod, Reference
 from jax_avh.models import (
-    HEADS,
-    FrameBatch,
+    NETWORKS,
     FrameNetwork,
     check_features,
     load_weights,
@@ -62,7 +62,7 @@ class AVADConfig(MethodConfig):
 class Sequences(Examples):
     """Window scores of the clips, computed once: each clip's first windows, or sequences all over it."""
 
-    def __init__(self, source: FeatureSource, network: AVAD, sliding: bool = False):
+    def __init__(self, source: Source, network: AVAD, sliding: bool = False):
         heads = source if sliding else source.heads(network.windows + network.tau)
         sequences_of_clips, self._lengths, clip = [], [], []
         for index, scores in enumerate(_scores_of_clips(heads, network)):
@@ -80,13 +80,13 @@ class Sequences(Examples):
         return {"scores": self._sequences[example], "length": np.asarray(self._lengths[example], np.int32)}
 
 
-def _scores_of_clips(source: FeatureSource, network: AVAD) -> list[Float[np.ndarray, "T W"]]:
+def _scores_of_clips(source: Source, network: AVAD) -> list[Float[np.ndarray, "T W"]]:
     graph, params = nnx.split(network.sync)
 
     def outputs(params: Any, frames: FrameBatch) -> Float[Array, "T W"]:
         return window_scores(nnx.merge(graph, params), frames, network.boundary)[0]
 
-    found = frame_outputs(source, outputs, params, network.tau)
+    found = frame_pass(outputs, params, network.tau)(source)
     return [scores for rows, border in found for scores in np.split(rows, border[1:-1])]
 
 
@@ -170,7 +170,7 @@ def valid_steps(lengths: Int[Array, " B"], windows: int) -> Bool[Array, "B N"]:
 # --- the method ------------------------------------------------------------------------------------------------------
 
 
-def build(config: Config[AVADConfig], source: FeatureSource) -> AVAD:
+def make_model(config: Config[AVADConfig], source: Source) -> AVAD:
     """Makes the network before training.
 
     Raises:
@@ -186,13 +186,13 @@ def build(config: Config[AVADConfig], source: FeatureSource) -> AVAD:
     return AVAD(sync, nnx.Rngs(config.seed), config.method.windows, model.tau, model.boundary, config.train.precision)
 
 
-def rebuild(notes: Mapping[str, str], precision: str) -> AVAD:
+def model_of(notes: Mapping[str, str], precision: str) -> AVAD:
     """Makes the network that the notes of a weight file describe."""
     width, windows, tau = (int(notes[name]) for name in ("sync_width", "windows", "tau"))
     if width < 1 or windows < LEAST or tau < 0 or notes["boundary"] not in BOUNDARIES:
         raise ValueError(f"width {width}, {windows} windows, tau {tau}, boundary {notes['boundary']}")
     kind = {"modality": notes["sync_modality"], "normalised": notes["sync_normalised"] == "true"}
-    sync = HEADS[notes["sync_head"]](width, rngs=nnx.Rngs(0), precision=precision, **kind)
+    sync = NETWORKS[notes["sync_head"]](width, rngs=nnx.Rngs(0), precision=precision, **kind)
     return AVAD(sync, nnx.Rngs(0), windows, tau, notes["boundary"], precision)
 
 
@@ -224,12 +224,14 @@ def sliding_score(divergences: Float[np.ndarray, "E N"], frames: int) -> tuple[f
 
 
 METHOD = ExampleMethod(
-    "avad",
-    needs=(),
-    features=True,
+    name="avad",
+    reference=Reference(
+        "AVAD, Feng et al., CVPR 2023",
+        deviation="its delays are scored by an alignment network of features, that one's by a network on faces",
+    ),
     real_only=True,
-    build=build,
-    rebuild=rebuild,
+    make_model=make_model,
+    model_of=model_of,
     examples=Sequences,
     batch_size=64,
     prepare=lambda inputs: inputs,
@@ -237,7 +239,6 @@ METHOD = ExampleMethod(
     outputs=outputs,
     clip_score=first_windows_score,
     trained=nnx.All(nnx.Param, nnx.Not(nnx.PathContains("sync"))),
-    deviation="its delays are scored by an alignment network of features, that one's by a network on faces",
 )
 SLIDING = dataclasses.replace(
     METHOD,

@@ -23,8 +23,8 @@ from jaxtyping import Array, Float, Int, Int16, Key, UInt8
 from avh_shards import FRAME_RATE, REAL, SAMPLE_RATE
 from jax_avh.config import Config, MethodConfig, Rule, at_most, rules
 from jax_avh.data.examples import Examples
-from jax_avh.data.source import FeatureSource
-from jax_avh.methods.interface import ExampleMethod
+from jax_avh.data.source import Source
+from jax_avh.methods.base import ExampleMethod, Reference
 from jax_avh.methods.mds.model import MDS
 
 # Frames
@@ -66,7 +66,7 @@ class MDSConfig(MethodConfig):
 class Chunks(Examples):
     """Every whole second of the clips; a shorter clip is repeated until it is one, officially it has no score."""
 
-    def __init__(self, source: FeatureSource, _network: MDS):
+    def __init__(self, source: Source, _network: MDS):
         counts = np.maximum(source.lengths // FRAME_RATE, 1)
         super().__init__(source, np.repeat(np.arange(len(counts)), counts))
         self._first = np.repeat(np.cumsum(counts) - counts, counts)  # example that its clip starts with
@@ -201,12 +201,12 @@ def losses(
 # --- the method ------------------------------------------------------------------------------------------------------
 
 
-def build(config: Config[MDSConfig], _source: FeatureSource) -> MDS:
+def make_model(config: Config[MDSConfig], _source: Source) -> MDS:
     """Makes the network before training; it reads no features."""
     return MDS(nnx.Rngs(config.seed), config.method.image, config.train.precision, config.method.width_multiplier)
 
 
-def rebuild(notes: Mapping[str, str], precision: str) -> MDS:
+def model_of(notes: Mapping[str, str], precision: str) -> MDS:
     """Makes the network that the notes of a weight file describe."""
     image, width_multiplier = int(notes["image"]), float(notes["width_multiplier"])
     if image < IMAGE_STEP or image % IMAGE_STEP:
@@ -249,17 +249,18 @@ def clip_score(distances: Float[np.ndarray, "E 1"], frames: int) -> tuple[float,
 
 
 METHOD = ExampleMethod(
-    "mds",
-    needs=("waveform", "crops"),
-    features=False,
-    real_only=False,
-    build=build,
-    rebuild=rebuild,
+    name="mds",
+    reference=Reference(
+        "MDS, Chugh et al., ACM MM 2020",
+        deviation="it sees grey mouth crops at 25 frames a second, that one whole faces in colour at 30",
+    ),
+    reads=("waveform", "crops"),
+    make_model=make_model,
+    model_of=model_of,
     examples=Chunks,
     batch_size=8,
     prepare=prepare,
     loss=loss,
     outputs=outputs,
     clip_score=clip_score,
-    deviation="it sees grey mouth crops at 25 frames a second, that one whole faces in colour at 30",
 )

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int, Int16, Key
 from avh_shards import FULL_SCALE, REAL, SAMPLE_RATE
 from jax_avh.config import Config, MethodConfig, at_least, at_most, rules
 from jax_avh.data.examples import Examples
-from jax_avh.data.source import FeatureSource
-from jax_avh.methods.interface import ExampleMethod
+from jax_avh.data.source import Source
+from jax_avh.methods.base import ExampleMethod, Reference
 from jax_avh.methods.rawnet2.model import SAMPLES, RawNet2, loudness
 
 CLASS_WEIGHTS = 0.1, 0.9  # of fake and real in the loss, in the order of the network's outputs
@@ -35,7 +35,7 @@ class RawNet2Config(MethodConfig):
 class Cuts(Examples):
     """The start of every clip's sound."""
 
-    def __init__(self, source: FeatureSource, network: RawNet2):
+    def __init__(self, source: Source, network: RawNet2):
         super().__init__(source, np.arange(len(source.members)))
         self._samples = network.samples
 
@@ -49,12 +49,12 @@ def cut(waveform: Int16[np.ndarray, " S"], samples: int = SAMPLES) -> Int16[np.n
     return np.resize(waveform[:samples], samples)
 
 
-def build(config: Config[RawNet2Config], _source: FeatureSource) -> RawNet2:
+def make_model(config: Config[RawNet2Config], _source: Source) -> RawNet2:
     """Makes the network before training; it reads no features."""
     return RawNet2(nnx.Rngs(config.seed), config.train.precision, samples=config.method.samples)
 
 
-def rebuild(notes: Mapping[str, str], precision: str) -> RawNet2:
+def model_of(notes: Mapping[str, str], precision: str) -> RawNet2:
     """Makes the network that the notes of a weight file describe; released files have none."""
     samples = int(notes.get("samples", SAMPLES))
     if not LEAST_SAMPLES <= samples <= MOST_SAMPLES:
@@ -100,12 +100,11 @@ def outputs(network: RawNet2, heard: Float[Array, "B U F"]) -> Float[Array, "B 1
 
 
 METHOD = ExampleMethod(
-    "rawnet2",
-    needs=("waveform",),
-    features=False,
-    real_only=False,
-    build=build,
-    rebuild=rebuild,
+    name="rawnet2",
+    reference=Reference("RawNet2, Tak et al., ICASSP 2021; the baseline of ASVspoof 2021"),
+    reads=("waveform",),
+    make_model=make_model,
+    model_of=model_of,
     examples=Cuts,
     batch_size=16,
     prepare=prepare,

@@ -9,7 +9,7 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.errors import Failure
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from extract.store.shard_set import ShardSet
-from jax_avh.data import Batching, FrameBatches, frame_stream, open_source, prefetched
+from jax_avh.data import frame_batches, frame_stream, open_source, prefetched
 
 WIDTH = 4
 
@@ -32,7 +32,7 @@ def make_source(folder, lengths, per_shard=3, labels=None, name="c", **attribute
 
 
 def make_batches(stream, size, tau=0, chunks=1, own=None):
-    return FrameBatches(stream, Batching(size).plan(stream), tau, chunks, own)
+    return frame_batches(stream, size, tau, chunks=chunks, own=own)
 
 
 lengths_st = st.lists(st.integers(1, 9), min_size=1, max_size=7)

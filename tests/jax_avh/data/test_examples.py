@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -19,16 +20,15 @@ from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.config import check_config
 from jax_avh.configs import make_config
 from jax_avh.data import open_source
-from jax_avh.data.examples import ExampleBatches, Examples, shuffled
+from jax_avh.data.examples import ExampleBatches, Examples, example_order
 from jax_avh.evaluation.evaluate import evaluate
 from jax_avh.inference.score import score_shards
 from jax_avh.methods import METHODS
 from jax_avh.models import AlignmentNetwork, save_weights
 from jax_avh.parallel import DATA_AXIS
-from jax_avh.training import train
 from jax_avh.training.preemption import Preemption
 from tests.jax_avh.data.test_batches import make_source
-from tests.runs import curve, finish, losses, start_training
+from tests.runs import curve, finish, losses, start_training, train
 from tests.small import use_small_networks
 
 CORPUS = Corpus(8, 4, 6, fakes=True, kinds=("local",), frames=(20, 60), width=8)
@@ -47,7 +47,7 @@ class Numbers(Examples):
 def test_batches_hold_every_example_once_whatever_the_chunks(tmp_path_factory, count, part, chunks, epoch):
     source = make_source(tmp_path_factory.mktemp("s"), [1] * 3, labels=[0, 1, 0])
     examples = Numbers(source, np.sort(np.arange(count) % 3))
-    order = shuffled(examples, None if epoch is None else (0, epoch))
+    order = example_order(examples, None if epoch is None else (0, epoch))
     batches = ExampleBatches(examples, order, part * chunks, chunks=chunks)
     found = []
     for batch in batches:
@@ -59,7 +59,7 @@ def test_batches_hold_every_example_once_whatever_the_chunks(tmp_path_factory, c
     assert found == order.tolist()
     assert sorted(found) == list(range(count))
     full = dataclasses.replace(batches, full_only=True)
-    assert full.plan.items.tolist() == [part * chunks] * (count // (part * chunks))
+    assert full.items.tolist() == [part * chunks] * (count // (part * chunks))
     own = [dataclasses.replace(batches, own=range(n, n + 1))[0] for n in range(chunks)]
     together = jax.tree.map(lambda *arrays: np.concatenate(arrays), *own)
     jax.tree.map(np.testing.assert_array_equal, together, batches[0])
@@ -136,8 +136,8 @@ def one_device() -> Mesh:
 @pytest.mark.parametrize("method", NAMES)
 def test_one_device_gives_the_losses_and_scores_of_two(corpus, runs, tmp_path, monkeypatch, method):
     score_shards(corpus / "test", tmp_path / "two.h5", weights=runs(method))
-    for module in ("training.loop", "devices.passes"):
-        monkeypatch.setattr(f"jax_avh.{module}.make_mesh", one_device)
+    for module in ("training.train", "data.passes"):
+        monkeypatch.setattr(sys.modules[f"jax_avh.{module}"], "make_mesh", one_device)
     train(run_config(corpus, method), tmp_path / "run")
     # Rounding moves MDS's first embeddings, some hundred long, and Adam then goes its own way: see the slow test below.
     rows = slice(1) if method == "mds" else slice(None)

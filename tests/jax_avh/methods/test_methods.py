@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import sys
 
 import hypothesis
 import jax
@@ -19,23 +20,23 @@ from avh_shards import ClipMeta, UserError
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.config import check_config
 from jax_avh.configs import avh_align, make_config
-from jax_avh.data import Batching, frame_stream, open_source
+from jax_avh.data import frame_batches, frame_stream, open_source
+from jax_avh.data.loaders import hold_frames, stream_frames
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import open_scores
-from jax_avh.methods import speech_forensics
-from jax_avh.models import HEADS, MODALITIES, clip_cross_entropy, load_weights, save_weights
+from jax_avh.methods import METHODS, speech_forensics
+from jax_avh.methods.avh_sup import clip_cross_entropy
+from jax_avh.models import MODALITY_FEATURES, NETWORKS, load_weights, save_weights
 from jax_avh.parallel import DATA_AXIS, make_mesh, put_copies
-from jax_avh.training import train
-from jax_avh.training.placement import stream_frames
+from jax_avh.training.optimizer import make_optimizer
 from jax_avh.training.preemption import Preemption
-from jax_avh.training.resident import Resident
 from jax_avh.training.state import init_state
-from jax_avh.training.trainer import FrameTrainer
+from jax_avh.training.step import Objective, train_steps
 from tests import rules
 from tests.jax_avh.data.test_batches import lengths_st, make_source
-from tests.runs import losses
+from tests.runs import losses, train
 
-KINDS = [(head, modality) for head in HEADS for modality in MODALITIES]
+KINDS = [(head, modality) for head in NETWORKS for modality in MODALITY_FEATURES]
 
 
 def write_shard(folder, clips, waveforms=None, **attributes):
@@ -78,16 +79,25 @@ def test_one_clip_a_step_is_the_official_training(supervised, supervised_shards,
     assert before.method == "avh_sup"
     np.testing.assert_allclose(before.clip, record["initial_scores"], rtol=0, atol=1e-4)
     config, mesh = make_config({"method": "avh_sup", "method.modality": modality}), make_mesh()
-    graph, state = init_state(network)
-    trainer, state = FrameTrainer.of(config, graph, mesh), put_copies(mesh, state)
+    objective, optimizer, state = start(config, network, mesh)
     step_losses = []
-    for _, segment in stream_frames(open_source(twice), Batching(9, True, 1), 0, mesh).one_pass(None).segments():
-        state, loss = trainer.train(state, segment, np.float32(config.optimizer.learning_rate))
+    loader = stream_frames(open_source(twice), mesh, 9, 0, whole_clips=True, clips=1)
+    for batches in loader.epoch(None).batches:
+        rate = np.float32(config.optimizer.learning_rate)
+        state, loss = train_steps(objective, optimizer, state, batches, rate)
         step_losses += loss.tolist()
     np.testing.assert_allclose(step_losses, record["step_losses"], rtol=0, atol=1e-4)
-    save_weights(nnx.merge(trainer.graph, state.params), tmp_path / "w.safetensors")
+    save_weights(nnx.merge(objective.graph, state.params), tmp_path / "w.safetensors")
     after = score_shards(once, tmp_path / "after.h5", method="avh_sup", weights=tmp_path / "w.safetensors")
     np.testing.assert_allclose(after.clip, record["final_scores"], rtol=0, atol=1e-4)
+
+
+def start(config, network, mesh):
+    """What a run's steps start from."""
+    method, optimizer = METHODS[config.method.name], make_optimizer(config.optimizer)
+    graph, state = init_state(network, method.trained, optimizer)
+    objective = Objective(method, graph, mesh, config.model.boundary, config.seed)
+    return objective, optimizer, put_copies(mesh, state)
 
 
 def write_rule_network(path, keys, modality):
@@ -124,7 +134,7 @@ loss_and_gradient = jax.jit(jax.value_and_grad(clip_cross_entropy))
 def test_batches_of_whole_clips_hold_each_clip_once(tmp_path_factory, lengths, frames, clips, epoch):
     source = make_source(tmp_path_factory.mktemp("s"), lengths)
     stream = frame_stream(source, None if epoch is None else (0, epoch))
-    plan = Batching(frames, True, clips).plan(stream)
+    plan = frame_batches(stream, frames, whole_clips=True, clips=clips)
     sizes = np.diff(plan.border)
     assert set(plan.border) <= set(stream.border)
     assert (plan.border[0], plan.border[-1], plan.items.sum()) == (0, stream.frames, len(lengths))
@@ -133,7 +143,8 @@ def test_batches_of_whole_clips_hold_each_clip_once(tmp_path_factory, lengths, f
     for size, items, end in zip(sizes[:-1], plan.items, plan.border[1:], strict=False):  # no batch could hold more
         following = lengths[stream.order[np.searchsorted(stream.border, end)]]
         assert size + following > plan.room or items == clips
-    assert plan.room == Batching(frames, True, clips).plan(frame_stream(source, (1, 1))).room
+    other = frame_batches(frame_stream(source, (1, 1)), frames, whole_clips=True, clips=clips)
+    assert plan.room == other.room
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +167,7 @@ def unbroken(separable, tmp_path_factory):
     """The losses of a streamed run on one device that nothing stops."""
     workdir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax_avh.training.loop.make_mesh", lambda: mesh_of(1))
+        patch.setattr(sys.modules["jax_avh.training.train"], "make_mesh", lambda: mesh_of(1))
         train(separable, workdir)
     return losses(workdir), workdir
 
@@ -192,19 +203,18 @@ def test_a_supervised_run_learns_what_its_labels_show(separable, unbroken, tmp_p
 def test_epochs_of_packed_clips_on_the_devices_share_their_programs(separable):
     """Each order of the clips makes other batches; none may need another program."""
     source, mesh = open_source(separable.data.train).labelled(), make_mesh()
-    feed = Resident(source, Batching(40, True), 0, mesh, segment_steps=3)
-    network = HEADS["mlp"](source.width, rngs=nnx.Rngs(0))
-    graph, state = init_state(network)
-    trainer, state = FrameTrainer.of(separable, graph, mesh), put_copies(mesh, state)
+    loader = hold_frames(source, mesh, 40, 0, loop_steps=3, whole_clips=True)
+    network = NETWORKS["mlp"](source.width, rngs=nnx.Rngs(0))
+    objective, optimizer, state = start(separable, network, mesh)
     steps = set()
-    before = FrameTrainer.train._cache_size()
-    for epoch in range(5):
-        segments = list(feed.one_pass((0, epoch)).segments())
-        steps.add(segments[-1][0])
-        for _, segment in segments:
-            state, _ = trainer.train(state, segment, np.float32(1e-3))
+    before = train_steps._cache_size()
+    for number in range(5):
+        epoch = loader.epoch((0, number))
+        steps.add(len(epoch.items))
+        for batches in epoch.batches:
+            state, _ = train_steps(objective, optimizer, state, batches, np.float32(1e-3))
     assert len(steps) > 1
-    assert FrameTrainer.train._cache_size() <= before + 2  # of three steps, and of one
+    assert train_steps._cache_size() <= before + 2  # of three steps, and of one
 
 
 # --- methods that need no training -----------------------------------------------------------------------------------
@@ -289,7 +299,7 @@ def test_length_and_silence_are_scores_of_clips(tmp_path):
 
 def test_methods_that_do_not_go_with_shards_or_weights(tmp_path):
     source = make_source(tmp_path / "s", [5])
-    network = HEADS["mlp"](source.width, rngs=nnx.Rngs(0))
+    network = NETWORKS["mlp"](source.width, rngs=nnx.Rngs(0))
     save_weights(network, tmp_path / "w.safetensors", {"method": "avh_sup", "weights_sha256": "1"})
     weights = tmp_path / "w.safetensors"
     for options, reason in {
@@ -327,11 +337,11 @@ def test_a_method_brings_its_own_settings_and_the_users_stand():
 
 def test_initial_weights_of_another_kind_are_refused(tmp_path):
     make_source(tmp_path / "s", [5, 5], labels=[0, 1])
-    save_weights(HEADS["linear"](4, rngs=nnx.Rngs(0)), tmp_path / "w.safetensors")
+    save_weights(NETWORKS["linear"](4, rngs=nnx.Rngs(0)), tmp_path / "w.safetensors")
     settings = {"method": "avh_sup", "data.train": f"{tmp_path}/s", "data.val": f"{tmp_path}/s"}
     with pytest.raises(UserError, match="weights of another kind than asked for"):
         train(make_config(settings | {"init": f"{tmp_path}/w.safetensors"}), tmp_path / "run")
-    save_weights(HEADS["mlp"](4, rngs=nnx.Rngs(0)), tmp_path / "w.safetensors", {"method": "avh_align"})
+    save_weights(NETWORKS["mlp"](4, rngs=nnx.Rngs(0)), tmp_path / "w.safetensors", {"method": "avh_align"})
     with pytest.raises(UserError, match="trained as avh_align; they do not start avh_sup"):
         train(make_config(settings | {"init": f"{tmp_path}/w.safetensors"}), tmp_path / "run")
     make_source(tmp_path / "real", [5, 5])

@@ -14,11 +14,12 @@ from flax import nnx
 from hypothesis import strategies as st
 
 from avh_shards import UserError
+from jax_avh.data import FrameBatch
 from jax_avh.methods import avh_align
 from jax_avh.models import (
     AlignmentNetwork,
-    FrameBatch,
     load_weights,
+    plain_scores,
     save_weights,
     window_scores,
     windowed_softmax_loss,
@@ -78,6 +79,14 @@ def full_network(network, visual, audio):
     for layer in network.mlp.layers:
         hidden = layer(hidden)
     return hidden[0]
+
+
+def test_the_plain_forward_pass_is_the_fast_one(network):
+    visual, audio = np.random.default_rng(0).standard_normal((2, 40, WIDTH)).astype(np.float32)
+    plain = plain_scores(network, jnp.asarray(visual), jnp.asarray(audio))
+    assert plain.std() > 0.01
+    np.testing.assert_allclose(network(jnp.asarray(visual), jnp.asarray(audio)), plain, atol=1e-5)
+    np.testing.assert_allclose(network.score_folded(network.fold(), visual, audio), plain, atol=1e-5)
 
 
 CASES = {

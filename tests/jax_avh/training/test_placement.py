@@ -1,5 +1,6 @@
 """Features streamed, in host memory, or on the devices: the same batches, the same losses; which of them and why."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -13,17 +14,17 @@ from hypothesis import strategies as st
 
 from avh_shards import UserError, as_path, list_shards
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig
-from jax_avh.data import Batching, frame_stream, open_source
+from jax_avh.data import frame_stream, open_source
+from jax_avh.data.loaders import FeatureSize, Memory, choose_placement, hold_frames, stream_frames
+from jax_avh.methods import avh_align
 from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.models import AlignmentNetwork
 from jax_avh.parallel import make_mesh, put_copies
-from jax_avh.training import train
-from jax_avh.training.placement import Memory, Size, choose, stream_frames
-from jax_avh.training.resident import Resident
+from jax_avh.training.optimizer import make_optimizer
 from jax_avh.training.state import init_state
-from jax_avh.training.trainer import FrameTrainer
+from jax_avh.training.step import Objective, train_steps
 from tests.jax_avh.data.test_batches import lengths_st, make_batches, make_source
-from tests.runs import losses
+from tests.runs import losses, train
 
 
 @pytest.fixture(scope="module")
@@ -34,28 +35,30 @@ def mesh():
 @hypothesis.given(lengths_st, st.integers(2, 20), st.integers(1, 4), st.none() | st.integers(0, 9), st.integers(1, 5))
 @hypothesis.settings(max_examples=6)
 def test_batches_gathered_on_the_devices_are_those_of_the_stream(
-    tmp_path_factory, mesh, lengths, batch_frames, tau, epoch, segment_steps
+    tmp_path_factory, mesh, lengths, batch_frames, tau, epoch, loop_steps
 ):
     source = make_source(tmp_path_factory.mktemp("s"), lengths)
     seed = None if epoch is None else (0, epoch)
     wanted = list(make_batches(frame_stream(source, seed), batch_frames, tau, mesh.size))
-    found, before = [], 0
-    for done, segment in Resident(source, Batching(batch_frames), tau, mesh, segment_steps).one_pass(seed).segments():
-        assert segment.steps == done - before <= segment_steps
-        batches = jax.jit(lambda s: [s.batch(jnp.int32(step)) for step in range(s.steps)])(segment)
-        found, before = found + batches, done
+    found = []
+    for batches in hold_frames(source, mesh, batch_frames, tau, loop_steps).epoch(seed).batches:
+        assert 1 <= len(batches) <= loop_steps
+        found += jax.jit(lambda b: [b[jnp.int32(step)] for step in range(len(b))])(batches)
     for batch, other in zip(found, wanted, strict=True):
         for a, b in zip(batch, other, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
 @hypothesis.given(st.integers(1, 30), st.integers(1, 9), st.data())
-def test_segments_end_at_the_same_steps_wherever_they_start(tmp_path_factory, mesh, steps, segment_steps, data):
+def test_loops_end_at_the_same_steps_wherever_they_start(tmp_path_factory, mesh, steps, loop_steps, data):
     """So that a run that goes on within an epoch compiles and computes what the unbroken one does."""
-    feed = Resident(make_source(tmp_path_factory.mktemp("s"), [steps * 2]), Batching(2), 1, mesh, segment_steps)
-    ends = [done for done, _ in feed.one_pass(None).segments()]
-    first = data.draw(st.sampled_from([0, *ends]))
-    assert [done for done, _ in feed.one_pass(None).segments(first)] == [end for end in ends if end > first]
+    loader = hold_frames(make_source(tmp_path_factory.mktemp("s"), [steps * 2]), mesh, 2, 1, loop_steps)
+
+    def ends(first):
+        return [first + n for n in itertools.accumulate(len(batches) for batches in loader.epoch(None, first).batches)]
+
+    first = data.draw(st.sampled_from([0, *ends(0)]))
+    assert ends(first) == [end for end in ends(0) if end > first]
 
 
 @hypothesis.given(lengths_st, st.integers(1, 20), st.integers(0, 4), st.integers(1, 4), st.data())
@@ -122,18 +125,20 @@ def test_shards_at_a_url_give_the_same_losses(shards, streamed_losses, tmp_path,
 COLLECTIVES = re.compile(r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 
 
-@pytest.mark.parametrize("kind", [stream_frames, Resident])
+@pytest.mark.parametrize("kind", [stream_frames, hold_frames])
 def test_the_compiled_steps_move_gradients_once_and_features_by_the_batch(tmp_path, mesh, kind):
     """Not all features, and no gradient for each offset of the window: both were seen."""
     frames, batch_frames, tau = 4000, 16, 15
     source = make_source(tmp_path, [frames])
-    options = {"segment_steps": 5} if kind is Resident else {}
-    _, segment = next(kind(source, Batching(batch_frames), tau, mesh, **options).one_pass(None).segments())
+    options = {"loop_steps": 5} if kind is hold_frames else {}
+    batches = next(kind(source, mesh, batch_frames, tau, **options).epoch(None).batches)
     network = AlignmentNetwork(source.width, rngs=nnx.Rngs(0))
-    graph, state = init_state(network)
-    trainer, state = FrameTrainer.of(Config(AVHAlignConfig()), graph, mesh), put_copies(mesh, state)
-    leaves, tree = jax.tree.flatten((state, segment, np.float32(1)))
-    program = jax.jit(lambda *leaves: trainer.train(*tree.unflatten(leaves))).lower(*leaves).compile().as_text()
+    method, optimizer = avh_align.METHOD, make_optimizer(OptimizerConfig())
+    graph, state = init_state(network, method.trained, optimizer)
+    objective, state = Objective(method, graph, mesh, "zeros", 0), put_copies(mesh, state)
+    leaves, tree = jax.tree.flatten((state, batches, np.float32(1)))
+    steps = jax.jit(lambda *leaves: train_steps(objective, optimizer, *tree.unflatten(leaves)))
+    program = steps.lower(*leaves).compile().as_text()
     moved = {}
     for shapes, name in COLLECTIVES.findall(program):
         sizes = [np.prod([int(n) for n in dims.split(",") if n]) for dims in re.findall(r"\[([\d,]*)\]", shapes)]
@@ -141,7 +146,7 @@ def test_the_compiled_steps_move_gradients_once_and_features_by_the_batch(tmp_pa
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     features = (batch_frames + 2 * tau * mesh.size + batch_frames) * source.width
     assert parameters <= sum(moved.pop("all-reduce")) <= parameters + 10
-    assert moved.pop("reduce-scatter", []) == ([features // mesh.size] if kind is Resident else [])
+    assert moved.pop("reduce-scatter", []) == ([features // mesh.size] if kind is hold_frames else [])
     assert not moved
     assert features < frames * source.width / 10
 
@@ -149,8 +154,8 @@ def test_the_compiled_steps_move_gradients_once_and_features_by_the_batch(tmp_pa
 GIGABYTE = 10**9
 
 
-def sizes(gigabytes, local=True, shards=1) -> Size:
-    return Size(gigabytes * GIGABYTE, local, shards)
+def sizes(gigabytes, local=True, shards=1) -> FeatureSize:
+    return FeatureSize(gigabytes * GIGABYTE, local, shards)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +174,7 @@ def sizes(gigabytes, local=True, shards=1) -> Size:
 )
 def test_auto_chooses_by_size_and_says_why(asked, source, memory, wanted, reason):
     devices, host, accelerators = memory
-    found, why = choose(asked, source, Memory(devices * GIGABYTE, host * GIGABYTE, accelerators))
+    found, why = choose_placement(asked, source, Memory(devices * GIGABYTE, host * GIGABYTE, accelerators))
     assert found == wanted
     assert reason in why
 
@@ -177,7 +182,7 @@ def test_auto_chooses_by_size_and_says_why(asked, source, memory, wanted, reason
 def test_features_that_do_not_fit_the_devices_are_refused():
     memory = Memory(64 * GIGABYTE, 100 * GIGABYTE, accelerators=True)
     with pytest.raises(UserError, match=r"placement=device: 42.00 GB of features do not fit .* use host or stream"):
-        choose("device", sizes(42), memory)
+        choose_placement("device", sizes(42), memory)
 
 
 def test_a_batch_smaller_than_the_devices_is_refused(shards, tmp_path):

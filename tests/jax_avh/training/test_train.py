@@ -1,5 +1,6 @@
 """Training: the official curve, exact resume, the same numbers on any number of devices, rules of rate and end."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -24,17 +25,22 @@ from avh_shards import UserError
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig, check_config
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import open_scores
+from jax_avh.methods import METHODS
 from jax_avh.methods.avh_align import AVHAlignConfig
-from jax_avh.training import Progress, meter, train
+from jax_avh.training import RunProgress, logging
 from jax_avh.training.checkpoint import Checkpoints
-from jax_avh.training.log import read_metrics
-from jax_avh.training.loop import Run
+from jax_avh.training.inputs import initial_model, open_sources
+from jax_avh.training.logging import MetricsLog, read_metrics
+from jax_avh.training.optimizer import make_optimizer
 from jax_avh.training.preemption import Preemption
+from jax_avh.training.run_dir import CHECKPOINTS
+from jax_avh.training.state import init_state
 from tests import rules
 from tests.conftest import TESTDATA
 from tests.jax_avh.data.test_batches import make_source
-from tests.runs import curve, finish, losses, start_training
+from tests.runs import curve, finish, losses, start_training, train
 
+TRAIN = sys.modules["jax_avh.training.train"]  # the package has a function of this name
 OFFICIAL = json.loads((TESTDATA / "training.json").read_text())
 
 
@@ -56,9 +62,13 @@ def official_config(shards, init, **train_options) -> Config:
 
 def latest(workdir, config) -> list[np.ndarray]:
     """Arrays of the latest checkpoint."""
-    run = Run(config, workdir, Preemption())
-    run.close()
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(run.state)]
+    method, optimizer = METHODS[config.method.name], make_optimizer(config.optimizer)
+    network = initial_model(method, config, open_sources(method, config)[0])
+    with contextlib.closing(Checkpoints(workdir / CHECKPOINTS)) as checkpoints:
+        _, like = init_state(network, method.trained, optimizer)
+        state, progress = checkpoints.restore(like, RunProgress.before(config))
+    assert progress.epoch >= 0
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +135,11 @@ def test_a_run_that_dies_anywhere_ends_the_same(rule_shards, init, tmp_path, mon
     """Dies at its nth passing of a place; the files of the restarted run equal those of the unbroken one."""
     config = official_config(rule_shards, init, checkpoint_steps=1)
     target, name = {
-        "after a step": (Run, "_advance"),
+        "after a step": (TRAIN, "train_steps"),
         "before a save": (Checkpoints, "save"),
         "after a save": (Checkpoints, "save"),
-        "after the line": (Run, "_report"),
-        "after the best": (sys.modules["jax_avh.training.loop"], "save_weights"),
+        "after the line": (MetricsLog, "write"),
+        "after the best": (TRAIN, "save_weights"),
     }[place]
     original, passed = getattr(target, name), []
 
@@ -137,9 +147,10 @@ def test_a_run_that_dies_anywhere_ends_the_same(rule_shards, init, tmp_path, mon
         passed.append(1)
         if len(passed) == nth and place == "before a save":
             raise Killed
-        original(*args, **kwargs)
+        result = original(*args, **kwargs)
         if len(passed) == nth:
             raise Killed
+        return result
 
     if place == "after the best" and nth > 3:
         pytest.skip("the best is saved three times")
@@ -218,7 +229,7 @@ def test_sigterm_saves_and_ends_well(tmp_path, rule_shards, init):
 def test_one_device_gives_the_curve_of_two(rule_shards, init, tmp_path, monkeypatch, official_run):
     assert jax.device_count() == 2
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    monkeypatch.setattr("jax_avh.training.loop.make_mesh", lambda: mesh)
+    monkeypatch.setattr(TRAIN, "make_mesh", lambda: mesh)
     train(official_config(rule_shards, init), tmp_path)
     for one, two in zip(curve(tmp_path), curve(official_run[1]), strict=True):
         assert one["train_loss"] == pytest.approx(two["train_loss"], abs=1e-5)
@@ -291,7 +302,7 @@ def test_the_rate_falls_as_pytorchs_does_and_the_run_ends_as_the_official_one(lo
     config = Config(AVHAlignConfig())
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1e-5)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=5)
-    progress = Progress(epoch=0, step=0, loss_sum=0.0, learning_rate=1e-5)
+    progress = RunProgress(epoch=0, step=0, loss_sum=0.0, learning_rate=1e-5)
     best, stale = float("inf"), 0
     for loss in losses:
         progress = progress.after_epoch(loss, config)
@@ -453,7 +464,9 @@ def test_scores_come_back_from_the_file(rule_shards, init, tmp_path):
 
 
 def test_a_run_says_what_it_trains_and_on_what(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(meter.tqdm, "tqdm", functools.partial(tqdm.tqdm, mininterval=0))  # an epoch takes no time here
+    monkeypatch.setattr(
+        logging.tqdm, "tqdm", functools.partial(tqdm.tqdm, mininterval=0)
+    )  # an epoch takes no time here
     train(small_config(tmp_path), tmp_path / "run")
     said, bar = capfd.readouterr()
     assert "mlp.0.weight         [512, 1024]       524,288" in said

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,28 +11,29 @@ from flax import nnx
 
 from avh_shards import UserError, marks
 from jax_avh.config import Config
-from jax_avh.data import FeatureSource, open_source
+from jax_avh.data import Source, open_source
 from jax_avh.data.source import SET_ATTRIBUTES
-from jax_avh.methods import METHODS, ExampleMethod
+from jax_avh.methods.base import Method, TrainableMethod
 from jax_avh.models import read_notes, weights_file
 
 
-def open_sources(config: Config) -> tuple[FeatureSource, FeatureSource]:
-    """The clips to train on, and to validate on.
+def open_sources(method: Method, config: Config) -> tuple[Source, Source]:
+    """Opens the clips to train on, and those to validate on.
 
     Raises:
       UserError: there are none.
     """
-    method = METHODS[config.method.name]
     train, val = (open_source(path) for path in (config.data.train, config.data.val))
-    for source, content in itertools.product((train, val), method.needs):
+    for source, content in itertools.product((train, val), method.reads):
         source.check_has(content)
     train, val = (source.real() if method.real_only else source.labelled() for source in (train, val))
-    return (train.sample(config.data.train_clips, config.seed) if config.data.train_clips else train), val
+    if config.data.train_clips:
+        train = train.sample(config.data.train_clips, config.seed)
+    return train, val
 
 
-def shared_clips(one: FeatureSource, other: FeatureSource) -> int:
-    """Returns how many clips of one source are in the other, too: of the same path, label and length."""
+def shared_clips(one: Source, other: Source) -> int:
+    """Counts the clips of one source that are in the other, too: of the same path, label and length."""
     first, second = (
         {(clip.path, clip.label, length) for clip, length in zip(source.clips, source.lengths.tolist(), strict=True)}
         for source in (one, other)
@@ -39,7 +41,7 @@ def shared_clips(one: FeatureSource, other: FeatureSource) -> int:
     return len(first & second)
 
 
-def origin(config: Config, source: FeatureSource) -> dict[str, str]:
+def origin(config: Config, source: Source) -> dict[str, str]:
     """Returns the notes of weights trained on these features, from the weights that the configuration names."""
     known = {name: str(source.attributes[name]) for name in SET_ATTRIBUTES if name in source.attributes}
     earlier = [read_notes(weights_file(path)) for path in (config.init, *config.method.weights_read()) if path]
@@ -47,22 +49,21 @@ def origin(config: Config, source: FeatureSource) -> dict[str, str]:
     return {"method": config.method.name} | known | trained_on
 
 
-def initial_network(config: Config, source: FeatureSource) -> nnx.Module:
-    """The network before training: of a file, or drawn from the seed.
+def initial_model(method: TrainableMethod, config: Config, source: Source) -> Any:
+    """Returns the network before training: of a file, or drawn from the seed.
 
     Raises:
       UserError: the file does not do, or the precision is switched off.
     """
-    if config.train.precision == "float64" and not jax.config.jax_enable_x64:
+    if config.train.precision == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("--config.train.precision=float64 needs JAX_ENABLE_X64=1 in the environment")
-    method = METHODS[config.method.name]
-    network = method.build(config, source)
+    network = method.make_model(config, source)
     if not config.init:
         return network
     trained = read_notes(config.init).get("method")
     if trained not in (None, method.name):
         raise UserError(f"{config.init}: weights trained as {trained}; they do not start {method.name}")
-    given = method.load(Path(config.init), config.train.precision)
+    given = method.load_model(Path(config.init), config.train.precision)
     if given.kind != network.kind:
         wanted, found = (", ".join(f"{name} {value}" for name, value in n.kind.items()) for n in (network, given))
         raise UserError(f"{config.init}: weights of another kind than asked for: {found}, not {wanted}")
@@ -70,14 +71,14 @@ def initial_network(config: Config, source: FeatureSource) -> nnx.Module:
 
 
 def frozen(network: nnx.Module, trained: nnx.filterlib.Filter) -> dict[str, str]:
-    """Hash of the network's parameters that are not trained; nothing if all are."""
+    """Hashes the network's parameters that are not trained; returns nothing if all are."""
     arrays = jax.tree.leaves(nnx.state(network, nnx.All(nnx.Param, nnx.Not(trained))))
     digest = hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in arrays))
     return {"frozen": digest.hexdigest()} if arrays else {}
 
 
-def check_fit(config: Config, network: nnx.Module, devices: int, train: FeatureSource, val: FeatureSource) -> None:
-    """Refuses features that fit neither each other nor the network, and batches that fit not the devices.
+def check_fit(network: Any, train: Source, val: Source) -> None:
+    """Rejects features that fit neither each other nor the network.
 
     Raises:
       UserError: saying which.
@@ -92,13 +93,3 @@ def check_fit(config: Config, network: nnx.Module, devices: int, train: FeatureS
     for source in (train, val):
         if network.width not in (None, source.width):
             raise UserError(f"{source.path}: features of width {source.width}, but the network takes {network.width}")
-    if isinstance(METHODS[config.method.name], ExampleMethod):
-        if config.data.batch_examples % devices:
-            raise UserError(
-                f"--config.data.batch_examples={config.data.batch_examples}: is no multiple of the {devices} devices"
-            )
-    elif config.data.batch_frames < devices:
-        raise UserError(
-            f"--config.data.batch_frames={config.data.batch_frames}: fewer than the {devices} devices, each of which "
-            "needs a frame"
-        )

@@ -1,22 +1,30 @@
-"""What a run writes about itself: a line an epoch in `metrics.jsonl`, and the same for TensorBoard."""
+"""What a run writes about itself: a line an epoch in `metrics.jsonl` and for TensorBoard, progress bars, traces."""
 
+import collections
 import io
 import json
+import math
 import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+import numpy as np
+import tqdm
+from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from avh_shards import UserError, atomic_write, unwritable
-from jax_avh.training.workdir import EVENTS, METRICS
+from jax_avh.data.loaders import Epoch
+from jax_avh.training.run_dir import EVENTS, METRICS
 
+EVENTS_PB2: Any = event_pb2  # protocol buffers make their classes at import
+SUMMARY_PB2: Any = summary_pb2
 EVENT_FILE = "brain.Event:2"  # version of TensorBoard's format
-WARM_UP, TRACED = 2, 8  # segments before a trace, and in it
+WARM_UP, TRACED = 2, 8  # compiled loops of steps before a trace, and in it
+AHEAD = 2  # loops handed to the devices before the losses of an earlier one are fetched
 
 
 class MetricsLog:
@@ -44,7 +52,7 @@ class MetricsLog:
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
         self._events = workdir / EVENTS / name
         self._add_event(file_version=EVENT_FILE)
-        restart = SessionLog(status=SessionLog.START)  # tells TensorBoard to forget what was cut
+        restart = EVENTS_PB2.SessionLog(status=EVENTS_PB2.SessionLog.START)  # tells TensorBoard to forget what was cut
         self._add_event(step=last_epoch + 1, session_log=restart)
 
     def write(self, metrics: dict[str, int | float]) -> None:
@@ -57,23 +65,25 @@ class MetricsLog:
         _append(self.path, json.dumps(line).encode() + b"\n")
         group = f"{self._caveat.split()[0]}/" if self._caveat else ""
         named = {f"{group}{name}": value for name, value in metrics.items() if name != "epoch"}
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in named.items()]
-        self._add_event(step=int(metrics["epoch"]), summary=Summary(value=values))
+        values = [SUMMARY_PB2.Summary.Value(tag=name, simple_value=value) for name, value in named.items()]
+        self._add_event(step=int(metrics["epoch"]), summary=SUMMARY_PB2.Summary(value=values))
 
     def _add_event(self, **content: object) -> None:
         record = io.BytesIO()
-        RecordWriter(record).write(Event(wall_time=time.time(), **content).SerializeToString())
+        RecordWriter(record).write(EVENTS_PB2.Event(wall_time=time.time(), **content).SerializeToString())
         _append(self._events, record.getvalue())
 
 
 class Profiler:
-    """Traces a few segments with jax.profiler, once the first have compiled; nothing without a directory."""
+    """Traces a few compiled loops with jax.profiler, once the first have compiled; nothing without a folder."""
 
     def __init__(self, directory: Path | None):
-        self._directory, self._seen, self._tracing = directory, 0, False
+        self._directory = directory
+        self._seen = 0
+        self._tracing = False
 
-    def segment(self, losses: jax.Array) -> None:
-        """Notes that a segment was handed to the devices."""
+    def loop_started(self, losses: jax.Array) -> None:
+        """Notes that a loop of steps was handed to the devices."""
         self._seen += 1
         if self._directory and self._seen == WARM_UP:
             jax.block_until_ready(losses)
@@ -88,6 +98,57 @@ class Profiler:
         if self._tracing:
             jax.profiler.stop_trace()
         self._tracing = False
+
+
+class LossMeter:
+    """Sums losses of an epoch. They are fetched a little late, so that neither the devices nor the host wait for long.
+
+    The bar shows the speed and the time left of the steps whose losses have come, and the latest loss.
+    """
+
+    def __init__(self, title: str, epoch: Epoch, unit: str, first_step: int = 0, shown: bool = True):
+        self._epoch = epoch
+        self._done = first_step
+        self._pending: collections.deque[jax.Array] = collections.deque()
+        self._sums: list[float] = []
+        self._bar = tqdm.tqdm(
+            desc=title,
+            total=int(epoch.frames.sum()),
+            initial=int(epoch.frames[:first_step].sum()),
+            unit=f" {unit}",
+            unit_scale=True,
+            leave=False,
+            disable=not shown,
+        )
+
+    def __enter__(self) -> "LossMeter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def add(self, losses: jax.Array) -> None:
+        """Adds the losses of some steps, which the devices may not have computed yet."""
+        self._pending.append(losses)
+        while len(self._pending) > AHEAD:
+            self._fetch()
+
+    def take(self) -> float:
+        """Waits for all steps; returns the sum of the losses since it was last taken."""
+        while self._pending:
+            self._fetch()
+        total = math.fsum(self._sums)
+        self._sums = []
+        return total
+
+    def _fetch(self) -> None:
+        losses = np.asarray(self._pending.popleft(), np.float64)
+        self._sums += losses.tolist()
+        before, self._done = self._done, self._done + len(losses)
+        latest = losses[-1] / self._epoch.items[self._done - 1]
+        steps = len(self._epoch.items)
+        self._bar.set_postfix_str(f"step {self._done}/{steps}, loss {latest:.4f}", refresh=False)
+        self._bar.update(int(self._epoch.frames[before : self._done].sum()))
 
 
 def _append(path: Path, data: bytes) -> None:

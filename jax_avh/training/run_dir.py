@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import jax
 import numpy as np
@@ -17,10 +18,10 @@ from avh_shards.kinds import SAFETENSORS
 from avh_shards.paths import AnyPath
 from jax_avh.config import RESULT, SETTINGS, Config, complete_record
 from jax_avh.models import BEST_WEIGHTS, weights_file
-from jax_avh.training.state import Progress
+from jax_avh.training.state import RunProgress
 
 METRICS, EVENTS, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
-RESUMABLE = {  # settings that a restarted run may change: how long it lasts, where its features lie and are kept
+RESUMABLE = {  # settings that a restarted run may change: how long it lasts, where its features are and are kept
     "train": ("epochs", "checkpoint_steps"),
     "data": ("train", "val", "placement"),
 }
@@ -35,7 +36,7 @@ def open_workdir(workdir: AnyPath, config: Config) -> Path:
     """
     if "://" in str(workdir):
         raise UserError(f"--workdir={workdir}: a URL; give a folder that all processes see")
-    folder = results_folder(workdir)
+    folder = cast(Path, results_folder(workdir))  # it is not a URL
     read = [config.init] if config.init else []
     read += [weights_file(path) for path in config.method.weights_read()]
     check_outputs({folder / SETTINGS: rb"\{", folder / BEST_WEIGHTS: SAFETENSORS}, read)
@@ -88,11 +89,11 @@ def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> No
         _write(path, record)
 
 
-def write_result(workdir: Path, progress: Progress, caveat: str = "") -> None:
+def write_result(workdir: Path, progress: RunProgress, caveat: str = "") -> None:
     """Writes what a finished run came to, and what must accompany its numbers."""
     result = {
         "epochs": progress.epoch,
-        "best_epoch": progress.epoch - progress.stale_epochs,
+        "best_epoch": progress.best_epoch,
         "best_val_loss": progress.best_loss if math.isfinite(progress.best_loss) else None,
     }
     _write(workdir / RESULT, result | ({"caveat": caveat} if caveat else {}))

@@ -1,0 +1,329 @@
+"""Loaders: the batches of an epoch, on the devices; where the features are kept between epochs, and why there.
+
+A loader yields batches as the compiled loop of training takes them: a tuple of one batch that was read when its turn
+came (`StreamingLoader`), or many at once that the loop gathers by itself out of features that stay on the devices
+(`DeviceLoader`). Both give the same batches.
+"""
+
+import dataclasses
+import functools
+import os
+import resource
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from avh_shards import UserError, offsets
+from jax_avh.config import Config
+from jax_avh.data.batches import (
+    PADDING,
+    FrameBatch,
+    FrameBatches,
+    FrameStream,
+    Seed,
+    frame_batches,
+    frame_stream,
+    prefetched,
+)
+from jax_avh.data.examples import ExampleBatch, ExampleBatches, Examples, example_order
+from jax_avh.data.source import FEATURES, Source
+from jax_avh.parallel import DATA_AXIS, by_device, on_own_part, own_devices, put_copies, put_parts
+
+LOOP_STEPS = 100  # most steps of one compiled loop: seconds at most between two looks at the losses
+SHARE = 0.6  # of a memory that features may take: the rest is for the computation
+GIGABYTE = 1e9
+
+Batch = FrameBatch | ExampleBatch
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["visual", "audio", "row", "place", "label", "border"],
+    meta_fields=["steps", "chunk_frames", "tau", "mesh"],
+)
+@dataclasses.dataclass(frozen=True)
+class DeviceBatches:
+    """Consecutive batches of features on the devices, each gathered when a compiled loop asks for it.
+
+    A batch is gathered by index: every device looks up the rows that it holds, and what travels between devices is of
+    the batch's size. (A slice of the sharded features would bring all of them to every device first.)
+    """
+
+    visual: Float[Array, "F D"]  # sharded over the devices, in the source's order
+    audio: Float[Array, "F D"]
+    row: Int[Array, " S"]  # of the features, for each frame of the stream and the padding around; -1 = none
+    place: Int[Array, " S"]  # of its clip in the stream
+    label: Int[Array, " S"]
+    border: Int[Array, "borders"]  # of the batches in the stream
+    steps: int
+    chunk_frames: int
+    tau: int
+    mesh: Mesh
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int | Int[Array, ""]) -> FrameBatch:
+        """Gathers a batch, a chunk for each device."""
+        size, tau = self.chunk_frames, self.tau
+
+        def own_chunk(stream: tuple[Array, ...], part: tuple[Array, Array]) -> FrameBatch:
+            row, place, label, start, end = stream
+            rows = self._chunks(row, start)
+            own = jax.lax.axis_index(DATA_AXIS)
+            # One device has each row, all others zeros, so their sum is the row, bit for bit.
+            found = jnp.concatenate([_own_rows(rows[:, tau : tau + size], part[0]), _own_rows(rows, part[1])], axis=1)
+            features = jax.lax.psum_scatter(found, DATA_AXIS, tiled=True)
+            weight = (start + own * size + jnp.arange(size) < end).astype(jnp.float32)
+            clip, label = (self._chunks(values, start)[own] for values in (place, label))
+            return FrameBatch(
+                features[:, :size], features[:, size:], clip[None], weight[None], label[None, tau : tau + size]
+            )
+
+        stream = self.row, self.place, self.label, self.border[index], self.border[index + 1]
+        return on_own_part(self.mesh, own_chunk)(stream, (self.visual, self.audio))
+
+    def _chunks(self, stream: Int[Array, " S"], start: Int[Array, ""]) -> Int[Array, "C L"]:
+        """A batch's part of the stream in chunks, each with its halo."""
+        size, tau = self.chunk_frames, self.tau
+        part = jax.lax.dynamic_slice_in_dim(stream, start, self.mesh.size * size + 2 * tau)
+        starts = range(0, self.mesh.size * size, size)
+        return jnp.stack([part[begin : begin + size + 2 * tau] for begin in starts])
+
+
+def _own_rows(row: Int[Array, "C T"], part: Float[Array, "F D"]) -> Float[Array, "C T D"]:
+    """Rows of the sharded features that this device holds; zeros for all others."""
+    local = row - jax.lax.axis_index(DATA_AXIS) * len(part)
+    here = (local >= 0) & (local < len(part))
+    return jnp.where(here[..., None], jnp.take(part, local, axis=0, mode="clip"), jnp.zeros((), part.dtype))
+
+
+Batches = tuple[Batch] | DeviceBatches  # consecutive ones, as many as run in one compiled loop: len(), [index]
+
+
+class Epoch(NamedTuple):
+    """One pass over a source."""
+
+    frames: Int[np.ndarray, " steps"]  # of the batch of each step; examples, where those are trained on
+    items: Int[np.ndarray, " steps"]  # of each batch that its loss is summed over: frames, whole clips or examples
+    batches: Iterator[Batches]  # from the step on that was asked for
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """The batches of a source, on the devices."""
+
+    @property
+    def source(self) -> Source:
+        """Whose they are."""
+        ...
+
+    def epoch(self, seed: Seed | None, first_step: int = 0) -> Epoch:
+        """Returns a pass in the order of (seed, epoch), from a step on; None = the source's own order."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamingLoader:
+    """Reads each batch, from the shards or from host memory, when its turn comes; any number of features will do."""
+
+    source: Source
+    mesh: Mesh
+    batches: Callable[[Seed | None], FrameBatches | ExampleBatches]  # of a pass
+
+    def epoch(self, seed: Seed | None, first_step: int = 0) -> Epoch:
+        """See Loader."""
+        batches = self.batches(seed)
+        on_devices = ((put_parts(self.mesh, batch),) for batch in prefetched(batches, first_step))
+        return Epoch(np.diff(batches.border), batches.items, on_devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceLoader:
+    """Holds all features on the devices, each a part; many steps run in one compiled loop."""
+
+    source: Source
+    mesh: Mesh
+    batches: Callable[[Seed | None], FrameBatches]  # of a pass
+    visual: Float[Array, "F D"]
+    audio: Float[Array, "F D"]
+    loop_steps: int = LOOP_STEPS  # at most
+
+    def epoch(self, seed: Seed | None, first_step: int = 0) -> Epoch:
+        """See Loader."""
+        batches = self.batches(seed)
+        return Epoch(np.diff(batches.border), batches.items, self._loops(batches, first_step))
+
+    def _loops(self, batches: FrameBatches, first: int) -> Iterator[DeviceBatches]:
+        """Yields the batches from step `first` on; loops end at the same steps, wherever the pass starts."""
+        row, place, label = put_copies(self.mesh, self._index(batches))
+        while first < len(batches):
+            end = min(first - first % self.loop_steps + self.loop_steps, len(batches))
+            if batches.whole_clips and end - first < self.loop_steps:
+                end = first + 1  # the number of steps changes with the order: no new program for each
+            yield DeviceBatches(
+                visual=self.visual,
+                audio=self.audio,
+                row=row,
+                place=place,
+                label=label,
+                border=put_copies(self.mesh, batches.border[first : end + 1].astype(np.int32)),
+                steps=end - first,
+                chunk_frames=batches.chunk_frames,
+                tau=batches.tau,
+                mesh=self.mesh,
+            )
+            first = end
+
+    def _index(self, batches: FrameBatches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row, place and label of every frame of a stream, and of the padding that a batch may reach on both sides.
+
+        As long for every order of the clips: another length would be another program.
+        """
+        stream, lengths = batches.stream, self.source.lengths
+        begin = offsets(lengths)[stream.order]  # row of each clip's first frame
+        row = np.arange(stream.frames) + np.repeat(begin - stream.border[:-1], lengths[stream.order])
+        index = row, stream.places(0, stream.frames), stream.labels(0, stream.frames)
+        around = (batches.tau, self.mesh.size * batches.chunk_frames + batches.tau)
+        row, place, label = (np.pad(x, around, constant_values=PADDING).astype(np.int32) for x in index)
+        return row, place, label
+
+
+def stream_frames(source: Source, mesh: Mesh, frames: int, tau: int, **cut: Any) -> StreamingLoader:
+    """Returns a loader that reads a source's frames when their turn comes; see frame_batches."""
+    return StreamingLoader(source, mesh, _cutter(source, mesh, frames, tau, cut))
+
+
+def hold_frames(
+    source: Source, mesh: Mesh, frames: int, tau: int, loop_steps: int = LOOP_STEPS, **cut: Any
+) -> DeviceLoader:
+    """Puts a source's features on the devices, and returns their loader; see frame_batches."""
+    assert source.lengths.sum() < 2**31  # frames are numbered by int32
+    visual, audio = (_on_devices(frame_stream(source), name, mesh) for name in FEATURES)
+    batches = _cutter(source, mesh, frames, tau, cut)
+    return DeviceLoader(source, mesh, batches, visual, audio, min(loop_steps, LOOP_STEPS))
+
+
+def _cutter(
+    source: Source, mesh: Mesh, frames: int, tau: int, cut: dict[str, Any]
+) -> Callable[[Seed | None], FrameBatches]:
+    def batches(seed: Seed | None) -> FrameBatches:
+        stream = frame_stream(source, seed)
+        return frame_batches(stream, frames, tau, **cut, chunks=mesh.size, own=own_devices(mesh))
+
+    return batches
+
+
+def _on_devices(stream: FrameStream, name: str, mesh: Mesh) -> Float[Array, "F D"]:
+    """All features of a stream, sharded by rows; each process reads the rows of its own devices."""
+    rows = -(-stream.frames // mesh.size)
+
+    def part(index: Any) -> np.ndarray:
+        start = index[0].start or 0
+        return stream.features(name, start, start + rows)
+
+    shape = (rows * mesh.size, stream.source.width)
+    return jax.make_array_from_callback(shape, by_device(mesh), part)
+
+
+def stream_examples(examples: Examples, mesh: Mesh, size: int, full_only: bool = False) -> StreamingLoader:
+    """Returns a loader of batches of `size` examples; see ExampleBatches."""
+
+    def batches(seed: Seed | None) -> ExampleBatches:
+        order = example_order(examples, seed)
+        return ExampleBatches(examples, order, size, full_only, mesh.size, own_devices(mesh))
+
+    return StreamingLoader(examples.source, mesh, batches)
+
+
+# --- where features are kept -----------------------------------------------------------------------------------------
+
+
+class FeatureSize(NamedTuple):
+    """How much the features of a run are."""
+
+    nbytes: int
+    local: bool  # files of this machine
+    shards: int
+
+
+class Memory(NamedTuple):
+    """Available memory in bytes."""
+
+    devices: int  # all devices of the mesh together
+    host: int
+    accelerators: bool  # whether the devices have memory of their own
+
+
+def frame_loaders(
+    config: Config, mesh: Mesh, train: Source, val: Source, *, tau: int, whole_clips: bool
+) -> tuple[Loader, Loader, str]:
+    """Puts the features where the configuration says, or where they fit.
+
+    Args:
+      config: of the run.
+      mesh: the devices.
+      train: the clips to train on.
+      val: the clips to validate on.
+      tau: audio frames on each side of a visual frame that training needs.
+      whole_clips: end each batch with a clip.
+
+    Returns:
+      The loaders of both sources, and in words which placement and why.
+
+    Raises:
+      UserError: features that do not fit the devices' memory.
+    """
+    size = FeatureSize(train.nbytes + val.nbytes, train.local and val.local, len(train.shards) + len(val.shards))
+    placement, reason = choose_placement(config.data.placement, size, measure_memory(mesh))
+    load = stream_frames
+    if placement == "device":
+        load = functools.partial(hold_frames, loop_steps=config.train.checkpoint_steps)
+    if placement == "host":
+        train, val = train.in_memory(), val.in_memory()
+    cut = {"whole_clips": whole_clips, "clips": config.data.batch_clips}
+    train_loader, val_loader = (load(source, mesh, config.data.batch_frames, tau, **cut) for source in (train, val))
+    return train_loader, val_loader, f"features: {placement} ({reason})"
+
+
+def choose_placement(placement: str, size: FeatureSize, memory: Memory) -> tuple[str, str]:
+    """Returns the placement, and why.
+
+    Raises:
+      UserError: features that do not fit the devices' memory, where they were asked to be.
+    """
+    fits_devices = size.nbytes <= SHARE * memory.devices
+    fits_host = size.nbytes <= SHARE * memory.host
+    amount = f"{size.nbytes / GIGABYTE:.2f} GB"
+    if placement == "device" and not fits_devices:
+        where = "devices' memory" if memory.accelerators else "memory"
+        raise UserError(
+            f"--config.data.placement=device: {amount} of features do not fit into {SHARE:.0%} of the {where} "
+            f"({memory.devices / GIGABYTE:.2f} GB); use host or stream"
+        )
+    if placement != "auto":
+        return placement, f"as asked, {amount}"
+    if memory.accelerators and fits_devices:
+        return "device", f"{amount} fit into the devices' {memory.devices / GIGABYTE:.2f} GB"
+    if not size.local:
+        return "stream", f"{amount} at a URL"
+    if not fits_host:
+        return "stream", f"{amount} are too much for the host's {memory.host / GIGABYTE:.2f} GB"
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if size.shards > descriptors / 2:
+        return "stream", f"more shards than half of the {descriptors} files that may be open"
+    return "host", f"{amount} in local files, {memory.host / GIGABYTE:.2f} GB of memory"
+
+
+def measure_memory(mesh: Mesh) -> Memory:
+    """Measures the memory of this machine and of the mesh's devices."""
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" not in stats:  # devices that are the host's own cores
+        return Memory(host, host, accelerators=False)
+    return Memory(stats["bytes_limit"] * mesh.size, host, accelerators=True)

@@ -1,0 +1,95 @@
+"""One pass over all frames of a source, or over all examples, on all devices: for scoring.
+
+Letters: T frames, E examples, K outputs of each.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import numpy as np
+import tqdm
+from jaxtyping import Array, Float, Int64
+
+from jax_avh.data.batches import frame_batches, frame_stream, prefetched
+from jax_avh.data.examples import ExampleBatches, Examples, example_order
+from jax_avh.data.source import Source
+from jax_avh.parallel import compile_on_own_parts, make_mesh
+
+BATCH_FRAMES = {"cpu": 2048}  # backend -> frames of a step: what stays in its caches
+LARGE_BATCH_FRAMES = 16384  # of all other backends
+Clips = tuple[Float[np.ndarray, "T K"], Int64[np.ndarray, "borders"]]
+
+
+def frame_pass(
+    outputs: Callable[..., Float[Array, "T K"]], fixed: object = (), tau: int = 0, batch_frames: int | None = None
+) -> Callable[[Source], Iterator[Clips]]:
+    """Compiles a pass over frames, once for any number of sources.
+
+    Args:
+      outputs: (fixed, frames) -> what is wanted of them, on each device of its own frames.
+      fixed: arrays that are the same for every batch: a network's parameters.
+      tau: audio frames on each side that a frame needs.
+      batch_frames: of one step; None = what suits the backend.
+
+    Returns:
+      A function: outputs of all frames of a source, some whole clips at a time, with the clips' borders.
+    """
+    frames = batch_frames or BATCH_FRAMES.get(jax.default_backend(), LARGE_BATCH_FRAMES)
+    mesh = make_mesh()
+    compiled = compile_on_own_parts(mesh, outputs, fixed)
+
+    def run(source: Source) -> Iterator[Clips]:
+        stream = frame_stream(source)
+        batches = frame_batches(stream, frames, tau, chunks=mesh.size)
+        bar = tqdm.tqdm(prefetched(batches), desc="score", total=len(batches), leave=False)
+        found = (np.asarray(compiled(jax.tree.map(_end_to_end, batch)))[batch.weight.ravel() > 0] for batch in bar)
+        yield from _whole_clips(found, stream.border)
+
+    return run
+
+
+def example_pass(
+    outputs: Callable[..., Float[Array, "E K"]], fixed: object, batch_size: int
+) -> Callable[[Examples], Float[np.ndarray, "E K"]]:
+    """Compiles a pass over examples, once for any number of them.
+
+    Args:
+      outputs: (fixed, inputs as they are stored) -> what is wanted of each example, on each device of its own.
+      fixed: arrays that are the same for every batch: a network's parameters.
+      batch_size: examples of one step on each device.
+
+    Returns:
+      A function: outputs of all examples.
+    """
+    mesh = make_mesh()
+    compiled = compile_on_own_parts(mesh, outputs, fixed)
+
+    def run(examples: Examples) -> Float[np.ndarray, "E K"]:
+        batches = ExampleBatches(examples, example_order(examples), batch_size * mesh.size, chunks=mesh.size)
+        bar = tqdm.tqdm(prefetched(batches), desc="score", total=len(batches), leave=False)
+        found = (
+            np.asarray(compiled(jax.tree.map(_end_to_end, batch.inputs)))[batch.weight.ravel() > 0] for batch in bar
+        )
+        return np.concatenate(list(found))
+
+    return run
+
+
+def _end_to_end(chunks: np.ndarray) -> np.ndarray:
+    """Lays chunks end to end: each device takes its own as it is; out of an axis of chunks it would be copied."""
+    return chunks.reshape(-1, *chunks.shape[2:])
+
+
+def _whole_clips(outputs: Iterable[Float[np.ndarray, "T K"]], border: Int64[np.ndarray, "borders"]) -> Iterator[Clips]:
+    """Yields outputs of the clips that are complete, and their borders; holds back what the next batch continues."""
+    waiting = []
+    clip = start = 0
+    for rows in outputs:
+        waiting.append(rows)
+        stop = start + sum(map(len, waiting))
+        done = int(np.searchsorted(border, stop, side="right")) - 1
+        if done > clip:
+            whole = np.concatenate(waiting)
+            cut = int(border[done]) - start
+            yield whole[:cut], border[clip : done + 1] - border[clip]
+            waiting, clip, start = [whole[cut:]], done, int(border[done])

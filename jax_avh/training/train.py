@@ -1,0 +1,206 @@
+"""Training: epochs over a source, validation, checkpoints, an end."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from avh_shards import UserError, caveat
+from jax_avh.config import Config, check_config
+from jax_avh.data import Source
+from jax_avh.data.loaders import Loader
+from jax_avh.methods.base import TrainableMethod
+from jax_avh.models import BEST_WEIGHTS, parameter_table, save_weights
+from jax_avh.parallel import make_mesh, put_copies
+from jax_avh.training.checkpoint import Checkpoints
+from jax_avh.training.inputs import check_fit, frozen, initial_model, open_sources, origin, shared_clips
+from jax_avh.training.logging import LossMeter, MetricsLog, Profiler
+from jax_avh.training.optimizer import make_optimizer
+from jax_avh.training.preemption import Preempted, Preemption
+from jax_avh.training.run_dir import CHECKPOINTS, adopt, claimed, open_workdir, write_result
+from jax_avh.training.state import RunProgress, TrainState, init_state
+from jax_avh.training.step import Objective, batch_losses, train_steps
+
+
+def train(method: TrainableMethod, config: Config, workdir: str | Path, profile: bool = False) -> RunProgress:
+    """Trains a method's network on a folder of shards; resumes a run that was stopped.
+
+    Args:
+      method: the one that the configuration names.
+      config: the run's settings.
+      workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `best.safetensors` and, at the end,
+        `result.json`. All processes of a run must see it.
+      profile: trace some early steps into `profile/`.
+
+    Returns:
+      Where the run ended; after SIGTERM, where it will resume.
+
+    Raises:
+      UserError: a setting, the features, the initial weights, or a workdir of another run, or of one still under way.
+    """
+    check_config(config)
+    workdir = open_workdir(workdir, config)
+    lead = jax.process_index() == 0  # the process that prints and writes
+
+    def say(*lines: str) -> None:
+        if lead and lines:
+            print(*lines, sep="\n", flush=True)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(claimed(workdir))
+        preemption = stack.enter_context(Preemption())
+
+        # What the run is made of.
+        train_source, val_source = open_sources(method, config)
+        network = initial_model(method, config, train_source)
+        check_fit(network, train_source, val_source)
+        mesh = make_mesh()
+        train_loader, val_loader, placement = method.make_loaders(config, mesh, network, train_source, val_source)
+        fingerprints = {"train": train_source.fingerprint(), "val": val_source.fingerprint()}
+        adopt(workdir, config, fingerprints | frozen(network, method.trained), lead)
+        optimizer = make_optimizer(config.optimizer)
+        graph, state = init_state(network, method.trained, optimizer)
+        state = put_copies(mesh, state)
+        objective = Objective(method, graph, mesh, config.model.boundary, config.seed)
+        progress = RunProgress.before(config)
+        notes = origin(config, train_source)
+
+        # Restore.
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / CHECKPOINTS)))
+        profiler = stack.enter_context(contextlib.closing(Profiler(workdir / "profile" if profile and lead else None)))
+        state, progress = checkpoints.restore(state, progress)
+        log = MetricsLog(workdir, progress.epoch, caveat(notes)) if lead else None
+        devices = f"{mesh.size} {jax.devices()[0].platform} devices of {jax.process_count()} processes"
+        say(parameter_table(network), f"{devices}, {config.train.precision}", placement)
+        say(*filter(None, [caveat(notes), _overlap_warning(train_source, val_source)]))
+        if progress.finished(config):
+            say(f"{workdir}: this run has ended already; there is nothing to train")
+        elif progress.epoch >= 0:
+            say(f"{workdir}: resumes after epoch {progress.epoch}, step {progress.step}")
+
+        def report(train_loss: float, val_loss: float, rate: float, speed: float) -> None:
+            losses = {"epoch": progress.epoch, "train_loss": train_loss, "val_loss": val_loss}
+            metrics = losses | {"learning_rate": rate, f"{method.unit}_per_second": round(speed, 1)}
+            if log:
+                log.write(metrics)
+            say("  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
+
+        def save(val_loss: float | None = None) -> None:
+            frames = int(train_source.lengths.sum())  # an epoch has fewer steps, however it is cut
+            checkpoints.save(progress.epoch * (frames + 1) + progress.step, state, progress, val_loss)
+
+        def evaluate(loader: Loader, title: str) -> float:
+            return _mean_loss(objective, state, loader, title, lead, preemption)
+
+        try:
+            if progress.epoch < 0:  # the losses before training
+                started = time.perf_counter()
+                train_loss = evaluate(train_loader, "epoch 0, train")
+                speed = train_loader.epoch(None).frames.sum() / (time.perf_counter() - started)
+                val_loss = evaluate(val_loader, "epoch 0, val")
+                progress = dataclasses.replace(progress, epoch=0)
+                report(train_loss, val_loss, progress.learning_rate, speed)
+                save()
+
+            while not progress.finished(config):
+                for loader in (train_loader, val_loader):
+                    loader.source.check_unchanged()
+                started = time.perf_counter()
+                first_step = step = progress.step
+                rate = progress.learning_rate
+                epoch = train_loader.epoch((config.seed, progress.epoch) if config.data.shuffle else None, first_step)
+                title = f"epoch {progress.epoch + 1}"
+                with LossMeter(title, epoch, method.unit, first_step, lead) as meter:
+                    for batches in epoch.batches:
+                        state, losses = train_steps(
+                            objective, optimizer, state, batches, np.asarray(rate, network.dtype)
+                        )
+                        meter.add(losses)
+                        profiler.loop_started(losses)
+                        before, step = step, step + len(batches)
+                        last = step == len(epoch.items)
+                        due = step // config.train.checkpoint_steps > before // config.train.checkpoint_steps
+                        stop = preemption.reached()
+                        if stop or due or last:
+                            progress = progress.after_steps(step, meter.take())
+                            _check_loss(progress, train_loader.source)
+                        if stop:
+                            raise Preempted
+                        if due and not last:
+                            save()
+                train_loss = progress.loss_sum / epoch.items.sum()
+                speed = epoch.frames[first_step:].sum() / (time.perf_counter() - started)
+
+                val_loss = evaluate(val_loader, f"{title}, val")
+                better = val_loss < progress.best_loss
+                progress = progress.after_epoch(val_loss, config)
+                report(train_loss, val_loss, rate, speed)
+                if better and lead:
+                    save_weights(nnx.merge(graph, state.params, state.fixed), workdir / BEST_WEIGHTS, notes)
+                # Last: what a checkpoint says was done has been done, and what it does not say is done again.
+                save(val_loss)
+        except Preempted:
+            done = "nothing"
+            if progress.epoch >= 0:
+                save()
+                done = f"epoch {progress.epoch}, step {progress.step}"
+            say(f"stopped by SIGTERM, saved after {done}; the same command goes on from there")
+            return progress
+
+        # The end.
+        if lead:
+            write_result(workdir, progress, caveat(notes))
+        if not math.isfinite(progress.best_loss):
+            say("no epoch was trained, so there are no weights")
+            return progress
+        following = f"python -m launch.score --weights={workdir} --features=SHARDS --output=scores.h5"
+        best = f"best epoch {progress.best_epoch}, val_loss {progress.best_loss:.6g}"
+        say(f"{best}: {workdir / BEST_WEIGHTS}; next: {following}")
+        return progress
+
+
+def _overlap_warning(train: Source, val: Source) -> str:
+    """Returns a warning if clips are in both sources; "" if none are."""
+    count = shared_clips(train, val)
+    if not count:
+        return ""
+    return (
+        f"warning: {count} of the {len(val.clips)} validation clips are training clips, too; the validation loss will "
+        "not show overfitting: give --config.data.val other clips"
+    )
+
+
+def _mean_loss(
+    objective: Objective, state: TrainState, loader: Loader, title: str, shown: bool, preemption: Preemption
+) -> float:
+    """Returns the mean loss of a source, over its frames, clips or examples, in its own order.
+
+    Raises:
+      UserError: it is not finite.
+      Preempted: it is time to stop.
+    """
+    epoch = loader.epoch(None)
+    with LossMeter(title, epoch, objective.method.unit, shown=shown) as meter:
+        for batches in epoch.batches:
+            meter.add(batch_losses(objective, state, batches))
+            if preemption.reached():
+                raise Preempted
+        mean = meter.take() / epoch.items.sum()
+    if not math.isfinite(mean):
+        loader.source.check_finite()
+        raise UserError(f"the loss on {loader.source.path} is {mean}; the weights hold NaN or infinity")
+    return mean
+
+
+def _check_loss(progress: RunProgress, source: Source) -> None:
+    """Raises a UserError if the sum of the losses of an epoch is not finite."""
+    if not math.isfinite(progress.loss_sum):
+        source.check_finite()
+        raise UserError(
+            f"the loss became {progress.loss_sum} in epoch {progress.epoch + 1}; lower --config.optimizer.learning_rate"
+        )
