@@ -17,7 +17,8 @@ from avh_shards.weights import pack_notes, unpack_notes
 from extract.convert.unpickle import StandIn, load_restricted
 from extract.convert.weights import convert_weights, official_networks
 from jax_avh.evaluation import POOLINGS
-from jax_avh.inference.score import choose_method, score_shards
+from jax_avh.inference.detector import choose_method
+from jax_avh.inference.score import score_shards
 from jax_avh.models import load_weights, read_notes
 from tests import rules
 from tests.conftest import TESTDATA
@@ -70,7 +71,7 @@ def test_a_lightning_file_comes_back_bit_by_bit(tmp_path, head, modality):
     convert_weights(official, tmp_path / "w.safetensors")
     notes = {"method": "avh_sup", "head": head, "modality": modality, "normalised": "true"}
     assert read_notes(tmp_path / "w.safetensors") == notes
-    assert choose_method(None, tmp_path / "w.safetensors") == "avh_sup"
+    assert choose_method(None, tmp_path / "w.safetensors").name == "avh_sup"
     convert_weights(tmp_path / "w.safetensors", tmp_path / "back.ckpt")
     back = torch.load(tmp_path / "back.ckpt", weights_only=True)
     assert back["state_dict"].keys() == weights.keys()
