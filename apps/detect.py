@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from jaxtyping import Float
@@ -27,7 +26,7 @@ from avh_shards.errors import Failure
 from avh_shards.kinds import HTML
 from avh_shards.paths import AnyPath
 from extract.avhubert.encoder import Encoder
-from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
+from extract.prepare import PrepareSettings, prepare_clip
 from extract.run.pool import attempt
 from jax_avh.data.source import source_of_clip
 from jax_avh.inference.detector import Detector, load_detector
@@ -152,10 +151,10 @@ def _verdict(
 ) -> tuple[Verdict, Float[np.ndarray, " T"]]:
     """A video's verdict and its frame scores; of a video that failed there are none."""
     settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0)  # few faces are scored, with a warning
-    prepared = attempt(prepare_clip, ClipMeta(Path(video).name), Path(video).parent, settings)
-    if isinstance(prepared, Failure):
-        return Verdict(video, error=prepared.reason), np.zeros(0, np.float32)
-    clip = cast(PreparedClip, prepared)
+    name = Path(video).name
+    clip = attempt(name, prepare_clip, ClipMeta(name), Path(video).parent, settings)
+    if isinstance(clip, Failure):
+        return Verdict(video, error=clip.reason), np.zeros(0, np.float32)
     features = next(encoder.encode([clip]))[1]
     if isinstance(features, Failure):
         return Verdict(video, error=features.reason), np.zeros(0, np.float32)

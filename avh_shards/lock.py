@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from avh_shards.errors import UserError
-from avh_shards.paths import STEM, AnyPath, FilePath, as_path, unwritable
+from avh_shards.paths import STEM, AnyPath, FilePath, as_path, real_path, unwritable
 from avh_shards.text import one_line
 
 ATTEMPTS, PAUSE = 3, 0.1  # of taking a lock, and seconds between them: the run before may be about to end
@@ -58,8 +58,7 @@ def locked(path: AnyPath, lock: AnyPath | None = None) -> Iterator[None]:
 
 def file_lock(path: AnyPath) -> AnyPath:
     """The file whose lock guards a single output file, however its path is spelt: hidden, next to it."""
-    path = as_path(path)
-    path = Path(os.path.realpath(path)) if isinstance(path, Path) else path
+    path = real_path(as_path(path))
     digest = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:8]
     return path.with_name(f".{path.name[:STEM]}.{digest}.lock")
 

@@ -156,7 +156,7 @@ def atomic_writes(paths: Sequence[AnyPath], stale: Iterable[FilePath] = ()) -> I
     """
     for path in paths:
         check_output(path)
-    targets = [_real(as_path(path)) for path in paths]
+    targets = [real_path(as_path(path)) for path in paths]
     with contextlib.ExitStack() as stack:
         drafts: list[Path] = []
         try:
@@ -249,8 +249,8 @@ def _of_writing(error: OSError, targets: Sequence[FilePath]) -> bool:
     return name.endswith(DRAFT) or any(Path(name) in (path, *path.parents) for path in targets)
 
 
-def _real(path: FilePath) -> FilePath:
-    """The file itself, where a local path is a link: replacing the link would leave the file as it was."""
+def real_path(path: FilePath) -> FilePath:
+    """Returns the file itself, where a local path is a link: replacing the link would leave the file as it was."""
     return Path(os.path.realpath(path)) if isinstance(path, Path) else path
 
 

@@ -139,9 +139,10 @@ def cut_clip(read: ReadClip, variant: Variant) -> PreparedClip:
         trimmed_frames=start,
         segments=shift_segments(read.meta.segments, start / FRAME_RATE),
     )
+    samples = np.clip(np.round(sound * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     part = slice(start, start + length)
     points = None if read.mouths.points is None else read.mouths.points[part]
-    return PreparedClip(meta, read.mouths.crops[part], audio[:length], _to_int16(sound), variant, points)
+    return PreparedClip(meta, read.mouths.crops[part], audio[:length], samples, variant, points)
 
 
 def filterbank_frames(waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "T 104"]:
@@ -211,7 +212,3 @@ def _read_crops(path: os.PathLike, fps_policy: str) -> UInt8[np.ndarray, "T 96 9
             raise ClipError("video", f"its mouth crops are {frame.shape[1]}x{frame.shape[0]}, not {CROP}x{CROP}")
         crops.append(to_grey(frame))
     return np.stack(crops)
-
-
-def _to_int16(waveform: Float[np.ndarray, " S"]) -> Int16[np.ndarray, " S"]:
-    return np.clip(np.round(waveform * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)

@@ -34,7 +34,8 @@ def test_public_names_exist_and_are_documented(module, name):
 
 
 def test_a_file_becomes_frames_sound_mouths_and_audio_frames(tmp_path):
-    path = write_media(tmp_path / "x.mkv", ramp([k / 25 for k in range(20)]), sound=tone(0.8, silence=0.2))
+    sound = tone(0.8, silence=0.2)
+    path = write_media(tmp_path / "x.mkv", ramp([k / 25 for k in range(20)]), sound=sound, audio_codec="pcm_s16le")
     frames = read_video(path)
     assert frames.shape == (20, 16, 1024, 3)
     assert frames.dtype == np.uint8

@@ -158,7 +158,9 @@ def plain(value: object) -> object:
 def _load_zip(archive: zipfile.ZipFile, room: int) -> object:
     """The object in `<name>/data.pkl`; its storages are the members `<name>/data/<key>`."""
     members = archive.infolist()
-    if sum(member.file_size for member in members) > room or any(map(_packed, members)):
+    if sum(member.file_size for member in members) > room or any(
+        member.compress_type != zipfile.ZIP_STORED for member in members
+    ):
         raise pickle.UnpicklingError("its members are compressed or lie in one another, as PyTorch never puts them")
     (main,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
     if archive.getinfo(main).file_size > MOST_BYTES:
@@ -179,10 +181,6 @@ def _load_zip(archive: zipfile.ZipFile, room: int) -> object:
         return read[key]
 
     return _Machine(storage).load(io.BytesIO(archive.read(main)))
-
-
-def _packed(member: zipfile.ZipInfo) -> bool:
-    return member.compress_type != zipfile.ZIP_STORED
 
 
 def _load_legacy(file: io.BufferedReader, room: int) -> object:

@@ -102,7 +102,9 @@ def _from_official(path: Path) -> bytes:
 
 def _to_official(path: Path, ending: str) -> bytes:
     """The content of a `.safetensors` as an official file."""
-    weights, notes = _read_safetensors(path)
+    with open_safetensors(path, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        notes = unpack_notes(file.metadata())
     told = {"method": "avh_align"} | notes  # an official file's weights may say nothing
     if told["method"] not in _methods(ending):
         raise UserError(f"{path}: holds weights of {told['method']}, but {ending} files do not: {PURPOSES}")
@@ -120,11 +122,6 @@ def _to_official(path: Path, ending: str) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
-
-
-def _read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
-    with open_safetensors(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, unpack_notes(file.metadata())  # noqa: SIM118
 
 
 def _state_dict(path: Path, checkpoint: object) -> Weights:

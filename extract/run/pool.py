@@ -17,7 +17,7 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.errors import ClipError, Failure, is_passing
 from avh_shards.format import Variant
 from avh_shards.text import one_line
-from extract.prepare import PreparedClip, PrepareSettings, ReadClip, cut_clip, read_clip
+from extract.prepare import PreparedClip, PrepareSettings, cut_clip, read_clip
 
 Result = TypeVar("Result")
 
@@ -63,10 +63,10 @@ class PrepareTask:
         """
         if not Path(self.media).is_dir():
             raise UserError(f"{self.media}: the folder of media is gone; start again once it is back")
-        read = attempt(read_clip, clip, self.media, self.settings)
+        read = attempt(clip.path, read_clip, clip, self.media, self.settings)
         if isinstance(read, Failure):
             return self.all_failed(read)
-        outcomes = {variant: attempt(_cut, clip, read, variant) for variant in self.variants}
+        outcomes = {variant: attempt(clip.path, cut_clip, read, variant) for variant in self.variants}
         return Prepared(outcomes, read.seconds)
 
     def all_failed(self, failure: Failure) -> Prepared:
@@ -74,21 +74,22 @@ class PrepareTask:
         return Prepared(dict.fromkeys(self.variants, failure), {})
 
 
-def _cut(clip: ClipMeta, read: ReadClip, variant: Variant) -> PreparedClip:
-    return cut_clip(read, variant)
+def attempt(path: str, work: Callable[..., Result], *arguments: object) -> Result | Failure:
+    """Returns work(...); whatever a clip's file makes a library raise becomes the clip's failure.
 
-
-def attempt(work: Callable[..., Result], clip: ClipMeta, *arguments: object) -> Result | Failure:
-    """Returns work(clip, ...); whatever the clip's file makes a library raise becomes the clip's failure."""
+    Args:
+      path: of the clip.
+      work: a step of its preparation.
+      *arguments: of the step.
+    """
     try:
-        return work(clip, *arguments)
+        return work(*arguments)
     except ClipError as error:
-        return Failure(clip.path, error.stage, error.reason, is_passing(error))
+        return Failure(path, error.stage, error.reason, is_passing(error))
     except UserError:  # not this clip's fault: a missing landmark model, say
         raise
     except Exception as error:
-        reason = f"unexpected {type(error).__name__}: {one_line(error)}"
-        return Failure(clip.path, "prepare", reason, is_passing(error))
+        return Failure(path, "prepare", f"unexpected {type(error).__name__}: {one_line(error)}", is_passing(error))
 
 
 def open_pool(processes: int) -> pebble.ProcessPool:

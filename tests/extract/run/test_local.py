@@ -285,7 +285,7 @@ def test_a_failure_of_the_machine_is_a_passing_one(error, passing):
     def work(clip):
         raise error
 
-    assert attempt(work, ClipMeta("a.mp4")).passing is passing
+    assert attempt("a.mp4", work, ClipMeta("a.mp4")).passing is passing
 
 
 def test_memory_that_opencv_lacks_is_a_passing_failure():
@@ -294,7 +294,7 @@ def test_memory_that_opencv_lacks_is_a_passing_failure():
         error.code = cv2.Error.StsNoMem
         raise error
 
-    assert attempt(work, ClipMeta("a.mp4")).passing
+    assert attempt("a.mp4", work, ClipMeta("a.mp4")).passing
 
 
 def give(folder, *names):
