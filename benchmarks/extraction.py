@@ -19,7 +19,7 @@ from extract.avhubert.encoder import RANDOM_ENCODER, Encoder, EncodeSettings
 from extract.face.landmarks import detect_landmarks
 from extract.face.tracking import tracked
 from extract.media.decode import iterate_video
-from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
+from extract.prepare import PreparedClip, PrepareSettings, Variant, prepare_clip
 from extract.run.pool import PrepareTask, open_pool, prepare_all
 
 REPEATS = 3
@@ -67,7 +67,7 @@ def compare_encoders(clips: list[PreparedClip], batch_frames: int) -> None:
 def compare_preparation(real: dict[str, Path]) -> None:
     """Seconds for the real clips, from files to network inputs, and how far tracked points are from every frame's."""
     plain, seconds = timed(lambda: [straightforward.prepare(str(path)) for path in real.values()])
-    task = PrepareTask(str(next(iter(real.values())).parent), PrepareSettings(), (False,))
+    task = PrepareTask(str(next(iter(real.values())).parent), PrepareSettings(), (Variant.UNTRIMMED,))
     clips = [ClipMeta(path.name) for path in real.values()]
     processes = torch.get_num_threads()
     with open_pool(processes) as pool:

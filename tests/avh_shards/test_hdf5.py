@@ -215,7 +215,7 @@ def test_files_are_read_and_written_where_nothing_can_be_locked(tmp_path):
     (tmp_path / "nolock.c").write_text(source)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "nolock.so", tmp_path / "nolock.c"], check=True)
     program = (
-        "import sys, numpy; from avh_shards import *\n"
+        "import sys, numpy; from avh_shards.hdf5 import open_hdf5, writing_hdf5\n"
         "with writing_hdf5(sys.argv[1]) as file: file['x'] = numpy.arange(5)\n"
         "print(open_hdf5(sys.argv[1]).array('x').sum())"
     )

@@ -127,7 +127,9 @@ def test_tasks_of_different_settings_are_refused_before_any_shard(tmp_path, tiny
 
 
 def test_a_killed_run_keeps_nobody_out(tmp_path):
-    code = f"from avh_shards import locked\nwith locked({str(tmp_path / 'out')!r}):\n print('', flush=True); input()"
+    code = (
+        f"from avh_shards.lock import locked\nwith locked({str(tmp_path / 'out')!r}):\n print('', flush=True); input()"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()
     with pytest.raises(UserError, match=f"process {process.pid} on"), locked(tmp_path / "out"):

@@ -23,7 +23,7 @@ from avh_shards.format import list_shards
 from avh_shards.paths import as_path
 from extract.avhubert.encoder import Encoder, start_encoding
 from extract.check.contact_sheet import CAPTION, draw_clip
-from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
+from extract.prepare import PreparedClip, PrepareSettings, Variant, prepare_clip
 from extract.run.job import ExtractSettings, Job, make_shard, merge_sets
 from extract.run.local import extract as extract_job
 from extract.run.pool import Prepared, PrepareTask, attempt
@@ -144,7 +144,7 @@ def test_a_crash_or_a_hang_costs_its_clip_alone(tmp_path, tiny_checkpoint, monke
     for name in "abc":
         for suffix in ("_roi.mp4", ".wav"):
             shutil.copy(TESTDATA / f"s4{suffix}", tmp_path / f"{name}{suffix}")
-    monkeypatch.setattr(Job, "task", property(lambda job: CrashingTask(job.media, ROI, (False,), 15.0)))
+    monkeypatch.setattr(Job, "task", property(lambda job: CrashingTask(job.media, ROI, (Variant.UNTRIMMED,), 15.0)))
     extract([ClipMeta(name) for name in names], tmp_path, tiny_checkpoint, tmp_path / "out", settings())
     assert paths_of(tmp_path / "out") == ["a.mp4", "b.mp4", "c.mp4"]
     found = failures_of(tmp_path / "out")
@@ -154,9 +154,9 @@ def test_a_crash_or_a_hang_costs_its_clip_alone(tmp_path, tiny_checkpoint, monke
 
 def test_whatever_a_library_raises_is_the_clips_failure(tmp_path, monkeypatch):
     monkeypatch.setattr("extract.run.pool.read_clip", strange)
-    task = PrepareTask(str(tmp_path), ROI, (False, True))
+    task = PrepareTask(str(tmp_path), ROI, tuple(Variant))
     failure = Failure("a.mp4", "prepare", "unexpected ZeroDivisionError: of a library", passing=False)
-    assert task(ClipMeta("a.mp4")).outcomes == {False: failure, True: failure}
+    assert task(ClipMeta("a.mp4")).outcomes == dict.fromkeys(Variant, failure)
 
 
 def encode_or(monkeypatch, change):
@@ -213,7 +213,7 @@ def test_a_clip_too_large_for_memory_goes_through_in_pieces(tmp_path, tiny_check
     ((_, wanted),) = encoder.encode([clip])
     encode_or(monkeypatch, encode)
     writer = ShardWriter(tmp_path, "float32", encoder.attributes)
-    make_shard(0, [clip.meta], [Prepared({False: clip}, {})], encoder, {False: writer})
+    make_shard(0, [clip.meta], [Prepared({Variant.UNTRIMMED: clip}, {})], encoder, {Variant.UNTRIMMED: writer})
     shard = open_shard(tmp_path / "features-00000.h5")
     assert json.loads(shard.attributes["pieces"]) == {"long.mp4": 550}
     cosine = (shard.visual * wanted.visual).sum(1) / np.prod(
@@ -360,11 +360,11 @@ def test_a_contact_sheet_draws_mouths_points_and_reasons():
     points = np.tile(rng.uniform(20, 70, (68, 2)).astype(np.float32), (30, 1, 1))
     crops = np.full((30, 96, 96), 100, np.uint8)
     clip = PreparedClip(ClipMeta("a.mp4"), crops, np.zeros((30, 104), np.float32), np.zeros(1, np.int16), points=points)
-    row = draw_clip(clip.meta, Prepared({False: clip}, {}))
+    row = draw_clip(clip.meta, Prepared({Variant.UNTRIMMED: clip}, {}))
     assert row.shape == (CAPTION + 2 * 96, 8 * 2 * 96, 3)
     for x, y in (2 * points[0][[33, *range(48, 68)]]).round().astype(int):
         assert np.ptp(row[CAPTION + y, x].astype(int)) > 50, "a coloured point in the grey crop"
-    reason = draw_clip(clip.meta, Prepared({False: Failure("a.mp4", "landmarks", "no face found")}, {}))
+    reason = draw_clip(clip.meta, Prepared({Variant.UNTRIMMED: Failure("a.mp4", "landmarks", "no face found")}, {}))
     assert reason.shape == (CAPTION, 8 * 2 * 96, 3)
     assert reason.std() > 10
 
