@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import enum
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -100,7 +99,7 @@ def shard_name(shard: int) -> str:
     return f"features-{shard:05d}.h5"
 
 
-def open_shard(path: str | os.PathLike) -> Shard:
+def open_shard(path: AnyPath) -> Shard:
     """Opens a local shard and checks that it is whole.
 
     Args:
@@ -112,7 +111,7 @@ def open_shard(path: str | os.PathLike) -> Shard:
     Raises:
       UserError: the file is missing, cut short, of another format or version, or contradicts itself.
     """
-    path = Path(path)
+    path = Path(str(path))
     table = read_shard_table(path)
     # One map a file: h5py's global lock is then off the hot path, and a shard costs one descriptor.
     buffer = np.memmap(path, np.uint8, "r")

@@ -10,6 +10,7 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from upath import UPath
 
@@ -25,6 +26,7 @@ UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)  # of an
 
 FilePath = Path | UPath
 AnyPath = str | os.PathLike | UPath
+Output = TypeVar("Output", bound=AnyPath)
 
 
 def as_path(path: AnyPath) -> FilePath:
@@ -104,7 +106,7 @@ def refuse_inputs(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> None
             raise UserError(f"{path}: is an input of this command; name another file to write")
 
 
-def check_outputs(outputs: Mapping[AnyPath, bytes], inputs: Iterable[AnyPath] = ()) -> None:
+def check_outputs(outputs: Mapping[Output, bytes], inputs: Iterable[AnyPath] = ()) -> None:
     """Refuses, before any work is done, outputs that are inputs, cannot be written, or would replace something else.
 
     Args:
