@@ -10,21 +10,13 @@ import numpy as np
 from jaxtyping import Float
 
 from apps.playable import playable
-from avh_shards import (
-    FRAME_RATE,
-    ClipMeta,
-    UserError,
-    as_path,
-    atomic_write,
-    caveat,
-    check_outputs,
-    one_line,
-    printable,
-    results_folder,
-)
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip import FRAME_RATE
 from avh_shards.errors import Failure
+from avh_shards.format import caveat, results_folder
 from avh_shards.kinds import HTML
-from avh_shards.paths import AnyPath
+from avh_shards.paths import AnyPath, as_path, atomic_write, check_outputs
+from avh_shards.text import one_line, printable
 from extract.avhubert.encoder import Encoder
 from extract.prepare import PrepareSettings, prepare_clip
 from extract.run.pool import attempt
@@ -138,12 +130,12 @@ def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
     return start / FRAME_RATE, (start + window) / FRAME_RATE
 
 
-def _write_page(path: str | os.PathLike, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
+def _write_page(path: AnyPath, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
     """Writes the video's page, with a copy of it where browsers do not play it."""
     shown = VideoVerdict(video.name, verdict.worst_second, verdict.caveat, verdict.faces, verdict.warning)
     with playable(video) as copy:
         lasting = copy if copy.stat().st_size <= EMBEDDED_BYTES else video  # what is not embedded must stay
-        write_video_page(path, lasting, shown, frame, verdict.scores)
+        write_video_page(str(path), lasting, shown, frame, verdict.scores)
 
 
 def _verdict(

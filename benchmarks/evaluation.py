@@ -16,7 +16,9 @@ import safetensors.torch
 import torch
 from flax import nnx
 
-from avh_shards import FORMAT, FRAME_RATE, VERSION, ClipMeta, offsets, shard_name, write_clip_table
+from avh_shards import ClipMeta
+from avh_shards.clip import FRAME_RATE, offsets, write_clip_table
+from avh_shards.format import FORMAT, VERSION, shard_name
 from benchmarks.straightforward_training import Network, unit
 from jax_avh.evaluation.uncertainty import bootstrap_intervals
 from jax_avh.inference.score import score_shards

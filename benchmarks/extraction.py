@@ -12,14 +12,16 @@ import numpy as np
 import torch
 
 from apps.demo.clips import fetch_clips
-from avh_shards import FRAME_RATE, ClipMeta
+from avh_shards import ClipMeta
+from avh_shards.clip import FRAME_RATE
+from avh_shards.format import Variant
 from benchmarks import straightforward
 from extract.avhubert import AVHubertConfig, random_avhubert
 from extract.avhubert.encoder import RANDOM_ENCODER, Encoder, EncodeSettings
 from extract.face.landmarks import detect_landmarks
 from extract.face.tracking import tracked
 from extract.media.decode import iterate_video
-from extract.prepare import PreparedClip, PrepareSettings, Variant, prepare_clip
+from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from extract.run.pool import PrepareTask, open_pool, prepare_all
 
 REPEATS = 3

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from avh_shards import FULL_SCALE, SAMPLE_RATE
+from avh_shards.clip import FULL_SCALE, SAMPLE_RATE
 from benchmarks import straightforward_methods
 from benchmarks.training import describe
 from jax_avh.config import Config

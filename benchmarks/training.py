@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from avh_shards.clip_list import read_clip_list
+from avh_shards import read_clip_list
 from benchmarks import straightforward_training
 from extract.convert.npz import import_features
 from jax_avh.config import Config, DataConfig, TrainConfig

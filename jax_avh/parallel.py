@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from avh_shards import UserError, one_line
+from avh_shards import UserError
+from avh_shards.text import one_line
 
 DATA_AXIS = "data"
 BY_DEVICE = PartitionSpec(DATA_AXIS)

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from avh_shards import format_table, nearest
+from avh_shards.text import format_table, nearest
 from launch.command import HELP, complain
 
 USAGE = "avh COMMAND --flag=value ...; avh COMMAND --help lists its flags"

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from avh_shards import UserError, nearest, one_line
+from avh_shards import UserError
+from avh_shards.text import nearest, one_line
 from launch import USER_ERROR
 
 HOME = re.compile(r"(?<=[=,])~(?=[/,]|$)")  # a shell expands it at the start of a word only, not in --output=~/x

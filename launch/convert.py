@@ -7,7 +7,7 @@ python -m launch.convert --input=rawnet2.pth --output=rawnet2.safetensors
 
 from absl import flags
 
-from avh_shards import one_line
+from avh_shards.text import one_line
 from extract.convert.weights import convert_weights
 from launch import command
 

@@ -5,8 +5,8 @@ python -m launch.evaluate --scores=a.h5,b.h5 --output=results
 
 from absl import flags
 
-from avh_shards import as_path
-from avh_shards.clip_list import read_clip_list
+from avh_shards import read_clip_list
+from avh_shards.paths import as_path
 from extract.store.shard import read_failures
 from jax_avh.report.results import write_results
 from launch import command

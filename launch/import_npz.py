@@ -5,7 +5,7 @@ python -m launch.import_npz --clips=train.csv --features=npz --output=shards
 
 from absl import flags
 
-from avh_shards.clip_list import read_clip_list
+from avh_shards import read_clip_list
 from avh_shards.errors import RETRIED
 from extract.check.clip_list import warn_of_contradictions
 from extract.convert.npz import import_features

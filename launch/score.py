@@ -6,7 +6,8 @@ python -m launch.score --method=speech_forensics --features=shards/test --output
 
 from absl import flags
 
-from avh_shards import caveat, one_line
+from avh_shards.format import caveat
+from avh_shards.text import one_line
 from jax_avh.inference import score_shards
 from jax_avh.methods import METHODS
 from launch import command

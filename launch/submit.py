@@ -5,7 +5,7 @@ python -m launch.submit --scores=scores.h5 --test_files=test_files.txt --output=
 
 from absl import flags
 
-from avh_shards import one_line
+from avh_shards.text import one_line
 from jax_avh.evaluation.submission import submit
 from launch import command
 

@@ -11,7 +11,7 @@ import safetensors.numpy
 import torch
 from flax import nnx
 
-from avh_shards.clip_list import read_clip_list
+from avh_shards import read_clip_list
 from extract.avhubert import AVHubert, AVHubertConfig
 from extract.convert.npz import import_features
 from jax_avh.models.weights import named_arrays

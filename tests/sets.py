@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from avh_shards import list_shards, open_shard
+from avh_shards import open_shard
+from avh_shards.format import list_shards
 from tests.conftest import TESTDATA
 from tests.forks import Forked, forks
 

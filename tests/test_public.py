@@ -21,6 +21,7 @@ PUBLIC = {
     "extract.media": ("iterate_video", "read_audio", "read_video"),
     "extract.prepare": ("filterbank_frames", "prepare_clip"),
     "jax_avh.evaluation": ("POOLINGS", "evaluate"),
+    "jax_avh.inference": ("load_detector", "score_shards"),
     "jax_avh.models": ("AlignmentNetwork", "windowed_softmax_loss"),
     "jax_avh.training": ("train",),
 }

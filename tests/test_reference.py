@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avh_shards import list_shards, open_shard
+from avh_shards import open_shard
+from avh_shards.format import list_shards
 from jax_avh.inference.score_file import open_scores
 from jax_avh.training.logging import read_metrics
 from tests import reference

@@ -6,8 +6,11 @@ import sys
 
 from apps.demo.clips import COLUMNS, fetch_clips, make_clips
 from apps.simulate import Corpus, simulate_corpus
-from avh_shards import UserError, check_outputs, format_table, list_shards, locked, open_shard, results_folder
-from avh_shards.paths import FilePath
+from avh_shards import UserError, open_shard
+from avh_shards.format import list_shards, results_folder
+from avh_shards.lock import locked
+from avh_shards.paths import FilePath, check_outputs
+from avh_shards.text import format_table
 from extract.avhubert.encoder import RANDOM_ENCODER
 
 TRAINING = {  # small clips want more steps than the official 1e-5 and 1,024 frames give in a minute

@@ -18,8 +18,9 @@ import av
 import numpy as np
 from jaxtyping import Float
 
-from avh_shards import SAMPLE_RATE, UserError, as_path, atomic_write
-from avh_shards.paths import AnyPath, file_sha256
+from avh_shards import UserError
+from avh_shards.clip import SAMPLE_RATE
+from avh_shards.paths import AnyPath, as_path, atomic_write, file_sha256
 from extract.media import read_audio
 from extract.media.decode import open_media
 

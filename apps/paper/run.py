@@ -6,9 +6,10 @@ from typing import cast
 
 from apps.paper.plan import DATASETS, TRAINED_IN, Experiment, experiments, test_sets
 from apps.paper.tables import format_tables
-from avh_shards import UserError, as_path, caveat, check_outputs, locked, results_folder
-from avh_shards.format import Variant
-from avh_shards.paths import AnyPath, FilePath
+from avh_shards import UserError
+from avh_shards.format import Variant, caveat, results_folder
+from avh_shards.lock import locked
+from avh_shards.paths import AnyPath, FilePath, as_path, check_outputs
 from jax_avh.config import RESULT, Config, check_config
 from jax_avh.configs import make_config
 from jax_avh.data import Source, open_source

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from apps.paper.plan import DATASETS, SHARES
-from avh_shards import format_table
 from avh_shards.format import Variant
+from avh_shards.text import format_table
 from jax_avh.evaluation import POOLINGS
 from jax_avh.evaluation.results import Result
 

@@ -13,7 +13,8 @@ import numpy as np
 import tqdm
 from jaxtyping import Bool, Float, Int
 
-from avh_shards import FAKE, FRAME_RATE, REAL, UNKNOWN, caveat, marked
+from avh_shards.clip import FAKE, FRAME_RATE, REAL, UNKNOWN
+from avh_shards.format import caveat, marked
 from avh_shards.silence import SILENCE, START, leading_amplitudes, leading_silences
 from jax_avh.audit.overlap import overlap
 from jax_avh.data import Source

@@ -7,19 +7,13 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from avh_shards import (
-    SILENCE,
-    UserError,
-    as_path,
-    atomic_writes,
-    check_outputs,
-    locked,
-    printable,
-    results_folder,
-)
+from avh_shards import UserError
+from avh_shards.format import results_folder
 from avh_shards.kinds import PNG
-from avh_shards.paths import AnyPath, FilePath
-from avh_shards.silence import START
+from avh_shards.lock import locked
+from avh_shards.paths import AnyPath, FilePath, as_path, atomic_writes, check_outputs
+from avh_shards.silence import SILENCE, START
+from avh_shards.text import printable
 from jax_avh.audit.audit import LONG, Found, audit
 from jax_avh.audit.verdict import verdict
 from jax_avh.data import open_source

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from avh_shards import one_line
 from avh_shards.silence import START
+from avh_shards.text import one_line
 from jax_avh.audit.audit import LABELS, Found
 from jax_avh.audit.overlap import overlap_in_words
 from jax_avh.evaluation.uncertainty import FEWEST

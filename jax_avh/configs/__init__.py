@@ -8,8 +8,9 @@ from typing import Any
 
 from absl import flags
 
-from avh_shards import UserError, as_path, nearest, one_line
-from avh_shards.paths import AnyPath
+from avh_shards import UserError
+from avh_shards.paths import AnyPath, as_path
+from avh_shards.text import nearest, one_line
 from jax_avh.config import Config, Setting, list_settings
 from jax_avh.methods import METHODS
 

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from jaxtyping import Float, Int
 
-from avh_shards import UNKNOWN, offsets
+from avh_shards.clip import UNKNOWN, offsets
 from jax_avh.data.source import Source
 
 PADDING = -1  # clip number of frames that belong to no clip

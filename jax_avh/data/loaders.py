@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from avh_shards import UserError, offsets
+from avh_shards import UserError
+from avh_shards.clip import offsets
 from jax_avh.config import Config
 from jax_avh.data.batches import (
     PADDING,

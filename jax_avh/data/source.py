@@ -4,15 +4,17 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, Int16, Shaped, UInt8
 
-from avh_shards import FAKE, REAL, ClipMeta, ShardTable, UserError, as_path, list_shards, read_bytes, read_shard_table
-from avh_shards.hdf5 import Extent
-from avh_shards.paths import AnyPath, FilePath
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip import FAKE, REAL
+from avh_shards.format import ShardTable, list_shards, read_shard_table
+from avh_shards.hdf5 import Extent, read_bytes
+from avh_shards.paths import AnyPath, FilePath, as_path
 
 SET_ATTRIBUTES = ("width", "weights_sha256", "trimmed")  # equal in all shards that belong together
 FEATURES = ("visual", "audio")
@@ -79,7 +81,7 @@ class Source:
         return np.result_type(*(shard.features[modality].dtype for shard in self.shards for modality in FEATURES))
 
     @property
-    def attributes(self) -> dict[str, object]:
+    def attributes(self) -> Mapping[str, object]:
         """Of the first shard: encoder, settings, ..."""
         return self.shards[0].attributes
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from avh_shards import FAKE, REAL, UNKNOWN, ClipMeta, UserError, caveat, ends_beyond
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip import FAKE, REAL, UNKNOWN, ends_beyond
+from avh_shards.format import caveat
 from jax_avh.evaluation.localisation import localisation
 from jax_avh.evaluation.metrics import (
     METRICS,

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 from scipy.stats import rankdata
 
-from avh_shards import FAKE, FRAME_RATE, REAL, UNKNOWN, ClipMeta
+from avh_shards import ClipMeta
+from avh_shards.clip import FAKE, FRAME_RATE, REAL, UNKNOWN
 from jax_avh.evaluation.metrics import average_precision, roc_auc
 from jax_avh.inference.score_file import ScoreTable
 

@@ -10,7 +10,7 @@ import numpy as np
 import sklearn.metrics
 from jaxtyping import Float, Float64, Int, Int64
 
-from avh_shards import FAKE, REAL
+from avh_shards.clip import FAKE, REAL
 
 FALSE_POSITIVE_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_01": 0.001}  # metric -> the highest rate it allows
 

@@ -10,7 +10,8 @@ from typing import cast
 import numpy as np
 from jaxtyping import Float, Int64
 
-from avh_shards import ClipMeta, UserError, marked
+from avh_shards import ClipMeta, UserError
+from avh_shards.format import marked
 from jax_avh.evaluation.localisation import FrameMetrics, SegmentMetrics
 from jax_avh.evaluation.metrics import DetectionMetrics
 from jax_avh.evaluation.uncertainty import Interval

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
 
-from avh_shards import FAKE, REAL
+from avh_shards.clip import FAKE, REAL
 from jax_avh.evaluation.metrics import FALSE_POSITIVE_RATES, METRICS, DetectionMetrics, detection_metrics
 
 PERCENTILES = (2.5, 97.5)  # of the resamples: a 95 % interval

@@ -10,7 +10,9 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Float
 
-from avh_shards import UserError, marks, offsets
+from avh_shards import UserError
+from avh_shards.clip import offsets
+from avh_shards.format import marks
 from avh_shards.paths import file_sha256
 from jax_avh.data import Source
 from jax_avh.inference.pooling import POOLINGS

@@ -7,17 +7,10 @@ import os
 import numpy as np
 from jaxtyping import Float, Int64
 
-from avh_shards import (
-    FRAME_RATE,
-    ClipMeta,
-    HDF5File,
-    check_format,
-    describing,
-    open_hdf5,
-    read_clip_table,
-    write_clip_table,
-    writing_hdf5,
-)
+from avh_shards import ClipMeta
+from avh_shards.clip import FRAME_RATE, read_clip_table, write_clip_table
+from avh_shards.format import check_format, describing
+from avh_shards.hdf5 import HDF5File, open_hdf5, writing_hdf5
 from jax_avh.inference.pooling import POOLINGS
 
 FORMAT = "avh-scores"

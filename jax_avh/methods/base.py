@@ -20,7 +20,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int64, Key
 
-from avh_shards import UserError, one_line
+from avh_shards import UserError
+from avh_shards.text import one_line
 from jax_avh.config import Config
 from jax_avh.data.batches import FrameBatch
 from jax_avh.data.examples import ExampleBatch, Examples

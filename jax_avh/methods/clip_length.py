@@ -1,6 +1,6 @@
 """The length of a clip as its score: an audit of what a data set, or a pooling that grows with the length, leaks."""
 
-from avh_shards import FRAME_RATE
+from avh_shards.clip import FRAME_RATE
 from jax_avh.data.source import Source
 from jax_avh.methods.base import ClipMethod, Reference
 

@@ -5,7 +5,8 @@ Source: AVH-Align, section 3: fakes of several data sets start with some 30 ms o
 
 from typing import Any
 
-from avh_shards import SAMPLE_RATE, leading_silence
+from avh_shards import leading_silence
+from avh_shards.clip import SAMPLE_RATE
 from avh_shards.silence import START, leading_amplitude
 from jax_avh.data.source import Source
 from jax_avh.methods.base import ClipMethod, Reference

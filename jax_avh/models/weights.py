@@ -11,8 +11,10 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from avh_shards import UserError, atomic_write, one_line, open_safetensors, pack_notes, unpack_notes
-from avh_shards.weights import MOST_DETAILS, misfits
+from avh_shards import UserError
+from avh_shards.paths import atomic_write
+from avh_shards.text import one_line
+from avh_shards.weights import MOST_DETAILS, misfits, open_safetensors, pack_notes, unpack_notes
 from jax_avh.models.alignment import MODALITY_FEATURES, NETWORKS, FrameNetwork
 
 BEST_WEIGHTS = "best.safetensors"  # in the workdir of a training run

@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from avh_shards import FRAME_RATE, printable
+from avh_shards.clip import FRAME_RATE
+from avh_shards.text import printable
 
 SQUARE = 290  # points: height of curves
 LOW = 180  # points: height of all other charts

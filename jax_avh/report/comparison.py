@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
-from avh_shards import FAKE, REAL, ClipMeta
+from avh_shards import ClipMeta
+from avh_shards.clip import FAKE, REAL
 from jax_avh.evaluation.metrics import precision_recall_points, roc_points
 from jax_avh.evaluation.results import (
     STATES,

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from avh_shards import printable
+from avh_shards.text import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 UNDEFINED = "undefined"  # a metric without a value, e.g. for lack of a class

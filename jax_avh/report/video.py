@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.ticker import MaxNLocator
 
-from avh_shards import FRAME_RATE, UserError, atomic_write
+from avh_shards import UserError
+from avh_shards.clip import FRAME_RATE
+from avh_shards.paths import atomic_write
 from jax_avh.report.charts import envelope
 from jax_avh.report.page import format_number, render_page
 

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from avh_shards import UserError, one_line, unwritable
-from avh_shards.paths import FULL, UNWRITABLE
+from avh_shards import UserError
+from avh_shards.paths import FULL, UNWRITABLE, unwritable
+from avh_shards.text import one_line
 from jax_avh.training.state import RunProgress, TrainState
 
 policies = ocp.training.preservation_policies

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from avh_shards import UserError, marks
+from avh_shards import UserError
+from avh_shards.format import marks
 from jax_avh.config import Config
 from jax_avh.data import Source, open_source
 from jax_avh.data.source import SET_ATTRIBUTES

@@ -16,7 +16,8 @@ import tqdm
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from avh_shards import UserError, atomic_write, unwritable
+from avh_shards import UserError
+from avh_shards.paths import atomic_write, unwritable
 from jax_avh.data.loaders import Epoch
 from jax_avh.training.run_dir import EVENTS, METRICS
 

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from avh_shards import UserError, caveat
+from avh_shards import UserError
+from avh_shards.format import caveat
 from jax_avh.config import Config, check_config
 from jax_avh.data import Source
 from jax_avh.data.loaders import Loader

@@ -15,8 +15,7 @@ from apps.demo import demo
 from apps.demo.clips import CLIPS, fetch_clips, make_clips
 from apps.detect import Verdict, detect, worst_second
 from apps.simulate import Corpus
-from avh_shards import ClipMeta, UserError, leading_silence
-from avh_shards.clip_list import read_clip_list
+from avh_shards import ClipMeta, UserError, leading_silence, read_clip_list
 from extract.avhubert import AVHubert, AVHubertConfig, random_avhubert
 from extract.avhubert.encoder import start_encoding
 from extract.media import read_audio

@@ -13,7 +13,8 @@ from apps.paper.tables import TABLES, format_tables
 from apps.simulate import Corpus
 from apps.simulate import shards as simulation
 from apps.simulate.shards import simulate
-from avh_shards import CAVEATS, UserError, leading_silence, list_shards, open_shard
+from avh_shards import UserError, leading_silence, open_shard
+from avh_shards.format import CAVEATS, list_shards
 from jax_avh.data import open_source
 from jax_avh.evaluation import POOLINGS
 from jax_avh.evaluation.metrics import METRICS, DetectionMetrics

@@ -23,7 +23,7 @@ from apps.simulate.media import (
     draw_sound,
     opening,
 )
-from avh_shards.clip_list import read_clip_list
+from avh_shards import read_clip_list
 from extract.convert.npz import import_features
 
 DARK = 60  # grey level: lips are lighter, the mouth's inside is darker

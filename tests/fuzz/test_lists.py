@@ -7,8 +7,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from avh_shards import FAKE, REAL, UNKNOWN, ClipMeta, read_lines
-from avh_shards.clip_list import clip_list_text, inside, read_clip_list
+from avh_shards import ClipMeta, read_clip_list
+from avh_shards.clip import FAKE, REAL, UNKNOWN
+from avh_shards.clip_list import clip_list_text, inside
+from avh_shards.lists import read_lines
 from extract.check.clip_list import count_clips, format_missing, missing_files, warn_of_contradictions
 from extract.datasets import of_splits, select
 from tests.fuzz.campaign import campaign

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from avh_shards import UserError, pack_notes
+from avh_shards import UserError
+from avh_shards.weights import pack_notes
 from extract.convert.weights import convert_weights
 from jax_avh.inference.detector import load_detector
 from tests.fuzz.campaign import campaign

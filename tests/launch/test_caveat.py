@@ -13,8 +13,9 @@ from flax import nnx
 
 from apps.simulate import Corpus, simulate_corpus
 from apps.sweep import format_results, make_jobs
-from avh_shards import CAVEATS, caveat, marked, marks, open_shard, read_shard_table
-from avh_shards.clip_list import MAX_FRAMES, read_clip_list
+from avh_shards import open_shard, read_clip_list
+from avh_shards.clip_list import MAX_FRAMES
+from avh_shards.format import CAVEATS, caveat, marked, marks, read_shard_table
 from extract.convert.npz import import_features
 from jax_avh.audit.audit import audit
 from jax_avh.audit.report import draw_audit

@@ -5,8 +5,7 @@ import subprocess
 
 import pytest
 
-from avh_shards import UserError
-from avh_shards.clip_list import read_clip_list
+from avh_shards import UserError, read_clip_list
 from extract.convert.weights import convert_weights
 from extract.run.job import Job
 from extract.run.local import extract

@@ -17,8 +17,10 @@ from apps.demo import demo
 from apps.paper.run import paper
 from apps.simulate.shards import simulate
 from apps.sweep import make_jobs, sweep
-from avh_shards import ClipMeta, UserError, file_lock, locked, offsets
+from avh_shards import ClipMeta, UserError
 from avh_shards import lock as locks
+from avh_shards.clip import offsets
+from avh_shards.lock import file_lock, locked
 from extract.convert.npz import import_features
 from extract.prepare import PrepareSettings
 from extract.run.job import ExtractSettings, Job

@@ -9,7 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
-from avh_shards import ClipMeta, format_table, list_shards, nearest, offsets, one_line
+from avh_shards import ClipMeta
+from avh_shards.clip import offsets
+from avh_shards.format import list_shards
+from avh_shards.text import format_table, nearest, one_line
 from jax_avh.audit.audit import audit
 from jax_avh.audit.report import draw_audit, write_audit
 from jax_avh.audit.verdict import verdict

@@ -181,7 +181,7 @@ def make_model(config: Config[AVADConfig], source: Source) -> AVAD:
     if notes.get("method", "avh_align") != "avh_align":
         raise UserError(f"{path}: weights of {notes['method']}; --config.method.sync_weights needs avh_align's")
     sync = cast(FrameNetwork, load_weights(path, config.train.precision))
-    check_features(path, sync.width, notes, source.attributes | {"width": source.width}, source.path)
+    check_features(path, sync.width, notes, {**source.attributes, "width": source.width}, source.path)
     model = config.model
     return AVAD(sync, nnx.Rngs(config.seed), config.method.windows, model.tau, model.boundary, config.train.precision)
 

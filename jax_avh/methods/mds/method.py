@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Int16, Key, UInt8
 
-from avh_shards import FRAME_RATE, REAL, SAMPLE_RATE
+from avh_shards.clip import FRAME_RATE, REAL, SAMPLE_RATE
 from jax_avh.config import Config, MethodConfig, Rule, at_most, rules
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import Source

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Int16, Key
 
-from avh_shards import FULL_SCALE, REAL, SAMPLE_RATE
+from avh_shards.clip import FULL_SCALE, REAL, SAMPLE_RATE
 from jax_avh.config import Config, MethodConfig, at_least, at_most, rules
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import Source

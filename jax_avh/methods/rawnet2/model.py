@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from avh_shards import SAMPLE_RATE
+from avh_shards.clip import SAMPLE_RATE
 from jax_avh.models.cpu_kernels import fft_correlate, gru_states
 from jax_avh.models.layers import (
     DTYPES,

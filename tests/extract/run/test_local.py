@@ -19,11 +19,11 @@ import torch
 
 from avh_shards import ClipMeta, UserError, open_shard
 from avh_shards.errors import ClipError, Failure
-from avh_shards.format import list_shards
+from avh_shards.format import Variant, list_shards
 from avh_shards.paths import as_path
 from extract.avhubert.encoder import Encoder, start_encoding
 from extract.check.contact_sheet import CAPTION, draw_clip
-from extract.prepare import PreparedClip, PrepareSettings, Variant, prepare_clip
+from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from extract.run.job import ExtractSettings, Job, make_shard, merge_sets
 from extract.run.local import extract as extract_job
 from extract.run.pool import Prepared, PrepareTask, attempt

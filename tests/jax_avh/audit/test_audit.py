@@ -8,8 +8,10 @@ import pytest
 from matplotlib.image import imread
 from sklearn.metrics import roc_auc_score
 
-from avh_shards import ClipMeta, UserError, as_path, list_shards
-from avh_shards.silence import first_sound, frames_of_silence, leading_amplitude, leading_silence
+from avh_shards import ClipMeta, UserError, leading_silence
+from avh_shards.format import list_shards
+from avh_shards.paths import as_path
+from avh_shards.silence import first_sound, frames_of_silence, leading_amplitude
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.audit.audit import audit
 from jax_avh.audit.overlap import identity, overlap

@@ -11,7 +11,10 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from sklearn.metrics import roc_auc_score
 
-from avh_shards import ClipMeta, UserError, as_path, list_shards, offsets
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip import offsets
+from avh_shards.format import list_shards
+from avh_shards.paths import as_path
 from jax_avh.evaluation import POOLINGS, evaluate
 from jax_avh.evaluation.metrics import detection_metrics
 from jax_avh.inference.score import score_shards

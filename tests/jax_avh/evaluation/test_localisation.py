@@ -8,7 +8,8 @@ import pytest
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from avh_shards import ClipMeta, offsets
+from avh_shards import ClipMeta
+from avh_shards.clip import offsets
 from jax_avh.evaluation.localisation import (
     AP_IOU,
     AR_PROPOSALS,

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avh_shards import ClipMeta, offsets
+from avh_shards import ClipMeta
+from avh_shards.clip import offsets
 from jax_avh.evaluation.localisation import AP_IOU, AR_PROPOSALS, SegmentMetrics, localisation, segment_metrics
 from jax_avh.evaluation.submission import write_submission
 from jax_avh.inference.score_file import ScoreTable

@@ -8,7 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from avh_shards import ClipMeta, UserError, offsets
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip import offsets
 from jax_avh.evaluation import submission
 from jax_avh.evaluation.localisation import confidence, table_proposals
 from jax_avh.evaluation.submission import write_submission

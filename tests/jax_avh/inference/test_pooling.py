@@ -6,7 +6,7 @@ import pytest
 import scipy.special
 from hypothesis import strategies as st
 
-from avh_shards import offsets
+from avh_shards.clip import offsets
 from jax_avh.inference.pooling import POOLINGS, pool_all
 
 DEFINITIONS = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from flax import nnx
 
-from avh_shards import FAKE, REAL
+from avh_shards.clip import FAKE, REAL
 from jax_avh.methods.rawnet2 import model
 from jax_avh.methods.rawnet2.method import cut, weighted_cross_entropy
 from jax_avh.methods.rawnet2.model import GRU, SAMPLES, Idle, RawNet2, band_edges, loudness, sinc_bank

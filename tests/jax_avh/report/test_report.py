@@ -12,7 +12,8 @@ import pytest
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from avh_shards import FRAME_RATE, ClipMeta, UserError, offsets
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip import FRAME_RATE, offsets
 from jax_avh.evaluation.metrics import METRICS, DetectionMetrics, detection_metrics, precision_recall_points, roc_points
 from jax_avh.evaluation.results import (
     Comparison,

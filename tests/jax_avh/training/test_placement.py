@@ -12,7 +12,9 @@ import pytest
 from flax import nnx
 from hypothesis import strategies as st
 
-from avh_shards import UserError, as_path, list_shards
+from avh_shards import UserError
+from avh_shards.format import list_shards
+from avh_shards.paths import as_path
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig
 from jax_avh.data import frame_stream, open_source
 from jax_avh.data.loaders import FeatureSize, Memory, choose_placement, hold_frames, stream_frames
