@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import jax
@@ -93,7 +94,8 @@ def make_corpus(folder: Path, clips: int, frames: int, few: int) -> None:
         for n, (v, a) in zip(numbers, starts.T, strict=True):
             if n < few:
                 clip = {"visual": long[0, v : v + frames], "audio": long[1, a : a + frames]}
-                np.savez(folder / "npz" / f"c{n:05d}.npz", **{k: x.astype(np.float32) for k, x in clip.items()})
+                arrays: dict[str, Any] = {name: values.astype(np.float32) for name, values in clip.items()}
+                np.savez(folder / "npz" / f"c{n:05d}.npz", **arrays)
 
 
 @torch.no_grad()

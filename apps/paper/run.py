@@ -7,7 +7,8 @@ from typing import cast
 from apps.paper.plan import DATASETS, TRAINED_IN, Experiment, experiments, test_sets
 from apps.paper.tables import format_tables
 from avh_shards import UserError
-from avh_shards.format import Variant, caveat, results_folder
+from avh_shards.clip import Variant
+from avh_shards.format import caveat, results_folder
 from avh_shards.lock import locked
 from avh_shards.paths import AnyPath, FilePath, as_path, check_outputs
 from jax_avh.config import RESULT, Config, check_config
@@ -70,7 +71,8 @@ def paper(root: AnyPath, output: AnyPath, flags: Sequence[str] = ()) -> str:
                     skipped.append(f"{experiment.name} on {dataset}, {variant.value}: its shards hold no {lacks}")
                     continue
                 file = folder / "scores" / f"{experiment.name},{dataset},{variant.value}.h5"
-                _score(experiment, weights, source, file, dataset, variant)
+                notes = {"dataset": DATASETS[dataset], "trimmed": variant is Variant.TRIMMED}
+                _score(experiment, weights, source, file, notes)
                 names.append(experiment.name)
                 files.append(file)
         evaluation = evaluate(files, names=names)
@@ -120,14 +122,7 @@ def _lacks(experiment: Experiment, *sources: Source) -> str | None:
     return next((content for content in reads if not all(source.has(content) for source in sources)), None)
 
 
-def _score(
-    experiment: Experiment,
-    weights: Path | None,
-    source: Source,
-    file: Path,
-    dataset: str,
-    variant: Variant,
-) -> None:
+def _score(experiment: Experiment, weights: Path | None, source: Source, file: Path, notes: dict) -> None:
     """Writes a score file, unless there is one of the same clips and weights."""
     wanted = {"fingerprint": source.fingerprint()} | (load_detector(weights).attributes if weights else {})
     if file.is_file():
@@ -135,6 +130,5 @@ def _score(
             return
         file.unlink()
     file.parent.mkdir(parents=True, exist_ok=True)
-    notes = {"dataset": DATASETS[dataset], "trimmed": variant is Variant.TRIMMED}
     score_shards(str(source.path), file, experiment.method, weights, notes)
     print(file, flush=True)

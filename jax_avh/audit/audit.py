@@ -1,30 +1,31 @@
-"""Audit of feature sets for shortcuts: what labels can be told from without looking, and what splits share.
+"""Audits feature sets for shortcuts: what labels can be told from without looking, and what splits share.
 
 Source: AVH-Align, section 3 (leading silence: figure 2; its AUC by threshold and by first moment: figure 3).
 """
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tqdm
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
+from avh_shards import ClipMeta
 from avh_shards.clip import FAKE, FRAME_RATE, REAL, UNKNOWN
 from avh_shards.format import caveat, marked
 from avh_shards.silence import SILENCE, START, leading_amplitudes, leading_silences
-from jax_avh.audit.overlap import overlap
+from avh_shards.text import one_line
 from jax_avh.data import Source
 from jax_avh.evaluation.metrics import roc_auc
-from jax_avh.evaluation.uncertainty import bootstrap_intervals
+from jax_avh.evaluation.uncertainty import FEWEST, Interval, bootstrap_intervals
 
 LABELS = {"real": REAL, "fake": FAKE, "unknown": UNKNOWN}
 THRESHOLDS = np.union1d(np.geomspace(1e-4, 1e-1, 25), SILENCE)  # of |x|
 MOMENTS = np.array([0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0])  # seconds from the start
 LONG = 10.0  # ms: silent for longer is fake, as the paper's figure 2 says
+SPEAKER = re.compile("(?:^|/)(id[0-9]+)/")  # VoxCeleb2's folder of a speaker
 
 # Starts of histograms' bins; the last bin holds all the rest.
 SILENCE_BINS = np.arange(0.0, 101.0, 5.0)  # ms
@@ -32,129 +33,321 @@ AMPLITUDE_BINS = np.concatenate([[0.0], np.geomspace(1e-4, 1, 25)[:-1]])
 LENGTH_BINS = 30  # up to LENGTH_SHARE of the clips
 LENGTH_SHARE = 0.99
 
-Found = dict[str, Any]  # fit for JSON; what is undefined is None
-
-
-def audit(sources: Mapping[str, Source]) -> Found:
-    """Audits feature sets, and each against those before it.
-
-    Args:
-      sources: by the names that the words use, e.g. train, test.
-
-    Returns:
-      What `audit.json` holds. `sources`: by name, `title` (the name, marked if the features are random or simulated),
-      `caveat` (what must accompany the numbers), numbers of clips; the traits `length_s`, `leading_silence_ms` and
-      `amplitude` (largest |x| of the first 30 ms), each with its AUC as a score of fakeness (None unless there are
-      real clips and fakes) and its distribution by label and category: quartiles, histogram over `bins` (their starts),
-      share above `limit`; `by_threshold` and `by_moment`, AUC over each. Where shards hold no waveform, what would
-      take one is None, and leading silence is what extraction noted, None if nothing. `overlaps`: see `overlap`.
-    """
-    return {
-        "sources": {name: _audit_source(name, source) for name, source in sources.items()},
-        "overlaps": [
-            {"source": name, "other": other} | overlap(sources[name].clips, sources[other].clips)
-            for other, name in itertools.combinations(sources, 2)
-        ],
-    }
+# AUC from which on labels "can", "can partly" be told; an AUC below 0.5 counts as its mirror. Where its 95 % interval
+# reaches down to 0.5, nothing is said to be told: on few clips, chance looks like a shortcut. Nor is it said that they
+# cannot be told where the interval reaches MISSED, or a class has fewer clips than FEWEST.
+CAN = 0.9
+PARTLY = 0.6
+MISSED = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
-class _Groups:
-    """Labels and categories of a source's clips."""
+class Distribution:
+    """A trait of K clips."""
 
-    label: Int[np.ndarray, " N"]
-    category: tuple[str, ...]
-
-    @functools.cached_property
-    def masks(self) -> dict[str, dict[str, Bool[np.ndarray, " N"]]]:
-        """Which clips are in a group, by kind of group and name."""
-        category = np.array(self.category)
-        return {
-            "label": {name: self.label == label for name, label in LABELS.items()},
-            "category": {name: category == name for name in sorted({*self.category} - {""})},
-        }
-
-    def auc(self, score: Float[np.ndarray, " N"]) -> float | None:
-        """Of scores; higher = more fake, NaN = unknown."""
-        known = np.isfinite(score)
-        return roc_auc(self.label[known], score[known])
-
-    def interval(self, score: Float[np.ndarray, " N"]) -> list[float] | None:
-        """Of that AUC, 95 %."""
-        known = np.isfinite(score)
-        bounds = bootstrap_intervals(self.label[known], score[known]).auc
-        return bounds and list(bounds)
-
-    def trait(
-        self, value: Float[np.ndarray, " N"], bins: Float[np.ndarray, " B"], limit: float, sign: int = 1
-    ) -> Found:
-        """What a number of each clip tells of labels (by sign -1, lower = more fake), and how it lies in each group.
-
-        NaN = unknown; `limit`: the share above it is counted.
-        """
-        known = np.isfinite(value)
-        found = {"auc": self.auc(sign * value), "interval": self.interval(sign * value), "known": int(known.sum())}
-        found |= {"limit": limit, "bins": bins.tolist()}
-        for kind, masks in self.masks.items():
-            inside = {name: value[mask & known] for name, mask in masks.items()}
-            found[kind] = {name: _distribution(part, bins, limit) for name, part in inside.items() if len(part)}
-        return found
+    count: int  # K
+    quartiles: list[float]  # three
+    share_above_limit: float  # of the clips, 0..1
+    histogram: list[int]  # clips in each of the trait's bins
 
 
-def _audit_source(name: str, source: Source) -> Found:
-    groups = _Groups(source.labels, tuple(clip.category for clip in source.clips))
-    heard = _from_waveforms(source, groups) if source.has("waveform") else _from_notes(source, groups)
-    return {
-        "path": str(source.path),
-        "title": marked(name, source.attributes),
-        "caveat": caveat(source.attributes),
-        "trimmed": source.attributes.get("trimmed"),
-        "waveforms": source.has("waveform"),
-        "clips": len(source.clips),
-        **{name: int(mask.sum()) for name, mask in groups.masks["label"].items()},
-        "length_s": _length(source, groups),
-        **heard,
-    }
+@dataclasses.dataclass(frozen=True)
+class Trait:
+    """A number of each clip as a score of fakeness."""
+
+    auc: float | None  # None unless there are real clips and fakes
+    interval: Interval | None  # 95 %, of the AUC
+    known: int  # clips whose number is known
+    limit: float  # the share above it is counted
+    bins: list[float]  # starts of the histograms' bins; the last one holds the rest
+    label: dict[str, Distribution]  # by LABELS
+    category: dict[str, Distribution]
 
 
-def _from_waveforms(source: Source, groups: _Groups) -> Found:
-    """What the sound tells, in one look at each clip."""
+@dataclasses.dataclass(frozen=True)
+class LeadingSilence(Trait):
+    """Leading silence in ms."""
+
+    threshold: float  # largest |x| of silence
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstAmplitude(Trait):
+    """Largest |x| of a clip's first moment; lower = more fake."""
+
+    first_ms: float  # length of the moment
+
+
+@dataclasses.dataclass(frozen=True)
+class ThresholdSweep:
+    """Leading silence as a score, at K thresholds of silence."""
+
+    threshold: list[float]  # K, of |x|
+    auc: list[float | None]  # K
+
+
+@dataclasses.dataclass(frozen=True)
+class MomentSweep:
+    """Minus the largest |x| as a score, over K first moments."""
+
+    first_ms: list[float]  # K
+    auc: list[float | None]  # K
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceAudit:
+    """What labels of a feature set can be told from; None = takes waveforms, which the shards lack."""
+
+    path: str
+    title: str  # the name, marked if the features are random or simulated
+    caveat: str  # what must accompany the numbers
+    trimmed: object  # bool, as the shards record it; None = they do not
+    waveforms: bool  # whether the shards hold them
+    clips: int
+    real: int
+    fake: int
+    unknown: int
+    length_s: Trait
+    leading_silence_ms: LeadingSilence | None  # without waveforms, as extraction noted it; None = not noted
+    amplitude: FirstAmplitude | None
+    by_threshold: ThresholdSweep | None
+    by_moment: MomentSweep | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What one set of names shares with another."""
+
+    shared: int  # names in both sets
+    of: int  # names of the first set
+    among: int  # names of the second set
+    share: float | None  # shared / of; None if the first set is empty
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+    """What a feature set shares with an earlier one."""
+
+    source: str  # its name
+    other: str  # the earlier one's
+    identities: Shared
+    clips: Shared  # by path
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """The contents of `audit.json`."""
+
+    sources: dict[str, SourceAudit]  # by name
+    overlaps: list[Overlap]
+
+
+def audit(sources: Mapping[str, Source]) -> Audit:
+    """Audits feature sets, and each against those before it; `sources` are by the names for sentences, e.g. train."""
+    return Audit(
+        sources={name: _audit_source(name, source) for name, source in sources.items()},
+        overlaps=[
+            overlap(name, sources[name].clips, other, sources[other].clips)
+            for other, name in itertools.combinations(sources, 2)
+        ],
+    )
+
+
+def _audit_source(name: str, source: Source) -> SourceAudit:
+    most = np.quantile(source.lengths, LENGTH_SHARE)
+    bins = np.arange(LENGTH_BINS + 1) * np.ceil(most / LENGTH_BINS)  # whole frames
+    length = _trait(source, source.lengths / FRAME_RATE, bins / FRAME_RATE, float(most) / FRAME_RATE)
+    waveforms = source.has("waveform")
+    silence = amplitude = by_threshold = by_moment = None
+    if waveforms:
+        silence, amplitude, by_threshold, by_moment = _listen(source)
+    else:
+        seconds = np.array([clip.leading_silence for clip in source.clips], np.float64)  # noted before trimming
+        if np.isfinite(seconds).any():
+            silence = _silence(source, seconds)
+    counts = {label: int((source.labels == value).sum()) for label, value in LABELS.items()}
+    return SourceAudit(
+        path=str(source.path),
+        title=marked(name, source.attributes),
+        caveat=caveat(source.attributes),
+        trimmed=source.attributes.get("trimmed"),
+        waveforms=waveforms,
+        clips=len(source.clips),
+        **counts,
+        length_s=length,
+        leading_silence_ms=silence,
+        amplitude=amplitude,
+        by_threshold=by_threshold,
+        by_moment=by_moment,
+    )
+
+
+def _listen(source: Source) -> tuple[LeadingSilence, FirstAmplitude, ThresholdSweep, MomentSweep]:
+    """Measures silence and amplitude, reading each clip's waveform once."""
     rows = []
     for clip in tqdm.trange(len(source.members), desc="listen", leave=False):
         waveform = source.waveform(clip)
         rows.append((leading_silences(waveform, THRESHOLDS), leading_amplitudes(waveform, MOMENTS)))
     silence_KxN, amplitude_MxN = (np.stack(column, axis=1) for column in zip(*rows, strict=True))
-    return {
-        "leading_silence_ms": _silence(silence_KxN[THRESHOLDS == SILENCE][0], groups),
-        "amplitude": groups.trait(amplitude_MxN[MOMENTS == START][0], AMPLITUDE_BINS, SILENCE, sign=-1)
-        | {"first_ms": 1000 * START},
-        "by_threshold": {"threshold": THRESHOLDS.tolist(), "auc": [groups.auc(s) for s in silence_KxN]},
-        "by_moment": {"first_ms": (1000 * MOMENTS).tolist(), "auc": [groups.auc(-a) for a in amplitude_MxN]},
-    }
+    first = amplitude_MxN[MOMENTS == START][0]
+    amplitude = _trait(source, first, AMPLITUDE_BINS, SILENCE, sign=-1)
+    return (
+        _silence(source, silence_KxN[THRESHOLDS == SILENCE][0]),
+        FirstAmplitude(**vars(amplitude), first_ms=1000 * START),
+        ThresholdSweep(THRESHOLDS.tolist(), [roc_auc(source.labels, score) for score in silence_KxN]),
+        MomentSweep((1000 * MOMENTS).tolist(), [roc_auc(source.labels, -score) for score in amplitude_MxN]),
+    )
 
 
-def _from_notes(source: Source, groups: _Groups) -> Found:
-    """What extraction noted of the sound, before trimming."""
-    seconds = np.array([clip.leading_silence for clip in source.clips], np.float64)
-    silence = _silence(seconds, groups) if np.isfinite(seconds).any() else None
-    return {"leading_silence_ms": silence, "amplitude": None, "by_threshold": None, "by_moment": None}
-
-
-def _silence(seconds: Float[np.ndarray, " N"], groups: _Groups) -> Found:
+def _silence(source: Source, seconds: Float[np.ndarray, " N"]) -> LeadingSilence:
     ms = np.round(1000 * seconds, 4)  # a sample is 0.0625 ms: borders of bins are met exactly
-    return groups.trait(ms, SILENCE_BINS, LONG) | {"threshold": SILENCE}
+    return LeadingSilence(**vars(_trait(source, ms, SILENCE_BINS, LONG)), threshold=SILENCE)
 
 
-def _length(source: Source, groups: _Groups) -> Found:
-    most = np.quantile(source.lengths, LENGTH_SHARE)
-    bins = np.arange(LENGTH_BINS + 1) * np.ceil(most / LENGTH_BINS)  # whole frames
-    return groups.trait(source.lengths / FRAME_RATE, bins / FRAME_RATE, float(most) / FRAME_RATE)
+def _trait(
+    source: Source, value: Float[np.ndarray, " N"], bins: Float[np.ndarray, " B"], limit: float, sign: int = 1
+) -> Trait:
+    """Measures what a number of each clip, NaN = unknown, tells of labels (by sign -1, lower = more fake)."""
+    known = np.isfinite(value)
+    label, score = source.labels[known], sign * value[known]
+    category = np.array([clip.category for clip in source.clips])
+    labels = {name: known & (source.labels == number) for name, number in LABELS.items()}
+    categories = {name: known & (category == name) for name in sorted({*category.tolist()} - {""})}
+    return Trait(
+        auc=roc_auc(label, score),
+        interval=bootstrap_intervals(label, score).auc,
+        known=int(known.sum()),
+        limit=limit,
+        bins=bins.tolist(),
+        label=_distributions(value, bins, limit, labels),
+        category=_distributions(value, bins, limit, categories),
+    )
 
 
-def _distribution(values: Float[np.ndarray, " K"], bins: Float[np.ndarray, " B"], limit: float) -> Found:
+def _distributions(
+    value: Float[np.ndarray, " N"], bins: Float[np.ndarray, " B"], limit: float, groups: Mapping[str, np.ndarray]
+) -> dict[str, Distribution]:
+    """Describes a trait of each group of clips, given as masks; of those without clips, nothing."""
     return {
-        "count": len(values),
-        "quartiles": np.quantile(values, [0.25, 0.5, 0.75]).tolist(),
-        "share_above_limit": float((values > limit).mean()),
-        "histogram": np.histogram(values, [*bins, np.inf])[0].tolist(),
+        name: Distribution(
+            count=int(chosen.sum()),
+            quartiles=np.quantile(value[chosen], [0.25, 0.5, 0.75]).tolist(),
+            share_above_limit=float((value[chosen] > limit).mean()),
+            histogram=np.histogram(value[chosen], [*bins, np.inf])[0].tolist(),
+        )
+        for name, chosen in groups.items()
+        if chosen.any()
     }
+
+
+def overlap(source: str, clips: Sequence[ClipMeta], other: str, other_clips: Sequence[ClipMeta]) -> Overlap:
+    """Counts identities and clips of one set, e.g. test, that another has too, e.g. train."""
+    return Overlap(
+        source,
+        other,
+        identities=_shared(map(identity, clips), map(identity, other_clips)),
+        clips=_shared((clip.path for clip in clips), (clip.path for clip in other_clips)),
+    )
+
+
+def identity(clip: ClipMeta) -> str:
+    """Returns the speaker: as the data set names it, else the leading idNNNNN folder of the path, else ""."""
+    found = SPEAKER.search(clip.path)
+    return clip.identity or (found.group(1) if found else "")
+
+
+def _shared(names: Iterable[str], others: Iterable[str]) -> Shared:
+    own, among = set(names) - {""}, set(others) - {""}
+    shared = len(own & among)
+    return Shared(shared, len(own), len(among), shared / len(own) if own else None)
+
+
+def verdict(result: Audit) -> list[str]:
+    """Returns sentences about each source of an audit, and about what each two share."""
+    title = {name: source.title for name, source in result.sources.items()}
+    about = [f"{source.title}: {text}" for source in result.sources.values() for text in _in_words(source)]
+    for pair in result.overlaps:
+        for what, found in (("identities", pair.identities), ("clips", pair.clips)):
+            about.append(_overlap_in_words(what, found, title[pair.source], title[pair.other]))
+    caveats = dict.fromkeys(source.caveat for source in result.sources.values() if source.caveat)
+    return [*map(one_line, about), *caveats]
+
+
+def _overlap_in_words(what: str, found: Shared, name: str, other: str) -> str:
+    if not found.of or not found.among:
+        return f"{name}, {other}: whether they share {what} is not known: {other if found.of else name} names none"
+    shared = f"{found.shared:,}" if found.shared else "none"
+    return f"{shared} of the {found.of:,} {name} {what} are in {other}{' too' * bool(found.shared)}"
+
+
+def _in_words(source: SourceAudit) -> Iterator[str]:
+    """Yields sentences about one source."""
+    yield f"{source.clips:,} clips: {source.real:,} real, {source.fake:,} fake, {source.unknown:,} unknown"
+    silence, amplitude = source.leading_silence_ms, source.amplitude
+    if not source.waveforms and not silence:
+        yield "leading silence is not known: its shards hold no waveform; extract them with --store=waveform"
+    elif not source.waveforms and silence:
+        known = f"{silence.known:,} of {source.clips:,} clips"
+        yield f"its shards hold no waveform: leading silence is what extraction noted, of {known}"
+    if silence:
+        yield _told(f"leading silence{before_trimming(source)}", silence, "ms")
+    if silence and source.by_threshold:
+        where = "leading silence at threshold {}, the most telling of {}"
+        yield from _more_telling(where, silence, source.by_threshold.threshold, source.by_threshold.auc)
+    if amplitude and source.by_moment:
+        yield _told(f"the largest amplitude in the first {1000 * START:g} ms", amplitude, "")
+        where = "the largest amplitude in the first {} ms, the most telling of {}"
+        yield from _more_telling(where, amplitude, source.by_moment.first_ms, source.by_moment.auc)
+    yield _told("length", source.length_s, "s")
+
+
+def before_trimming(source: SourceAudit) -> str:
+    """Returns " before trimming" if that is what a source's leading silence is about, else ""."""
+    return "" if source.waveforms or not source.trimmed else " before trimming"
+
+
+def _told(what: str, trait: Trait, unit: str) -> str:
+    """Says whether labels can be told from a trait."""
+    auc = trait.auc
+    if auc is None:
+        return f"whether labels can be told from {what} is not defined: that takes real clips and fakes"
+    if _too_few(trait):
+        counts = ", ".join(f"{trait.label[name].count} {name}" for name in ("real", "fake"))
+        return f"too few clips to say whether labels can be told from {what} ({counts})"
+    low, high = trait.interval or (0.5, 0.5)
+    known = f"{_auc(auc)}, 95 % {low:.2f}-{high:.2f}"
+    if low <= 0.5 <= high and (_power(auc) != "cannot" or max(1 - low, high) >= MISSED):
+        return f"too few clips to say whether labels can be told from {what} ({known})"
+    if _power(auc) == "cannot":
+        return f"labels cannot be told from {what} ({known})"
+    fake, real = (f"{_digits(trait.label[name].quartiles[1])} {unit}".rstrip() for name in ("fake", "real"))
+    return f"labels {_power(auc)} be told from {what} alone: {known} (fakes: median {fake}, real clips: {real})"
+
+
+def _more_telling(what: str, trait: Trait, places: Sequence[float], aucs: Sequence[float | None]) -> Iterator[str]:
+    """Yields a sentence if labels can be told better elsewhere in a sweep, by more than the interval is wide."""
+    if trait.auc is None or trait.interval is None or _too_few(trait):
+        return
+    defined = [(auc, place) for auc, place in zip(aucs, places, strict=True) if auc is not None]
+    auc, place = max(defined, key=lambda row: abs(row[0] - 0.5))
+    width = trait.interval[1] - trait.interval[0]
+    if _power(auc) != _power(trait.auc) and abs(auc - 0.5) > width:
+        yield f"labels {_power(auc)} be told from {what.format(_digits(place), len(places))}: {_auc(auc)}"
+
+
+def _too_few(trait: Trait) -> bool:
+    return min(trait.label[name].count for name in ("real", "fake")) < FEWEST
+
+
+def _power(auc: float) -> str:
+    strength = round(max(auc, 1 - auc), 2)  # as printed
+    return "can" if strength >= CAN else "can partly" if strength >= PARTLY else "cannot"
+
+
+def _auc(auc: float) -> str:
+    return f"AUC {auc:.2f}" + (f", mirrored {1 - auc:.2f}" if round(auc, 2) < 0.5 else "")
+
+
+def _digits(value: float) -> str:
+    """Formats three digits, without an exponent."""
+    return np.format_float_positional(value, 3, fractional=False, trim="-")

@@ -1,8 +1,10 @@
-"""An audit on disk: `audit.json`, and its pictures as PNG files."""
+"""Writes an audit: `audit.json`, and its pictures as PNG files."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,8 +16,7 @@ from avh_shards.lock import locked
 from avh_shards.paths import AnyPath, FilePath, as_path, atomic_writes, check_outputs
 from avh_shards.silence import SILENCE, START
 from avh_shards.text import printable
-from jax_avh.audit.audit import LONG, Found, audit
-from jax_avh.audit.verdict import verdict
+from jax_avh.audit.audit import LONG, Audit, SourceAudit, Trait, audit, before_trimming, verdict
 from jax_avh.data import open_source
 
 REPORT = "audit.json"
@@ -24,7 +25,7 @@ PICTURES = ("length", "start", "auc")  # of a source: NAME_length.png, ...
 COLOURS = {"real": "#0072B2", "fake": "#D55E00", "unknown": "#777777"}  # Okabe and Ito: told apart by the colour-blind
 DASHES = {"real": "-", "fake": "--", "unknown": ":"}  # and in print
 CURVE = "#000000"
-GUIDE = {"color": "#000000", "linestyle": "-.", "linewidth": 1}
+GUIDE: dict[str, Any] = {"color": "#000000", "linestyle": "-.", "linewidth": 1}
 PANEL = (6.4, 4.4)  # inches
 DPI = 120
 FONT_SIZE = 13  # points
@@ -46,25 +47,31 @@ def write_audit(features: Sequence[AnyPath], output: AnyPath) -> str:
     folder = results_folder(output)
     names = source_names(features)
     possible = [folder / picture for name in names for picture in _pictures(name).values()]
-    check_outputs({folder / REPORT: REPORT_KIND} | dict.fromkeys(possible, PNG), features)
+    outputs: dict[AnyPath, bytes] = {folder / REPORT: REPORT_KIND, **dict.fromkeys(possible, PNG)}
+    check_outputs(outputs, features)
     with locked(folder):
         result = audit({name: open_source(path) for name, path in zip(names, features, strict=True)})
         figures = draw_audit(result)
         stale = {*possible, *_former_pictures(folder)}
         with atomic_writes([folder / name for name in (REPORT, *figures)], stale) as (report, *pictures):
-            report.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            report.write_text(
+                json.dumps(dataclasses.asdict(result), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+            )
             for figure, picture in zip(figures.values(), pictures, strict=True):
                 figure.savefig(picture, format="png", dpi=DPI)
     return "\n".join(verdict(result))
 
 
 def source_names(paths: Sequence[AnyPath]) -> list[str]:
-    """A short name of each path, fit for a file: the last part in which they differ, more where that is not enough.
+    """Returns a short name of each path, fit for a file: the last part in which they differ, more if need be.
 
     Raises:
       UserError: a path is named twice.
     """
-    parts = [_parts(path) for path in paths]
+    parts = []
+    for path in map(as_path, paths):
+        whole = path.resolve() if isinstance(path, Path) else path
+        parts.append([part for part in str(whole).split("/") if part])
     if twice := next((path for path, own in zip(paths, parts, strict=True) if parts.count(own) > 1), None):
         raise UserError(f"{twice}: is named twice; name each set once")
     while len(paths) > 1 and min(map(len, parts)) > 1 and len({own[-1] for own in parts}) == 1:
@@ -76,27 +83,26 @@ def source_names(paths: Sequence[AnyPath]) -> list[str]:
     raise UserError(f"{paths[0]}: its name cannot be told from those of the others; rename its folder")
 
 
-def draw_audit(result: Found) -> dict[str, Figure]:
-    """The pictures of an audit, by the names of their files."""
+def draw_audit(result: Audit) -> dict[str, Figure]:
+    """Draws the pictures of an audit, by the names of their files."""
     figures = {}
-    for name, found in result["sources"].items():
+    for name, source in result.sources.items():
         file = _pictures(name)
-        figures[file["length"]] = _figure([_length], found)
-        if found["leading_silence_ms"]:
-            starts = [_silence, _amplitude] if found["amplitude"] else [_silence]
-            figures[file["start"]] = _figure(starts, found)
-        if found["by_threshold"] and found["leading_silence_ms"]["auc"] is not None:
-            figures[file["auc"]] = _figure([_by_threshold, _by_moment], found)
+        figures[file["length"]] = _figure([_length], source)
+        if source.leading_silence_ms:
+            figures[file["start"]] = _figure([_silence, _amplitude] if source.amplitude else [_silence], source)
+        if source.by_threshold and source.leading_silence_ms and source.leading_silence_ms.auc is not None:
+            figures[file["auc"]] = _figure([_by_threshold, _by_moment], source)
     return figures
 
 
 def _pictures(name: str) -> dict[str, str]:
-    """File names of a source's pictures."""
+    """Returns the file names of a source's pictures."""
     return {picture: f"{name}_{picture}.png" for picture in PICTURES}
 
 
 def _former_pictures(folder: FilePath) -> list[FilePath]:
-    """The pictures of the audit that is in a folder already."""
+    """Returns the pictures of the audit that a folder already holds."""
     try:
         sources = json.loads((folder / REPORT).read_text(encoding="utf-8"))["sources"]
         inside = [name for name in map(str, sources) if "/" not in name]
@@ -105,11 +111,11 @@ def _former_pictures(folder: FilePath) -> list[FilePath]:
         return []
 
 
-def _figure(draw: Sequence[Callable[[Axes, Found], None]], found: Found) -> Figure:
+def _figure(draw: Sequence[Callable[[Axes, SourceAudit], None]], source: SourceAudit) -> Figure:
     figure = Figure((PANEL[0] * len(draw), PANEL[1]), layout="constrained")
-    figure.suptitle(printable(found["title"]), parse_math=False, fontsize=FONT_SIZE + 3, fontweight="bold")
+    figure.suptitle(printable(source.title), parse_math=False, fontsize=FONT_SIZE + 3, fontweight="bold")
     for axes, panel in zip(figure.subplots(1, len(draw), squeeze=False)[0], draw, strict=True):
-        panel(axes, found)
+        panel(axes, source)
         axes.grid(alpha=0.25)
         for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
             text.set_fontsize(FONT_SIZE)
@@ -118,63 +124,59 @@ def _figure(draw: Sequence[Callable[[Axes, Found], None]], found: Found) -> Figu
     return figure
 
 
-def _length(axes: Axes, found: Found) -> None:
-    _histogram(axes, found["length_s"])
+def _length(axes: Axes, source: SourceAudit) -> None:
+    _histogram(axes, source.length_s)
     axes.set(title="length", xlabel="length, s (last bar: and longer)", xlim=(0, None))
 
 
-def _silence(axes: Axes, found: Found) -> None:
-    before = "" if found["waveforms"] or not found["trimmed"] else " before trimming"
-    _histogram(axes, found["leading_silence_ms"])
+def _silence(axes: Axes, source: SourceAudit) -> None:
+    _histogram(axes, source.leading_silence_ms)
     axes.axvline(LONG, **GUIDE, label=f"{LONG:g} ms")
-    axes.set(title=f"leading silence{before}", xlabel="leading silence, ms (last bar: and longer)", xlim=(0, None))
+    title = f"leading silence{before_trimming(source)}"
+    axes.set(title=title, xlabel="leading silence, ms (last bar: and longer)", xlim=(0, None))
 
 
-def _amplitude(axes: Axes, found: Found) -> None:
-    _histogram(axes, found["amplitude"], log=True)
+def _amplitude(axes: Axes, source: SourceAudit) -> None:
+    _histogram(axes, source.amplitude, log=True)
     axes.axvline(SILENCE, **GUIDE, label=f"silence: up to {SILENCE:g}")
     axes.set(title=f"largest amplitude in the first {1000 * START:g} ms", xscale="log")
     axes.set_xlabel("amplitude, of full scale (first bar: and quieter)")
 
 
-def _by_threshold(axes: Axes, found: Found) -> None:
-    _curve(axes, *found["by_threshold"].values())
+def _by_threshold(axes: Axes, source: SourceAudit) -> None:
+    assert source.by_threshold
+    _curve(axes, source.by_threshold.threshold, source.by_threshold.auc)
     axes.axvline(SILENCE, **GUIDE, label=f"{SILENCE:g}")
     axes.set(title="leading silence as a score", xlabel="threshold of silence, of full scale")
 
 
-def _by_moment(axes: Axes, found: Found) -> None:
-    moments, aucs = found["by_moment"].values()
-    _curve(axes, moments, aucs)
+def _by_moment(axes: Axes, source: SourceAudit) -> None:
+    assert source.by_moment
+    moments = source.by_moment.first_ms
+    _curve(axes, moments, source.by_moment.auc)
     axes.axvline(1000 * START, **GUIDE, label=f"{1000 * START:g} ms")
     axes.set(title="minus the largest amplitude as a score", xlabel="length of the first moment, ms")
     axes.set_xticks(moments, [f"{ms:g}" for ms in moments])
     axes.minorticks_off()
 
 
-def _curve(axes: Axes, places: Sequence[float], aucs: Sequence[float]) -> None:
-    axes.plot(places, aucs, color=CURVE, marker="o", markersize=5, linewidth=2, label="AUC")
+def _curve(axes: Axes, places: Sequence[float], aucs: Sequence[float | None]) -> None:
+    axes.plot(places, cast(Any, aucs), color=CURVE, marker="o", markersize=5, linewidth=2, label="AUC")
     axes.axhline(0.5, color=CURVE, linestyle="--", linewidth=1, label="chance")
     axes.set(xscale="log", ylabel="AUC", ylim=(-0.03, 1.03))
 
 
-def _histogram(axes: Axes, trait: Found, log: bool = False) -> None:
-    """Shares of each label's clips; the last bin, which holds the rest, is drawn as wide as the one before."""
-    starts = trait["bins"]
+def _histogram(axes: Axes, trait: Trait | None, log: bool = False) -> None:
+    """Draws shares of each label's clips; the last bin, which holds the rest, is as wide as the one before."""
+    assert trait
+    starts = trait.bins
     if log:
         starts = [starts[1] ** 2 / starts[2], *starts[1:]]  # 0 is beyond the axis
     edges = [*starts, starts[-1] ** 2 / starts[-2] if log else 2 * starts[-1] - starts[-2]]
-    for label, group in trait["label"].items():
-        shares = [100 * count / group["count"] for count in group["histogram"]]
-        look = {"color": COLOURS[label], "linestyle": DASHES[label], "linewidth": 2}
-        axes.stairs(shares, edges, label=f"{label} ({group['count']:,} clips)", **look)
+    for label, group in trait.label.items():
+        shares = [100 * count / group.count for count in group.histogram]
+        name = f"{label} ({group.count:,} clips)"
+        axes.stairs(shares, edges, label=name, color=COLOURS[label], linestyle=DASHES[label], linewidth=2)
         if label != "unknown":
             axes.stairs(shares, edges, color=COLOURS[label], alpha=0.25, fill=True)
     axes.set(ylabel="% of the label's clips", ylim=(0, None))
-
-
-def _parts(path: AnyPath) -> list[str]:
-    """Names of a path's folders and of what it leads to."""
-    found = as_path(path)
-    whole = found.resolve() if isinstance(found, Path) else str(found)
-    return [part for part in str(whole).split("/") if part]

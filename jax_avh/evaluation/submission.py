@@ -19,13 +19,14 @@ from avh_shards.paths import as_path, atomic_write, check_outputs
 from jax_avh.evaluation.localisation import confidence, table_proposals
 from jax_avh.inference.score_file import ScoreTable, open_scores
 
-SCORES, SEGMENTS = "prediction.txt", "prediction.json"  # names in the zip
+SCORES = "prediction.txt"  # names in the zip
+SEGMENTS = "prediction.json"
 SEPARATOR = ";"  # between a file's name and its score
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip: the same scores give the same bytes
 
 
 def submit(scores: str | os.PathLike, test_files: str | os.PathLike, output: str | os.PathLike) -> str:
-    """Writes a submission out of a score file; see write_submission.
+    """Writes a submission from a score file; see write_submission.
 
     Raises:
       UserError: what is read is missing, damaged or wrong, or the output is an input or cannot be written.
@@ -69,12 +70,12 @@ def write_submission(table: ScoreTable, test_files: str | os.PathLike, output: s
         _write_lines(archive, SEGMENTS, _json_lines((file, _rows(segments, clip)) for file, clip in clips.items()))
     count = sum(len(segments[clip.path]) for clip in clips.values())
     others = len(table.clips) - len(clips)
-    told = f"{output}: {len(clips)} clips, {count} segments; {others} scored clips are not in {test_files}"
-    return f"{told}. {caveat(table.attributes)}".rstrip(" .")
+    summary = f"{output}: {len(clips)} clips, {count} segments; {others} scored clips are not in {test_files}"
+    return f"{summary}. {caveat(table.attributes)}".rstrip(" .")
 
 
 def _read_list(path: Path) -> list[str]:
-    """The file names of `test_files.txt`, each once."""
+    """Reads the file names of `test_files.txt`, each of which must occur once."""
     lines: dict[str, int] = {}
     for number, file in read_lines(path, "it comes with the data set"):
         if SEPARATOR in file:
@@ -87,44 +88,46 @@ def _read_list(path: Path) -> list[str]:
 
 
 def _find_clips(files: Sequence[str], paths: Sequence[str], source: Path) -> list[int]:
-    """The row in the table of every file of the list."""
+    """Finds the row in the table of every file of the list."""
     rows = rows_by_ending(paths, files)
-    found = [rows.get(file, []) for file in files]
-    if missing := [file for file, clips in zip(files, found, strict=True) if not clips]:
+    if missing := [file for file in files if file not in rows]:
         raise UserError(
             f"{source}: {len(missing)} of its {len(files)} files have no score, the first is {missing[0]!r}; "
             "score the whole test split"
         )
     chosen: dict[int, str] = {}
-    for file, clips in zip(files, found, strict=True):
-        if len(clips) > 1:
-            a, b = (paths[n] for n in clips[:2])
+    for file in files:
+        row, *more = rows[file]
+        if more:
+            a, b = paths[row], paths[more[0]]
             raise UserError(f"{source}: {file!r} may be the clip {a!r} or {b!r}; score the test split alone")
-        if (other := chosen.setdefault(clips[0], file)) != file:
-            raise UserError(f"{source}: {other!r} and {file!r} mean one clip, {paths[clips[0]]!r}; list it once")
+        if (other := chosen.setdefault(row, file)) != file:
+            raise UserError(f"{source}: {other!r} and {file!r} mean one clip, {paths[row]!r}; list it once")
     return list(chosen)
 
 
 def _rows(segments: dict[str, np.ndarray], clip: ClipMeta) -> list[list[float]]:
-    """(confidence, start, end) of a clip in the original's time, in as few digits as float32 needs."""
+    """Returns (confidence, start, end) of a clip in the original's time, in as few digits as float32 needs."""
     shift = max(clip.trimmed_frames, 0) / FRAME_RATE
     rows = segments[clip.path] + np.array([0, shift, shift])
     return [[float(str(value)) for value in row] for row in rows.astype(np.float32)]
 
 
-def _json_lines(entries: Iterable[tuple[str, list]]) -> Iterable[str]:
-    """A JSON object piece by piece, a line an entry: that of a million clips need not be in memory."""
+def _json_lines(members: Iterable[tuple[str, list]]) -> Iterable[str]:
+    """Yields a JSON object piece by piece, a line a member: that of a million clips need not be in memory."""
     start = "{\n"
-    for name, value in entries:
+    for name, value in members:
         yield f"{start}{json.dumps(name)}: {json.dumps(value)}"
         start = ",\n"
     yield "\n}\n"
 
 
 def _write_lines(archive: zipfile.ZipFile, name: str, lines: Iterable[str]) -> None:
-    """A compressed file of the zip, with a time and rights that never change."""
+    """Writes a compressed file into the zip, with a time and rights that never change."""
     info = zipfile.ZipInfo(name, EPOCH)
-    info.compress_type, info.external_attr, info.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.external_attr = 0o644 << 16
+    info.create_system = 3  # Unix
     with archive.open(info, "w", force_zip64=True) as file:  # its size is not known beforehand, and may pass 2 GiB
         for line in lines:
             file.write(line.encode())

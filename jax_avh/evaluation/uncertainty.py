@@ -9,7 +9,6 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
@@ -23,25 +22,6 @@ FEWEST = 5  # clips of a class, below which resamples say nothing: of one clip, 
 DRAWS = 1 << 18  # clips drawn at a time, so that what is computed of them stays in the cache
 
 Interval = tuple[float, float]  # low and high end
-
-
-class Ranking(NamedTuple):
-    """Clips of known label, the highest score first."""
-
-    order: Int64[np.ndarray, " N"]  # place -> clip, counted among those of known label
-    fake: Bool[np.ndarray, " N"]  # by place
-    last: Int64[np.ndarray, " K"]  # the last place of each distinct score
-    score: Float64[np.ndarray, " K"]  # the distinct scores, falling
-
-
-class OperatingPoints(NamedTuple):
-    """Clips called fake at a threshold above all scores, then at each distinct score, falling."""
-
-    threshold: Float64[np.ndarray, " P"]
-    true: Int64[np.ndarray, "R P"]  # fakes called fake
-    false: Int64[np.ndarray, "R P"]  # reals called fake
-    fake: Int64[np.ndarray, "R 1"]  # all fakes
-    real: Int64[np.ndarray, "R 1"]  # all reals
 
 
 def bootstrap_intervals(
@@ -67,19 +47,23 @@ def bootstrap_intervals(
 
     Source: Efron and Tibshirani 1993, section 13.3 (percentile intervals).
     """
-    ranking = rank_clips(label, score)
-    intervals: dict[str, Interval | None] = dict.fromkeys(METRICS)
-    if not len(ranking.order):
-        return DetectionMetrics(**intervals)
+    known = np.isin(label, (REAL, FAKE))
+    label = label[known]
+    score = score[known].astype(np.float64)
+    assert not np.isnan(score).any(), "a score is NaN"
+    if not len(label):
+        return DetectionMetrics(**dict.fromkeys(METRICS))
     if threshold is None:
         threshold = detection_metrics(label, score).threshold
+    order = np.argsort(-score)
+    fake = label[order] == FAKE
     chunks = []
-    for weight in draw_clips(len(ranking.order), resamples, seed):
-        points = operating_points(ranking, weight[_complete(ranking, weight)])
-        chunks.append(resampled_metrics(points, threshold))
-    for name in chunks[0]:
-        intervals[name] = _interval(np.concatenate([chunk[name] for chunk in chunks]))
-    return DetectionMetrics(**intervals)
+    for weight in draw_clips(len(label), resamples, seed):
+        weight = weight[:, order]
+        complete = np.all([weight[:, fake == kind].any(axis=1) for kind in np.unique(fake)], axis=0)
+        chunks.append(resampled_metrics(fake, score[order], weight[complete], threshold))
+    intervals = {name: _interval(np.concatenate([chunk[name] for chunk in chunks])) for name in chunks[0]}
+    return DetectionMetrics(**dict.fromkeys(METRICS) | intervals)
 
 
 def draw_clips(clips: int, resamples: int, seed: int) -> Iterator[Int64[np.ndarray, "R N"]]:
@@ -92,77 +76,58 @@ def draw_clips(clips: int, resamples: int, seed: int) -> Iterator[Int64[np.ndarr
         yield np.bincount(drawn.ravel(), minlength=count * clips).reshape(count, clips)
 
 
-def rank_clips(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"]) -> Ranking:
-    """Sorts the clips of known label by score: all metrics follow from this order."""
-    known = np.isin(label, (REAL, FAKE))
-    label = label[known]
-    score = score[known].astype(np.float64)
-    assert not np.isnan(score).any(), "a score is NaN"
-    order = np.argsort(-score)
-    ranked = score[order]
-    last = np.flatnonzero(ranked != np.append(ranked[1:], np.nan))  # infinities have no difference to compare with 0
-    return Ranking(order, label[order] == FAKE, last, ranked[last])
+def resampled_metrics(
+    fake: Bool[np.ndarray, " N"],
+    score: Float64[np.ndarray, " N"],
+    weight: Int64[np.ndarray, "R N"],
+    threshold: float | None,
+) -> dict[str, Float64[np.ndarray, " R"]]:
+    """Computes those of the METRICS that are defined, of many resamples at once.
 
+    Args:
+      fake: the class of each clip, the highest score first.
+      score: falling.
+      weight: how often each resample holds each clip.
+      threshold: score from which on clips are called fake; None leaves accuracy and F1 out.
 
-def operating_points(ranking: Ranking, weight: Int64[np.ndarray, "R N"]) -> OperatingPoints:
-    """Counts what each threshold calls fake, if each resample holds each clip of known label `weight` times."""
-    placed = weight[:, ranking.order]
-    fake = placed * ranking.fake
-    true, false = (_called(clips, ranking.last) for clips in (fake, placed - fake))
-    return OperatingPoints(np.append(np.inf, ranking.score), true, false, true[:, -1:], false[:, -1:])
-
-
-def resampled_metrics(points: OperatingPoints, threshold: float | None) -> dict[str, Float64[np.ndarray, " R"]]:
-    """Computes the METRICS of every resample that are defined.
-
-    Those of curves need both classes in all resamples, accuracy and F1 a threshold. F1 is NaN where no clip is fake or
-    called fake.
+    Returns:
+      The metrics by name. Those of curves are left out unless all resamples have both classes; F1 is NaN where no clip
+      is fake or called fake.
     """
+    last = np.flatnonzero(score != np.append(score[1:], np.nan))  # place of the last clip with each distinct score
+    true = _called(weight * fake, last)  # fakes called fake
+    false = _called(weight * ~fake, last)  # reals called fake
+    fakes, reals = true[:, -1], false[:, -1]
+    rows = np.arange(len(weight))
     metrics = {}
-    fake, real = points.fake[:, 0], points.real[:, 0]
-    if fake.all() and real.all():
-        twice_area = (np.diff(points.false) * (points.true[:, 1:] + points.true[:, :-1])).sum(1)
-        metrics["auc"] = twice_area / (2 * fake * real)
-        called = np.maximum(points.true[:, 1:] + points.false[:, 1:], 1)  # 0 where a resample holds no clip so high
-        metrics["ap"] = (np.diff(points.true) * (points.true[:, 1:] / called)).sum(1) / fake
-        metrics["eer"] = _equal_error(points)
+    if fakes.all() and reals.all():
+        metrics["auc"] = (np.diff(false) * (true[:, 1:] + true[:, :-1])).sum(1) / (2 * fakes * reals)
+        called = np.maximum(true[:, 1:] + false[:, 1:], 1)  # 0 where a resample holds no clip so high
+        metrics["ap"] = (np.diff(true) * (true[:, 1:] / called)).sum(1) / fakes
+        # False positive rate less false negative rate, times the clips of both classes.
+        gap = false * fakes[:, None] - (fakes[:, None] - true) * reals[:, None]
+        after = (gap < 0).sum(1)  # the first operating point beyond the crossing of both rates, or on it
+        below, above = gap[rows, after - 1], gap[rows, after]
+        step = false[rows, after] - false[rows, after - 1]
+        metrics["eer"] = (false[rows, after - 1] + step * (below / (below - above))) / reals
         for name, rate in FALSE_POSITIVE_RATES.items():
             # A quotient is rounded as the rate itself was: 3 of 300 are at most 0.01.
-            place = (points.false / points.real <= rate).sum(1) - 1
-            metrics[name] = _at(points.true, place) / fake
+            place = (false / reals[:, None] <= rate).sum(1) - 1
+            metrics[name] = true[rows, place] / fakes
     if threshold is not None:
         assert not np.isnan(threshold), "the threshold is NaN"
-        place = np.count_nonzero(points.threshold >= threshold) - 1
-        true, false = points.true[:, place], points.false[:, place]
-        both = true + false + fake  # called fake and fake, each time it occurs
-        metrics["accuracy"] = (true + real - false) / (fake + real)
-        metrics["f1"] = np.divide(2 * true, both, out=np.full(len(both), np.nan), where=both > 0)
+        place = np.count_nonzero(score[last] >= threshold)
+        hits, alarms = true[:, place], false[:, place]
+        both = hits + alarms + fakes  # called fake and fake, each time it occurs
+        metrics["accuracy"] = (hits + reals - alarms) / (fakes + reals)
+        metrics["f1"] = np.divide(2 * hits, both, out=np.full(len(both), np.nan), where=both > 0)
     return metrics
 
 
-def _complete(ranking: Ranking, weight: Int64[np.ndarray, "R N"]) -> Bool[np.ndarray, " R"]:
-    """Finds the resamples with a clip of every class that the clips have."""
-    classes = [ranking.order[ranking.fake == kind] for kind in np.unique(ranking.fake)]
-    return np.all([weight[:, clips].any(axis=1) for clips in classes], axis=0)
-
-
 def _called(clips: Int64[np.ndarray, "R N"], last: Int64[np.ndarray, " K"]) -> Int64[np.ndarray, "R P"]:
+    """Counts clips at a threshold above all scores, then at each distinct score, falling."""
     called = np.cumsum(clips, axis=1)[:, last]
     return np.concatenate([np.zeros((len(clips), 1), np.int64), called], axis=1)
-
-
-def _equal_error(points: OperatingPoints) -> Float64[np.ndarray, " R"]:
-    # False positive rate less false negative rate, times the clips of both classes.
-    gap = points.false * points.fake - (points.fake - points.true) * points.real
-    after = (gap < 0).sum(1)  # the first point beyond the crossing, or on it
-    below, above = _at(gap, after - 1), _at(gap, after)
-    false = _at(points.false, after - 1)
-    step = _at(points.false, after) - false
-    return (false + step * (below / (below - above))) / points.real[:, 0]
-
-
-def _at(values: Int64[np.ndarray, "R P"], place: Int64[np.ndarray, " R"]) -> Int64[np.ndarray, " R"]:
-    return values[np.arange(len(values)), place]
 
 
 def _interval(values: Float64[np.ndarray, " R"]) -> Interval | None:

@@ -13,9 +13,8 @@ from avh_shards import ClipMeta
 from avh_shards.clip import offsets
 from avh_shards.format import list_shards
 from avh_shards.text import format_table, nearest, one_line
-from jax_avh.audit.audit import audit
+from jax_avh.audit.audit import audit, verdict
 from jax_avh.audit.report import draw_audit, write_audit
-from jax_avh.audit.verdict import verdict
 from jax_avh.configs import make_config
 from jax_avh.evaluation import evaluate
 from jax_avh.inference.score_file import ScoreTable, write_scores

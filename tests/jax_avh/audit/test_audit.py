@@ -1,5 +1,6 @@
 """Audits of made-up shards: known leaks are found and measured right, what cannot be known is said."""
 
+import dataclasses
 import json
 import math
 
@@ -13,10 +14,8 @@ from avh_shards.format import list_shards
 from avh_shards.paths import as_path
 from avh_shards.silence import first_sound, frames_of_silence, leading_amplitude
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
-from jax_avh.audit.audit import audit
-from jax_avh.audit.overlap import identity, overlap
+from jax_avh.audit.audit import Shared, audit, identity, overlap, verdict
 from jax_avh.audit.report import source_names, write_audit
-from jax_avh.audit.verdict import verdict
 from jax_avh.data import open_source
 
 WIDTH = 4
@@ -82,16 +81,16 @@ def test_a_shard_without_waveforms_is_named(tmp_path):
 
 def test_a_leak_is_found_and_trimming_ends_it(tmp_path):
     result = audit({"test": write_set(tmp_path / "leaky", leaky())})
-    found = result["sources"]["test"]
-    silence = found["leading_silence_ms"]
-    assert silence["auc"] == 1.0
-    assert found["by_threshold"]["auc"] == [1.0] * 26
-    assert found["by_moment"]["auc"] == [1.0, 1.0] + [0.5] * 6
-    assert found["amplitude"]["auc"] == 0.5
-    assert silence["label"]["fake"]["quartiles"] == [27.0] * 3
-    assert silence["label"]["fake"]["share_above_limit"] == 1.0
-    assert silence["label"]["real"]["share_above_limit"] == 0.0
-    assert silence["label"]["fake"]["histogram"] == [0] * 5 + [6] + [0] * 15
+    found = result.sources["test"]
+    silence = found.leading_silence_ms
+    assert silence.auc == 1.0
+    assert found.by_threshold.auc == [1.0] * 26
+    assert found.by_moment.auc == [1.0, 1.0] + [0.5] * 6
+    assert found.amplitude.auc == 0.5
+    assert silence.label["fake"].quartiles == [27.0] * 3
+    assert silence.label["fake"].share_above_limit == 1.0
+    assert silence.label["real"].share_above_limit == 0.0
+    assert silence.label["fake"].histogram == [0] * 5 + [6] + [0] * 15
     text = verdict(result)
     assert (
         "test: labels can be told from leading silence alone: AUC 1.00, 95 % 1.00-1.00 "
@@ -104,7 +103,7 @@ def test_a_leak_is_found_and_trimming_ends_it(tmp_path):
     )
     trimmed = [sound[frames_of_silence(first_sound(sound)) * FRAME :] for sound in leaky()]
     result = audit({"test": write_set(tmp_path / "trimmed", trimmed, trimmed=True)})
-    assert result["sources"]["test"]["leading_silence_ms"]["auc"] == 0.5
+    assert result.sources["test"].leading_silence_ms.auc == 0.5
     assert "test: labels cannot be told from leading silence (AUC 0.50, 95 % 0.50-0.50)" in verdict(result)
 
 
@@ -114,22 +113,20 @@ def test_every_auc_is_that_of_scikit_learn(tmp_path):
     sounds = [(sound * rng.uniform(0, 0.1)).astype(np.int16) for sound in sounds]
     labels = rng.integers(-1, 2, 30)
     metas = [ClipMeta(f"{n}", label=int(label)) for n, label in enumerate(labels)]
-    found = audit({"x": write_set(tmp_path, sounds, metas)})["sources"]["x"]
+    found = audit({"x": write_set(tmp_path, sounds, metas)}).sources["x"]
 
     def auc(score):
         return pytest.approx(roc_auc_score(labels[labels >= 0], np.array(score)[labels >= 0]))
 
-    assert found["length_s"]["auc"] == auc([len(sound) // FRAME for sound in sounds])
-    assert found["leading_silence_ms"]["auc"] == auc([leading_silence(sound) for sound in sounds])
-    assert found["amplitude"]["auc"] == auc([-leading_amplitude(sound) for sound in sounds])
-    for threshold, value in zip(*found["by_threshold"].values(), strict=True):
+    assert found.length_s.auc == auc([len(sound) // FRAME for sound in sounds])
+    assert found.leading_silence_ms.auc == auc([leading_silence(sound) for sound in sounds])
+    assert found.amplitude.auc == auc([-leading_amplitude(sound) for sound in sounds])
+    for threshold, value in zip(found.by_threshold.threshold, found.by_threshold.auc, strict=True):
         assert value == auc([leading_silence(sound, threshold) for sound in sounds])
-    for ms, value in zip(*found["by_moment"].values(), strict=True):
+    for ms, value in zip(found.by_moment.first_ms, found.by_moment.auc, strict=True):
         assert value == auc([-leading_amplitude(sound, ms / 1000) for sound in sounds])
-    assert {name: found[name] for name in ("clips", "real", "fake", "unknown")} == {
-        "clips": 30,
-        **{name: int((labels == label).sum()) for name, label in (("real", 0), ("fake", 1), ("unknown", -1))},
-    }
+    counts = [int((labels == label).sum()) for label in (0, 1, -1)]
+    assert [found.clips, found.real, found.fake, found.unknown] == [30, *counts]
 
 
 def test_distributions_are_told_by_label_and_category(tmp_path):
@@ -137,13 +134,13 @@ def test_distributions_are_told_by_label_and_category(tmp_path):
     silent = [80, 160, 161, 1600]  # samples: on a border of the bins, on the limit, above it, beyond the last bin
     sounds = [speech(n, 5, samples) for n, samples in enumerate(silent)]
     found = audit({"x": write_set(tmp_path, sounds, metas)})
-    silence = found["sources"]["x"]["leading_silence_ms"]
-    assert {name: group["count"] for name, group in silence["category"].items()} == {"A": 1, "B": 2}
-    assert silence["category"]["B"]["quartiles"] == pytest.approx([10 + q / 16 for q in (0.25, 0.5, 0.75)])
-    assert silence["category"]["B"]["share_above_limit"] == 0.5
-    assert silence["label"]["real"]["histogram"][:3] == [0, 1, 0]
-    assert silence["label"]["fake"]["histogram"][:4] == [0, 0, 2, 0]
-    assert silence["label"]["unknown"]["histogram"][-1] == 1
+    silence = found.sources["x"].leading_silence_ms
+    assert {name: group.count for name, group in silence.category.items()} == {"A": 1, "B": 2}
+    assert silence.category["B"].quartiles == pytest.approx([10 + q / 16 for q in (0.25, 0.5, 0.75)])
+    assert silence.category["B"].share_above_limit == 0.5
+    assert silence.label["real"].histogram[:3] == [0, 1, 0]
+    assert silence.label["fake"].histogram[:4] == [0, 0, 2, 0]
+    assert silence.label["unknown"].histogram[-1] == 1
 
 
 @pytest.mark.parametrize(
@@ -171,23 +168,23 @@ def test_what_extraction_noted_stands_in_for_waveforms(tmp_path):
     notes = [0.0, 0.027, math.nan, 0.03, 0.001, 0.027, 0.0, 0.03, 0.001, 0.03, 0.0005]
     metas = [ClipMeta(f"{n}", n % 2, leading_silence=note) for n, note in enumerate(notes)]
     result = audit({"x": write_set(tmp_path / "noted", leaky(11), metas, (), trimmed=True)})
-    found = result["sources"]["x"]
-    assert (found["leading_silence_ms"]["auc"], found["leading_silence_ms"]["known"]) == (1.0, 10)
-    assert found["leading_silence_ms"]["label"]["real"]["quartiles"][1] == 0.5
-    assert found["amplitude"] is found["by_threshold"] is found["by_moment"] is None
+    found = result.sources["x"]
+    assert (found.leading_silence_ms.auc, found.leading_silence_ms.known) == (1.0, 10)
+    assert found.leading_silence_ms.label["real"].quartiles[1] == 0.5
+    assert found.amplitude is found.by_threshold is found.by_moment is None
     text = "\n".join(verdict(result))
     assert "leading silence is what extraction noted, of 10 of 11 clips" in text
     assert "labels can be told from leading silence before trimming alone: AUC 1.00" in text
-    json.dumps(result, allow_nan=False)
+    json.dumps(dataclasses.asdict(result), allow_nan=False)
     result = audit({"x": write_set(tmp_path / "unknown", leaky(5), store=())})
-    assert result["sources"]["x"]["leading_silence_ms"] is None
+    assert result.sources["x"].leading_silence_ms is None
     assert "leading silence is not known: its shards hold no waveform" in "\n".join(verdict(result))
 
 
 def test_length_tells_by_its_mirror_image_too(tmp_path):
     sounds = [speech(n, 100 - 60 * (n % 2)) for n in range(12)]
     result = audit({"x": write_set(tmp_path, sounds)})
-    assert result["sources"]["x"]["length_s"]["auc"] == 0.0
+    assert result.sources["x"].length_s.auc == 0.0
     told = (
         "x: labels can be told from length alone: AUC 0.00, mirrored 1.00, 95 % 0.00-0.00 "
         "(fakes: median 1.6 s, real clips: 4 s)"
@@ -218,10 +215,9 @@ def test_what_splits_share_is_counted(tmp_path):
         ClipMeta("x.mp4", 1, identity="id0"),
         ClipMeta("y", 0),
     ]
-    assert overlap(test, train) == {
-        "identities": {"shared": 2, "of": 2, "among": 6, "share": 1.0},
-        "clips": {"shared": 1, "of": 4, "among": 6, "share": 0.25},
-    }
+    found = overlap("test", test, "train", train)
+    assert found.identities == Shared(shared=2, of=2, among=6, share=1.0)
+    assert found.clips == Shared(shared=1, of=4, among=6, share=0.25)
     other = [ClipMeta("z.mp4", 0)]
     sounds = {"train": (leaky(6), train), "test": (leaky(4), test), "other": (leaky(1), other)}
     result = audit({name: write_set(tmp_path / name, *rows) for name, rows in sounds.items()})
@@ -230,7 +226,7 @@ def test_what_splits_share_is_counted(tmp_path):
     assert "1 of the 4 test clips are in train too" in text
     assert "none of the 1 other clips are in test" in text
     assert "other, train: whether they share identities is not known: other names none" in text
-    assert overlap(other, train)["identities"]["share"] is None
+    assert overlap("other", other, "train", train).identities.share is None
 
 
 @pytest.mark.parametrize(
