@@ -138,6 +138,7 @@ def _write_clip(video: Path, sound: Float[np.ndarray, " S"], path: AnyPath) -> N
         av.open(str(temporary), "w", format="mp4") as target,
     ):
         picture = source.streams.best("video")
+        assert picture is not None  # each of the clips has one
         copy = target.add_stream_from_template(picture)
         voice = target.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         for packet in source.demux(picture):

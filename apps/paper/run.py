@@ -18,7 +18,7 @@ from jax_avh.evaluation import evaluate
 from jax_avh.inference.detector import load_detector
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import open_scores
-from jax_avh.methods import METHODS
+from jax_avh.methods import METHODS, TrainableMethod
 from jax_avh.report.results import FILES, write_evaluation
 from jax_avh.training import train
 
@@ -110,7 +110,7 @@ def _trained(experiment: Experiment, config: Config | None, workdir: Path) -> Pa
     if config is None:
         return None
     print(f"\n=== {experiment.name}, trained on {experiment.trained_on}", flush=True)
-    train(METHODS[experiment.method], config, workdir)
+    train(cast(TrainableMethod, METHODS[experiment.method]), config, workdir)
     if not (workdir / RESULT).is_file():
         raise UserError(f"{workdir}: stopped before its end; the same command goes on")
     return workdir
