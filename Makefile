@@ -17,6 +17,7 @@ test-slow: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --level error
 
 # torch first and by its pin, so that no other package's requirement picks another build of it.
 .venv/installed: pyproject.toml constraints.txt
