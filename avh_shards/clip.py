@@ -1,7 +1,6 @@
 """What is known of a clip, and its columns in a file."""
 
 import dataclasses
-import enum
 import math
 from collections.abc import Sequence
 
@@ -29,13 +28,6 @@ NUMBER_COLUMNS = {
 LATER_COLUMNS = ("face_share", "several_faces")  # absent from older files: unknown
 
 OVERHANG = 1.0  # seconds by which a fake segment may end after its clip: rounding, a stream that ends early, trimming
-
-
-class Variant(enum.Enum):
-    """What a set stores of its clips; the value names its folder where both variants are made."""
-
-    UNTRIMMED = "untrimmed"  # all of it
-    TRIMMED = "trimmed"  # from the end of the leading silence
 
 
 @dataclasses.dataclass(frozen=True)

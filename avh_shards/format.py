@@ -6,6 +6,7 @@ contiguous and uncompressed, so that a local file is memory-mapped, and any file
 
 import contextlib
 import dataclasses
+import enum
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,6 +35,13 @@ RAGGED = {"waveform": (np.int16, ()), "crops": (np.uint8, (96, 96))}  # 16 kHz s
 OPTIONAL = ("multimodal", *RAGGED)
 FEATURES = ("visual", "audio", "multimodal")
 TEXT_ATTRIBUTES = ("encoder", "weights_sha256", "settings", "created_by")
+
+
+class Variant(enum.Enum):
+    """What a set stores of its clips; the value names its folder, where both sets of an extraction are made."""
+
+    UNTRIMMED = "untrimmed"  # all of it
+    TRIMMED = "trimmed"  # from the end of the leading silence
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 
 from apps.demo.clips import fetch_clips
 from avh_shards import ClipMeta
-from avh_shards.clip import FRAME_RATE, Variant
+from avh_shards.clip import FRAME_RATE
+from avh_shards.format import Variant
 from benchmarks import straightforward
 from extract.avhubert import AVHubertConfig, random_avhubert
 from extract.avhubert.encoder import RANDOM_ENCODER, Encoder, EncodeSettings

@@ -11,9 +11,10 @@ import python_speech_features
 from jaxtyping import Float, Int16, UInt8
 
 from avh_shards import ClipMeta
-from avh_shards.clip import FRAME_RATE, FULL_SCALE, SAMPLE_RATE, SAMPLES_PER_FRAME, Variant
+from avh_shards.clip import FRAME_RATE, FULL_SCALE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from avh_shards.clip_list import MAX_FRAMES, inside, shift_segments
 from avh_shards.errors import ClipError
+from avh_shards.format import Variant
 from avh_shards.silence import frames_of_silence
 from extract.face.landmarks import CountingFinder, Frame, GivenPoints, every_frame
 from extract.face.mouth import CROP, Mouths, find_mouths

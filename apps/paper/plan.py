@@ -3,7 +3,7 @@
 import dataclasses
 
 from avh_shards import UserError
-from avh_shards.clip import Variant
+from avh_shards.format import Variant
 from avh_shards.paths import FilePath
 from jax_avh.data import open_source
 
@@ -12,6 +12,8 @@ MAIN = "av_deepfake1m"  # what AVH-Align is trained on
 SUPERVISED = {"avh_sup": False, "rawnet2": True, "mds": True}  # method -> whether it is tested only within its set
 SHARES = (0.1, 0.5)  # of the real training clips: the ablation of the training set's size
 UNTRAINED = ("leading_silence", "leading_amplitude", "speech_forensics", "factor", "clip_length")
+
+
 TRAINED_IN = Variant.UNTRIMMED
 
 

@@ -7,8 +7,7 @@ from typing import cast
 from apps.paper.plan import DATASETS, TRAINED_IN, Experiment, experiments, test_sets
 from apps.paper.tables import format_tables
 from avh_shards import UserError
-from avh_shards.clip import Variant
-from avh_shards.format import caveat, results_folder
+from avh_shards.format import Variant, caveat, results_folder
 from avh_shards.lock import locked
 from avh_shards.paths import AnyPath, FilePath, as_path, check_outputs
 from jax_avh.config import RESULT, Config, check_config
@@ -46,7 +45,7 @@ def paper(root: AnyPath, output: AnyPath, flags: Sequence[str] = ()) -> str:
         writing to the output's folder.
     """
     shards = as_path(root)
-    folder = cast(Path, results_folder(output))  # of files and folders, wherever they are
+    folder = cast(Path, results_folder(output))  # a UPath serves as well
     check_outputs({folder / name: kind for name, kind in (FILES | {TABLES: TABLES_KIND}).items()})
     sets = test_sets(shards)
     planned = experiments(shards)
@@ -55,9 +54,7 @@ def paper(root: AnyPath, output: AnyPath, flags: Sequence[str] = ()) -> str:
     configs = _configs(shards, folder, planned, flags)
     with locked(folder):
         names, files, skipped = [], [], []
-        sources = {
-            (dataset, variant): open_source(shards / dataset / variant.value / "test") for dataset, variant in sets
-        }
+        sources = {where: open_source(shards / where[0] / where[1].value / "test") for where in sets}
         for experiment in planned:
             config = configs.get(experiment.name)
             if config and (lacks := _lacks(experiment, *map(open_source, (config.data.train, config.data.val)))):

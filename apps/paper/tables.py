@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from apps.paper.plan import DATASETS, SHARES
-from avh_shards.clip import Variant
+from avh_shards.format import Variant
 from avh_shards.text import format_table
 from jax_avh.evaluation import POOLINGS
 from jax_avh.evaluation.results import Result

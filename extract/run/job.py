@@ -11,11 +11,11 @@ from pathlib import Path
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip_list import refuse_shared_names
 from avh_shards.errors import Failure
-from avh_shards.format import RAGGED
+from avh_shards.format import RAGGED, Variant
 from avh_shards.lock import locked
 from avh_shards.paths import FilePath, as_path, reachable
 from extract.avhubert.encoder import Encoder, EncodeSettings
-from extract.prepare import FINDERS, PreparedClip, PrepareSettings, Variant
+from extract.prepare import FINDERS, PreparedClip, PrepareSettings
 from extract.progress import Stopwatch
 from extract.run.pool import Prepared, PrepareTask
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip

@@ -14,8 +14,8 @@ import pebble
 import threadpoolctl
 
 from avh_shards import ClipMeta, UserError
-from avh_shards.clip import Variant
 from avh_shards.errors import ClipError, Failure, is_passing
+from avh_shards.format import Variant
 from avh_shards.text import one_line
 from extract.prepare import PreparedClip, PrepareSettings, cut_clip, read_clip
 

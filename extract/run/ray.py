@@ -14,9 +14,9 @@ import torch
 
 from avh_shards import ClipMeta, UserError
 from avh_shards.errors import Failure
+from avh_shards.format import Variant
 from avh_shards.text import one_line
 from extract.avhubert.encoder import Encoder, EncodeSettings
-from extract.prepare import Variant
 from extract.progress import ProgressBar
 from extract.run.job import Job, add_gaining_shards, failed_clips, make_shard, missing_shards
 from extract.run.pool import Prepared, PrepareTask, open_pool, prepare_all

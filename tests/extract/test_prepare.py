@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from avh_shards import ClipMeta, leading_silence
 from avh_shards.errors import ClipError
+from avh_shards.format import Variant
 from avh_shards.silence import first_sound, frames_of_silence
 from extract import prepare as clip_module
 from extract.avhubert.encoder import normalise_crops
 from extract.face import crop_mouths, detect_landmarks
 from extract.face.landmarks import CountingFinder, fill_gaps
 from extract.face.mouth import similarity
-from extract.prepare import PrepareSettings, Variant, filterbank_frames, prepare_clip
+from extract.prepare import PrepareSettings, filterbank_frames, prepare_clip
 from tests.conftest import TESTDATA
 from tests.media import ramp, read_frames, tone, write_media
 

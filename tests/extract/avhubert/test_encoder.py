@@ -10,9 +10,10 @@ import torch
 from hypothesis import strategies as st
 
 from avh_shards import ClipMeta
+from avh_shards.format import Variant
 from extract.avhubert import AVHubert, AVHubertConfig, load_avhubert
 from extract.avhubert.encoder import FRONT_END_FRAMES, POOL_BATCHES, _in_pieces, batches, start_encoding
-from extract.prepare import PreparedClip, PrepareSettings, Variant, prepare_clip
+from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from tests import rules
 from tests.conftest import TESTDATA
 

@@ -18,9 +18,8 @@ import pytest
 import torch
 
 from avh_shards import ClipMeta, UserError, open_shard
-from avh_shards.clip import Variant
 from avh_shards.errors import ClipError, Failure
-from avh_shards.format import list_shards
+from avh_shards.format import Variant, list_shards
 from avh_shards.paths import as_path
 from extract.avhubert.encoder import Encoder, start_encoding
 from extract.check.contact_sheet import CAPTION, draw_clip
