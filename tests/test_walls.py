@@ -50,7 +50,7 @@ def test_jax_avh_never_loads_torch_nor_extract():
 
 @pytest.mark.parametrize("modules", [["jax_avh.data", "jax_avh.data.loaders", "jax_avh.data.passes"], ["launch.audit"]])
 def test_data_and_its_audits_load_no_networks(modules):
-    assert not loaded_by(modules) & {"flax", "orbax"}
+    assert not loaded_by(modules) & {"flax", "optax"}
 
 
 def test_only_one_place_builds_meshes_and_shardings():
