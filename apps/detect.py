@@ -114,7 +114,7 @@ def detect(
             verdicts.append(verdict)
             print(verdict.line(), flush=True)
             if pages is not None and not verdict.error:
-                _write_page(cast(Path, written[Path(video).stem]), Path(video), verdict, frame)
+                _write_page(written[Path(video).stem], Path(video), verdict, frame)
     finally:  # what was found is kept, even if a page could not be written
         if output is not None:
             with atomic_write(output) as temporary:
