@@ -341,7 +341,7 @@ def test_whole_files_and_shards_at_a_url(tmp_path):
     assert shards.missing() == [0]
     write(shards, Failure("b", "audio", "silent audio"), StoredClip(ClipMeta("a"), features(2)))
     assert shards.missing() == []
-    assert merge("memory://shards")["stored"] == 1
+    assert merge("memory://shards").stored == 1
     assert [path.name for path in list_shards("memory://shards")] == ["features-00000.h5"]
     assert [clip.path for clip in read_shard_table(shards.writer.path(0)).clips] == ["a"]
     with local_file(shards.writer.path(0)) as copy:
@@ -377,7 +377,7 @@ def test_a_shard_may_be_empty(tmp_path):
     assert shards.missing() == [0]
     write(shards, Failure("a", "media", "no such file"))
     assert open_shard(shards.writer.path(0)).clips == ()
-    assert merge(tmp_path)["failed"] == 1
+    assert merge(tmp_path).failed == 1
 
 
 def test_a_set_is_summed_up_once_all_shards_are_there(tmp_path):

@@ -396,7 +396,7 @@ def test_arrays_that_promise_too_much_cost_their_clip_alone(tmp_path):
         "bare": "holds no array `visual`",
     }
     clips = [ClipMeta(f"{clip}.mp4") for clip in ("good", *reasons, "longest")]
-    assert import_features(clips, tmp_path, tmp_path / "out", width=8)["stored"] == 2
+    assert import_features(clips, tmp_path, tmp_path / "out", width=8).stored == 2
     failures = {f.path.removesuffix(".mp4"): f.reason for f in read_failures(tmp_path / "out" / "failures.jsonl")}
     assert failures.keys() == reasons.keys()
     for clip, reason in reasons.items():

@@ -10,7 +10,7 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.format import list_shards
 from extract.convert.npz import import_features
 from extract.store.shard import failure_log, read_failures, write_failures
-from extract.store.summary import merge
+from extract.store.summary import ExtractionSummary, merge
 from tests.extract.convert.test_npz import WIDTH, pair, write_npz
 from tests.sets import assert_same_set
 
@@ -25,7 +25,7 @@ class Broken:
     output: Path  # of a run that found no b and d
     whole: Path  # of an unbroken run over all files
 
-    def restart(self, **options: object) -> dict[str, object]:
+    def restart(self, **options: object) -> ExtractionSummary:
         return import_features(CLIPS, self.npz, self.output, width=WIDTH, clips_per_shard=2, **options)
 
     def arrive(self, *names: str) -> None:
@@ -55,11 +55,11 @@ def broken(tmp_path) -> Broken:
 def test_only_a_shard_that_gains_a_clip_is_made_again(broken):
     """One file arrives, then the other; the end is that of an unbroken run."""
     before = broken.written()
-    assert broken.restart()["failed"] == 3
+    assert broken.restart().failed == 3
     assert broken.written() == before
     broken.arrive("b")
-    assert broken.restart(retry_failed="none")["failed"] == 3
-    assert broken.restart()["failed"] == 2
+    assert broken.restart(retry_failed="none").failed == 3
+    assert broken.restart().failed == 2
     assert [now != then for now, then in zip(broken.written(), before, strict=True)] == [True, False, False]
     broken.arrive("d")
     broken.restart()
@@ -68,8 +68,8 @@ def test_only_a_shard_that_gains_a_clip_is_made_again(broken):
 
 def test_lasting_failures_are_tried_again_on_request(broken):
     broken.arrive("b", "d", "e")
-    assert broken.restart()["failed"] == 1
-    assert broken.restart(retry_failed="all")["failed"] == 0
+    assert broken.restart().failed == 1
+    assert broken.restart(retry_failed="all").failed == 0
 
 
 def test_a_set_of_an_older_program_is_taken_up(broken):
@@ -79,7 +79,7 @@ def test_a_set_of_an_older_program_is_taken_up(broken):
         log.write_text("".join(json.dumps({k: line[k] for k in ("path", "stage", "reason")}) + "\n" for line in lines))
     (broken.output / "settings.json").unlink()
     broken.arrive("b", "d")
-    assert broken.restart()["failed"] == 3
+    assert broken.restart().failed == 3
     broken.restart(retry_failed="all")
     assert_same_set(broken.whole, broken.output)
 
@@ -87,7 +87,7 @@ def test_a_set_of_an_older_program_is_taken_up(broken):
 def test_a_new_reason_enters_the_log(broken):
     write_npz(broken.npz / "b.npz", **pair(width=WIDTH + 1))
     before = broken.written()
-    assert broken.restart()["passing"] == 1
+    assert broken.restart().passing == 1
     assert f"not float [T, {WIDTH}]" in broken.reasons()["b"]
     assert broken.written() == before
 
@@ -106,7 +106,7 @@ def test_a_shard_that_is_made_again_never_loses_a_clip(broken):
     broken.arrive("b")
     (broken.npz / "a.npz").unlink()
     before = broken.written()
-    assert broken.restart()["stored"] == 2
+    assert broken.restart().stored == 2
     assert broken.written() == before
     assert "'a.mp4' in it fails now" in broken.reasons()["b"]
     broken.arrive("a", "d")
