@@ -9,10 +9,10 @@ demo: .venv/installed
 	$(BIN)/python -m launch.demo --output=demo_output $(if $(AVHUBERT),--avhubert=$(AVHUBERT))
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .

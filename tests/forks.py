@@ -66,11 +66,12 @@ class Forks:
             cwd=ROOT,
         )
 
-    def __call__(self, command: str, *arguments: object) -> tuple[int, str]:
+    def __call__(self, command: str, *arguments: object, environment: dict[str, str] | None = None) -> tuple[int, str]:
         """Runs a command to its end: (exit status, what it printed, errors last)."""
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, name) for name in ("output", "errors")]
-            status = self.start(command, *arguments, stdout=files[0], stderr=files[1]).wait()
+            run = self.start(command, *arguments, stdout=files[0], stderr=files[1], environment=environment)
+            status = run.wait()
             return status, "".join(file.read_text() for file in files)
 
     def start(
@@ -142,6 +143,7 @@ def become(command: list[str], files: list[str], environment: dict[str, str], fo
 
     jax.config.update("jax_platforms", environment.get("JAX_PLATFORMS"))
     jax.config.update("jax_enable_x64", environment.get("JAX_ENABLE_X64") == "1")
+    jax.config.update("jax_disable_most_optimizations", environment.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1")
     sys.argv = command
     status = 1
     try:

@@ -4,7 +4,6 @@ testdata/reference contains those of commit 74a2539, without pictures and pages,
 4 and 12 clips of width 8. test_reference.py reads, resumes and reproduces them.
 """
 
-import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 
 from tests import rules
+from tests.forks import forks
 from tests.sets import make_media
 
 CURVES = {  # trainings from scratch: settings besides the data
@@ -41,10 +41,9 @@ SCORED = ("factor", "speech_forensics", "leading_silence", "leading_amplitude", 
 
 def launch(command: str, *flags: str) -> None:
     """Runs a command that must succeed, on one device."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", f"launch.{command}", *flags]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert not result.returncode, result.stderr
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
+    status, output = forks()(command, *flags, environment=environment)
+    assert not status, output
 
 
 def extract(folder: Path, scratch: Path) -> None:

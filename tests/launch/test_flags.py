@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.test_help import FLAGS
+
 ROOT = Path(__file__).parents[2]
-COMMANDS = sorted(file.stem for file in (ROOT / "launch").glob("*.py") if "__main__" in file.read_text())
 FLAG = re.compile(r"--(?:\[no\])?([a-z]\w*(?:\.[a-z]\w*)*)")  # --NAME, --config.FIELD; FIELD in capitals is any
 ROW = re.compile(rf"^  {FLAG.pattern}", re.MULTILINE)  # of --help
 OF_OTHERS = {"array"}  # SLURM's
@@ -65,7 +66,7 @@ def test_every_flag_of_the_readme_is_used_by_a_test(used):
     assert not sorted(name for name in named if not is_used(name, used))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", FLAGS)
 def test_every_flag_of_a_command_is_used_by_a_test(fork, used, command):
     status, page = fork(command, "--help")
     assert status == 0

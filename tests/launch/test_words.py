@@ -191,6 +191,7 @@ def test_refusals_say_what_differs(sources, fork):
     for more, told in {
         ("--config.model.tau=7", "--config.seed=3"): "--config.model.tau was 15, now 7; --config.seed was 0, now 3",
         ("--config.model.normalise=False",): "--config.model.normalise was True, now False",
+        ("--config.data.train_clips=2",): "--config.data.train_clips was 0, now 2",
         (
             f"--config.data.train={sources / 'moved'}",
         ): f"{sources / 'moved'} holds other features than {sources / 'train'} did",
