@@ -92,8 +92,8 @@ def test_names_and_shapes_are_those_of_the_official_programs(shared, network, ke
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
 def test_the_networks_in_jax_have_these_names_and_shapes(network):
-    rebuild = {"rawnet2": rawnet2, "mds": mds}[network.method].rebuild
-    named = named_arrays(nnx.eval_shape(lambda: rebuild(network.notes, "float32")))
+    model_of = {"rawnet2": rawnet2, "mds": mds}[network.method].model_of
+    named = named_arrays(nnx.eval_shape(lambda: model_of(network.notes, "float32")))
     assert {name: array.shape for name, array in named.items()} == network.shapes
 
 
@@ -155,9 +155,9 @@ def test_half_precision_becomes_float32(tmp_path):
 
 def test_converted_weights_load(weights, converted):
     def undrawn(notes, precision):  # the first weights would only be overwritten
-        return nnx.eval_shape(lambda: rawnet2.rebuild(notes, precision))
+        return nnx.eval_shape(lambda: rawnet2.model_of(notes, precision))
 
-    network = dataclasses.replace(rawnet2.METHOD, rebuild=undrawn).load(converted)
+    network = dataclasses.replace(rawnet2.METHOD, model_of=undrawn).load_model(converted)
     for name, array in named_arrays(network).items():
         np.testing.assert_array_equal(array.official(np.asarray(array.variable[...])), weights[name].numpy())
 
