@@ -213,28 +213,30 @@ def lockless(tmp_path, monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", str(tmp_path / "nolock.so"))
 
 
-def launch_all(launch, commands: dict[str, dict[str, object]]) -> None:
+def run_all(commands: dict[str, dict[str, object]]) -> None:
+    """Runs commands, each in a new process: LD_PRELOAD has no effect on a fork."""
     for command, flags in commands.items():
-        status, output = launch(command, *(f"--{name}={value}" for name, value in flags.items()))
-        assert status == 0, output
-        assert output.count("warning: no file locks") == 1
+        arguments = [sys.executable, "-m", f"launch.{command}", *(f"--{name}={value}" for name, value in flags.items())]
+        result = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        assert (result.stdout + result.stderr).count("warning: no file locks") == 1
 
 
-def test_importing_and_scoring_need_no_locks_of_the_kernel(tmp_path, lockless, rule_shards, launch):
+def test_importing_and_scoring_need_no_locks_of_the_kernel(tmp_path, lockless, rule_shards):
     (tmp_path / "c.csv").write_text("path\nval/c00.mp4\n")
     importing = {"clips": tmp_path / "c.csv", "features": rule_shards["npz"], "output": tmp_path / "shards"}
     scoring = {"method": "factor", "features": tmp_path / "shards", "output": tmp_path / "s.h5"}
-    launch_all(launch, {"import_npz": importing, "score": scoring})
+    run_all({"import_npz": importing, "score": scoring})
 
 
 @pytest.mark.slow
-def test_extraction_training_and_scoring_need_no_locks_of_the_kernel(tmp_path, lockless, tiny_checkpoint, launch):
+def test_extraction_training_and_scoring_need_no_locks_of_the_kernel(tmp_path, lockless, tiny_checkpoint):
     (tmp_path / "c.csv").write_text("path,label\ns4.mp4,0\nst48.mp4,0\n")
     shards, run = tmp_path / "shards", tmp_path / "run"
     extraction = {"clips": tmp_path / "c.csv", "media": TESTDATA, "avhubert": tiny_checkpoint, "output": shards}
     training = {"config.data.train": shards, "config.data.val": shards, "workdir": run, "config.train.epochs": 1}
     scoring = {"weights": run, "features": shards, "output": tmp_path / "s.h5"}
-    launch_all(launch, {"extract": extraction | {"input": "roi"}, "train": training, "score": scoring})
+    run_all({"extract": extraction | {"input": "roi"}, "train": training, "score": scoring})
 
 
 def test_interrupted_locks_are_released(tmp_path):
