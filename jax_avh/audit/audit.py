@@ -251,8 +251,8 @@ def overlap(source: str, clips: Sequence[ClipMeta], other: str, other_clips: Seq
 
 def identity(clip: ClipMeta) -> str:
     """Returns the speaker: as the data set names it, else the leading idNNNNN folder of the path, else ""."""
-    found = SPEAKER.search(clip.path)
-    return clip.identity or (found.group(1) if found else "")
+    speaker = SPEAKER.search(clip.path)
+    return clip.identity or (speaker.group(1) if speaker else "")
 
 
 def _shared(names: Iterable[str], others: Iterable[str]) -> Shared:
@@ -266,17 +266,17 @@ def verdict(result: Audit) -> list[str]:
     title = {name: source.title for name, source in result.sources.items()}
     about = [f"{source.title}: {text}" for source in result.sources.values() for text in _in_words(source)]
     for pair in result.overlaps:
-        for what, found in (("identities", pair.identities), ("clips", pair.clips)):
-            about.append(_overlap_in_words(what, found, title[pair.source], title[pair.other]))
+        for what, common in (("identities", pair.identities), ("clips", pair.clips)):
+            about.append(_overlap_in_words(what, common, title[pair.source], title[pair.other]))
     caveats = dict.fromkeys(source.caveat for source in result.sources.values() if source.caveat)
     return [*map(one_line, about), *caveats]
 
 
-def _overlap_in_words(what: str, found: Shared, name: str, other: str) -> str:
-    if not found.of or not found.among:
-        return f"{name}, {other}: whether they share {what} is not known: {other if found.of else name} names none"
-    shared = f"{found.shared:,}" if found.shared else "none"
-    return f"{shared} of the {found.of:,} {name} {what} are in {other}{' too' * bool(found.shared)}"
+def _overlap_in_words(what: str, common: Shared, name: str, other: str) -> str:
+    if not common.of or not common.among:
+        return f"{name}, {other}: whether they share {what} is not known: {other if common.of else name} names none"
+    shared = f"{common.shared:,}" if common.shared else "none"
+    return f"{shared} of the {common.of:,} {name} {what} are in {other}{' too' * bool(common.shared)}"
 
 
 def _in_words(source: SourceAudit) -> Iterator[str]:

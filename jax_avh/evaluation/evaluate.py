@@ -76,7 +76,7 @@ def evaluate(
         comparisons=[_comparison(one, other) for one, other in _pairs(scored_sets)],
         coverage=[_coverage(scored, listed, set(failed)) for scored in scored_sets if _in_list(scored, listed)],
         localisation=[
-            Localisation(**_key(scored), **vars(found[0]), **vars(found[1])) for scored, found in located if found
+            Localisation(**_key(scored), **vars(parts[0]), **vars(parts[1])) for scored, parts in located if parts
         ],
     )
     return Evaluation(metrics, scored_sets)
@@ -97,25 +97,25 @@ def _results(scored: ScoredSet, given: float | None, resamples: int) -> Iterator
     pooling = str(scored.table.attributes.get("pooling", "clip"))
     for group, value, chosen in _groups(scored):
         label, score = scored.label[chosen], scored.score[chosen]
-        found = _measured(label, score, threshold, resamples)
+        numbers = _measured(label, score, threshold, resamples)
         kind = {"pooling": pooling, "own": True, "group": group, "value": value, "threshold_rule": rule}
-        yield Result(**_key(scored), **kind, **found)
+        yield Result(**_key(scored), **kind, **numbers)
     for name, score in scored.pooled.items():
         if name != pooling:
-            found = _measured(scored.label, score, None, resamples)
+            numbers = _measured(scored.label, score, None, resamples)
             kind = {"pooling": name, "own": False, "group": "all", "value": "", "threshold_rule": EQUAL_ERROR}
-            yield Result(**_key(scored), **kind, **found)
+            yield Result(**_key(scored), **kind, **numbers)
 
 
 def _measured(
     label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], threshold: float | None, resamples: int
 ) -> dict:
     """Returns the numbers of a `Result`, with intervals unless the clips are too few."""
-    found = detection_metrics(label, score, threshold)
+    detection = detection_metrics(label, score, threshold)
     intervals = DetectionMetrics(**dict.fromkeys(METRICS))
-    if not _too_few(found.real, found.fake):
-        intervals = bootstrap_intervals(label, score, found.threshold, resamples)
-    return vars(found) | {"intervals": intervals}
+    if not _too_few(detection.real, detection.fake):
+        intervals = bootstrap_intervals(label, score, detection.threshold, resamples)
+    return vars(detection) | {"intervals": intervals}
 
 
 def _too_few(*counts: int) -> bool:

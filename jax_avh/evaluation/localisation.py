@@ -163,11 +163,11 @@ def proposals(
     """
     smoothed = _smooth(frame, smoothing)
     layers = [segments_of(smoothed, threshold, smoothing=1) for threshold in (*thresholds, smoothed.max())]
-    found = np.concatenate(layers)
+    segments = np.concatenate(layers)
     rank = np.repeat(np.arange(len(layers))[::-1], [len(layer) for layer in layers])
-    found[:, 0] = (found[:, 0] + rank) / len(layers)
-    first = np.unique(found[:, 1:], axis=0, return_index=True)[1]  # by its most confident threshold
-    return _ranked(found[first])[:MOST_PROPOSALS]
+    segments[:, 0] = (segments[:, 0] + rank) / len(layers)
+    first = np.unique(segments[:, 1:], axis=0, return_index=True)[1]  # by its most confident threshold
+    return _ranked(segments[first])[:MOST_PROPOSALS]
 
 
 def table_proposals(table: ScoreTable) -> dict[str, Float[np.ndarray, "_ 3"]]:
@@ -198,9 +198,9 @@ def segment_metrics(
     """
     if not (total := sum(map(len, truth.values()))):
         return SegmentMetrics(dict.fromkeys(AP_IOU), dict.fromkeys(AR_PROPOSALS))
-    found = [proposed.get(path, np.empty((0, 3))).astype(np.float32) for path in truth]
-    ious = [_iou(rows[:, 1:], truth[path].astype(np.float32)) for rows, path in zip(found, truth, strict=True)]
-    order = np.argsort(-np.concatenate(found)[:, 0], kind="stable")
+    rows = [proposed.get(path, np.empty((0, 3))).astype(np.float32) for path in truth]
+    ious = [_iou(own[:, 1:], truth[path].astype(np.float32)) for own, path in zip(rows, truth, strict=True)]
+    order = np.argsort(-np.concatenate(rows)[:, 0], kind="stable")
     return SegmentMetrics(
         ap={iou: _average_segment_precision(ious, order, iou, total) for iou in AP_IOU},
         ar={count: _average_segment_recall(ious, count) for count in AR_PROPOSALS},
@@ -218,10 +218,10 @@ def _iou(proposed: Float32[np.ndarray, "P 2"], true: Float32[np.ndarray, "S 2"])
 def _average_segment_precision(
     ious: list[np.ndarray], order: Int64[np.ndarray, " P"], threshold: float, total: int
 ) -> float:
-    found = np.cumsum(np.concatenate([_taken(iou > threshold) for iou in ious])[order])
-    precision = found / np.arange(1, len(found) + 1)
+    hits = np.cumsum(np.concatenate([_taken(iou > threshold) for iou in ious])[order])
+    precision = hits / np.arange(1, len(hits) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.diff(found / total) @ envelope[1:])
+    return float(np.diff(hits / total) @ envelope[1:])
 
 
 def _taken(hit: Bool[np.ndarray, "P S"]) -> Bool[np.ndarray, " P"]:
@@ -248,5 +248,5 @@ def _smooth(frame: Float[np.ndarray, " T"], smoothing: int) -> Float[np.ndarray,
     return (np.convolve(frame, window) / np.convolve(np.ones(len(frame)), window))[kept]
 
 
-def _ranked(found: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "P 3"]:
-    return found[np.argsort(-found[:, 0], kind="stable")]
+def _ranked(segments: Float[np.ndarray, "P 3"]) -> Float[np.ndarray, "P 3"]:
+    return segments[np.argsort(-segments[:, 0], kind="stable")]

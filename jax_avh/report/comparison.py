@@ -111,8 +111,8 @@ def _section(
     headline: dict[str, dict[bool | None, Keyed[Result]]] = {}
     for pointer, row in own:
         headline.setdefault(row.method, {})[row.trimmed] = (pointer, row)
-    found = {scored.trimmed for scored in scored_sets} | {row.trimmed for _, row in results}
-    states = tuple(state for state in STATES if state in found)
+    present = {scored.trimmed for scored in scored_sets} | {row.trimmed for _, row in results}
+    states = tuple(state for state in STATES if state in present)
     names = sorted({category_of(clip) for scored in scored_sets for clip in scored.clips if clip.label == FAKE})
     categories = {name: n for n, name in enumerate(names)}
     examples = {STATES[state]: _examples(scored_sets, state, anchor, methods) for state in states}
