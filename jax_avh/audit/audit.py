@@ -12,7 +12,8 @@ import numpy as np
 import tqdm
 from jaxtyping import Float
 
-from avh_shards.clip import FAKE, FRAME_RATE, REAL, UNKNOWN, ClipMeta
+from avh_shards import ClipMeta
+from avh_shards.clip import FAKE, FRAME_RATE, REAL, UNKNOWN
 from avh_shards.format import caveat, marked
 from avh_shards.silence import SILENCE, START, leading_amplitudes, leading_silences
 from avh_shards.text import one_line
