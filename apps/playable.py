@@ -18,7 +18,7 @@ from extract.media.decode import open_media, timed_pictures
 PLAYED = {"h264", "vp8", "vp9", "av1"}  # video codecs
 HEARD = {"aac", "mp3", "opus", "vorbis", "flac"}  # audio codecs
 PIXELS = {"yuv420p", "yuvj420p"}  # formats: 8 bits
-SUFFIXES = {".mp4", ".m4v", ".webm"}
+PLAYABLE_SUFFIXES = {".mp4", ".m4v", ".webm"}
 TIME_BASE = Fraction(1, 90_000)  # seconds, of the copy's pictures: MPEG's clock, which all frame rates fit
 LATE = 0.1  # seconds: a file that starts later is copied, since players differ in whether they wait
 FIRST = 32  # packets that show how times are stored
@@ -38,7 +38,7 @@ def playable(video: Path) -> Iterator[Path]:
 
 def _plays(video: Path) -> bool:
     """Whether browsers show a video upright, with its shape and at its times, and sound it."""
-    if video.suffix.lower() not in SUFFIXES:
+    if video.suffix.lower() not in PLAYABLE_SUFFIXES:
         return False
     with open_media(video) as source:
         picture: Any = source.streams.best("video")

@@ -23,13 +23,13 @@ from jax_avh.configs import make_config, read_settings
 
 PREFIX = "--config."
 LOG = "train.log"  # in a run's workdir: what it printed
-COLUMNS = ("epochs", "best_epoch", "best_val_loss")
+RESULT_FIELDS = ("epochs", "best_epoch", "best_val_loss")
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.1  # seconds between looks at the runs
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Trial:
     """One run of the grid."""
 
     workdir: FilePath
@@ -51,17 +51,17 @@ class Job:
             record = json.loads((self.workdir / SETTINGS).read_text())
             result = json.loads((self.workdir / RESULT).read_text())
             found = complete_record(record, self.config)
-            numbers = all(isinstance(result[name], int | float | None) for name in COLUMNS)
+            numbers = all(isinstance(result[name], int | float | None) for name in RESULT_FIELDS)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None
         return result if numbers and dataclasses.asdict(self.config).items() <= found.items() else None
 
 
-def make_jobs(flags: Sequence[str], workdir: str, config_file: str | None = None) -> list[Job]:
-    """Returns the jobs of a grid.
+def make_trials(flags: Sequence[str], workdir: str, config_file: str | None = None) -> list[Trial]:
+    """Returns the trials of a grid.
 
     Args:
-      flags: `--config.FIELD=VALUE,VALUE,...`; every combination is a job.
+      flags: `--config.FIELD=VALUE,VALUE,...`; every combination is a trial.
       workdir: folder of the runs' workdirs, each named after its varied settings.
       config_file: config.json of another run, whose settings are the defaults.
 
@@ -76,19 +76,19 @@ def make_jobs(flags: Sequence[str], workdir: str, config_file: str | None = None
         grid[name] = list(dict.fromkeys(values.split(",")))
     folder = results_folder(workdir)
     defaults = read_settings(config_file) if config_file else {}
-    jobs = []
+    trials = []
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
         config = make_config(defaults | settings)
         check_config(config)
         varied = {name: value for name, value in settings.items() if len(grid[name]) > 1}
         label = ",".join(f"{name}={urllib.parse.quote(value, safe='')}" for name, value in varied.items())
-        jobs.append(Job(folder / (label or "run"), settings, varied, config, config_file))
-    return jobs
+        trials.append(Trial(folder / (label or "run"), settings, varied, config, config_file))
+    return trials
 
 
-def sweep(jobs: Sequence[Job], parallel: int) -> list[Job]:
-    """Runs the jobs that have not ended yet, `parallel` at a time; returns those that failed.
+def sweep(trials: Sequence[Trial], parallel: int) -> list[Trial]:
+    """Runs the trials that have not ended yet, `parallel` at a time; returns those that failed.
 
     A run ignores the terminal's signals: the sweep handles a Ctrl-C, and what kills the process group kills them all.
     At the first SIGINT, SIGTERM or SIGHUP the sweep tells its runs to save their state and end, and waits for them; at
@@ -99,17 +99,17 @@ def sweep(jobs: Sequence[Job], parallel: int) -> list[Job]:
       KeyboardInterrupt: after such a signal, once no run is left.
     """
     signals: list[int] = []
-    running: dict[subprocess.Popen, Job] = {}
+    running: dict[subprocess.Popen, Trial] = {}
     heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
     before = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in heeded}
     try:
-        with locked(jobs[0].workdir.parent):
-            waiting = collections.deque(job for job in jobs if job.result() is None)
+        with locked(trials[0].workdir.parent):
+            waiting = collections.deque(trial for trial in trials if trial.result() is None)
             told = False
             while running or (waiting and not signals):
                 while waiting and len(running) < parallel and not signals:
-                    job = waiting.popleft()
-                    running[_start(job)] = job
+                    trial = waiting.popleft()
+                    running[_start(trial)] = trial
                 if signals and not told:
                     told = True
                     for process in running:
@@ -119,9 +119,9 @@ def sweep(jobs: Sequence[Job], parallel: int) -> list[Job]:
                         process.kill()
                 time.sleep(POLL)
                 for process in [process for process in running if process.poll() is not None]:
-                    job = running.pop(process)
+                    trial = running.pop(process)
                     ending = "stopped" if signals else f"exit status {process.returncode}, without a result"
-                    print(f"{job.workdir.name}: {'done' if job.result() else ending}", flush=True)
+                    print(f"{trial.workdir.name}: {'done' if trial.result() else ending}", flush=True)
     finally:
         for process in running:  # none, unless the sweep itself failed: nobody would know of them
             process.terminate()
@@ -131,43 +131,43 @@ def sweep(jobs: Sequence[Job], parallel: int) -> list[Job]:
             signal.signal(number, handler)
     if signals:
         raise KeyboardInterrupt
-    return [job for job in jobs if job.result() is None]
+    return [trial for trial in trials if trial.result() is None]
 
 
-def _start(job: Job) -> subprocess.Popen:
-    job.workdir.mkdir(parents=True, exist_ok=True)
+def _start(trial: Trial) -> subprocess.Popen:
+    trial.workdir.mkdir(parents=True, exist_ok=True)
     # The run inherits the mask; a signal that arrives meanwhile waits for the sweep, so that none is lost.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
     try:
-        with (job.workdir / LOG).open("ab") as log:
-            return subprocess.Popen(job.command, stdout=log, stderr=log)  # noqa: S603
+        with (trial.workdir / LOG).open("ab") as log:
+            return subprocess.Popen(trial.command, stdout=log, stderr=log)  # noqa: S603
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def format_results(jobs: Sequence[Job]) -> str:
-    """Returns a line for each job, the lowest validation loss first; then those without a result, and why."""
-    results = [(job, job.result()) for job in jobs]
-    ended = [(job, result) for job, result in results if result]
-    names = list(jobs[0].varied)
-    rows = [[*names, *COLUMNS]]
-    for job, result in sorted(ended, key=lambda item: item[1]["best_val_loss"] or float("inf")):
-        rows.append([*job.varied.values(), *(_number(result[name]) for name in COLUMNS)])
+def format_results(trials: Sequence[Trial]) -> str:
+    """Returns a line for each trial, the lowest validation loss first; then those without a result, and why."""
+    results = [(trial, trial.result()) for trial in trials]
+    ended = [(trial, result) for trial, result in results if result]
+    names = list(trials[0].varied)
+    rows = [[*names, *RESULT_FIELDS]]
+    for trial, result in sorted(ended, key=lambda item: item[1]["best_val_loss"] or float("inf")):
+        rows.append([*trial.varied.values(), *(_number(result[name]) for name in RESULT_FIELDS)])
     notes = dict.fromkeys(str(result["caveat"]) for _, result in ended if "caveat" in result)
-    failed = [f"{job.workdir}: {_why(job)}" for job, result in results if not result]
+    failed = [f"{trial.workdir}: {_why(trial)}" for trial, result in results if not result]
     return "\n".join([format_table(rows, right=True), *map(one_line, [*notes, *failed])])
 
 
-def format_jobs(jobs: Sequence[Job]) -> str:
-    """Returns the jobs' commands, a line each: for a job array, or a shell."""
-    return "\n".join(shlex.join(job.command) for job in jobs)
+def format_trials(trials: Sequence[Trial]) -> str:
+    """Returns the trials' commands, a line each: for a job array, or a shell."""
+    return "\n".join(shlex.join(trial.command) for trial in trials)
 
 
 def _number(value: float | int | None) -> str:
     return "-" if value is None else f"{value:.6g}"
 
 
-def _why(job: Job) -> str:
-    log = job.workdir / LOG
+def _why(trial: Trial) -> str:
+    log = trial.workdir / LOG
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     return lines[-1] if lines else "not started"

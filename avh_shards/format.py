@@ -20,8 +20,8 @@ from avh_shards.hdf5 import Extent, HDF5File, open_hdf5
 from avh_shards.paths import AnyPath, FilePath, as_path, reachable
 from avh_shards.text import one_line
 
-FORMAT = "avh-features"
-VERSION = 1
+SHARD_FORMAT = "avh-features"
+SHARD_VERSION = 1
 UNKNOWN_STATE = "unknown"  # as the attribute `trimmed` of imported features
 RANDOM_WEIGHTS, SIMULATED = "random", "simulated"  # in place of weights_sha256, and in a note `trained_on`
 CAVEATS = {
@@ -137,7 +137,7 @@ def read_shard_table(path: AnyPath) -> ShardTable:
       UserError: the file is missing, cut short, of another format or version, or contradicts itself.
     """
     file = open_hdf5(path)
-    check_format(file, FORMAT, VERSION)
+    check_format(file, SHARD_FORMAT, SHARD_VERSION)
     _check_attributes(path, file.attributes)
     with describing(path):
         clips, offset = read_clip_table(file)

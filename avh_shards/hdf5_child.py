@@ -20,7 +20,7 @@ REQUEST = struct.Struct("<Q")  # the file's size in bytes
 ANSWER = struct.Struct("<BQQ")  # READ, first byte, bytes; or DONE, bytes of JSON that follow, 0
 READ, DONE = 1, 2
 SECONDS, BYTES_PER_SECOND = 3, 2**24  # of computing that any file may take, and bytes for which it may take one more
-MEMORY = 2**30  # bytes
+MEMORY_LIMIT = 2**30  # bytes
 MOST_OBJECTS = 1000  # in a file: ours hold some twenty
 
 
@@ -134,7 +134,7 @@ def serve() -> None:
     """Answers one request after the other until standard input ends."""
     replies = sys.stdin.buffer
     requests = sys.stdout.buffer
-    _limit(resource.RLIMIT_DATA, MEMORY)
+    _limit(resource.RLIMIT_DATA, MEMORY_LIMIT)
     _limit(resource.RLIMIT_CORE, 0)
     while len(request := replies.read(REQUEST.size)) == REQUEST.size:
         (size,) = REQUEST.unpack(request)

@@ -11,7 +11,7 @@ from avh_shards.kinds import GZIP, HDF5, WORKBOOK, ZIP
 from avh_shards.paths import AnyPath, as_path
 from avh_shards.text import one_line, warn
 
-LARGEST = 2**31  # bytes of a file; the largest released metadata, AV-Deepfake1M++'s, has 557 MB
+LARGEST_FILE = 2**31  # bytes of a file; the largest released metadata, AV-Deepfake1M++'s, has 557 MB
 DELIMITERS = ",;\t|"
 BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # else UTF-8, with or without its own
 NOT_TEXT = {  # the first bytes of files that get the name .csv
@@ -21,7 +21,7 @@ NOT_TEXT = {  # the first bytes of files that get the name .csv
     HDF5: "an HDF5 file, not a list",
 }
 ALIKE = 0.76  # least similarity (difflib) of a misspelt column: `lable`, `catagory`, `segments` for `fake_segments`
-SHOWN = 8  # columns that a message names
+SHOWN_COLUMNS = 8  # columns that a message names
 
 
 def read_text(path: AnyPath, remedy: str = "") -> str:
@@ -38,8 +38,8 @@ def read_text(path: AnyPath, remedy: str = "") -> str:
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: is {'a folder' if path.is_dir() else 'a pipe or a device'}; name a text file")
-        if (size := path.stat().st_size) > LARGEST:
-            raise UserError(f"{path}: has {size:,} bytes, but a list may have {LARGEST:,}; split it")
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise UserError(f"{path}: has {size:,} bytes, but a list may have {LARGEST_FILE:,}; split it")
         data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{remedy and f'; {remedy}'}") from None
@@ -155,5 +155,5 @@ def _read_header(
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(one_line, names[:SHOWN]))
-    return shown if len(names) <= SHOWN else f"{shown}, ..."
+    shown = ", ".join(map(one_line, names[:SHOWN_COLUMNS]))
+    return shown if len(names) <= SHOWN_COLUMNS else f"{shown}, ..."

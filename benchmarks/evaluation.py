@@ -19,7 +19,7 @@ from flax import nnx
 
 from avh_shards import ClipMeta
 from avh_shards.clip import FRAME_RATE, offsets, write_clip_table
-from avh_shards.format import FORMAT, VERSION, shard_name
+from avh_shards.format import SHARD_FORMAT, SHARD_VERSION, shard_name
 from benchmarks.straightforward_training import Network, unit
 from jax_avh.evaluation.uncertainty import bootstrap_intervals
 from jax_avh.inference.score import score_shards
@@ -84,7 +84,7 @@ def make_corpus(folder: Path, clips: int, frames: int, few: int) -> None:
         starts[1, ::2] = starts[0, ::2]
         metas = [ClipMeta(f"c{n:05d}.mp4", n % 2) for n in numbers]
         with h5py.File(folder / "shards" / shard_name(shard), "w") as file:
-            attributes = {"format": FORMAT, "version": VERSION, "frame_rate": FRAME_RATE, "width": WIDTH}
+            attributes = {"format": SHARD_FORMAT, "version": SHARD_VERSION, "frame_rate": FRAME_RATE, "width": WIDTH}
             file.attrs.update(attributes | {"encoder": "rule", "weights_sha256": "unknown", "trimmed": False})
             write_clip_table(file, metas, offsets([frames] * len(numbers)))
             for source, name, begins in zip(long, ("visual", "audio"), starts, strict=True):

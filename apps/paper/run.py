@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from apps.paper.plan import DATASETS, TRAINED_IN, Experiment, experiments, test_sets
+from apps.paper.plan import TEST_DATASETS, TRAINED_IN, Experiment, experiments, test_sets
 from apps.paper.tables import format_tables
 from avh_shards import UserError
 from avh_shards.format import Variant, caveat, results_folder
@@ -23,7 +23,7 @@ from jax_avh.training import train
 
 EVERY = "config"  # owner of settings for all trainings; others are a method or an experiment
 SIZES = ("method.image", "method.width_multiplier", "method.samples")  # a small corpus may want less
-TABLES = "tables.txt"  # in the output's folder, as the next
+TABLES_FILE = "tables.txt"  # in the output's folder, as the next
 RUNS = "runs"
 TABLES_KIND = b"Table "  # how the tables begin
 
@@ -46,7 +46,7 @@ def paper(root: AnyPath, output: AnyPath, flags: Sequence[str] = ()) -> str:
     """
     shards = as_path(root)
     folder = cast(Path, results_folder(output))  # a UPath serves as well
-    check_outputs({folder / name: kind for name, kind in (FILES | {TABLES: TABLES_KIND}).items()})
+    check_outputs({folder / name: kind for name, kind in (FILES | {TABLES_FILE: TABLES_KIND}).items()})
     sets = test_sets(shards)
     planned = experiments(shards)
     if not sets:
@@ -68,14 +68,14 @@ def paper(root: AnyPath, output: AnyPath, flags: Sequence[str] = ()) -> str:
                     skipped.append(f"{experiment.name} on {dataset}, {variant.value}: its shards hold no {lacks}")
                     continue
                 file = folder / "scores" / f"{experiment.name},{dataset},{variant.value}.h5"
-                notes = {"dataset": DATASETS[dataset], "trimmed": variant is Variant.TRIMMED}
+                notes = {"dataset": TEST_DATASETS[dataset], "trimmed": variant is Variant.TRIMMED}
                 _score(experiment, weights, source, file, notes)
                 names.append(experiment.name)
                 files.append(file)
         evaluation = evaluate(files, names=names)
         note = caveat(*(scored.table.attributes for scored in evaluation.scored_sets))
         text = "\n".join([format_tables(evaluation.metrics.results), *([note] if note else []), *skipped])
-        write_evaluation(evaluation, folder, {TABLES: text + "\n"})
+        write_evaluation(evaluation, folder, {TABLES_FILE: text + "\n"})
     return text
 
 

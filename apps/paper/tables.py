@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from apps.paper.plan import DATASETS, SHARES
+from apps.paper.plan import TEST_DATASETS, TRAINING_SHARES
 from avh_shards.format import Variant
 from avh_shards.text import format_table
 from jax_avh.evaluation import POOLINGS
@@ -36,7 +36,7 @@ PUBLISHED: Published = {
 }
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """The AUC of an experiment."""
 
     title: str
@@ -48,52 +48,52 @@ class PaperTable(NamedTuple):
     """A table of the paper."""
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     published: Published = PUBLISHED
 
 
-TABLES = (
+PAPER_TABLES = (
     PaperTable(
         "Table 1: silence, and supervised methods against one that is not",
         (
-            Row("leading silence, duration", "leading_silence"),
-            Row("leading silence, amplitude", "leading_amplitude"),
-            Row("RawNet2, trained on FakeAVCeleb", "rawnet2-fakeavceleb"),
-            Row("RawNet2, trained on AV-Deepfake1M", "rawnet2-av_deepfake1m"),
-            Row("MDS on mouth crops, trained on FakeAVCeleb", "mds-fakeavceleb"),
-            Row("MDS on mouth crops, trained on AV-Deepfake1M", "mds-av_deepfake1m"),
-            Row("AVAD on alignment scores, trained on AV-Deepfake1M", "avad"),
+            TableRow("leading silence, duration", "leading_silence"),
+            TableRow("leading silence, amplitude", "leading_amplitude"),
+            TableRow("RawNet2, trained on FakeAVCeleb", "rawnet2-fakeavceleb"),
+            TableRow("RawNet2, trained on AV-Deepfake1M", "rawnet2-av_deepfake1m"),
+            TableRow("MDS on mouth crops, trained on FakeAVCeleb", "mds-fakeavceleb"),
+            TableRow("MDS on mouth crops, trained on AV-Deepfake1M", "mds-av_deepfake1m"),
+            TableRow("AVAD on alignment scores, trained on AV-Deepfake1M", "avad"),
         ),
         POSTER,
     ),
     PaperTable(
         "Table 2: methods",
         (
-            Row("AVH-Align/sup, trained on FakeAVCeleb", "avh_sup-fakeavceleb"),
-            Row("AVH-Align/sup, trained on AV-Deepfake1M", "avh_sup-av_deepfake1m"),
-            Row("AVAD on alignment scores, trained on AV-Deepfake1M", "avad"),
-            Row("SpeechForensics", "speech_forensics"),
-            Row("FACTOR, audio-visual", "factor"),
-            Row("AVH-Align, trained on AV-Deepfake1M", "avh_align-mlp"),
-            Row("clip length (audit)", "clip_length"),
+            TableRow("AVH-Align/sup, trained on FakeAVCeleb", "avh_sup-fakeavceleb"),
+            TableRow("AVH-Align/sup, trained on AV-Deepfake1M", "avh_sup-av_deepfake1m"),
+            TableRow("AVAD on alignment scores, trained on AV-Deepfake1M", "avad"),
+            TableRow("SpeechForensics", "speech_forensics"),
+            TableRow("FACTOR, audio-visual", "factor"),
+            TableRow("AVH-Align, trained on AV-Deepfake1M", "avh_align-mlp"),
+            TableRow("clip length (audit)", "clip_length"),
         ),
     ),
     PaperTable(
         "Table 4: ablations of AVH-Align",
         (
-            Row("as it is", "avh_align-mlp"),
-            Row("features not normalised", "avh_align-not-normalised"),
-            *(Row(f"{share:.0%} of the training clips", f"avh_align-{share:.0%}") for share in SHARES),
-            *(Row(f"pooling: {name}", "avh_align-mlp", name) for name in POOLINGS),
+            TableRow("as it is", "avh_align-mlp"),
+            TableRow("features not normalised", "avh_align-not-normalised"),
+            *(TableRow(f"{share:.0%} of the training clips", f"avh_align-{share:.0%}") for share in TRAINING_SHARES),
+            *(TableRow(f"pooling: {name}", "avh_align-mlp", name) for name in POOLINGS),
         ),
     ),
     PaperTable(
         "Table 5: heads",
         (
-            Row("AVH-Align/sup, MLP", "avh_sup-av_deepfake1m"),
-            Row("AVH-Align/sup, linear", "avh_sup-linear"),
-            Row("AVH-Align, MLP", "avh_align-mlp"),
-            Row("AVH-Align, linear", "avh_align-linear"),
+            TableRow("AVH-Align/sup, MLP", "avh_sup-av_deepfake1m"),
+            TableRow("AVH-Align/sup, linear", "avh_sup-linear"),
+            TableRow("AVH-Align, MLP", "avh_align-mlp"),
+            TableRow("AVH-Align, linear", "avh_align-linear"),
         ),
     ),
 )
@@ -102,15 +102,15 @@ TABLES = (
 def format_tables(results: Sequence[Result]) -> str:
     """Formats the tables: AUC in %, untrimmed -> trimmed, with the published numbers where there are any."""
     headings = []
-    for name in DATASETS.values():
+    for name in TEST_DATASETS.values():
         titles = [result.dataset for result in results if _unmarked(result.dataset) == name]
         headings.append(f"{max(titles, key=len, default=name)}: ours (paper's)")
     texts = []
-    for table in TABLES:
+    for table in PAPER_TABLES:
         lines = [[f"{table.title} (AUC %)", *headings]]
         for row in table.rows:
             published = table.published if row.pooling is None else {}
-            cells = [_cell(row, dataset, results, published) for dataset in DATASETS]
+            cells = [_cell(row, dataset, results, published) for dataset in TEST_DATASETS]
             if any(cells):
                 lines.append([row.title, *cells])
         texts.append(format_table(lines))
@@ -122,15 +122,15 @@ def _unmarked(title: str) -> str:
     return title.partition(" (")[0]
 
 
-def _cell(row: Row, dataset: str, results: Sequence[Result], published: Published) -> str:
-    ours = [_auc(row, DATASETS[dataset], variant, results) for variant in (Variant.UNTRIMMED, Variant.TRIMMED)]
+def _cell(row: TableRow, dataset: str, results: Sequence[Result], published: Published) -> str:
+    ours = [_auc(row, TEST_DATASETS[dataset], variant, results) for variant in (Variant.UNTRIMMED, Variant.TRIMMED)]
     if all(auc is None for auc in ours):
         return ""
     theirs = published.get((row.experiment, dataset))
     return _arrow(auc and 100 * auc for auc in ours) + (f" ({_arrow(theirs)})" if theirs else "")
 
 
-def _auc(row: Row, dataset: str, variant: Variant, results: Sequence[Result]) -> float | None:
+def _auc(row: TableRow, dataset: str, variant: Variant, results: Sequence[Result]) -> float | None:
     wanted = row.experiment, dataset, variant is Variant.TRIMMED, "all"
     for result in results:
         pooled = result.own if row.pooling is None else result.pooling == row.pooling

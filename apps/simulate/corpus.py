@@ -31,9 +31,9 @@ from avh_shards.paths import atomic_write
 
 LATENT = 24  # dimensions of the path
 SHARED = 0.5  # correlation of the two modalities' matrices
-MEMORY = 0.8  # of the path, from one frame to the next
+PATH_MEMORY = 0.8  # of the path, from one frame to the next
 SHIFT = 6  # frames that a shifted fake's audio runs late
-KINDS = ("local", "shifted", "swapped")
+FAKE_KINDS = ("local", "shifted", "swapped")
 SILENCE_SPREAD = 0.003  # seconds, standard deviation of the silence before a fake's sound
 SILENCE_OF_REAL = 0.001  # seconds, mean of an exponential distribution
 
@@ -46,7 +46,7 @@ class Corpus:
     val: int = 10
     test: int = 40  # half of them fake
     fakes: bool = False  # half of the training and validation clips fake, too
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = FAKE_KINDS
     stretch: float = 1 / 3  # of a clip, in which the audio of a local fake follows another path
     frames: tuple[int, int] = (60, 140)  # shortest and longest clip
     width: int = 1024
@@ -141,14 +141,14 @@ def _walk(steps: Float[np.ndarray, "T K"]) -> Float[np.ndarray, "T K"]:
     """The path of such steps."""
     path = steps.copy()
     for t in range(1, len(steps)):
-        path[t] = MEMORY * path[t - 1] + np.sqrt(1 - MEMORY**2) * steps[t]
+        path[t] = PATH_MEMORY * path[t - 1] + np.sqrt(1 - PATH_MEMORY**2) * steps[t]
     return path
 
 
 def _steps(path: Float[np.ndarray, "T K"]) -> Float[np.ndarray, "T K"]:
     """The steps of a path."""
     steps = path.copy()
-    steps[1:] = (path[1:] - MEMORY * path[:-1]) / np.sqrt(1 - MEMORY**2)
+    steps[1:] = (path[1:] - PATH_MEMORY * path[:-1]) / np.sqrt(1 - PATH_MEMORY**2)
     return steps
 
 

@@ -24,15 +24,15 @@ from extract.avhubert.model import AVHubert, AVHubertConfig
 from extract.prepare import PreparedClip
 from extract.store.shard import ClipFeatures, check_features
 
-MEAN, STD = 0.421, 0.165  # of grey mouth crops in [0, 1], AV-HuBERT's normalisation
-MARGIN = 4  # pixels cut off each side of a 96x96 crop
+CROP_MEAN, CROP_STD = 0.421, 0.165  # of grey mouth crops in [0, 1], AV-HuBERT's normalisation
+CROP_MARGIN = 4  # pixels cut off each side of a 96x96 crop
 BATCH_FRAMES = 1024  # of one encoder batch, padding included: bounds memory
 POOL_BATCHES = 16  # batches' worth of clips that are sorted by length together
 FRONT_END_FRAMES = 256  # that the video front end sees at once: bounds its memory, whatever the clip's length
 NEIGHBOURS = 2  # frames on either side that the first convolution of a frame sees; zeros beyond the clip's ends
 CONTEXT = 250  # frames on either side of a piece that are encoded with it and dropped (10 s)
 RANDOM_ENCODER = "random"  # in place of a file: seeded random weights, at the size of the official large model
-PRECISIONS = ("float32", "bfloat16", "float16")
+ENCODER_PRECISIONS = ("float32", "bfloat16", "float16")
 
 Encoded = tuple[PreparedClip, ClipFeatures | Failure]
 
@@ -135,7 +135,7 @@ class Encoder:
 
 def normalise_crops(crops: UInt8[Tensor, "T 96 96"]) -> Float[Tensor, "T 88 88"]:
     """Centre of each crop, normalised: float32."""
-    return (crops[:, MARGIN:-MARGIN, MARGIN:-MARGIN].float() / 255 - MEAN) / STD
+    return (crops[:, CROP_MARGIN:-CROP_MARGIN, CROP_MARGIN:-CROP_MARGIN].float() / 255 - CROP_MEAN) / CROP_STD
 
 
 def batches(clips: Iterable[PreparedClip], batch_frames: int = BATCH_FRAMES) -> Iterator[list[PreparedClip]]:

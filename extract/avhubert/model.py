@@ -19,7 +19,7 @@ AUDIO_WIDTH = 104  # 26 filters x 4 stacked frames
 TRUNK_WIDTH = 512  # ResNet-18's output
 POSITION_KERNEL, POSITION_GROUPS = 128, 16
 STAGE_WIDTHS = (64, 128, 256, 512)
-LARGEST = (1 << 8, 1 << 14, 1 << 16, 1 << 10)  # layers, width, ffn_width, heads: far beyond AV-HuBERT large
+LARGEST_SIZES = (1 << 8, 1 << 14, 1 << 16, 1 << 10)  # layers, width, ffn_width, heads: far beyond AV-HuBERT large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class AVHubertConfig:
 
     def __post_init__(self):
         sizes = self.layers, self.width, self.ffn_width, self.heads
-        if min(sizes) < 1 or any(size > largest for size, largest in zip(sizes, LARGEST, strict=True)):
+        if min(sizes) < 1 or any(size > largest for size, largest in zip(sizes, LARGEST_SIZES, strict=True)):
             raise ValueError(f"sizes that are not positive or too large: {self}")
         if self.width % self.heads or self.width % POSITION_GROUPS:
             raise ValueError(

@@ -13,8 +13,8 @@ from avh_shards.text import printable, warn
 from extract.datasets.common import LETTERS
 
 LABEL_NAMES = {REAL: "real", FAKE: "fake"}  # else unknown
-SUFFIXES = {"media": (None,), "roi": ("_roi.mp4", ".wav")}  # files of a clip, by --input
-SHOWN = 20  # missing files that are named
+INPUT_SUFFIXES = {"media": (None,), "roi": ("_roi.mp4", ".wav")}  # files of a clip, by --input
+SHOWN_FILES = 20  # missing files that are named
 REAL_KIND, *FAKE_KINDS = LETTERS.values()  # categories that say which label their clips have
 
 
@@ -40,7 +40,7 @@ def clip_files(clips: Sequence[ClipMeta], root: str | os.PathLike, kind: str = "
       root: the folder that their paths are relative to.
       kind: "media" or "roi", as extraction reads them.
     """
-    return (inside(root, clip.path, suffix) for clip in clips for suffix in SUFFIXES[kind])
+    return (inside(root, clip.path, suffix) for clip in clips for suffix in INPUT_SUFFIXES[kind])
 
 
 def missing_files(clips: Sequence[ClipMeta], root: str | os.PathLike, kind: str = "media") -> Iterator[Path]:
@@ -52,8 +52,8 @@ def format_missing(missing: Sequence[Path]) -> str:
     """The missing files in words."""
     if not missing:
         return "every file is there"
-    more = [f"... and {len(missing) - SHOWN:,} more"] if len(missing) > SHOWN else []
-    shown = [printable(f"{file}{near_name(file)}") for file in missing[:SHOWN]]
+    more = [f"... and {len(missing) - SHOWN_FILES:,} more"] if len(missing) > SHOWN_FILES else []
+    shown = [printable(f"{file}{near_name(file)}") for file in missing[:SHOWN_FILES]]
     return "\n".join([f"{len(missing):,} files are missing:", *shown, *more])
 
 

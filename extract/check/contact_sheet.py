@@ -13,9 +13,9 @@ from extract.face.mouth import CROP, MOUTH, STABLE
 from extract.prepare import PreparedClip
 from extract.run.pool import Prepared, PrepareTask, prepare_all, running_pool
 
-CLIPS = 12  # the first of a list: rows of the sheet
-MOMENTS = 8  # of a clip, evenly spaced: columns
-SCALE = 2  # pixels of the sheet for one of a crop
+SHEET_ROWS = 12  # the first of a list: rows of the sheet
+SHEET_COLUMNS = 8  # of a clip, evenly spaced: columns
+ENLARGEMENT = 2  # pixels of the sheet for one of a crop
 CAPTION = 22  # pixels, height
 MOUTH_COLOUR, STABLE_COLOUR, TEXT_COLOUR, ALARM_COLOUR = (80, 220, 80), (60, 160, 255), (230, 230, 230), (90, 90, 255)
 
@@ -31,7 +31,7 @@ def write_contact_sheet(path: AnyPath, clips: Sequence[ClipMeta], task: PrepareT
       task: how they are prepared.
       processes: that prepare them.
     """
-    first = clips[:CLIPS]
+    first = clips[:SHEET_ROWS]
     with running_pool(processes) as pool:
         prepared = prepare_all(pool, first, task, processes)
         rows = [draw_clip(clip, outcome) for clip, outcome in zip(first, prepared, strict=True)]
@@ -42,16 +42,16 @@ def write_contact_sheet(path: AnyPath, clips: Sequence[ClipMeta], task: PrepareT
 def draw_clip(clip: ClipMeta, prepared: Prepared) -> Picture:
     """One row of the sheet, BGR."""
     outcome = next(iter(prepared.outcomes.values()))
-    width = MOMENTS * CROP * SCALE
+    width = SHEET_COLUMNS * CROP * ENLARGEMENT
     if isinstance(outcome, Failure):
         return _caption(f"{clip.path}: {outcome.stage}: {outcome.reason}", width, ALARM_COLOUR)
-    moments = np.linspace(0, len(outcome.crops) - 1, MOMENTS).round().astype(int).tolist()
+    moments = np.linspace(0, len(outcome.crops) - 1, SHEET_COLUMNS).round().astype(int).tolist()
     crops = [_draw_crop(outcome, moment) for moment in moments]
     return np.concatenate([_caption(f"{clip.path}  {len(outcome.crops)} frames", width, TEXT_COLOUR), np.hstack(crops)])
 
 
 def _draw_crop(clip: PreparedClip, moment: int) -> Picture:
-    picture = cv2.resize(clip.crops[moment], None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
+    picture = cv2.resize(clip.crops[moment], None, fx=ENLARGEMENT, fy=ENLARGEMENT, interpolation=cv2.INTER_CUBIC)
     picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
     if clip.points is not None:
         _draw_points(picture, clip.points[moment][MOUTH], MOUTH_COLOUR)
@@ -60,7 +60,7 @@ def _draw_crop(clip: PreparedClip, moment: int) -> Picture:
 
 
 def _draw_points(picture: Picture, points: Float[np.ndarray, "P 2"], colour: tuple[int, int, int]) -> None:
-    for x, y in (points * SCALE).round().astype(int).tolist():
+    for x, y in (points * ENLARGEMENT).round().astype(int).tolist():
         cv2.circle(picture, (x, y), 2, colour, cv2.FILLED, cv2.LINE_AA)
 
 

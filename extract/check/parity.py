@@ -17,10 +17,10 @@ from extract.convert.npz import read_npz
 from extract.store.shard import check_features
 
 AGREEMENT = 0.999  # cosine of two feature vectors of one frame that count as the same
-SCALE = 0.02  # largest difference of their lengths, in parts of the official one
+LENGTH_TOLERANCE = 0.02  # largest difference of their lengths, in parts of the official one
 
 
-class Comparison(NamedTuple):
+class ClipParity(NamedTuple):
     """A clip's features here and in the official files."""
 
     path: str
@@ -35,10 +35,10 @@ class Comparison(NamedTuple):
     def agrees(self) -> bool:
         """Whether both are the same features, up to rounding."""
         same_frames = self.frames == self.official_frames
-        return not self.error and same_frames and self.cosine >= AGREEMENT and self.scale <= SCALE
+        return not self.error and same_frames and self.cosine >= AGREEMENT and self.scale <= LENGTH_TOLERANCE
 
 
-def compare(path: str, features: str | os.PathLike) -> list[Comparison]:
+def compare(path: str, features: str | os.PathLike) -> list[ClipParity]:
     """Compares each clip of a set with its official npz file (`a/b.mp4` is `a/b.npz`).
 
     Raises:
@@ -56,21 +56,21 @@ def compare(path: str, features: str | os.PathLike) -> list[Comparison]:
     return compared
 
 
-def _compare_clip(path: str, ours: Float[np.ndarray, "2 T D"], features: str | os.PathLike) -> Comparison:
+def _compare_clip(path: str, ours: Float[np.ndarray, "2 T D"], features: str | os.PathLike) -> ClipParity:
     try:
         official, _ = read_npz(inside(features, path, ".npz"), ours.shape[2])
         reason = check_features(official, ours.shape[2], "float64")
     except ClipError as error:
         reason = str(error)
     if reason:
-        return Comparison(path, ours.shape[1], 0, error=reason)
+        return ClipParity(path, ours.shape[1], 0, error=reason)
     theirs = np.stack([official.visual, official.audio]).astype(np.float64)
     length = min(ours.shape[1], theirs.shape[1])
     a, b = ours[:, :length], theirs[:, :length]
     lengths = np.linalg.norm(a, axis=2), np.linalg.norm(b, axis=2)
     cosine = _ratio((a * b).sum(axis=2), lengths[0] * lengths[1])
     scale = np.abs(_ratio(*lengths) - 1)
-    return Comparison(
+    return ClipParity(
         path,
         ours.shape[1],
         theirs.shape[1],
@@ -86,12 +86,12 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.where(zero, part == 0, part / np.where(zero, 1, whole))
 
 
-def format_comparison(compared: list[Comparison]) -> str:
+def format_comparison(compared: list[ClipParity]) -> str:
     """A line a clip, and the verdict."""
     lines = [f"{'clip':<40} {'frames':>7} {'official':>8} {'difference':>11} {'cosine':>9}"]
     for c in compared:
         numbers = one_line(c.error) or f"{c.frames:>7} {c.official_frames:>8} {c.difference:>11.2e} {c.cosine:>9.6f}"
         lines.append(f"{printable(c.path):<40} {numbers}")
     agreeing = sum(c.agrees for c in compared)
-    rule = f"same frames; on every one cosine >= {AGREEMENT}, lengths within {SCALE:.0%}"
+    rule = f"same frames; on every one cosine >= {AGREEMENT}, lengths within {LENGTH_TOLERANCE:.0%}"
     return "\n".join([*lines, f"{agreeing} of {len(compared)} clips agree ({rule})"])

@@ -17,7 +17,7 @@ from avh_shards.text import one_line
 from extract.convert.archives import open_archive, read_arrays
 from extract.progress import ProgressBar, Stopwatch
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip, check_features
-from extract.store.shard_set import SETTINGS, ShardSet, task_lock
+from extract.store.shard_set import SET_SETTINGS, ShardSet, task_lock
 from extract.store.summary import ExtractionSummary, merge
 
 
@@ -52,7 +52,7 @@ def import_features(
         raise UserError(f"{features}: no such folder of npz features")
     refuse_shared_names(clips)
     settings = {"source": "npz", "dtype": dtype, "clips_per_shard": clips_per_shard}
-    simulated = _is_simulated_set(clips, features, width, as_path(output) / SETTINGS)
+    simulated = _is_simulated_set(clips, features, width, as_path(output) / SET_SETTINGS)
     attributes = {
         "encoder": "imported",
         "weights_sha256": SIMULATED if simulated else "unknown",

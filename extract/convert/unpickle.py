@@ -348,7 +348,7 @@ def _named(module: str, name: str) -> _Name | torch.dtype:
     """The inert form of a name: the dtype of a class of storages, else the name itself if it is allowed."""
     if module == "torch" and name in STORAGES:
         return STORAGES[name]
-    if (module, name) not in NAMES and not _is_stand_in(module):
+    if (module, name) not in KNOWN_GLOBALS and not _is_stand_in(module):
         named = f"{module}.{name}"[:200]
         raise pickle.UnpicklingError(f"it names {named}, which does not belong in a file of weights")
     return _Name(module, name)
@@ -410,14 +410,14 @@ def _tensor(flat: Any, offset: Any, size: Any, stride: Any) -> torch.Tensor:
 
 
 # Names that may occur. Most are only mentioned, as a defaultdict's factory is; `_Machine._call` has what can be called.
-KINDS = ("bytes", "dict", "float", "int", "list", "set")
-NAMES = {
+BUILTIN_TYPES = ("bytes", "dict", "float", "int", "list", "set")
+KNOWN_GLOBALS = {
     ("collections", "OrderedDict"),
     ("collections", "defaultdict"),
     ("_codecs", "encode"),
     ("torch", "Size"),
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_parameter"),
-    *((package, kind) for package in ("builtins", "__builtin__") for kind in KINDS),
+    *((package, kind) for package in ("builtins", "__builtin__") for kind in BUILTIN_TYPES),
     ("__builtin__", "long"),
 }

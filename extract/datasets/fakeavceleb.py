@@ -8,10 +8,10 @@ from avh_shards.clip import FAKE, REAL
 from avh_shards.lists import read_table
 from extract.datasets.common import LETTERS, REMEDY, check_splits, choice, clip_path, collect, field
 
-FOLDER = "FakeAVCeleb"  # stands before every folder of the metadata, but is not in every copy of the data set
+TOP_FOLDER = "FakeAVCeleb"  # stands before every folder of the metadata, but is not in every copy of the data set
 UNNAMED = ("Unnamed: 9", "")  # the released column of folders: pandas' name for it, and none
 METADATA_COLUMNS = ("source", "category", "type", "path", "filename", *UNNAMED)
-UNREAD_COLUMNS = ("target1", "target2", "method", "race", "gender")
+FAKEAVCELEB_UNREAD = ("target1", "target2", "method", "race", "gender")
 
 
 def read_fakeavceleb(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
@@ -29,8 +29,8 @@ def read_fakeavceleb(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]
     """
     check_splits("fakeavceleb", splits, ())
     metadata = root / "meta_data.csv"
-    stripped = "" if (root / FOLDER).is_dir() else f"{FOLDER}/"
-    rows = read_table(metadata, METADATA_COLUMNS, (), UNREAD_COLUMNS, REMEDY)
+    stripped = "" if (root / TOP_FOLDER).is_dir() else f"{TOP_FOLDER}/"
+    rows = read_table(metadata, METADATA_COLUMNS, (), FAKEAVCELEB_UNREAD, REMEDY)
     entries = ((f"{metadata}, line {line}", row) for line, row in rows)
     return collect(metadata, entries, functools.partial(_clip, stripped))
 

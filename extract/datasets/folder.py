@@ -13,7 +13,7 @@ from extract.datasets.common import check_splits, clip_path, collect, list_files
 CONTAINERS = """3g2 3gp 3gpp amv asf avi bik dav dif divx dv dvd f4v flv gif gxf ifv ismv lrv m2t m2ts m4v mj2 mk3d mkv
 mov mp4 mpe mpeg mpg mpv mts mxf nut ogm ogv psp qt rm rmvb swf tod trp ts vob webm wmv wtv"""
 STREAMS = "264 265 266 avc h261 h263 h264 h265 h266 h26l hevc ivf m1v m2v mjpeg mjpg obu vc1 vvc y4m"
-SUFFIXES = frozenset(f".{name}" for name in f"{CONTAINERS} {STREAMS}".split())
+MEDIA_SUFFIXES = frozenset(f".{name}" for name in f"{CONTAINERS} {STREAMS}".split())
 
 
 def read_folder(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
@@ -40,7 +40,7 @@ def _media_files(root: Path) -> Iterator[str]:
     others: collections.Counter[str] = collections.Counter()
     for file in list_files(root, ("",)):
         suffix = PurePosixPath(file).suffix.lower()
-        if suffix not in SUFFIXES:
+        if suffix not in MEDIA_SUFFIXES:
             others[suffix or "without a suffix"] += 1
             continue
         try:

@@ -27,7 +27,7 @@ DATASETS: dict[str, Reader] = {
 }
 
 SELECTION_COLUMNS = ("path", "label", "category", "full_path")
-UNREAD_COLUMNS = ("source", "num_frames")
+SELECTION_UNREAD = ("source", "num_frames")
 SELECTION_LABELS = {"0": REAL, "1": FAKE}
 LETTER_LABELS = {letter: REAL if letter == "A" else FAKE for letter in LETTERS}
 
@@ -79,7 +79,7 @@ def select(clips: Sequence[ClipMeta], list_path: str | os.PathLike) -> list[Clip
       UserError: the list is wrong, or names no clip, several, or one of another label.
     """
     path = Path(list_path)
-    rows = [(f"{path}, line {line}", row) for line, row in read_table(path, SELECTION_COLUMNS, (), UNREAD_COLUMNS)]
+    rows = [(f"{path}, line {line}", row) for line, row in read_table(path, SELECTION_COLUMNS, (), SELECTION_UNREAD)]
     find = _finder(clips, {_name(row) for _, row in rows})
     return collect(path, rows, lambda row: _chosen(find, row))
 

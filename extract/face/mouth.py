@@ -12,8 +12,8 @@ from extract.face.landmarks import Finder, Frame, Points, fill_gaps, unknown
 
 CROP = 96  # pixels, side of a crop
 CANVAS = 256  # pixels, side of the picture that holds the reference face
-WINDOW = 12  # frames whose landmarks are averaged before a transform is fitted
-MARGIN = 2  # pixels of the frame taken beyond what a crop sees
+SMOOTHED_FRAMES = 12  # frames whose landmarks are averaged before a transform is fitted
+FRAME_MARGIN = 2  # pixels of the frame taken beyond what a crop sees
 HELD_BYTES = 2**29  # of frames that wait for landmarks
 STABLE = (33, 36, 39, 42, 45)  # nose base and eye corners: they move with the head, not with speech
 MOUTH = slice(48, 68)
@@ -69,9 +69,9 @@ def crop_mouths(frames: Iterable[Frame], landmarks: Float[np.ndarray, "T 68 2"])
       frames: RGB, an array or one after the other.
       landmarks: (x, y) in pixels of the frames.
     """
-    last = max(len(landmarks) - WINDOW, 0)  # start of the last window
+    last = max(len(landmarks) - SMOOTHED_FRAMES, 0)  # start of the last window
     crops = [
-        _crop(frame, _transform(landmarks[min(index, last) :][:WINDOW]), landmarks[index])
+        _crop(frame, _transform(landmarks[min(index, last) :][:SMOOTHED_FRAMES]), landmarks[index])
         for index, frame in enumerate(frames)
     ]
     assert len(crops) == len(landmarks)
@@ -97,17 +97,17 @@ class _Stream:
             before = max(self.settled - 1, 0)
             self.points[before:] = fill_gaps(np.stack(self.points[before:]))
             self.settled = len(self.points)
-            while len(self.crops) + WINDOW <= self.settled:
-                self._crop_next(np.stack(self.points[len(self.crops) :][:WINDOW]))
+            while len(self.crops) + SMOOTHED_FRAMES <= self.settled:
+                self._crop_next(np.stack(self.points[len(self.crops) :][:SMOOTHED_FRAMES]))
         elif len(self.held) * frame.nbytes > HELD_BYTES:
             self.overflowed = True
             self.held.clear()
 
     def finish(self, landmarks: Float[np.ndarray, "T 68 2"]) -> Mouths:
-        last = max(len(landmarks) - WINDOW, 0)
+        last = max(len(landmarks) - SMOOTHED_FRAMES, 0)
         self.points = list(landmarks)
         while self.held:
-            self._crop_next(landmarks[min(len(self.crops), last) :][:WINDOW])
+            self._crop_next(landmarks[min(len(self.crops), last) :][:SMOOTHED_FRAMES])
         return _mouths(self.crops)
 
     def _crop_next(self, window: Float[np.ndarray, "W 68 2"]) -> None:
@@ -160,6 +160,6 @@ def _part(frame: Frame, linear: np.ndarray, shift: np.ndarray) -> tuple[int, int
         return 0, 0, frame.astype(np.float32)
     corners = np.array([(x, y) for x in (0, CROP) for y in (0, CROP)]) - shift
     seen = corners @ np.linalg.inv(linear).T
-    left, top = np.clip(seen.min(axis=0) - MARGIN, 0, (width - 1, height - 1)).astype(int).tolist()
-    right, bottom = np.clip(seen.max(axis=0) + MARGIN, (left + 1, top + 1), (width, height)).astype(int).tolist()
+    left, top = np.clip(seen.min(axis=0) - FRAME_MARGIN, 0, (width - 1, height - 1)).astype(int).tolist()
+    right, bottom = np.clip(seen.max(axis=0) + FRAME_MARGIN, (left + 1, top + 1), (width, height)).astype(int).tolist()
     return left, top, frame[top:bottom, left:right].astype(np.float32)

@@ -40,7 +40,8 @@ MAX_HELD = 600  # seconds for which a picture may be shown
 MIN_DECODED = 0.95  # of what the header promises; less means that the file is cut short
 RESTART = 0.1  # seconds by which a recorder's clock goes back when it restarts
 REORDERED = 16  # frames: the most by which H.264 and HEVC decode a picture before it is shown
-SQUARE = (0.01, 4.0)  # pixels' shapes (width / height - 1) too close to square to matter, and too far off to be true
+# Pixels' shapes (width / height - 1) too close to square to matter, and too far off to be true.
+SQUARE_PIXELS = (0.01, 4.0)
 
 
 def iterate_video(
@@ -312,7 +313,7 @@ def _as_shown(
 def _square_size(width: int, height: int, shape: float) -> tuple[int, int]:
     """A picture's size in square pixels: the side that is too short is stretched, so that no detail is lost."""
     off = max(shape, 1 / shape)
-    if not SQUARE[0] < off - 1 < SQUARE[1]:
+    if not SQUARE_PIXELS[0] < off - 1 < SQUARE_PIXELS[1]:
         return width, height
     return (round(width * off), height) if shape > 1 else (width, round(height * off))
 

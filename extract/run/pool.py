@@ -21,7 +21,7 @@ from extract.prepare import PreparedClip, PrepareSettings, cut_clip, read_clip
 
 Result = TypeVar("Result")
 
-AHEAD = 4  # clips in preparation or waiting, for each process: bounds memory
+CLIPS_AHEAD = 4  # clips in preparation or waiting, for each process: bounds memory
 
 
 class Prepared(NamedTuple):
@@ -117,7 +117,7 @@ def prepare_all(
     waiting = collections.deque()
     for clip in clips:
         waiting.append((clip, pool.schedule(task, (clip,), timeout=task.timeout)))
-        if len(waiting) > AHEAD * processes:
+        if len(waiting) > CLIPS_AHEAD * processes:
             yield _outcome(pool, task, *waiting.popleft())
     while waiting:
         yield _outcome(pool, task, *waiting.popleft())

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int16, UInt8
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip import FRAME_RATE, offsets, write_clip_table
 from avh_shards.errors import Failure
-from avh_shards.format import FORMAT, RAGGED, VERSION, read_shard_table, shard_name
+from avh_shards.format import RAGGED, SHARD_FORMAT, SHARD_VERSION, read_shard_table, shard_name
 from avh_shards.hdf5 import writing_hdf5
 from avh_shards.lists import read_text
 from avh_shards.paths import FilePath, atomic_write
@@ -59,7 +59,7 @@ class ShardWriter:
     @property
     def root_attributes(self) -> dict[str, object]:
         """All root attributes that tell one set from another."""
-        fixed = {"format": FORMAT, "version": VERSION, "frame_rate": FRAME_RATE, "created_by": CREATED_BY}
+        fixed = {"format": SHARD_FORMAT, "version": SHARD_VERSION, "frame_rate": FRAME_RATE, "created_by": CREATED_BY}
         return {**fixed, **self.attributes}
 
     def write(

@@ -28,7 +28,7 @@ from avh_shards.text import one_line
 from extract.store.shard import ShardWriter, failure_log, read_failures, write_failures
 
 CLIP_LIST = "clips.csv"  # the set's clip list, beside its shards
-SETTINGS = "settings.json"  # the root attributes of its shards: those of the first run that started there
+SET_SETTINGS = "settings.json"  # the root attributes of its shards: those of the first run that started there
 FAILURES = "failures.jsonl"
 SUMMARY = "extraction.json"
 SET_ATTRIBUTES = ("encoder", "weights_sha256", "width", "trimmed", "settings", "created_by")
@@ -60,14 +60,14 @@ class ShardSet:
         directory = self.writer.directory
         found = {path.name for path in directory.glob(SHARD_PATTERN)} if directory.exists() else set()
         self._leave_clip_list(bool(found))
-        if (directory / SETTINGS).exists():
+        if (directory / SET_SETTINGS).exists():
             self._check_settings()
         if stray := sorted(found - {self.writer.path(shard).name for shard in range(self.count)}):
             raise _other_run(
                 directory / stray[0], f"is beyond the last shard of this clip list, which has {self.count}"
             )
         missing = [shard for shard in range(self.count) if not self._is_done(shard, found)]
-        _leave(directory / SETTINGS, json.dumps(self.writer.root_attributes, indent=2) + "\n")
+        _leave(directory / SET_SETTINGS, json.dumps(self.writer.root_attributes, indent=2) + "\n")
         self._check_settings()
         return missing
 
@@ -115,7 +115,7 @@ class ShardSet:
             raise _other_run(path, f"is another clip list: its line {number} is {old}, not {new}")
 
     def _check_settings(self) -> None:
-        path = self.writer.directory / SETTINGS
+        path = self.writer.directory / SET_SETTINGS
         try:
             found = dict(json.loads(read_text(path)))
         except (ValueError, TypeError, RecursionError) as error:

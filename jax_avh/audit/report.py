@@ -23,7 +23,7 @@ REPORT = "audit.json"
 REPORT_KIND = rb'\{.*?"sources":'  # how it begins
 PICTURES = ("length", "start", "auc")  # of a source: NAME_length.png, ...
 COLOURS = {"real": "#0072B2", "fake": "#D55E00", "unknown": "#777777"}  # Okabe and Ito: told apart by the colour-blind
-DASHES = {"real": "-", "fake": "--", "unknown": ":"}  # and in print
+LABEL_DASHES = {"real": "-", "fake": "--", "unknown": ":"}  # and in print
 CURVE = "#000000"
 GUIDE: dict[str, Any] = {"color": "#000000", "linestyle": "-.", "linewidth": 1}
 PANEL = (6.4, 4.4)  # inches
@@ -176,7 +176,7 @@ def _histogram(axes: Axes, trait: Trait | None, log: bool = False) -> None:
     for label, group in trait.label.items():
         shares = [100 * count / group.count for count in group.histogram]
         name = f"{label} ({group.count:,} clips)"
-        axes.stairs(shares, edges, label=name, color=COLOURS[label], linestyle=DASHES[label], linewidth=2)
+        axes.stairs(shares, edges, label=name, color=COLOURS[label], linestyle=LABEL_DASHES[label], linewidth=2)
         if label != "unknown":
             axes.stairs(shares, edges, color=COLOURS[label], alpha=0.25, fill=True)
     axes.set(ylabel="% of the label's clips", ylim=(0, None))

@@ -32,7 +32,7 @@ from jax_avh.data.batches import (
     prefetched,
 )
 from jax_avh.data.examples import ExampleBatch, ExampleBatches, Examples, example_order
-from jax_avh.data.source import FEATURES, Source
+from jax_avh.data.source import PAIRED_FEATURES, Source
 from jax_avh.parallel import DATA_AXIS, by_device, on_own_part, own_devices, put_copies, put_parts
 
 LOOP_STEPS = 100  # most steps of one compiled loop: seconds at most between two looks at the losses
@@ -205,7 +205,7 @@ def hold_frames(
 ) -> DeviceLoader:
     """Puts a source's features on the devices, and returns their loader; see frame_batches."""
     assert source.lengths.sum() < 2**31  # frames are numbered by int32
-    visual, audio = (_on_devices(frame_stream(source), name, mesh) for name in FEATURES)
+    visual, audio = (_on_devices(frame_stream(source), name, mesh) for name in PAIRED_FEATURES)
     batches = _cutter(source, mesh, frames, tau, cut)
     return DeviceLoader(source, mesh, batches, visual, audio, min(loop_steps, LOOP_STEPS))
 

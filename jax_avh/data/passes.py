@@ -15,7 +15,7 @@ from jax_avh.data.examples import ExampleBatches, Examples, example_order
 from jax_avh.data.source import Source
 from jax_avh.parallel import compile_on_own_parts, make_mesh
 
-BATCH_FRAMES = {"cpu": 2048}  # backend -> frames of a step: what stays in its caches
+PASS_FRAMES = {"cpu": 2048}  # backend -> frames of a step: what stays in its caches
 LARGE_BATCH_FRAMES = 16384  # of all other backends
 Clips = tuple[Float[np.ndarray, "T K"], Int64[np.ndarray, "borders"]]
 
@@ -34,7 +34,7 @@ def frame_pass(
     Returns:
       A function: outputs of all frames of a source, some whole clips at a time, with the clips' borders.
     """
-    frames = batch_frames or BATCH_FRAMES.get(jax.default_backend(), LARGE_BATCH_FRAMES)
+    frames = batch_frames or PASS_FRAMES.get(jax.default_backend(), LARGE_BATCH_FRAMES)
     mesh = make_mesh()
     compiled = compile_on_own_parts(mesh, outputs, fixed)
 

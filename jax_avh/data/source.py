@@ -16,8 +16,8 @@ from avh_shards.format import ShardTable, list_shards, read_shard_table
 from avh_shards.hdf5 import Extent, read_bytes
 from avh_shards.paths import AnyPath, FilePath, as_path
 
-SET_ATTRIBUTES = ("width", "weights_sha256", "trimmed")  # equal in all shards that belong together
-FEATURES = ("visual", "audio")
+SOURCE_ATTRIBUTES = ("width", "weights_sha256", "trimmed")  # equal in all shards that belong together
+PAIRED_FEATURES = ("visual", "audio")
 
 Rows = Callable[[ShardTable, str, int, int], np.ndarray]  # (shard, content, first, last)
 
@@ -78,7 +78,9 @@ class Source:
     @functools.cached_property
     def dtype(self) -> np.dtype:
         """Of the stored features."""
-        return np.result_type(*(shard.features[modality].dtype for shard in self.shards for modality in FEATURES))
+        return np.result_type(
+            *(shard.features[modality].dtype for shard in self.shards for modality in PAIRED_FEATURES)
+        )
 
     @property
     def attributes(self) -> Mapping[str, object]:
@@ -104,7 +106,7 @@ class Source:
     @property
     def nbytes(self) -> int:
         """Bytes of the clips' features."""
-        return int(self.lengths.sum()) * self.width * self.dtype.itemsize * len(FEATURES)
+        return int(self.lengths.sum()) * self.width * self.dtype.itemsize * len(PAIRED_FEATURES)
 
     def features(self, modality: str, clip: int, first: int = 0, last: int | None = None) -> Float[np.ndarray, "T D"]:
         """A clip's `visual` or `audio` features: its frames first:last, by default all."""
@@ -184,7 +186,7 @@ class Source:
     def fingerprint(self) -> str:
         """Hash of the clips' names, labels and lengths, and of what encoded them: the same wherever the set lies."""
         known = [[clip.path, clip.label, int(n)] for clip, n in zip(self.clips, self.lengths, strict=True)]
-        made_by = [self.attributes.get(name) for name in SET_ATTRIBUTES]
+        made_by = [self.attributes.get(name) for name in SOURCE_ATTRIBUTES]
         return hashlib.sha256(json.dumps([known, made_by, str(self.dtype)]).encode()).hexdigest()
 
     def check_unchanged(self) -> None:
@@ -202,7 +204,7 @@ class Source:
     def check_finite(self) -> None:
         """Raises an UserError that names the first clip with NaN or infinity, if there is one."""
         for clip, (shard, _) in enumerate(self.members):
-            if not all(np.isfinite(self.features(modality, clip)).all() for modality in FEATURES):
+            if not all(np.isfinite(self.features(modality, clip)).all() for modality in PAIRED_FEATURES):
                 where = self.shards[shard].path
                 raise UserError(
                     f"{where}: the features of {self.clips[clip].path!r} hold NaN; extract this shard again"
@@ -238,7 +240,7 @@ def source_of_clip(clip: ClipMeta, visual: Float[np.ndarray, "T D"], audio: Floa
 def _check_together(shards: Sequence[ShardTable]) -> None:
     first, seen = shards[0], {}
     for shard in shards:
-        for name in SET_ATTRIBUTES:
+        for name in SOURCE_ATTRIBUTES:
             if shard.attributes.get(name) != first.attributes.get(name):
                 found, wanted = (table.attributes.get(name) for table in (shard, first))
                 raise UserError(

@@ -13,7 +13,7 @@ from avh_shards.clip import FAKE, REAL, UNKNOWN, ends_beyond
 from avh_shards.format import caveat
 from jax_avh.evaluation.localisation import localisation
 from jax_avh.evaluation.metrics import (
-    METRICS,
+    METRIC_NAMES,
     DetectionMetrics,
     average_precision,
     detection_metrics,
@@ -112,7 +112,7 @@ def _measured(
 ) -> dict:
     """Returns the numbers of a `Result`, with intervals unless the clips are too few."""
     detection = detection_metrics(label, score, threshold)
-    intervals = DetectionMetrics(**dict.fromkeys(METRICS))
+    intervals = DetectionMetrics(**dict.fromkeys(METRIC_NAMES))
     if not _too_few(detection.real, detection.fake):
         intervals = bootstrap_intervals(label, score, detection.threshold, resamples)
     return vars(detection) | {"intervals": intervals}

@@ -16,7 +16,7 @@ SMOOTHING = 5  # frames; the median fake segment of AV-Deepfake1M has 8, a longe
 # Shares of all frames that reach a threshold, the best guess first. A segment of 8 frames in three of four clips of
 # some 220 makes 3 % fake; smoothing widens it by 4 frames, to 5 %. The others, twice and half as much, find what that
 # misses.
-SHARES = (0.05, 0.1, 0.025, 0.2, 0.0125, 0.4)
+THRESHOLD_SHARES = (0.05, 0.1, 0.025, 0.2, 0.0125, 0.4)
 MOST_PROPOSALS = 100  # a clip; twice the most that recall looks at
 
 # The official rule: avdeepfake1m 0.0.4, evaluation.ap_ar_1d with the arguments of its README.
@@ -171,10 +171,15 @@ def proposals(
 
 
 def table_proposals(table: ScoreTable) -> dict[str, Float[np.ndarray, "_ 3"]]:
-    """Proposes segments for every clip, by path; SHARES of all smoothed frames of the table give the thresholds."""
+    """Proposes segments for every clip, by path.
+
+    The thresholds are quantiles of all smoothed frames of the table: THRESHOLD_SHARES of them are above.
+    """
     assert table.frame is not None
     frames = np.split(table.frame, table.offset[1:-1])
-    thresholds = np.quantile(np.concatenate([_smooth(frame, SMOOTHING) for frame in frames]), 1 - np.array(SHARES))
+    thresholds = np.quantile(
+        np.concatenate([_smooth(frame, SMOOTHING) for frame in frames]), 1 - np.array(THRESHOLD_SHARES)
+    )
     return {clip.path: proposals(frame, thresholds) for clip, frame in zip(table.clips, frames, strict=True)}
 
 

@@ -30,7 +30,7 @@ class DetectionMetrics(Generic[Value]):
     f1: Value  # at a threshold; undefined if no clip is fake or called fake
 
 
-METRICS = tuple(field.name for field in dataclasses.fields(DetectionMetrics))
+METRIC_NAMES = tuple(field.name for field in dataclasses.fields(DetectionMetrics))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def detection_metrics(
     fake, score, rank = _ranked(label, score)
     fakes = int(fake.sum())
     reals = len(fake) - fakes
-    values: dict[str, float | None] = dict.fromkeys(METRICS)
+    values: dict[str, float | None] = dict.fromkeys(METRIC_NAMES)
     if fakes and reals:
         values["auc"] = float(sklearn.metrics.roc_auc_score(fake, rank))
         values["ap"] = float(sklearn.metrics.average_precision_score(fake, rank))
@@ -77,7 +77,7 @@ def detection_metrics(
     if threshold is not None:
         assert not np.isnan(threshold), "the threshold is NaN"
         called = (score >= threshold).astype(np.int64)
-        f1 = float(sklearn.metrics.f1_score(fake, called, zero_division=np.nan))  # pyright: ignore[reportArgumentType]
+        f1 = float(sklearn.metrics.f1_score(fake, called, zero_division=np.nan))  # pyright: ignore[reportArgumentType] (its stub)
         values["accuracy"] = float(sklearn.metrics.accuracy_score(fake, called))
         values["f1"] = None if np.isnan(f1) else f1
     return Detection(reals, fakes, threshold, DetectionMetrics(**values))

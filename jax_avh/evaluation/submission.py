@@ -19,7 +19,7 @@ from avh_shards.paths import as_path, atomic_write, check_outputs
 from jax_avh.evaluation.localisation import confidence, table_proposals
 from jax_avh.inference.score_file import ScoreTable, open_scores
 
-SCORES = "prediction.txt"  # names in the zip
+SCORES_MEMBER = "prediction.txt"  # names in the zip
 SEGMENTS = "prediction.json"
 SEPARATOR = ";"  # between a file's name and its score
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip: the same scores give the same bytes
@@ -65,7 +65,7 @@ def write_submission(table: ScoreTable, test_files: str | os.PathLike, output: s
     clips = {file: table.clips[n] for file, n in zip(files, row, strict=True)}
     scores = zip(files, confidence(table.clip[row]).tolist(), strict=True)
     with atomic_write(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        _write_lines(archive, SCORES, (f"{file}{SEPARATOR}{score!r}\n" for file, score in scores))
+        _write_lines(archive, SCORES_MEMBER, (f"{file}{SEPARATOR}{score!r}\n" for file, score in scores))
         archive.comment = caveat(table.attributes).encode()  # what the server reads has no room for it
         _write_lines(archive, SEGMENTS, _json_lines((file, _rows(segments, clip)) for file, clip in clips.items()))
     count = sum(len(segments[clip.path]) for clip in clips.values())

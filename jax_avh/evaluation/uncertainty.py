@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
 
 from avh_shards.clip import FAKE, REAL
-from jax_avh.evaluation.metrics import FALSE_POSITIVE_RATES, METRICS, DetectionMetrics, detection_metrics
+from jax_avh.evaluation.metrics import FALSE_POSITIVE_RATES, METRIC_NAMES, DetectionMetrics, detection_metrics
 
 PERCENTILES = (2.5, 97.5)  # of the resamples: a 95 % interval
 QUANTILE = statistics.NormalDist().inv_cdf(0.975)  # standard errors on either side: a 95 % interval
@@ -52,7 +52,7 @@ def bootstrap_intervals(
     score = score[known].astype(np.float64)
     assert not np.isnan(score).any(), "a score is NaN"
     if not len(label):
-        return DetectionMetrics(**dict.fromkeys(METRICS))
+        return DetectionMetrics(**dict.fromkeys(METRIC_NAMES))
     if threshold is None:
         threshold = detection_metrics(label, score).threshold
     order = np.argsort(-score)
@@ -63,7 +63,7 @@ def bootstrap_intervals(
         complete = np.all([weight[:, fake == kind].any(axis=1) for kind in np.unique(fake)], axis=0)
         chunks.append(resampled_metrics(fake, score[order], weight[complete], threshold))
     intervals = {name: _interval(np.concatenate([chunk[name] for chunk in chunks])) for name in chunks[0]}
-    return DetectionMetrics(**dict.fromkeys(METRICS) | intervals)
+    return DetectionMetrics(**dict.fromkeys(METRIC_NAMES) | intervals)
 
 
 def draw_clips(clips: int, resamples: int, seed: int) -> Iterator[Int64[np.ndarray, "R N"]]:

@@ -13,9 +13,9 @@ from avh_shards.format import check_format, describing
 from avh_shards.hdf5 import HDF5File, open_hdf5, writing_hdf5
 from jax_avh.inference.pooling import POOLINGS
 
-FORMAT = "avh-scores"
-VERSION = 1
-NAMES = ("method", "dataset", "weights", "deviation")  # attributes that tables and pages show
+SCORE_FORMAT = "avh-scores"
+SCORE_VERSION = 1
+SHOWN_ATTRIBUTES = ("method", "dataset", "weights", "deviation")  # attributes that tables and pages show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ScoreTable:
 def write_scores(table: ScoreTable, path: str | os.PathLike) -> None:
     """Writes a score file, whole or not at all."""
     with writing_hdf5(path) as file:
-        fixed = {"format": FORMAT, "version": VERSION, "frame_rate": FRAME_RATE, "method": table.method}
+        fixed = {"format": SCORE_FORMAT, "version": SCORE_VERSION, "frame_rate": FRAME_RATE, "method": table.method}
         file.attrs.update(table.attributes | fixed)
         write_clip_table(file, table.clips, table.offset)
         if table.frame is not None:
@@ -48,7 +48,7 @@ def open_scores(path: str | os.PathLike) -> ScoreTable:
       UserError: the file is missing, cut short, of another format or version, or contradicts itself.
     """
     file = open_hdf5(path)
-    check_format(file, FORMAT, VERSION)
+    check_format(file, SCORE_FORMAT, SCORE_VERSION)
     with describing(path):
         clips, offset = read_clip_table(file)
         clip = _read_column(file, "clips/score", len(clips))
@@ -68,7 +68,7 @@ def _read_column(file: HDF5File, name: str, count: int) -> Float[np.ndarray, " c
 
 def _check_attributes(attributes: dict[str, object]) -> None:
     """Raises a ValueError if an attribute is not what evaluation takes it for."""
-    if wrong := [name for name in NAMES if not str(attributes.get(name, "")).isprintable()]:
+    if wrong := [name for name in SHOWN_ATTRIBUTES if not str(attributes.get(name, "")).isprintable()]:
         raise ValueError(f"its attribute {wrong[0]} holds control characters")
     if (pooling := attributes.get("pooling")) not in (None, *POOLINGS):
         raise ValueError(f"its pooling {pooling!r} is none of {', '.join(POOLINGS)}")

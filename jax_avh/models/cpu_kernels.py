@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 
 from jax_avh.models.layers import cast_product, product, row
 
-POOL = 3  # pixels along each axis of a pooling
+POOL_SIDE = 3  # pixels along each axis of a pooling
 GROUP = 2  # examples whose gradient is taken at once: their patches stay in a CPU's cache
 # Samples per Fourier transform. On a CPU, in ms per cut of 64,600 samples: one transform of the whole cut 32, pieces
 # of 4,096 to 24,576 samples 15, a plain convolution 70, products with a Toeplitz matrix 52.
@@ -130,7 +130,7 @@ def max_pool_3x3(
     around = [(0, 0)] * (inputs.ndim - 3) + [(padding, padding)] * 2 + [(0, 0)]
     largest = jnp.pad(inputs, around, constant_values=-jnp.inf)
     for axis, stride in zip((inputs.ndim - 3, inputs.ndim - 2), strides, strict=True):
-        largest = functools.reduce(jnp.maximum, neighbours(largest, axis, POOL, stride))
+        largest = functools.reduce(jnp.maximum, neighbours(largest, axis, POOL_SIDE, stride))
     return largest
 
 

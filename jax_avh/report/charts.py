@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from avh_shards.clip import FRAME_RATE
 from avh_shards.text import printable
 
-SQUARE = 290  # points: height of curves
+CURVE_HEIGHT = 290  # points: height of curves
 LOW = 180  # points: height of all other charts
 GRID = 240  # cells along an axis of a curve: it keeps a point a cell, under 500 in all
 BUCKETS = 200  # of a timeline: each keeps its lowest and highest frame
@@ -31,7 +31,7 @@ TAIL = 0.1  # percent of the scores at either end that the outermost bins take i
 DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "12 4")  # of lines: SVG's dash arrays, in points
 FILLED = "real"  # histogram group that is drawn filled
 
-WIDTH = 340  # points
+CHART_WIDTH = 340  # points
 MARGINS = {"left": 50, "right": 10, "top": 8, "bottom": 40}  # points
 TICKS = 6  # of an axis, at most
 LINE_COLOURS = 6
@@ -40,7 +40,7 @@ LINE_COLOURS = 6
 VARIABLES = {f"#fe00e{n}": f"var(--line-{n})" for n in range(LINE_COLOURS)}
 VARIABLES |= {"#fe00f0": "var(--quiet)", "#fe00f1": "var(--rule)", "#fe00f2": "var(--shade)", "#fe00f3": "var(--real)"}
 LINES = tuple(VARIABLES)[:LINE_COLOURS]
-QUIET, RULE, SHADE, REAL_CLIPS = tuple(VARIABLES)[LINE_COLOURS:]
+QUIET_COLOUR, RULE, SHADED, REAL_CLIPS = tuple(VARIABLES)[LINE_COLOURS:]
 
 # What a page does not need of matplotlib's files, or has itself.
 SHORTER = [
@@ -54,10 +54,10 @@ SHORTER = [
 ]
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
-    "axes.edgecolor": QUIET,
+    "axes.edgecolor": QUIET_COLOUR,
     "axes.facecolor": "none",
     "axes.grid": True,
-    "axes.labelcolor": QUIET,
+    "axes.labelcolor": QUIET_COLOUR,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.dpi": 72,
@@ -68,9 +68,9 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8,
     "lines.scale_dashes": False,
     "svg.fonttype": "none",
-    "xtick.color": QUIET,
+    "xtick.color": QUIET_COLOUR,
     "xtick.major.size": 0,
-    "ytick.color": QUIET,
+    "ytick.color": QUIET_COLOUR,
     "ytick.major.size": 0,
 }
 
@@ -99,12 +99,12 @@ def roc_chart(name: str, label: str, lines: Sequence[Line]) -> Markup:
     """
 
     def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8, dashes=(1, 3))
+        axes.plot([0, 1], [0, 1], color=QUIET_COLOUR, linewidth=0.8, dashes=(1, 3))
         for line in lines:
             axes.plot(*thinned(line.x, line.y), **_look(line.number))
         _unit_square(axes, "real clips taken for fake", "fakes found")
 
-    return svg_chart(name, label, SQUARE, draw)
+    return svg_chart(name, label, CURVE_HEIGHT, draw)
 
 
 def precision_recall_chart(name: str, label: str, lines: Sequence[Line]) -> Markup:
@@ -115,7 +115,7 @@ def precision_recall_chart(name: str, label: str, lines: Sequence[Line]) -> Mark
             axes.plot(*thinned(line.x, line.y), drawstyle="steps-pre", **_look(line.number))
         _unit_square(axes, "fakes found (recall)", "precision")
 
-    return svg_chart(name, label, SQUARE, draw)
+    return svg_chart(name, label, CURVE_HEIGHT, draw)
 
 
 def histogram_chart(name: str, label: str, groups: Mapping[str, tuple[int, np.ndarray]]) -> Markup:
@@ -141,7 +141,7 @@ def timeline_chart(
 
     def draw(axes: Axes) -> None:
         for start, end in segments:
-            axes.axvspan(start, end, color=SHADE, linewidth=0)
+            axes.axvspan(start, end, color=SHADED, linewidth=0)
         for number, frame in frames.items():
             axes.plot(*envelope(frame), **_look(number, width=1.5))
         longest = max(len(frame) for frame in frames.values())
@@ -160,10 +160,10 @@ def svg_chart(name: str, label: str, height: int, draw: Callable[[Axes], None]) 
       draw: draws on the chart's axes, in the placeholders' colours.
     """
     with matplotlib.rc_context(cast(Any, STYLE | {"svg.hashsalt": name})):
-        figure = Figure(figsize=(WIDTH / 72, height / 72))
-        width = (WIDTH - MARGINS["left"] - MARGINS["right"]) / WIDTH
+        figure = Figure(figsize=(CHART_WIDTH / 72, height / 72))
+        width = (CHART_WIDTH - MARGINS["left"] - MARGINS["right"]) / CHART_WIDTH
         inner = (height - MARGINS["top"] - MARGINS["bottom"]) / height
-        axes = figure.add_axes((MARGINS["left"] / WIDTH, MARGINS["bottom"] / height, width, inner))
+        axes = figure.add_axes((MARGINS["left"] / CHART_WIDTH, MARGINS["bottom"] / height, width, inner))
         draw(axes)
         axes.xaxis.set_major_locator(MaxNLocator(TICKS, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(TICKS, steps=[1, 2, 5, 10]))
@@ -217,5 +217,5 @@ def _inline(svg: str, label: str, height: int) -> Markup:
         body = re.sub(pattern, replacement, body, flags=re.DOTALL)
     for placeholder, variable in VARIABLES.items():
         body = body.replace(placeholder, variable)
-    head = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}">').format(printable(label), WIDTH, height)
+    head = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}">').format(printable(label), CHART_WIDTH, height)
     return head + Markup(body.strip())  # noqa: S704 (holds no text but our own)

@@ -19,10 +19,10 @@ from jax_avh.evaluation.results import STATES, Evaluation, ScoredSet
 from jax_avh.report.comparison import render_report
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how text begins that a spreadsheet would run
-CLIP_COLUMNS = ("path", "label", "dataset", "category", "split")
+RESULT_COLUMNS = ("path", "label", "dataset", "category", "split")
 FILES = {  # how they begin; where the first is, all are
     "metrics.json": rb'\{.*?"resamples":',
-    "clips.csv": ",".join(CLIP_COLUMNS).encode(),
+    "clips.csv": ",".join(RESULT_COLUMNS).encode(),
     "report.html": HTML,
 }
 
@@ -124,7 +124,7 @@ def _write_clips(scored_sets: Sequence[ScoredSet], path: Path) -> None:
     caveats = ["caveat"] if any(notes.values()) else []
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(map(_cell, [*CLIP_COLUMNS, *columns, *caveats]))
+        writer.writerow(map(_cell, [*RESULT_COLUMNS, *columns, *caveats]))
         for key, clip in clips.items():
             cells = map(_cell, (clip.path, clip.label, key[0], clip.category, clip.split))
             scores = [column.get(key, "") for column in columns.values()]

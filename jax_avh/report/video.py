@@ -19,7 +19,7 @@ from jax_avh.report.charts import envelope
 from jax_avh.report.page import format_number, render_page
 
 EMBEDDED_BYTES = 64 * 2**20  # larger videos stay beside the page
-WIDTH, HEIGHT = 1000, 100  # of the timeline's own coordinates
+TIMELINE_WIDTH, TIMELINE_HEIGHT = 1000, 100  # of the timeline's own coordinates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,8 @@ def write_video_page(
         seconds=seconds,
         frame_rate=FRAME_RATE,
         step=1 / FRAME_RATE,
-        width=WIDTH,
-        height=HEIGHT,
+        width=TIMELINE_WIDTH,
+        height=TIMELINE_HEIGHT,
         levels=levels,
         low=levels[0],
         high=levels[-1],
@@ -100,6 +100,6 @@ def _ticks(low: float, high: float) -> list[float]:
 def _curve(frame: Float[np.ndarray, " T"], levels: Sequence[float]) -> str:
     """The path of the frame scores in the timeline's coordinates."""
     seconds, score = envelope(frame)
-    x = WIDTH * seconds / seconds[-1]
-    y = HEIGHT * (levels[-1] - score) / (levels[-1] - levels[0])
+    x = TIMELINE_WIDTH * seconds / seconds[-1]
+    y = TIMELINE_HEIGHT * (levels[-1] - score) / (levels[-1] - levels[0])
     return "M" + "L".join(f"{a:.2f} {b:.2f}" for a, b in zip(x, y, strict=True))

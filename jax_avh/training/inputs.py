@@ -13,7 +13,7 @@ from avh_shards import UserError
 from avh_shards.format import marks
 from jax_avh.config import Config
 from jax_avh.data import Source, open_source
-from jax_avh.data.source import SET_ATTRIBUTES
+from jax_avh.data.source import SOURCE_ATTRIBUTES
 from jax_avh.methods.base import Method, TrainableMethod
 from jax_avh.models import read_notes, weights_file
 
@@ -44,7 +44,7 @@ def shared_clips(one: Source, other: Source) -> int:
 
 def origin(config: Config, source: Source) -> dict[str, str]:
     """Returns the notes of weights trained on these features, from the weights that the configuration names."""
-    known = {name: str(source.attributes[name]) for name in SET_ATTRIBUTES if name in source.attributes}
+    known = {name: str(source.attributes[name]) for name in SOURCE_ATTRIBUTES if name in source.attributes}
     earlier = [read_notes(weights_file(path)) for path in (config.init, *config.method.weights_read()) if path]
     trained_on = {"trained_on": ",".join(found)} if (found := marks(*earlier)) else {}
     return {"method": config.method.name} | known | trained_on
@@ -84,7 +84,7 @@ def check_fit(network: Any, train: Source, val: Source) -> None:
     Raises:
       UserError: saying which.
     """
-    for name in SET_ATTRIBUTES:
+    for name in SOURCE_ATTRIBUTES:
         found, wanted = val.attributes.get(name), train.attributes.get(name)
         if found != wanted:
             raise UserError(

@@ -19,13 +19,13 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from avh_shards import UserError
 from avh_shards.paths import atomic_write, unwritable
 from jax_avh.data.loaders import Epoch
-from jax_avh.training.run_dir import EVENTS, METRICS
+from jax_avh.training.run_dir import EVENTS, METRICS_FILE
 
 EVENTS_PB2: Any = event_pb2  # protocol buffers make their classes at import
 SUMMARY_PB2: Any = summary_pb2
 EVENT_FILE = "brain.Event:2"  # version of TensorBoard's format
 WARM_UP, TRACED = 2, 8  # compiled loops of steps before a trace, and in it
-AHEAD = 2  # loops handed to the devices before the losses of an earlier one are fetched
+LOOPS_AHEAD = 2  # loops handed to the devices before the losses of an earlier one are fetched
 
 
 class MetricsLog:
@@ -46,7 +46,7 @@ class MetricsLog:
           UserError: they cannot be written, or contain something other than metrics.
         """
         self._caveat = caveat
-        self.path = workdir / METRICS
+        self.path = workdir / METRICS_FILE
         kept = [line for line in read_metrics(self.path) if line["epoch"] <= last_epoch]
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -131,7 +131,7 @@ class LossMeter:
     def add(self, losses: jax.Array) -> None:
         """Adds the losses of some steps, which the devices may not have computed yet."""
         self._pending.append(losses)
-        while len(self._pending) > AHEAD:
+        while len(self._pending) > LOOPS_AHEAD:
             self._fetch()
 
     def take(self) -> float:

@@ -14,8 +14,8 @@ import optax
 
 from jax_avh.config import OptimizerConfig
 
-DECAYS = 0.9, 0.999  # of Adam's two moments
-EPSILON = 1e-8  # Adam's
+ADAM_DECAYS = 0.9, 0.999  # of Adam's two moments
+ADAM_EPSILON = 1e-8  # Adam's
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -47,12 +47,12 @@ def scale_by_exact_adam() -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
         count = state.count + 1
-        mean = jax.tree.map(lambda m, g: DECAYS[0] * m + (1 - DECAYS[0]) * g, state.mu, updates)
-        square = jax.tree.map(lambda m, g: DECAYS[1] * m + (1 - DECAYS[1]) * g**2, state.nu, updates)
+        mean = jax.tree.map(lambda m, g: ADAM_DECAYS[0] * m + (1 - ADAM_DECAYS[0]) * g, state.mu, updates)
+        square = jax.tree.map(lambda m, g: ADAM_DECAYS[1] * m + (1 - ADAM_DECAYS[1]) * g**2, state.nu, updates)
 
         def direction(mean: jax.Array, square: jax.Array) -> jax.Array:
-            corrections = [-jnp.expm1(count.astype(mean.dtype) * math.log(decay)) for decay in DECAYS]
-            return mean / corrections[0] / (jnp.sqrt(square / corrections[1]) + EPSILON)
+            corrections = [-jnp.expm1(count.astype(mean.dtype) * math.log(decay)) for decay in ADAM_DECAYS]
+            return mean / corrections[0] / (jnp.sqrt(square / corrections[1]) + ADAM_EPSILON)
 
         return jax.tree.map(direction, mean, square), optax.ScaleByAdamState(count, mean, square)
 

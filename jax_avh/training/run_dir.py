@@ -22,7 +22,7 @@ from jax_avh.config import RESULT, SETTINGS, Config, complete_record
 from jax_avh.models import BEST_WEIGHTS, weights_file
 from jax_avh.training.state import RunProgress
 
-METRICS, EVENTS, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
+METRICS_FILE, EVENTS, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
 RESUMABLE = {  # settings that a restarted run may change: how long it lasts, where its features are and are kept
     "train": ("epochs", "checkpoint_steps"),
     "data": ("train", "val", "placement"),
@@ -42,7 +42,7 @@ def open_workdir(workdir: AnyPath, config: Config) -> Path:
     read = [config.init] if config.init else []
     read += [weights_file(path) for path in config.method.weights_read()]
     check_outputs({folder / SETTINGS: rb"\{", folder / BEST_WEIGHTS: SAFETENSORS}, read)
-    names = (RESULT, METRICS, EVENTS, CHECKPOINTS, BEST_WEIGHTS)
+    names = (RESULT, METRICS_FILE, EVENTS, CHECKPOINTS, BEST_WEIGHTS)
     if not (folder / SETTINGS).exists() and (found := next((n for n in names if (folder / n).exists()), None)):
         raise UserError(f"{folder}: holds {found}, but not the {SETTINGS} of its run; choose another --workdir")
     return folder

@@ -12,7 +12,7 @@ import torch
 from flax import nnx
 
 from apps.demo import demo
-from apps.demo.clips import CLIPS, fetch_clips, make_clips
+from apps.demo.clips import SOURCE_CLIPS, fetch_clips, make_clips
 from apps.detect import Verdict, detect, worst_second
 from apps.simulate import Corpus
 from avh_shards import ClipMeta, UserError, leading_silence, read_clip_list
@@ -210,7 +210,7 @@ def test_a_clip_of_another_content_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_clips_are_those_named(real_clips):
-    for name, (_, digest) in CLIPS.items():
+    for name, (_, digest) in SOURCE_CLIPS.items():
         assert hashlib.sha256(real_clips[name].read_bytes()).hexdigest() == digest
 
 

@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-from apps.paper.plan import DATASETS, Experiment, experiments
+from apps.paper.plan import TEST_DATASETS, Experiment, experiments
 from apps.paper.run import paper
-from apps.paper.tables import TABLES, format_tables
+from apps.paper.tables import PAPER_TABLES, format_tables
 from apps.simulate import Corpus
 from apps.simulate import shards as simulation
 from apps.simulate.shards import simulate
@@ -17,7 +17,7 @@ from avh_shards import UserError, leading_silence, open_shard
 from avh_shards.format import CAVEATS, list_shards
 from jax_avh.data import open_source
 from jax_avh.evaluation import POOLINGS
-from jax_avh.evaluation.metrics import METRICS, DetectionMetrics
+from jax_avh.evaluation.metrics import METRIC_NAMES, DetectionMetrics
 from jax_avh.evaluation.results import Result
 from jax_avh.inference.score_file import open_scores
 from tests.small import use_small_networks
@@ -56,14 +56,14 @@ def test_the_trimmed_set_is_the_untrimmed_one_less_its_silence(corpus):
 
 def test_what_the_run_does_not_read_is_not_written(tmp_path, monkeypatch):
     """Sets to train on that are trimmed, or whose crops nothing is trained on; all the rest is, shard after shard."""
-    monkeypatch.setattr(simulation, "CORPORA", dict.fromkeys(DATASETS, SMALL))
+    monkeypatch.setattr(simulation, "CORPORA", dict.fromkeys(TEST_DATASETS, SMALL))
     monkeypatch.setattr(simulation, "CLIPS_PER_SHARD", 5)
     simulate(tmp_path)
     sources = {
         str(folder.relative_to(tmp_path)): open_source(folder) for folder in tmp_path.glob("*/*/*") if folder.is_dir()
     }
     contents = {name: {c for c in ("waveform", "crops") if source.has(c)} for name, source in sources.items()}
-    for dataset in DATASETS:
+    for dataset in TEST_DATASETS:
         crops = {"crops"} if dataset == "av_deepfake1m" else set()
         for split in ("train", "val"):
             assert contents.pop(f"{dataset}/untrimmed/{split}") == {"waveform"} | crops
@@ -105,8 +105,8 @@ def test_the_run_trains_scores_prints_and_goes_on(corpus, tmp_path, monkeypatch,
     row = next(line for line in text.splitlines() if line.startswith("leading silence, duration"))
     assert f"{of_silence[False]:.1f} -> {of_silence[True]:.1f} (98.2 -> 50.6)" in row
     assert of_silence[False] == 100
-    assert {table.title.partition(":")[0] for table in TABLES} == {f"Table {n}" for n in (1, 2, 4, 5)}
-    assert all(table.title in text for table in TABLES)
+    assert {table.title.partition(":")[0] for table in PAPER_TABLES} == {f"Table {n}" for n in (1, 2, 4, 5)}
+    assert all(table.title in text for table in PAPER_TABLES)
     headings = [line for line in text.splitlines() if line.startswith("Table")]
     assert all("AV-Deepfake1M (SIMULATED): ours" in line for line in headings)
     assert CAVEATS["simulated"] in text
@@ -129,25 +129,25 @@ UNTRAINED = ("leading_silence", "leading_amplitude", "speech_forensics", "factor
 
 
 def test_every_published_number_has_its_row():
-    for table in TABLES[:2]:
-        shown = {(experiment, dataset) for _, experiment, _ in table.rows for dataset in DATASETS}
+    for table in PAPER_TABLES[:2]:
+        shown = {(experiment, dataset) for _, experiment, _ in table.rows for dataset in TEST_DATASETS}
         assert table.published.keys() <= shown
         assert all(0 < auc <= 100 for numbers in table.published.values() for auc in numbers)
 
 
 def result(method, dataset, trimmed, pooling, own, auc, group="all"):
-    metrics = DetectionMetrics(**dict.fromkeys(METRICS) | {"auc": auc})
-    intervals = DetectionMetrics(**dict.fromkeys(METRICS))
+    metrics = DetectionMetrics(**dict.fromkeys(METRIC_NAMES) | {"auc": auc})
+    intervals = DetectionMetrics(**dict.fromkeys(METRIC_NAMES))
     return Result(dataset, method, trimmed, pooling, own, group, "", "given", 1, 1, 0.5, metrics, intervals)
 
 
 def test_every_cell_is_of_its_own_row_set_state_and_pooling():
     """Each of all results has an AUC of its own; other groups' must not be taken."""
-    rows = [(title, experiment, pooling) for table in TABLES for title, experiment, pooling in table.rows]
+    rows = [(title, experiment, pooling) for table in PAPER_TABLES for title, experiment, pooling in table.rows]
     names = sorted({experiment for _, experiment, _ in rows})
     keys = [
-        (name, DATASETS[dataset], trimmed, pooling, pooling == "max")
-        for name in names for dataset in DATASETS for trimmed in (True, False) for pooling in POOLINGS
+        (name, TEST_DATASETS[dataset], trimmed, pooling, pooling == "max")
+        for name in names for dataset in TEST_DATASETS for trimmed in (True, False) for pooling in POOLINGS
     ]  # fmt: skip
     aucs = {key: (n + 1) / 1000 for n, key in enumerate(keys)}
     assert len(aucs) < 1000
@@ -156,7 +156,7 @@ def test_every_cell_is_of_its_own_row_set_state_and_pooling():
     lines = iter(format_tables(results).splitlines())
     for title, experiment, pooling in rows:
         line = next(line for line in lines if line.startswith(title + " "))
-        for dataset in DATASETS.values():
+        for dataset in TEST_DATASETS.values():
             own = pooling is None or pooling == "max"
             whole, cut = (100 * aucs[experiment, dataset, state, pooling or "max", own] for state in (False, True))
             assert f"{whole:.1f} -> {cut:.1f}" in line

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from apps.simulate import Corpus, simulate_corpus
 from apps.simulate import corpus as simulate
-from apps.simulate.corpus import KINDS, MEMORY, simulate_clip
+from apps.simulate.corpus import FAKE_KINDS, PATH_MEMORY, simulate_clip
 from apps.simulate.media import (
     HALF_WIDTH,
     LOUDNESS,
@@ -57,10 +57,10 @@ def match(visual, audio):
 
 def test_simulated_real_clips_are_in_step_and_fakes_are_not():
     corpus = Corpus(frames=(400, 400), width=64, noise=0.5, silence=0.0)
-    clips = {kind: simulate_clip("x", kind, corpus) for kind in ("real", *KINDS)}
+    clips = {kind: simulate_clip("x", kind, corpus) for kind in ("real", *FAKE_KINDS)}
     real = match(clips["real"].visual, clips["real"].audio)
     assert real > 10
-    for kind in KINDS[1:]:
+    for kind in FAKE_KINDS[1:]:
         assert match(clips[kind].visual, clips[kind].audio) < 0.7 * real
         assert clips[kind].segments == ((0, 16),)
     (start, stop), length = (round(25 * t) for t in clips["local"].segments[0]), len(clips["real"].audio)
@@ -125,7 +125,7 @@ def mouth(crops):
 def test_the_mouth_opens_with_the_sound_but_not_in_a_fake():
     corpus = Corpus(width=8, frames=(120, 140), stretch=0.5)
     correlations = {}
-    for kind in ("real", *KINDS):
+    for kind in ("real", *FAKE_KINDS):
         clips = [simulate_clip(f"c{n}", kind, corpus) for n in range(20)]
         correlations[kind] = np.zeros(20)
         for n, clip in enumerate(clips):
@@ -135,7 +135,9 @@ def test_the_mouth_opens_with_the_sound_but_not_in_a_fake():
     assert correlations["real"].min() > 0.95  # of a sound half a frame late it would be 0.9
     for kind in ("local", "swapped"):
         assert abs(correlations[kind].mean()) < 0.2
-    assert correlations["shifted"].mean() < MEMORY**6 + 0.2  # what a path has in common with itself that much later
+    assert (
+        correlations["shifted"].mean() < PATH_MEMORY**6 + 0.2
+    )  # what a path has in common with itself that much later
 
 
 def test_before_its_stretch_and_long_after_a_local_fake_sounds_and_looks_like_the_real_clip():
@@ -145,7 +147,7 @@ def test_before_its_stretch_and_long_after_a_local_fake_sounds_and_looks_like_th
     np.testing.assert_array_equal(fake.waveform[: start - 320], real.waveform[: start - 320])
     np.testing.assert_allclose(fake.waveform[stop + 50 * 640 :], real.waveform[stop + 50 * 640 :], atol=1)
     assert np.abs(fake.waveform - real.waveform)[start:stop].max() > 100
-    for kind in KINDS:
+    for kind in FAKE_KINDS:
         np.testing.assert_array_equal(simulate_clip("c", kind, corpus).crops, real.crops)
 
 
@@ -153,7 +155,7 @@ def test_what_sound_is_drawn_from_is_distributed_alike_in_all_kinds(monkeypatch)
     """A path of normal, independent steps, at a stretch's ends too, and one generator."""
     drawn = {}
     monkeypatch.setattr(simulate, "draw_crops", lambda opened, rng: np.zeros((len(opened), 96, 96), np.uint8))
-    for kind in ("real", *KINDS):
+    for kind in ("real", *FAKE_KINDS):
         found = drawn[kind] = []
 
         def record(opened, silence, rng, found=found):
@@ -164,7 +166,7 @@ def test_what_sound_is_drawn_from_is_distributed_alike_in_all_kinds(monkeypatch)
         for n in range(400):
             simulate_clip(f"c{n}", kind, Corpus(width=2, frames=(40, 40)))
         path = np.stack([path for path, _ in found])
-        steps = (path[:, 1:] - MEMORY * path[:, :-1]) / np.sqrt(1 - MEMORY**2)
+        steps = (path[:, 1:] - PATH_MEMORY * path[:, :-1]) / np.sqrt(1 - PATH_MEMORY**2)
         assert kstest(path[:, 0], "norm").pvalue > 0.01
         for t in (9, 22):  # from the frame before a local stretch into it, and out of it
             assert kstest(steps[:, t], "norm").pvalue > 0.01

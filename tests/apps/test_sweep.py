@@ -14,7 +14,7 @@ import time
 import psutil
 import pytest
 
-from apps.sweep import format_results, make_jobs, sweep
+from apps.sweep import format_results, make_trials, sweep
 from avh_shards import UserError
 from jax_avh.configs import make_config
 from tests.jax_avh.data.test_batches import make_source
@@ -53,7 +53,7 @@ def test_a_sweep_runs_each_combination_once_and_goes_on(tmp_path, flags, launch)
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, flags):
-    jobs = make_jobs([*flags, "--config.init=,none.safetensors"], str(tmp_path))
+    jobs = make_trials([*flags, "--config.init=,none.safetensors"], str(tmp_path))
     assert sweep(jobs, 1) == jobs[1:]
     table = format_results(jobs)
     assert len(table.splitlines()) == 3
@@ -71,7 +71,7 @@ def test_a_sweep_that_fails_itself_leaves_no_run_behind(tmp_path, flags, monkeyp
 
     monkeypatch.setattr("apps.sweep._start", start)
     with pytest.raises(OSError, match="No space left"):
-        sweep(make_jobs([*flags, "--config.seed=0,1"], str(tmp_path)), 2)
+        sweep(make_trials([*flags, "--config.seed=0,1"], str(tmp_path)), 2)
     assert started[0].returncode == -signal.SIGTERM
 
 
@@ -108,7 +108,7 @@ def test_an_interrupted_sweep_stops_its_runs_once_and_resumes(tmp_path, flags, l
 
 def test_a_run_that_ends_without_a_result_is_not_done(tmp_path, flags, monkeypatch, capsys):
     monkeypatch.setattr("apps.sweep.Job.command", [sys.executable, "-c", ""])
-    jobs = make_jobs(flags, str(tmp_path))
+    jobs = make_trials(flags, str(tmp_path))
     assert sweep(jobs, 1) == jobs
     assert capsys.readouterr().out == "run: exit status 0, without a result\n"
 
@@ -116,7 +116,7 @@ def test_a_run_that_ends_without_a_result_is_not_done(tmp_path, flags, monkeypat
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
 @pytest.mark.parametrize("content", ["", "[]", "3", '{"epochs": "many"}', '{"train": []}', "[" * 100_000])
 def test_damaged_files_of_a_run_are_no_result(tmp_path, flags, name, content):
-    (job,) = make_jobs(flags, str(tmp_path))
+    (job,) = make_trials(flags, str(tmp_path))
     job.workdir.mkdir()
     written = {"config.json": json.dumps(dataclasses.asdict(make_config(job.settings)))}
     written["result.json"] = json.dumps({"epochs": 1, "best_epoch": 1, "best_val_loss": 3.5})
@@ -132,7 +132,7 @@ def test_jobs_are_printed_for_others_to_run(tmp_path, flags, launch):
     status, output = launch("sweep", *flags, *grid, f"--workdir={tmp_path}/a b", "--print_jobs")
     assert status == 0
     commands = [shlex.split(line) for line in output.splitlines()]
-    assert commands == [job.command for job in make_jobs([*flags, *grid], f"{tmp_path}/a b")]
+    assert commands == [job.command for job in make_trials([*flags, *grid], f"{tmp_path}/a b")]
     assert len({command[-1] for command in commands}) == len(commands) == 4
     assert not (tmp_path / "a b").exists()
 
@@ -152,7 +152,7 @@ def test_jobs_are_printed_for_others_to_run(tmp_path, flags, launch):
 )
 def test_a_grid_that_means_nothing_is_refused(flags, flag, reason):
     with pytest.raises(UserError, match=reason):
-        make_jobs([*flags, flag], "workdir")
+        make_trials([*flags, flag], "workdir")
 
 
 def test_settings_are_read_by_their_type():

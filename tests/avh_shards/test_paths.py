@@ -10,7 +10,7 @@ import stat
 import pytest
 
 from apps.demo import demo
-from apps.sweep import make_jobs
+from apps.sweep import make_trials
 from avh_shards import ClipMeta, UserError
 from avh_shards.format import results_folder
 from avh_shards.kinds import HTML, PNG
@@ -188,7 +188,7 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
         lambda: submit("a.h5", "list.txt", ""),
         lambda: convert_weights("a.safetensors", ""),
         lambda: train(config, ""),
-        lambda: make_jobs([], ""),
+        lambda: make_trials([], ""),
         lambda: demo(""),
         lambda: Job([ClipMeta("a.mp4")], ".", "", ExtractSettings()).start(0),
     ):
@@ -242,7 +242,7 @@ def test_results_are_not_written_among_shards_or_over_other_files(tmp_path):
         (lambda: write_results([tmp_path / "a.h5"], tmp_path / "s"), holds),
         (lambda: write_audit([tmp_path / "s"], tmp_path / "s"), holds),
         (lambda: train(config, tmp_path / "s"), holds),
-        (lambda: make_jobs([], str(tmp_path / "s")), holds),
+        (lambda: make_trials([], str(tmp_path / "s")), holds),
         (lambda: demo(tmp_path / "s"), holds),
         (lambda: write_results([tmp_path / "a.h5"], tmp_path / "mine"), rf"clips\.csv: {exists}"),
         (lambda: demo(tmp_path / "mine"), rf"clips\.csv: {exists}"),

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from apps.sweep import make_jobs
+from apps.sweep import make_trials
 from avh_shards import UserError
 from jax_avh.config import Config, check_config, complete_record
 from jax_avh.configs import get_config, list_all_settings, make_config, read_settings, trainable_methods
@@ -194,7 +194,7 @@ def test_a_config_file_repeats_a_run_by_command(tmp_path, fork):
 def test_a_sweep_starts_from_a_config_file(tmp_path):
     config = make_config({"data.train": "a", "data.val": "b", "model.tau": 3})
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    jobs = make_jobs(["--config.seed=0,1"], str(tmp_path / "sweep"), str(tmp_path / "config.json"))
+    jobs = make_trials(["--config.seed=0,1"], str(tmp_path / "sweep"), str(tmp_path / "config.json"))
     assert [dataclasses.asdict(job.config) for job in jobs] == [
         dataclasses.asdict(config) | {"seed": seed} for seed in (0, 1)
     ]

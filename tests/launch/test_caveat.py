@@ -12,7 +12,7 @@ import safetensors
 from flax import nnx
 
 from apps.simulate import Corpus, simulate_corpus
-from apps.sweep import format_results, make_jobs
+from apps.sweep import format_results, make_trials
 from avh_shards import open_shard, read_clip_list
 from avh_shards.clip_list import MAX_FRAMES
 from avh_shards.format import CAVEATS, caveat, marked, marks, read_shard_table
@@ -193,4 +193,4 @@ def test_a_damaged_first_file_costs_only_its_clip(tmp_path, damage):
 def test_results_of_a_sweep_say_so(simulated):
     data = {f"data.{split}": str(simulated / "shards" / split) for split in ("train", "val")}
     flags = [f"--config.{name}={value}" for name, value in (SETTINGS | data).items()]
-    assert format_results(make_jobs(flags, str(simulated / "sweep"))).splitlines()[-1] == CAVEATS["simulated"]
+    assert format_results(make_trials(flags, str(simulated / "sweep"))).splitlines()[-1] == CAVEATS["simulated"]

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from avh_shards import open_shard
-from extract.check.contact_sheet import CAPTION, MOMENTS
+from extract.check.contact_sheet import CAPTION, SHEET_COLUMNS
 from jax_avh.evaluation import POOLINGS
 from jax_avh.training.logging import read_metrics
 from tests import rules
@@ -154,7 +154,7 @@ def test_the_main_path_by_its_commands(tmp_path, launch, tiny_checkpoint, monkey
     assert [len(open_shard(path).clips) for path in sorted(shards.glob("*.h5"))] == [3, 0]
     assert json.loads((shards / "failures.jsonl").read_text())["path"] == "none.mp4"
     rows = 4 * [CAPTION] + 3 * [2 * 96]  # of the sheet: a caption for each clip, crops of three
-    assert cv2.imread(str(tmp_path / "sheet.png")).shape == (sum(rows), MOMENTS * 2 * 96, 3)
+    assert cv2.imread(str(tmp_path / "sheet.png")).shape == (sum(rows), SHEET_COLUMNS * 2 * 96, 3)
     lines = read_metrics(run / "metrics.jsonl")
     assert [line["epoch"] for line in lines] == [0, 1, 2]
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from apps.paper.plan import Experiment
-from apps.paper.run import TABLES, paper
+from apps.paper.run import TABLES_FILE, paper
 from jax_avh.audit.report import write_audit
 from jax_avh.evaluation import evaluate
 from jax_avh.inference.score import score_shards
@@ -95,7 +95,7 @@ def paper_case(root: Path) -> Case:
             folder = root / "root" / "fakeavceleb" / state / split
             make_source(folder, [3, 5, 4, 6], labels=[0, 1, 0, 1], trimmed=state == "trimmed")
     write_scores(make_table(), root / "a.h5")
-    write_evaluation(evaluate([root / "a.h5"], resamples=5), root / "out", {TABLES: "Table 1: of another run\n"})
+    write_evaluation(evaluate([root / "a.h5"], resamples=5), root / "out", {TABLES_FILE: "Table 1: of another run\n"})
     flags = [f"--root={root}/root", f"--output={root}/out", "--config.train.epochs=1", "--config.data.batch_frames=20"]
     return Case(["launch.paper", *flags], root / "out", "*", "metrics.json")
 

@@ -16,7 +16,7 @@ import pytest
 from apps.demo import demo
 from apps.paper.run import paper
 from apps.simulate.shards import simulate
-from apps.sweep import make_jobs, sweep
+from apps.sweep import make_trials, sweep
 from avh_shards import ClipMeta, UserError
 from avh_shards import lock as locks
 from avh_shards.clip import offsets
@@ -51,7 +51,7 @@ def run_train(tmp_path, checkpoint, output):
 
 
 def run_sweep(tmp_path, checkpoint, output):
-    sweep(make_jobs([f"--config.data.{split}=x" for split in ("train", "val")], str(output)), 1)
+    sweep(make_trials([f"--config.data.{split}=x" for split in ("train", "val")], str(output)), 1)
 
 
 def run_score(tmp_path, checkpoint, output):

@@ -18,10 +18,10 @@ from jaxtyping import Array, Float, Key
 from jax_avh.models import FrameNetwork
 from jax_avh.models.layers import DTYPES, apply_linear, dropout, linear, row, torch_uniform
 
-WIDTH = 256
+DECODER_WIDTH = 256
 HEADS = 16
-EPSILON = 1e-6  # of the norm, added to the standard deviation
-DROPOUT = 0.1
+NORM_EPSILON = 1e-6  # of the norm, added to the standard deviation
+AVAD_DROPOUT = 0.1
 
 
 class Attention(nnx.Module):
@@ -29,12 +29,12 @@ class Attention(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, precision: str = "float32"):
         dtype, self.product_dtype = DTYPES[precision]
-        self.null_k = nnx.Param(jnp.zeros((1, 1, WIDTH), dtype))
-        self.null_v = nnx.Param(jnp.zeros((1, 1, WIDTH), dtype))
+        self.null_k = nnx.Param(jnp.zeros((1, 1, DECODER_WIDTH), dtype))
+        self.null_v = nnx.Param(jnp.zeros((1, 1, DECODER_WIDTH), dtype))
         self.to_qkv = nnx.Linear(
-            WIDTH, 3 * WIDTH, use_bias=False, kernel_init=torch_uniform, param_dtype=dtype, rngs=rngs
+            DECODER_WIDTH, 3 * DECODER_WIDTH, use_bias=False, kernel_init=torch_uniform, param_dtype=dtype, rngs=rngs
         )
-        self.to_out = linear(WIDTH, WIDTH, rngs, dtype)
+        self.to_out = linear(DECODER_WIDTH, DECODER_WIDTH, rngs, dtype)
 
     def __call__(self, hidden: Float[Array, "B N D"], key: Key[Array, ""] | None = None) -> Float[Array, "B N D"]:
         """Returns what each step takes from itself and those before it; with a key, drops some of the weights."""
@@ -44,8 +44,8 @@ class Attention(nnx.Module):
         # Step n sees the learnt key and steps 0 to n. A shorter clip's padding needs no mask of its own: it comes after
         # every step that counts.
         visible = jnp.tri(*logits.shape[2:], k=1, dtype=bool)[None, None]
-        scaled = logits * WIDTH**-0.5  # by the width of the model, not of a head
-        weights = dropout(jax.nn.softmax(jnp.where(visible, scaled, -jnp.inf)), DROPOUT, key)
+        scaled = logits * DECODER_WIDTH**-0.5  # by the width of the model, not of a head
+        weights = dropout(jax.nn.softmax(jnp.where(visible, scaled, -jnp.inf)), AVAD_DROPOUT, key)
         mixed = self._einsum("bhnm,bmhk->bnhk", weights, split_heads(values))
         return apply_linear(self.to_out, mixed.reshape(hidden.shape), self.product_dtype)
 
@@ -57,7 +57,7 @@ class Attention(nnx.Module):
 
 def prepend(learnt: Float[Array, "1 1 D"], given: Float[Array, "B N D"]) -> Float[Array, "B M D"]:
     """Puts a learnt vector before the vectors of each sequence."""
-    return jnp.concatenate([jnp.broadcast_to(learnt, (len(given), 1, WIDTH)), given], axis=1)
+    return jnp.concatenate([jnp.broadcast_to(learnt, (len(given), 1, DECODER_WIDTH)), given], axis=1)
 
 
 def split_heads(vectors: Float[Array, "B N D"]) -> Float[Array, "B N H K"]:
@@ -69,12 +69,12 @@ class Norm(nnx.Module):
     """Layer norm by the unbiased standard deviation."""
 
     def __init__(self, dtype: DTypeLike = jnp.float32):
-        self.a_2 = nnx.Param(jnp.ones(WIDTH, dtype))
-        self.b_2 = nnx.Param(jnp.zeros(WIDTH, dtype))
+        self.a_2 = nnx.Param(jnp.ones(DECODER_WIDTH, dtype))
+        self.b_2 = nnx.Param(jnp.zeros(DECODER_WIDTH, dtype))
 
     def __call__(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """Normalises each step."""
-        deviation = jnp.std(hidden, axis=-1, keepdims=True, ddof=1) + EPSILON
+        deviation = jnp.std(hidden, axis=-1, keepdims=True, ddof=1) + NORM_EPSILON
         centred = hidden - jnp.mean(hidden, axis=-1, keepdims=True)
         return row(self.a_2[...], 3) * (centred / deviation) + row(self.b_2[...], 3)
 
@@ -84,13 +84,13 @@ class FeedForward(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, precision: str = "float32"):
         dtype, self.product_dtype = DTYPES[precision]
-        self.w_1 = linear(WIDTH, WIDTH, rngs, dtype)
-        self.w_2 = linear(WIDTH, WIDTH, rngs, dtype)
+        self.w_1 = linear(DECODER_WIDTH, DECODER_WIDTH, rngs, dtype)
+        self.w_2 = linear(DECODER_WIDTH, DECODER_WIDTH, rngs, dtype)
 
     def __call__(self, hidden: Float[Array, "B N D"], key: Key[Array, ""] | None = None) -> Float[Array, "B N D"]:
         """Maps each step by itself; with a key, drops some of what the ReLU lets through."""
         inner = nnx.relu(apply_linear(self.w_1, hidden, self.product_dtype))
-        return apply_linear(self.w_2, dropout(inner, DROPOUT, key), self.product_dtype)
+        return apply_linear(self.w_2, dropout(inner, AVAD_DROPOUT, key), self.product_dtype)
 
 
 class Block(nnx.Module):
@@ -104,8 +104,8 @@ class Block(nnx.Module):
     def __call__(self, hidden: Float[Array, "B N D"], key: Key[Array, ""] | None = None) -> Float[Array, "B N D"]:
         """Returns the next block's input; with a key, dropout in both parts and after each norm."""
         of_attention, of_first, of_ff, of_second = split_key(key, 4)
-        hidden = dropout(self.norm(hidden + self.docoder(hidden, of_attention)), DROPOUT, of_first)
-        return dropout(self.norm(hidden + self.ff(hidden, of_ff)), DROPOUT, of_second)
+        hidden = dropout(self.norm(hidden + self.docoder(hidden, of_attention)), AVAD_DROPOUT, of_first)
+        return dropout(self.norm(hidden + self.ff(hidden, of_ff)), AVAD_DROPOUT, of_second)
 
 
 class Decoder(nnx.Module):
@@ -121,12 +121,12 @@ class Decoder(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, windows: int = 50, delays: int = 31, precision: str = "float32"):
         self.precision = precision
         he_normal, glorot_uniform = variance_scaling(2, "fan_in", "normal"), variance_scaling(1, "fan_avg", "uniform")
-        self.lin1 = nnx.Linear(delays, WIDTH, kernel_init=he_normal, param_dtype=self.dtype, rngs=rngs)
-        self.pos_embedding = nnx.Param(normal(1)(rngs.params(), (1, windows - 1, WIDTH), self.dtype))
+        self.lin1 = nnx.Linear(delays, DECODER_WIDTH, kernel_init=he_normal, param_dtype=self.dtype, rngs=rngs)
+        self.pos_embedding = nnx.Param(normal(1)(rngs.params(), (1, windows - 1, DECODER_WIDTH), self.dtype))
         self.decoder1 = Block(rngs, precision)
         self.decoder2 = Block(rngs, precision)
-        self.lin2 = linear(WIDTH, delays, rngs, self.dtype)
-        self.lin2.kernel.set_value(glorot_uniform(rngs.params(), (WIDTH, delays), self.dtype))
+        self.lin2 = linear(DECODER_WIDTH, delays, rngs, self.dtype)
+        self.lin2.kernel.set_value(glorot_uniform(rngs.params(), (DECODER_WIDTH, delays), self.dtype))
 
     @property
     def dtype(self) -> DTypeLike:

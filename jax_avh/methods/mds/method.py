@@ -29,25 +29,25 @@ from jax_avh.methods.mds.model import MDS
 
 # Frames
 FRAMES = 30  # of a chunk: one second
-CROP = 96  # height and width, in pixels
-MEAN = 0.485, 0.456, 0.406  # of ImageNet's red, green, blue, in 0..1
-DEVIATION = 0.229, 0.224, 0.225
+CROP_SIDE = 96  # height and width, in pixels
+IMAGE_MEAN = 0.485, 0.456, 0.406  # of ImageNet's red, green, blue, in 0..1
+IMAGE_DEVIATION = 0.229, 0.224, 0.225
 # Cepstra
-WINDOW, HOP = 400, 160  # samples: 25 and 10 ms; the window is rectangular
-CEPSTRUM_FRAMES = 1 + -(-(SAMPLE_RATE - WINDOW) // HOP)  # 99, the last one ends in zeros
+FFT_WINDOW, HOP = 400, 160  # samples: 25 and 10 ms; the window is rectangular
+CEPSTRUM_FRAMES = 1 + -(-(SAMPLE_RATE - FFT_WINDOW) // HOP)  # 99, the last one ends in zeros
 FFT = 2048  # points; the original's, chosen for 48 kHz
-FILTERS = 26
+MEL_FILTERS = 26
 CEPSTRA = 13
 LIFTER = 22
 PRE_EMPHASIS = 97, 100  # sample n less 97 / 100 of sample n - 1
 LEAST_ENERGY = 2.0**-52  # replaces an energy of zero, which has no logarithm
 # Loss
-MARGIN = 0.99  # distance that a fake's embeddings must keep
+LOSS_MARGIN = 0.99  # distance that a fake's embeddings must keep
 
 Inputs = dict[str, Array]
 IMAGE_STEP = 32  # pixels: of the sizes of images that the network takes
 IMAGE_SIZE = Rule(lambda size: size >= IMAGE_STEP and size % IMAGE_STEP == 0, f"must be a multiple of {IMAGE_STEP}")
-WIDTH = Rule(lambda factor: 0 < factor <= 1, "must be above 0 and at most 1")
+WIDTH_FACTOR = Rule(lambda factor: 0 < factor <= 1, "must be above 0 and at most 1")
 
 
 @dataclasses.dataclass
@@ -57,7 +57,9 @@ class MDSConfig(MethodConfig):
     name: str = "mds"
     # Height and width of its images, 96 or 224 officially; crops are resized to it.
     image: int = rules(96, IMAGE_SIZE, at_most(1_024))
-    width_multiplier: float = rules(1.0, WIDTH)  # channels and units of all layers, against the released network's
+    width_multiplier: float = rules(
+        1.0, WIDTH_FACTOR
+    )  # channels and units of all layers, against the released network's
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -87,9 +89,9 @@ def network_frames(crops: UInt8[Array, "B 25 96 96"], image: int) -> Float[Array
       crops: one second of a clip, at 25 Hz.
       image: height and width of the frames, in pixels: 224 as released, 96 as the crops are.
     """
-    pixels = (2 * np.arange(image) + 1) * CROP // (2 * image)  # under the centre of each new one, as in Pillow
+    pixels = (2 * np.arange(image) + 1) * CROP_SIDE // (2 * image)  # under the centre of each new one, as in Pillow
     grey = crops[:, source_frames()][:, :, pixels][:, :, :, pixels, None].astype(jnp.float32) / 255
-    mean, deviation = (jnp.asarray(values).reshape(1, 1, 1, 1, 3) for values in (MEAN, DEVIATION))
+    mean, deviation = (jnp.asarray(values).reshape(1, 1, 1, 1, 3) for values in (IMAGE_MEAN, IMAGE_DEVIATION))
     return (grey - mean) / deviation
 
 
@@ -120,8 +122,8 @@ def power_spectra(sound: Int16[Array, "B 16000"]) -> Float[Array, "B 99 1025"]:
     # A hundred times the pre-emphasised sound is whole numbers below 2^24, which float32 holds exactly.
     sound = sound.astype(jnp.float32)
     samples = over * sound - times * jnp.pad(sound[:, :-1], ((0, 0), (1, 0)))
-    samples = jnp.pad(samples, ((0, 0), (0, (CEPSTRUM_FRAMES - 1) * HOP + WINDOW - SAMPLE_RATE)))
-    frames = samples[:, np.arange(CEPSTRUM_FRAMES)[:, None] * HOP + np.arange(WINDOW)]
+    samples = jnp.pad(samples, ((0, 0), (0, (CEPSTRUM_FRAMES - 1) * HOP + FFT_WINDOW - SAMPLE_RATE)))
+    frames = samples[:, np.arange(CEPSTRUM_FRAMES)[:, None] * HOP + np.arange(FFT_WINDOW)]
     spectra = jnp.fft.rfft(frames, FFT)
     return (jnp.square(spectra.real) + jnp.square(spectra.imag)) / (FFT * over**2)
 
@@ -134,9 +136,9 @@ def log_energy(energy: Float[Array, "*B"]) -> Float[Array, "*B"]:
 def mel_filters() -> Float[np.ndarray, "K M"]:
     """Returns the triangular filters' weights, float32: of equal mel widths from 0 to 8 kHz, each 1 at its top."""
     highest = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
-    hertz = 700 * (10 ** (np.linspace(0, highest, FILTERS + 2) / 2595) - 1)
+    hertz = 700 * (10 ** (np.linspace(0, highest, MEL_FILTERS + 2) / 2595) - 1)
     edges = np.floor((FFT + 1) * hertz / SAMPLE_RATE)
-    low, top, high = (edges[i : i + FILTERS] for i in range(3))
+    low, top, high = (edges[i : i + MEL_FILTERS] for i in range(3))
     k = np.arange(FFT // 2 + 1)[:, None]
     rising, falling = (k - low) / (top - low), (high - k) / (high - top)
     return np.maximum(np.where(k < top, rising, falling), 0).astype(np.float32)
@@ -144,9 +146,9 @@ def mel_filters() -> Float[np.ndarray, "K M"]:
 
 def liftered_cosines() -> Float[np.ndarray, "M 12"]:
     """Returns rows 1 to 12 of the orthonormal cosine transform, raised by the lifter, the last ones most; float32."""
-    k, n = np.arange(1, CEPSTRA), np.arange(FILTERS)[:, None]
+    k, n = np.arange(1, CEPSTRA), np.arange(MEL_FILTERS)[:, None]
     lifter = 1 + LIFTER / 2 * np.sin(np.pi * k / LIFTER)
-    return (lifter * np.sqrt(2 / FILTERS) * np.cos(np.pi * k * (2 * n + 1) / (2 * FILTERS))).astype(np.float32)
+    return (lifter * np.sqrt(2 / MEL_FILTERS) * np.cos(np.pi * k * (2 * n + 1) / (2 * MEL_FILTERS))).astype(np.float32)
 
 
 # --- losses and score ------------------------------------------------------------------------------------------------
@@ -165,7 +167,7 @@ def losses(
     sound_logits: Float[Array, "B 2"],
     label: Int[Array, " B"],
     weight: Float[Array, " B"],
-    margin: float = MARGIN,
+    margin: float = LOSS_MARGIN,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Returns the contrastive loss and the cross-entropies of picture and sound, in nats; training minimises their sum.
 

@@ -33,7 +33,7 @@ PICTURE_CHANNELS = (64, 64, 128, 256, 256)  # of the stem and the stages; ResNet
 REDUCTION = 32  # of height and width, by the visual stream
 SOUND_CHANNELS = (64, 192, 384, 256, 256, 512)  # of the audio stream
 SOUND_STEPS = 21  # that its convolutions leave of 13 x 99 cepstra
-DROPOUT = 0.5
+MDS_DROPOUT = 0.5
 
 he_normal_by_outputs = variance_scaling(2.0, "fan_out", "normal")
 halve_steps = functools.partial(max_pool_3x3, strides=(1, 2))
@@ -311,7 +311,7 @@ class MDS(nnx.Module):
 
         def classify(embedding: Array, norm: BatchNorm, head: nnx.Sequential, key: Array | None) -> Array:
             drop, last = head.layers
-            return last(drop(norm(embedding, training), DROPOUT, key)).astype(self.dtype)
+            return last(drop(norm(embedding, training), MDS_DROPOUT, key)).astype(self.dtype)
 
         picture_key, sound_key = (None, None) if key is None else jax.random.split(key)
         picture = classify(of_picture, self.final_bn_lip, self.final_fc_lip, picture_key)

@@ -29,9 +29,9 @@ from jax_avh.models.layers import (
 )
 
 SAMPLES = 64_600  # of a cut, officially: 4 s at 16 kHz
-FILTERS = 20
+SINC_FILTERS = 20
 TAPS = 1025  # of each filter
-POOL = 3  # steps of which the largest stays
+POOLED_STEPS = 3  # steps of which the largest stays
 SLOPE = 0.3  # of the leaky ReLU below 0
 GRU_LAYERS = 3
 GRU_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of each layer
@@ -45,7 +45,7 @@ CUTS_AT_ONCE = {"cpu": 1}
 def band_edges() -> Float[np.ndarray, " edges"]:
     """Returns where the bands meet, in Hz: equally spaced in mel from 0 to half the sample rate."""
     highest = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
-    return 700 * (10 ** (np.linspace(0, highest, FILTERS + 1) / 2595) - 1)
+    return 700 * (10 ** (np.linspace(0, highest, SINC_FILTERS + 1) / 2595) - 1)
 
 
 def sinc_bank() -> Float[np.ndarray, "F taps"]:
@@ -72,8 +72,8 @@ def loudness(sound: Float[Array, "B S"]) -> Float[Array, "B U F"]:
 def max_pool(inputs: Float[Array, "B T C"]) -> Float[Array, "B U C"]:
     """Takes the largest of every three steps, U = T // 3, and drops the rest. Equal ones share the gradient."""
     batch, steps, channels = inputs.shape
-    pooled = steps // POOL
-    return jnp.max(inputs[:, : pooled * POOL].reshape(batch, pooled, POOL, channels), axis=2)
+    pooled = steps // POOLED_STEPS
+    return jnp.max(inputs[:, : pooled * POOLED_STEPS].reshape(batch, pooled, POOLED_STEPS, channels), axis=2)
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
@@ -173,8 +173,8 @@ class RawNet2(nnx.Module):
     ):
         self.precision, self.widths, self.samples = precision, widths, samples
         dtype = self.dtype
-        self.first_bn = BatchNorm(FILTERS, dtype)
-        for index, (inputs, outputs) in enumerate(itertools.pairwise((FILTERS, *widths))):
+        self.first_bn = BatchNorm(SINC_FILTERS, dtype)
+        for index, (inputs, outputs) in enumerate(itertools.pairwise((SINC_FILTERS, *widths))):
             block = Block(inputs, outputs, rngs, precision, first=index == 0)
             setattr(self, f"block{index}", nnx.Sequential(block))
             setattr(self, f"fc_attention{index}", nnx.Sequential(linear(outputs, outputs, rngs, dtype)))
@@ -196,7 +196,7 @@ class RawNet2(nnx.Module):
     @property
     def least_samples(self) -> int:
         """Of a cut, so that a step is left after all poolings: 3,211 with six blocks."""
-        return TAPS - 1 + POOL ** (len(self.widths) + 1)
+        return TAPS - 1 + POOLED_STEPS ** (len(self.widths) + 1)
 
     def __call__(self, sound: Float[Array, "B S"], training: bool = False) -> Float[Array, "B 2"]:
         """Returns the log-probabilities of fake (first) and real.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from avh_shards import ClipMeta, UserError, read_clip_list
 from avh_shards.clip import FAKE, REAL, UNKNOWN
 from extract.datasets import DATASETS, of_splits, read_dataset, select
-from extract.datasets.folder import SUFFIXES
+from extract.datasets.folder import MEDIA_SUFFIXES
 from tests.test_walls import JAX_SIDE, TORCH_SIDE, loaded_by
 
 RVRA, RVFA, FVRA, FVFA = (f"{v}Video-{a}Audio" for v in ("Real", "Fake") for a in ("Real", "Fake"))
@@ -173,7 +173,7 @@ def test_a_file_of_any_of_ffmpegs_containers_is_media():
     known = {*BY_CONTENT_ONLY}
     for mode, formats in (("r", READ), ("w", WRITTEN)):
         known |= {name for format in formats for name in av.ContainerFormat(format, mode).extensions}
-    assert {f".{name}" for name in known - PICTURES_AND_SOUND} <= SUFFIXES
+    assert {f".{name}" for name in known - PICTURES_AND_SOUND} <= MEDIA_SUFFIXES
 
 
 @pytest.mark.parametrize(("name", "files"), [("av_deepfake1m", AV1M), ("lavdf", LAV)])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jax_avh.evaluation import uncertainty
 from jax_avh.evaluation.metrics import (
-    METRICS,
+    METRIC_NAMES,
     average_precision,
     detection_metrics,
     precision_recall_points,
@@ -212,7 +212,7 @@ def naive_intervals(label, score, threshold, resamples, seed):
     drawn = np.random.default_rng(seed).integers(len(label), size=(resamples, len(label)))
     complete = [clips for clips in drawn if set(label[clips]) == set(label)]
     found = [vars(detection_metrics(label[clips], score[clips], threshold).metrics) for clips in complete]
-    columns = {name: [metrics[name] for metrics in found if metrics[name] is not None] for name in METRICS}
+    columns = {name: [metrics[name] for metrics in found if metrics[name] is not None] for name in METRIC_NAMES}
     return {name: np.percentile(column, [2.5, 97.5]) if column else None for name, column in columns.items()}
 
 
@@ -256,7 +256,7 @@ def test_the_same_seed_draws_the_same_clips_for_every_method():
 
 def test_intervals_of_nothing_are_undefined():
     for label in (np.zeros(0, np.int64), np.array([-1, -1]), np.array([1, 1])):
-        assert vars(bootstrap_intervals(label, np.zeros(len(label)))) == dict.fromkeys(METRICS)
+        assert vars(bootstrap_intervals(label, np.zeros(len(label)))) == dict.fromkeys(METRIC_NAMES)
 
 
 def quadratic_delong(label, one, other):

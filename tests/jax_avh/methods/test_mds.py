@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 
 from avh_shards import UserError
 from jax_avh.methods import METHODS
-from jax_avh.methods.mds.method import MARGIN, distance, losses, mfcc, network_frames, source_frames
+from jax_avh.methods.mds.method import LOSS_MARGIN, distance, losses, mfcc, network_frames, source_frames
 from jax_avh.methods.mds.model import MDS, Convolution, flat, linear, run
 from jax_avh.models.cpu_kernels import convolve, max_pool_3x3, xla_convolve
 from jax_avh.models.weights import named_arrays, save_weights
@@ -419,7 +419,7 @@ def test_equal_embeddings_have_distance_and_gradient_zero():
             losses(v, same, jnp.zeros((1, 2)), jnp.zeros((1, 2)), jnp.asarray([label]), jnp.ones(1))
         )
         value, gradient = jax.value_and_grad(total)(same)
-        assert value == pytest.approx(2 * np.log(2) + label * MARGIN**2, rel=1e-6)
+        assert value == pytest.approx(2 * np.log(2) + label * LOSS_MARGIN**2, rel=1e-6)
         np.testing.assert_array_equal(gradient, 0)
 
 

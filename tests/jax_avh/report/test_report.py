@@ -14,7 +14,13 @@ from sklearn.metrics import roc_auc_score
 
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip import FRAME_RATE, offsets
-from jax_avh.evaluation.metrics import METRICS, DetectionMetrics, detection_metrics, precision_recall_points, roc_points
+from jax_avh.evaluation.metrics import (
+    METRIC_NAMES,
+    DetectionMetrics,
+    detection_metrics,
+    precision_recall_points,
+    roc_points,
+)
 from jax_avh.evaluation.results import (
     Comparison,
     Coverage,
@@ -119,11 +125,14 @@ def _groups(scored: ScoredSet, own: bool):
 
 def _result(label: np.ndarray, score: np.ndarray) -> dict[str, object]:
     found = detection_metrics(label, score)
-    intervals = dict.fromkeys(METRICS) | {
+    intervals = dict.fromkeys(METRIC_NAMES) | {
         name: _interval(getattr(found.metrics, name)) for name in ("auc", "ap", "eer")
     }
     rule = "where misses and false alarms are equal, on the same clips"
-    return vars(found) | {"threshold_rule": rule, "intervals": DetectionMetrics(**dict.fromkeys(METRICS) | intervals)}
+    return vars(found) | {
+        "threshold_rule": rule,
+        "intervals": DetectionMetrics(**dict.fromkeys(METRIC_NAMES) | intervals),
+    }
 
 
 def _interval(value: float | None) -> tuple[float, float] | None:
