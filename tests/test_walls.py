@@ -85,8 +85,9 @@ def test_commands_load_their_own_side_alone(command, never):
 
 def test_a_sweep_leaves_the_devices_to_its_runs():
     """It loads jax, by the methods whose settings it checks, but starts no device."""
-    code = "import sys, jax; from apps.sweep import make_trials; flags = ['--config.data.train=a', '--config.data.val=b']; "
-    code += "make_trials(flags, sys.argv[1]); assert not jax._src.xla_bridge.backends_are_initialized()"
+    code = "import sys, jax; from apps.sweep import make_trials; "
+    code += "make_trials(['--config.data.train=a', '--config.data.val=b'], sys.argv[1]); "
+    code += "assert not jax._src.xla_bridge.backends_are_initialized()"
     subprocess.run([sys.executable, "-c", code, "workdir"], check=True)
 
 

@@ -107,7 +107,7 @@ def test_an_interrupted_sweep_stops_its_runs_once_and_resumes(tmp_path, flags, l
 
 
 def test_a_run_that_ends_without_a_result_is_not_done(tmp_path, flags, monkeypatch, capsys):
-    monkeypatch.setattr("apps.sweep.Job.command", [sys.executable, "-c", ""])
+    monkeypatch.setattr("apps.sweep.Trial.command", [sys.executable, "-c", ""])
     jobs = make_trials(flags, str(tmp_path))
     assert sweep(jobs, 1) == jobs
     assert capsys.readouterr().out == "run: exit status 0, without a result\n"
