@@ -190,7 +190,7 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
         lambda: train(config, ""),
         lambda: make_trials([], ""),
         lambda: demo(""),
-        lambda: Job([ClipMeta("a.mp4")], ".", "", ExtractSettings()).start(0),
+        lambda: Job([ClipMeta("a.mp4")], ".", "", ExtractSettings()).check(),
     ):
         with pytest.raises(UserError, match="an empty path was given"):
             command()

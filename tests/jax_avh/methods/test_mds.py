@@ -230,7 +230,7 @@ def test_narrow_weights_say_so(tmp_path):
     network = rule_filled(32, width_multiplier=1 / 64)
     assert {array.shape[0] for array in named_arrays(network).values()} == {1, 2, 3, 4, 6, 8, 16, 64}
     save_weights(network, tmp_path / "w.safetensors")
-    again = METHODS["mds"].load(tmp_path / "w.safetensors")
+    again = METHODS["mds"].load_model(tmp_path / "w.safetensors")
     assert (again.image, again.width_multiplier) == (32, 1 / 64)
     for one, other in zip(jax.tree.leaves(nnx.state(network)), jax.tree.leaves(nnx.state(again)), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -244,7 +244,7 @@ def test_weights_of_no_network_are_told(tmp_path, name, value):
     setattr(network, name, value)
     save_weights(network, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"w\.safetensors: does not say what mds needs to know of it"):
-        METHODS["mds"].load(tmp_path / "w.safetensors")
+        METHODS["mds"].load_model(tmp_path / "w.safetensors")
 
 
 def test_fresh_weights_are_drawn_by_the_number_of_outputs():
