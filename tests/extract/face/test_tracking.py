@@ -67,7 +67,7 @@ def test_frames_are_decoded_once_and_held_only_while_they_wait():
         stream.add(frame, place)
         most = max(most, len(stream.held))
     assert given_out == 100
-    assert most == mouth_module.WINDOW - 1
+    assert most == mouth_module.SMOOTHED_FRAMES - 1
 
 
 def test_no_face_at_all_is_told():
