@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 import h5py
@@ -28,6 +29,7 @@ NUMBER_COLUMNS = {
 LATER_COLUMNS = ("face_share", "several_faces")  # absent from older files: unknown
 
 OVERHANG = 1.0  # seconds by which a fake segment may end after its clip: rounding, a stream that ends early, trimming
+SPEAKER = re.compile("(?:^|/)(id[0-9]+)/")  # VoxCeleb2's folder of a speaker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,3 +123,9 @@ def _check_clip_table(columns: dict, offset: np.ndarray, segment_offset: np.ndar
 def offsets(lengths: Sequence[int] | Int64[np.ndarray, " N"]) -> Int64[np.ndarray, "borders"]:
     """Start of each of N pieces laid end to end, and the end of the last."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def speaker_of(path: str) -> str:
+    """Returns VoxCeleb2's name of a speaker, the first folder idNNNNN of a clip's path; "" if it has none."""
+    found = SPEAKER.search(path)
+    return found.group(1) if found else ""

@@ -158,7 +158,7 @@ def list_shards(directory: AnyPath) -> list[FilePath]:
     """Paths of a folder's shards in order; a single shard stands for itself.
 
     Raises:
-      UserError: there is no shard at `directory`.
+      UserError: `directory` holds no shard.
     """
     folder = reachable(directory)
     if folder.is_file():

@@ -54,7 +54,7 @@ def reachable(path: AnyPath) -> FilePath:
     """Returns a path whose file system has answered.
 
     Raises:
-      UserError: there is no such file system, no network, no permission, ...
+      UserError: the file system is unknown, or there is no network, no permission, ...
     """
     reached = as_path(path)
     try:
@@ -195,7 +195,7 @@ def local_file(path: AnyPath) -> Iterator[Path]:
     """The file itself if it is local, else a copy for the time of the block.
 
     Raises:
-      UserError: there is no such file.
+      UserError: the file does not exist.
     """
     path = as_path(path)
     if isinstance(path, Path):

@@ -40,7 +40,7 @@ SOURCE_CLIPS = {  # name -> (package's file, sha256)
     ),
 }
 SHIFTS = (0.2, 0.4, 0.6)  # seconds by which the sound of the first, second, third clip comes late
-SPLICE = (0.35, 0.65)  # part of a clip whose sound is another clip's
+SPLICE = (0.35, 0.65)  # where another clip's sound is spliced in, as shares of the clip
 DEMO_COLUMNS = ("path", "label", "category", "identity", "fake_segments")  # of the clip list
 
 

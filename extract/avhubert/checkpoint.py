@@ -31,7 +31,7 @@ def load_avhubert(path: str | os.PathLike) -> AVHubert:
       The encoder in float32, in evaluation mode, on the CPU.
 
     Raises:
-      UserError: the file is missing or damaged, names a class that is not allowed, or is no AV-HuBERT file; all
+      UserError: the file is missing or damaged, names a class that is not allowed, or is not an AV-HuBERT file; all
         parameters that do not fit are listed at once.
     """
     checkpoint = load_restricted(path)

@@ -53,7 +53,7 @@ class Encoder:
         """Opens an official file, or "random".
 
         Raises:
-          UserError: the file is no AV-HuBERT file.
+          UserError: the file is not an AV-HuBERT file.
         """
         self.settings = settings
         self.pieces: dict[str, int] = {}  # by path of a clip that exceeded memory: frames of its pieces

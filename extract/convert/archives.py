@@ -17,7 +17,7 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Opens a zip archive if its list of members is of a reasonable size: ZipFile keeps all of it in memory.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: the file does not exist.
       zipfile.BadZipFile: it is not an archive, or lists too many members.
     """
     with _Opening(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:

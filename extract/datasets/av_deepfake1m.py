@@ -1,12 +1,11 @@
 """AV-Deepfake1M and AV-Deepfake1M++: a JSON list of clips a split, or a JSON file a clip; test without labels."""
 
 import functools
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from avh_shards import ClipMeta, UserError
-from avh_shards.clip import FAKE, REAL
+from avh_shards.clip import FAKE, REAL, speaker_of
 from avh_shards.lists import read_lines
 from extract.datasets.common import (
     category,
@@ -28,7 +27,6 @@ CATEGORIES = {
     "visual_modified": category(True, False),
     "both_modified": category(True, True),
 }
-SPEAKER = re.compile("(?:^|/)(id[0-9]+)/")  # VoxCeleb2's; clips of other sources have none
 
 
 def read_av_deepfake1m(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
@@ -77,7 +75,7 @@ def _clip(split: str, entry: object) -> ClipMeta:
     """An entry as a clip."""
     if split == "test":
         assert isinstance(entry, str)  # a line of the list
-        return ClipMeta(clip_path(split, entry), split=split, identity=_speaker(entry))
+        return ClipMeta(clip_path(split, entry), split=split, identity=speaker_of(entry))
     file = field(entry, "file", str)
     fake = segments(entry, "fake_segments")
     return ClipMeta(
@@ -85,12 +83,6 @@ def _clip(split: str, entry: object) -> ClipMeta:
         label=FAKE if fake else REAL,
         category=choice(entry, "modify_type", CATEGORIES),
         split=split,
-        identity=_speaker(file),
+        identity=speaker_of(file),
         segments=fake,
     )
-
-
-def _speaker(file: str) -> str:
-    """The speaker's name out of a file's path."""
-    found = SPEAKER.search(file)
-    return found.group(1) if found else ""

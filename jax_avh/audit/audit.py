@@ -5,7 +5,6 @@ Source: AVH-Align, section 3 (leading silence: figure 2; its AUC by threshold an
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ import tqdm
 from jaxtyping import Float
 
 from avh_shards import ClipMeta
-from avh_shards.clip import FAKE, FRAME_RATE, REAL, UNKNOWN
+from avh_shards.clip import FAKE, FRAME_RATE, REAL, UNKNOWN, speaker_of
 from avh_shards.format import caveat, marked
 from avh_shards.silence import SILENCE, START, leading_amplitudes, leading_silences
 from avh_shards.text import one_line
@@ -25,7 +24,6 @@ LABELS = {"real": REAL, "fake": FAKE, "unknown": UNKNOWN}
 THRESHOLDS = np.union1d(np.geomspace(1e-4, 1e-1, 25), SILENCE)  # of |x|
 MOMENTS = np.array([0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0])  # seconds from the start
 LONG = 10.0  # ms: silent for longer is fake, as the paper's figure 2 says
-SPEAKER = re.compile("(?:^|/)(id[0-9]+)/")  # VoxCeleb2's folder of a speaker
 
 # Starts of histograms' bins; the last bin holds all the rest.
 SILENCE_BINS = np.arange(0.0, 101.0, 5.0)  # ms
@@ -252,8 +250,7 @@ def overlap(source: str, clips: Sequence[ClipMeta], other: str, other_clips: Seq
 
 def identity(clip: ClipMeta) -> str:
     """Returns the speaker: as the data set names it, else the leading idNNNNN folder of the path, else ""."""
-    speaker = SPEAKER.search(clip.path)
-    return clip.identity or (speaker.group(1) if speaker else "")
+    return clip.identity or speaker_of(clip.path)
 
 
 def _shared(names: Iterable[str], others: Iterable[str]) -> Shared:
