@@ -25,7 +25,7 @@ def flags(tmp_path_factory):
     """Settings of a tiny run."""
     folder = tmp_path_factory.mktemp("data")
     data = {f"data.{split}": make_source(folder / split, [5, 9, 7]).path for split in ("train", "val")}
-    settings = data | {"data.batch_frames": 10, "train.epochs": 1}
+    settings = data | {"method.head": "linear", "data.batch_frames": 10, "train.epochs": 1}
     return [f"--config.{name}={value}" for name, value in settings.items()]
 
 

@@ -29,7 +29,7 @@ from tests.jax_avh.data.test_batches import make_source
 from tests.runs import train
 
 METRIC = re.compile(r"\d\.\d\d")  # what looks like a number made of features
-SETTINGS = {"data.batch_frames": "64", "train.epochs": "1", "optimizer.learning_rate": "1e-3"}
+SETTINGS = {"method.head": "linear", "data.batch_frames": "64", "train.epochs": "1", "optimizer.learning_rate": "1e-3"}
 
 
 def texts(file: Path) -> str:

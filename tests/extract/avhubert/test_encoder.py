@@ -1,6 +1,7 @@
 """Clips -> features: official outputs, batches equal to single clips, no work done twice."""
 
 import copy
+import dataclasses
 import importlib.util
 
 import hypothesis
@@ -27,6 +28,15 @@ def prepared():
     ]
 
 
+@pytest.fixture(scope="module")
+def short(prepared):
+    """The beginnings of the same clips, of unequal length."""
+    return [
+        dataclasses.replace(clip, crops=clip.crops[:frames], audio=clip.audio[:frames])
+        for clip, frames in zip(prepared, (30, 21, 12), strict=True)
+    ]
+
+
 @pytest.mark.parametrize("file", ["tiny_pretrain_fp16.pt", "tiny_seq2seq_fp16.pt"])
 def test_features_equal_the_official_ones(shared, prepared, file):
     network = load_avhubert(shared(f"avhubert/{file}"))  # neither fairseq nor sentencepiece is installed
@@ -37,8 +47,8 @@ def test_features_equal_the_official_ones(shared, prepared, file):
             np.testing.assert_allclose(getattr(features, name), official[name], rtol=0, atol=1e-3)
 
 
-def test_a_batch_equals_its_clips(tiny_encoder, prepared):
-    for clip, features in zip(prepared, start_encoding(tiny_encoder, prepared)(), strict=True):
+def test_a_batch_equals_its_clips(tiny_encoder, short):
+    for clip, features in zip(short, start_encoding(tiny_encoder, short)(), strict=True):
         for together, alone in zip(features[:2], start_encoding(tiny_encoder, [clip])()[0][:2], strict=True):
             np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
 
@@ -90,20 +100,20 @@ def test_clips_are_taken_a_bounded_number_ahead():
     assert len(taken) == 2 * POOL_BATCHES
 
 
-@pytest.mark.parametrize("frames", [7, 100, 1000])
-def test_where_the_front_end_is_cut_changes_nothing(tiny_encoder, prepared, monkeypatch, frames):
-    whole = start_encoding(tiny_encoder, prepared)()
+@pytest.mark.parametrize("frames", [7, 40, 1000])
+def test_where_the_front_end_is_cut_changes_nothing(tiny_encoder, short, monkeypatch, frames):
+    whole = start_encoding(tiny_encoder, short)()
     monkeypatch.setattr("extract.avhubert.encoder.FRONT_END_FRAMES", frames)
-    for a, b in zip(start_encoding(tiny_encoder, prepared)(), whole, strict=True):
+    for a, b in zip(start_encoding(tiny_encoder, short)(), whole, strict=True):
         np.testing.assert_allclose(a.visual, b.visual, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("precision", "cosine"), [("bfloat16", 0.999), ("float16", 0.99999)])
-def test_half_precision_stays_close(tiny_encoder, prepared, precision, cosine):
+def test_half_precision_stays_close(tiny_encoder, short, precision, cosine):
     half = copy.deepcopy(tiny_encoder).hold(getattr(torch, precision))
     assert half.encoder.layers[0].fc1.weight.dtype == getattr(torch, precision)
-    rounded = start_encoding(half, prepared, True)()
-    for a, b in zip(rounded, start_encoding(tiny_encoder, prepared, True)(), strict=True):
+    rounded = start_encoding(half, short, True)()
+    for a, b in zip(rounded, start_encoding(tiny_encoder, short, True)(), strict=True):
         for name in a._fields:
             x, y = getattr(a, name), getattr(b, name)
             assert x.dtype == np.float32

@@ -115,10 +115,8 @@ def test_a_run_learns(corpus, runs, method):
 @pytest.mark.parametrize("method", NAMES)
 def test_a_run_stopped_within_an_epoch_ends_bit_for_bit_the_same(corpus, runs, tmp_path, monkeypatch, method):
     """Statistics, dropout and order of the examples included."""
-    looks, stop = (
-        itertools.count(1),
-        len(open_source(corpus / "val").clips) // 2 + {"mds": 9, "rawnet2": 7, "avad": 5}[method],
-    )
+    looks = itertools.count(1)
+    stop = len(open_source(corpus / "val").clips) // 2 + LOOKS[method]
     with monkeypatch.context() as patch:
         patch.setattr(Preemption, "reached", lambda self: next(looks) == stop)
         progress = train(run_config(corpus, method), tmp_path)

@@ -78,9 +78,8 @@ def run_config(folder: Path | str, **options) -> Config:
     data = DataConfig(f"{folder}/train", f"{folder}/val", batch_frames=25)
     for name, value in options.items():
         setattr(data, name, value)
-    return Config(
-        AVHAlignConfig(), data=data, train=TrainConfig(epochs=2, checkpoint_steps=3), optimizer=OptimizerConfig(1e-3)
-    )
+    method, training = AVHAlignConfig(head="linear"), TrainConfig(epochs=2, checkpoint_steps=3)
+    return Config(method, data=data, train=training, optimizer=OptimizerConfig(1e-3))
 
 
 @pytest.fixture(scope="module")
