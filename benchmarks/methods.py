@@ -8,6 +8,7 @@ It needs an idle machine: beside other work PyTorch's threads, which spin as the
 """
 
 import argparse
+import functools
 import os
 import statistics
 import time
@@ -32,7 +33,7 @@ from jax_avh.methods.mds.model import MDS
 from jax_avh.methods.rawnet2.model import RawNet2
 from jax_avh.models import AlignmentNetwork
 from jax_avh.models.weights import named_arrays
-from jax_avh.parallel import by_device, compile_on_own_parts, make_mesh, put_copies, put_parts
+from jax_avh.parallel import by_device, make_mesh, put_copies, put_parts, run_on_own_parts
 from jax_avh.training.optimizer import make_optimizer
 from jax_avh.training.state import init_state
 from jax_avh.training.step import Objective, train_steps
@@ -130,7 +131,8 @@ def our_scoring(name: str, sides: Sides) -> Callable[[], np.ndarray]:
     """Scores of the batch, compiled as a pass over examples compiles them."""
     mesh = make_mesh()
     graph, params = nnx.split(sides.ours)
-    compiled = compile_on_own_parts(mesh, METHODS[name].example_outputs(graph), params)
+    outputs = METHODS[name].example_outputs
+    compiled = functools.partial(run_on_own_parts, mesh, outputs, graph, put_copies(mesh, params))
     inputs = jax.device_put(sides.inputs, by_device(mesh))
     return lambda: np.asarray(compiled(inputs))
 

@@ -1,7 +1,7 @@
 """Processes, the device mesh, and where arrays are on it: the one place that builds meshes and shardings."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -86,6 +86,7 @@ def on_own_part(mesh: Mesh, function: Callable) -> Callable:
     return jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), BY_DEVICE), out_specs=BY_DEVICE)
 
 
-def compile_on_own_parts(mesh: Mesh, function: Callable, whole: object) -> Callable:
-    """Compiles function(whole, part) for all devices at once; returns a function of the part: see on_own_part."""
-    return functools.partial(jax.jit(on_own_part(mesh, function)), put_copies(mesh, whole))
+@functools.partial(jax.jit, static_argnames=("mesh", "function", "graph"))
+def run_on_own_parts(mesh: Mesh, function: Callable, graph: Hashable, whole: Any, part: Any) -> Any:
+    """Runs function(graph, whole, part) as `on_own_part` does; equal functions and graphs share a compiled program."""
+    return on_own_part(mesh, functools.partial(function, graph))(whole, part)

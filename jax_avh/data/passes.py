@@ -3,7 +3,8 @@
 Letters: T frames, E examples, K outputs of each.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int64
 from jax_avh.data.batches import frame_batches, frame_stream, prefetched
 from jax_avh.data.examples import ExampleBatches, Examples, example_order
 from jax_avh.data.source import Source
-from jax_avh.parallel import compile_on_own_parts, make_mesh
+from jax_avh.parallel import make_mesh, put_copies, run_on_own_parts
 
 PASS_FRAMES = {"cpu": 2048}  # backend -> frames of a step: what stays in its caches
 LARGE_BATCH_FRAMES = 16384  # of all other backends
@@ -21,12 +22,17 @@ Clips = tuple[Float[np.ndarray, "T K"], Int64[np.ndarray, "borders"]]
 
 
 def frame_pass(
-    outputs: Callable[..., Float[Array, "T K"]], fixed: object = (), tau: int = 0, batch_frames: int | None = None
+    outputs: Callable[..., Float[Array, "T K"]],
+    graph: Hashable,
+    fixed: object,
+    tau: int = 0,
+    batch_frames: int | None = None,
 ) -> Callable[[Source], Iterator[Clips]]:
-    """Compiles a pass over frames, once for any number of sources.
+    """Makes a pass over frames; those of equal outputs and graphs share their compiled program.
 
     Args:
-      outputs: (fixed, frames) -> what is wanted of them, on each device of its own frames.
+      outputs: (graph, fixed, frames) -> what is wanted of them, on each device of its own frames.
+      graph: of a network; a constant of the program.
       fixed: arrays that are the same for every batch: a network's parameters.
       tau: audio frames on each side that a frame needs.
       batch_frames: of one step; None = what suits the backend.
@@ -36,7 +42,7 @@ def frame_pass(
     """
     frames = batch_frames or PASS_FRAMES.get(jax.default_backend(), LARGE_BATCH_FRAMES)
     mesh = make_mesh()
-    compiled = compile_on_own_parts(mesh, outputs, fixed)
+    compiled = functools.partial(run_on_own_parts, mesh, outputs, graph, put_copies(mesh, fixed))
 
     def run(source: Source) -> Iterator[Clips]:
         stream = frame_stream(source)
@@ -49,12 +55,13 @@ def frame_pass(
 
 
 def example_pass(
-    outputs: Callable[..., Float[Array, "E K"]], fixed: object, batch_size: int
+    outputs: Callable[..., Float[Array, "E K"]], graph: Hashable, fixed: object, batch_size: int
 ) -> Callable[[Examples], Float[np.ndarray, "E K"]]:
-    """Compiles a pass over examples, once for any number of them.
+    """Makes a pass over examples; those of equal outputs and graphs share their compiled program.
 
     Args:
-      outputs: (fixed, inputs as they are stored) -> what is wanted of each example, on each device of its own.
+      outputs: (graph, fixed, inputs as they are stored) -> what is wanted of each example, on each device of its own.
+      graph: of a network; a constant of the program.
       fixed: arrays that are the same for every batch: a network's parameters.
       batch_size: examples of one step on each device.
 
@@ -62,7 +69,7 @@ def example_pass(
       A function: outputs of all examples.
     """
     mesh = make_mesh()
-    compiled = compile_on_own_parts(mesh, outputs, fixed)
+    compiled = functools.partial(run_on_own_parts, mesh, outputs, graph, put_copies(mesh, fixed))
 
     def run(examples: Examples) -> Float[np.ndarray, "E K"]:
         batches = ExampleBatches(examples, example_order(examples), batch_size * mesh.size, chunks=mesh.size)

@@ -8,6 +8,7 @@ Letters: T frames, N clips, B or E examples, K outputs of each.
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from jax_avh.data.loaders import GIGABYTE, Loader, frame_loaders, measure_memory
 from jax_avh.data.passes import example_pass, frame_pass
 from jax_avh.data.source import Source
 from jax_avh.models import NETWORKS, FrameNetwork, load_weights
-from jax_avh.models.alignment import HIDDEN_WIDTHS
+from jax_avh.models.alignment import HIDDEN_WIDTHS, Folded
 from jax_avh.parallel import DATA_AXIS, on_own_part
 
 CLIPS_AT_ONCE = 4096  # whose examples are held at once
@@ -152,6 +153,12 @@ def weighted_sum(
     return (losses * weight.astype(losses.dtype)).sum()
 
 
+@functools.partial(jax.jit, static_argnames="graph")
+def fold(graph: nnx.GraphDef, params: nnx.State) -> Folded:
+    """Folds the linear maps of a network."""
+    return nnx.merge(graph, params).fold()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FrameMethod(TrainableMethod):
     """Scores frames by their features; a pooling of them is the clip's score."""
@@ -223,22 +230,24 @@ class FrameMethod(TrainableMethod):
         total = self.reduce(losses, clip.reshape(-1), batch.label.reshape(-1), batch.weight.reshape(-1))
         return total, BatchLoss(total, fixed)
 
+    def frame_outputs(
+        self, graph: nnx.GraphDef | None, fixed: tuple[nnx.State, Folded] | None, frames: FrameBatch
+    ) -> Float[Array, "T K"]:
+        """Returns the outputs by a network's parameters and its folded linear maps; None = the method has none."""
+        if graph is None or fixed is None:
+            return self.outputs(None, frames)
+        params, folded = fixed
+        merged = nnx.merge(graph, params)
+        return self.outputs(lambda visual, audio: merged.score_folded(folded, visual, audio), frames)
+
     def scorer(self, network: FrameNetwork | None, batch_frames: int | None = None) -> Callable[[Source], Scores]:
         """See Method."""
         # The same for every batch: the network's parameters, its linear maps folded into one.
-        graph, fixed = None, ((), ())
+        graph, fixed = None, None
         if network is not None:
             graph, params = nnx.split(network)
-            fixed = params, jax.jit(lambda params: nnx.merge(graph, params).fold())(params)
-
-        def outputs(fixed: tuple, frames: FrameBatch) -> Float[Array, "T K"]:
-            if graph is None:
-                return self.outputs(None, frames)
-            params, folded = fixed
-            merged = nnx.merge(graph, params)
-            return self.outputs(lambda visual, audio: merged.score_folded(folded, visual, audio), frames)
-
-        run = frame_pass(outputs, fixed, self.tau, batch_frames)
+            fixed = params, fold(graph, params)
+        run = frame_pass(self.frame_outputs, graph, fixed, self.tau, batch_frames)
 
         def score(source: Source) -> Scores:
             return Scores(np.concatenate([self.frame_scores(*clips) for clips in run(source)]), None)
@@ -319,14 +328,14 @@ class ExampleMethod(TrainableMethod):
         _, _, fixed = nnx.split(model, self.trained, ...)
         return mean, BatchLoss(mean * jnp.sum(weight).astype(mean.dtype), fixed)
 
-    def example_outputs(self, graph: nnx.GraphDef) -> Callable[[nnx.State, dict[str, Array]], Float[Array, "E K"]]:
-        """Returns a function of a network's parameters and inputs as they are stored: the outputs."""
-        return lambda params, inputs: self.outputs(nnx.merge(graph, params), self.prepare(inputs))
+    def example_outputs(self, graph: nnx.GraphDef, params: nnx.State, inputs: dict[str, Array]) -> Float[Array, "E K"]:
+        """Returns the outputs by a network's parameters, from inputs as they are stored."""
+        return self.outputs(nnx.merge(graph, params), self.prepare(inputs))
 
     def scorer(self, network: nnx.Module | None, batch_frames: int | None = None) -> Callable[[Source], Scores]:
         """See Method. It takes some thousands of clips at a time, so that any number of them will do."""
         graph, params = nnx.split(network)
-        run = example_pass(self.example_outputs(graph), params, self.batch_size)
+        run = example_pass(self.example_outputs, graph, params, self.batch_size)
 
         def score(source: Source) -> Scores:
             scored = []

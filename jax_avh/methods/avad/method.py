@@ -11,7 +11,7 @@ sequences of a clip, n windows of it, T frames.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -80,13 +80,13 @@ class Sequences(Examples):
         return {"scores": self._sequences[example], "length": np.asarray(self._lengths[example], np.int32)}
 
 
+def _window_scores(graph: nnx.GraphDef, params: nnx.State, frames: FrameBatch) -> Float[Array, "T W"]:
+    network = nnx.merge(graph, params)
+    return window_scores(network.sync, frames, network.boundary)[0]
+
+
 def _scores_of_clips(source: Source, network: AVAD) -> list[Float[np.ndarray, "T W"]]:
-    graph, params = nnx.split(network.sync)
-
-    def outputs(params: Any, frames: FrameBatch) -> Float[Array, "T W"]:
-        return window_scores(nnx.merge(graph, params), frames, network.boundary)[0]
-
-    found = frame_pass(outputs, params, network.tau)(source)
+    found = frame_pass(_window_scores, *nnx.split(network), network.tau)(source)
     return [scores for rows, border in found for scores in np.split(rows, border[1:-1])]
 
 

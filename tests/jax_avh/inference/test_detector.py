@@ -1,9 +1,12 @@
 """A lone clip is scored as it is in its shards."""
 
 import numpy as np
+from flax import nnx
 
 from jax_avh.data.source import source_of_clip
 from jax_avh.inference import load_detector, score_shards
+from jax_avh.models import AlignmentNetwork, save_weights
+from jax_avh.parallel import run_on_own_parts
 from tests import rules
 from tests.jax_avh.methods.test_methods import write_shard
 
@@ -18,3 +21,15 @@ def test_a_lone_clip_has_the_scores_that_it_has_in_shards(tmp_path):
         frame, clip = detector.score(source_of_clip(table.clips[n], visual, audio))
         np.testing.assert_allclose(frame, table.frame[slice(*table.offset[n : n + 2])], atol=1e-6)
         np.testing.assert_allclose(clip, table.clip[n : n + 1], atol=1e-6)
+
+
+def test_detectors_of_one_kind_share_their_programs(tmp_path):
+    rng = np.random.default_rng(0)
+    shards = write_shard(tmp_path / "s", [("a.mp4", 0, *rng.standard_normal((2, 5, 8)).astype(np.float32))])
+    programs = []
+    for name in ("one", "two"):
+        weights = tmp_path / f"{name}.safetensors"
+        save_weights(AlignmentNetwork(8, rngs=nnx.Rngs(len(programs))), weights, {"method": "avh_align"})
+        score_shards(shards, tmp_path / "scores.h5", weights=weights)
+        programs.append(run_on_own_parts._cache_size())
+    assert programs[0] == programs[1] > 0
