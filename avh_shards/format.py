@@ -10,6 +10,7 @@ import enum
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -115,19 +116,9 @@ def open_shard(path: AnyPath) -> Shard:
     table = read_shard_table(path)
     # One map a file: h5py's global lock is then off the hot path, and a shard costs one descriptor.
     buffer = np.memmap(path, np.uint8, "r")
-    features = {name: extent.within(buffer) for name, extent in table.features.items()}
-    ragged = {name: Ragged(offset, extent.within(buffer)) for name, (offset, extent) in table.ragged.items()}
-    return Shard(
-        path,
-        table.clips,
-        table.offset,
-        visual=features["visual"],
-        audio=features["audio"],
-        attributes=table.attributes,
-        multimodal=features.get("multimodal"),
-        waveform=ragged.get("waveform"),
-        crops=ragged.get("crops"),
-    )
+    arrays: dict[str, Any] = {name: extent.within(buffer) for name, extent in table.features.items()}
+    arrays |= {name: Ragged(offset, extent.within(buffer)) for name, (offset, extent) in table.ragged.items()}
+    return Shard(path, table.clips, table.offset, attributes=table.attributes, **arrays)
 
 
 def read_shard_table(path: AnyPath) -> ShardTable:
@@ -286,14 +277,9 @@ def _check_ragged(
     path: AnyPath, ragged: dict[str, tuple[np.ndarray, Extent]], offset: Int64[np.ndarray, "borders"]
 ) -> None:
     for name, (own, extent) in ragged.items():
-        if (extent.dtype, extent.shape[1:]) != RAGGED[name] or not _fits(own, len(offset) - 1, extent.shape[0]):
+        rises = len(own) == len(offset) and own[0] == 0 and (np.diff(own) >= 0).all()
+        if (extent.dtype, extent.shape[1:]) != RAGGED[name] or not rises or own[-1] != extent.shape[0]:
             raise UserError(f"{path}: /{name} does not fit its clips; extract this shard again")
     if "crops" in ragged and not np.array_equal(ragged["crops"][0], offset):
         frames = f"{ragged['crops'][0][-1]}, not {offset[-1]}"
         raise UserError(f"{path}: /crops holds another number of frames than the features: {frames}; extract it again")
-
-
-def _fits(offset: Int64[np.ndarray, "borders"], clips: int, values: int) -> bool:
-    """Whether offsets rise from 0 to the end of the values, clip by clip."""
-    rises = len(offset) == clips + 1 and offset[0] == 0 and (np.diff(offset) >= 0).all()
-    return bool(rises and offset[-1] == values)

@@ -182,8 +182,8 @@ def _check_faces(find: CountingFinder | GivenPoints, settings: PrepareSettings, 
     Raises:
       ClipError: there are too few frames with a face, or points for another number of frames.
     """
-    if isinstance(find, GivenPoints):
-        find.check_all_used()
+    if isinstance(find, GivenPoints) and find.used != len(find.points):  # of another video
+        raise ClipError("landmarks", f"{find.path} has points for {len(find.points)} frames, not {find.used}")
     faces = find.faces()
     found = np.count_nonzero(faces)
     advice = ""

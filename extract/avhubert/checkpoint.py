@@ -79,13 +79,9 @@ def _encoder_weights(model: dict, path: str | os.PathLike) -> dict[str, torch.Te
     """The encoder's part of a file's parameters."""
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in model.items()):
         raise UserError(f"{path}: not an AV-HuBERT file: its `model` holds more than named tensors")
-    if any(name.startswith(FINE_TUNED_PREFIX) for name in model):
-        model = {
-            name.removeprefix(FINE_TUNED_PREFIX): value
-            for name, value in model.items()
-            if name.startswith(FINE_TUNED_PREFIX)
-        }
-    return {name: value for name, value in model.items() if not name.startswith(UNUSED)}
+    prefix = FINE_TUNED_PREFIX if any(name.startswith(FINE_TUNED_PREFIX) for name in model) else ""
+    own = {name.removeprefix(prefix): value for name, value in model.items() if name.startswith(prefix)}
+    return {name: value for name, value in own.items() if not name.startswith(UNUSED)}
 
 
 def _check_fit(network: AVHubert, weights: dict[str, torch.Tensor], path: str | os.PathLike) -> None:

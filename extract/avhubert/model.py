@@ -8,6 +8,7 @@ Letters: B clips, T frames, D width.
 """
 
 import dataclasses
+from collections import OrderedDict
 from typing import Any, cast
 
 import torch
@@ -62,8 +63,10 @@ class AVHubert(nn.Module):
     def __init__(self, config: AVHubertConfig):
         super().__init__()
         self.config = config
-        self.feature_extractor_audio = _AudioFrontEnd(config.width)
-        self.feature_extractor_video = _VideoFrontEnd(config.width)
+        self.feature_extractor_audio = nn.Sequential(OrderedDict(proj=nn.Linear(AUDIO_WIDTH, config.width)))
+        self.feature_extractor_video = nn.Sequential(
+            OrderedDict(resnet=_ResNet(), proj=nn.Linear(TRUNK_WIDTH, config.width))
+        )
         self.layer_norm = nn.LayerNorm(2 * config.width)
         self.post_extract_proj = nn.Linear(2 * config.width, config.width)
         self.encoder = _Encoder(config)
@@ -109,7 +112,7 @@ class AVHubert(nn.Module):
 
     def project_audio(self, audio: Float[Tensor, "B T 104"]) -> Float[Tensor, "B T D"]:
         """Audio frames, each projected on its own."""
-        return self.feature_extractor_audio(audio)
+        return _apply(self.feature_extractor_audio, audio)
 
     def project_video(
         self, video: Float[Tensor, "B T 88 88"], lengths: Int[Tensor, " B"] | None = None
@@ -145,25 +148,6 @@ def valid_frames(lengths: Int[Tensor, " B"], frames: int) -> Bool[Tensor, "B T"]
 def _apply(layers: nn.Module, x: Tensor) -> Tensor:
     """Layers on an input of another precision than their weights'."""
     return layers(x.to(next(layers.parameters()).dtype))
-
-
-class _AudioFrontEnd(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.proj = nn.Linear(AUDIO_WIDTH, width)
-
-    def forward(self, audio: Tensor) -> Tensor:
-        return _apply(self.proj, audio)
-
-
-class _VideoFrontEnd(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.resnet = _ResNet()
-        self.proj = nn.Linear(TRUNK_WIDTH, width)
-
-    def forward(self, video: Tensor) -> Tensor:
-        return self.proj(self.resnet(video))
 
 
 class _ResNet(nn.Module):

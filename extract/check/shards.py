@@ -90,7 +90,8 @@ def _inspect_shard(shard: Shard, name: str, report: Report, owners: dict[str, st
     report.frames += len(shard.visual)
     report.clips += shard.clips
     attributes = {key: shard.attributes.get(key) for key in SET_ATTRIBUTES}
-    contents = {key: str(array.dtype) for key, array in _arrays(shard)}
+    arrays = {key: getattr(shard, key) for key in ("visual", "audio", *OPTIONAL)}
+    contents = {key: str(getattr(a, "value", a).dtype) for key, a in arrays.items() if a is not None}
     report.attributes = report.attributes or attributes
     report.contents = report.contents or contents
     made = (attributes, contents), (report.attributes, report.contents)
@@ -105,16 +106,9 @@ def _inspect_shard(shard: Shard, name: str, report: Report, owners: dict[str, st
         if (other := owners.setdefault(clip.path, name)) != name:
             report.damage.append(f"{name}: holds {clip.path!r}, which is in {other} too")
     for key in ("visual", "audio", "multimodal"):
-        array = getattr(shard, key)
         for clip, start, stop in zip(shard.clips, shard.offset, shard.offset[1:], strict=False):
-            if array is not None and not np.isfinite(array[start:stop]).all():
+            if arrays[key] is not None and not np.isfinite(arrays[key][start:stop]).all():
                 report.damage.append(f"{name}: the {key} features of {clip.path!r} hold NaN or infinity")
-
-
-def _arrays(shard: Shard) -> Iterator[tuple[str, np.ndarray]]:
-    for name in ("visual", "audio", *OPTIONAL):
-        if (array := getattr(shard, name)) is not None:
-            yield name, getattr(array, "value", array)
 
 
 def _check_set(directory: FilePath, stored: dict[str, int]) -> Iterator[str]:

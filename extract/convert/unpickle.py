@@ -60,14 +60,11 @@ LARGEST_KEY = 1 << 60  # of integers in dictionaries: larger ones could be chose
 MOST_SETTINGS = 100_000  # values in a configuration
 DEEPEST = 50  # configuration in configuration
 
-# Opcodes by what they do with the argument that is written in the file; the others are in `_Machine._step`.
+# Opcodes that put the argument that is written in the file on the stack; the others are in `_Machine._step`.
 VALUES = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"}
 VALUES |= {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 VALUES |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-GETS = {"GET", "BINGET", "LONG_BINGET"}
-PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
 
 Kind = TypeVar("Kind")
 Storage = Callable[[torch.dtype, str, int], torch.Tensor]
@@ -231,25 +228,17 @@ class _Machine:
 
     def _step(self, name: str, argument: Any) -> None:
         stack = self._stack
-        if name in VALUES:
-            stack.append(argument)
-        elif name in GETS:
-            stack.append(self._memo[argument])
-        elif name in PUTS:
-            self._memo[argument] = stack[-1]
-        elif name in CONSTANTS:
-            stack.append(CONSTANTS[name])
-        elif name in TUPLES:
-            stack[-TUPLES[name] :] = [tuple(stack[-TUPLES[name] :])]
-        else:
-            self._build(name, argument)
-
-    def _build(self, name: str, argument: Any) -> None:
-        """An opcode that opens, fills or makes an object."""
-        stack = self._stack
         match name:
             case "PROTO" | "FRAME" | "STOP":
                 pass
+            case _ if name in VALUES:
+                stack.append(argument)
+            case _ if name in CONSTANTS:
+                stack.append(CONSTANTS[name])
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(self._memo[argument])
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self._memo[argument] = stack[-1]
             case "MEMOIZE":
                 self._memo[len(self._memo)] = stack[-1]
             case "MARK":
@@ -264,6 +253,9 @@ class _Machine:
                 stack.append(stack[-1])
             case "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
                 stack.append({"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}[name]())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                length = int(name[-1])
+                stack[-length:] = [tuple(stack[-length:])]
             case "TUPLE" | "LIST":
                 items = self._marked()
                 self._stack.append(tuple(items) if name == "TUPLE" else items)

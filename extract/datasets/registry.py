@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from avh_shards import ClipMeta, UserError
@@ -80,8 +80,26 @@ def select(clips: Sequence[ClipMeta], list_path: str | os.PathLike) -> list[Clip
     """
     path = Path(list_path)
     rows = [(f"{path}, line {line}", row) for line, row in read_table(path, SELECTION_COLUMNS, (), SELECTION_UNREAD)]
-    find = _finder(clips, {_name(row) for _, row in rows})
-    return collect(path, rows, lambda row: _chosen(find, row))
+    places = rows_by_ending([clip.path for clip in clips], {_name(row) for _, row in rows})
+    exact = {clip.path: clip for clip in clips}
+
+    def chosen(row: dict[str, str]) -> ClipMeta:
+        check_path(field(row, _column(row), str))
+        name = _name(row)
+        meant = [clips[place] for place in places.get(name, [])]
+        meant = meant or [exact[ending] for ending in path_endings(name) if ending in exact][:1]  # the longest
+        if not meant:
+            raise ValueError(f"{name!r} is no clip of the data set; take the list of this data set, or other splits")
+        if len(meant) > 1:
+            raise ValueError(f"{name!r} may be {meant[0].path!r} or {meant[1].path!r}; choose one split")
+        clip = meant[0]
+        label = choice(row, "category", LETTER_LABELS) if "full_path" in row else choice(row, "label", SELECTION_LABELS)
+        if clip.label not in (UNKNOWN, label):
+            named = f"labels {clip.path!r} {label}, but the data set {clip.label}"
+            raise ValueError(f"{named}; take the list of this data set")
+        return clip if clip.label == label else dataclasses.replace(clip, label=label)
+
+    return collect(path, rows, chosen)
 
 
 def _name(row: dict[str, str]) -> str:
@@ -93,30 +111,3 @@ def _name(row: dict[str, str]) -> str:
 def _column(row: dict[str, str]) -> str:
     """The column of paths."""
     return "full_path" if "full_path" in row else "path"
-
-
-def _chosen(find: Callable[[str], ClipMeta], row: dict[str, str]) -> ClipMeta:
-    """The clip of a row."""
-    check_path(field(row, _column(row), str))
-    clip = find(_name(row))
-    label = choice(row, "category", LETTER_LABELS) if "full_path" in row else choice(row, "label", SELECTION_LABELS)
-    if clip.label not in (UNKNOWN, label):
-        raise ValueError(f"labels {clip.path!r} {label}, but the data set {clip.label}; take the list of this data set")
-    return clip if clip.label == label else dataclasses.replace(clip, label=label)
-
-
-def _finder(clips: Sequence[ClipMeta], names: Iterable[str]) -> Callable[[str], ClipMeta]:
-    """Returns a function from a listed path to its clip; the longest agreement counts."""
-    rows = rows_by_ending([clip.path for clip in clips], names)
-    exact = {clip.path: clip for clip in clips}
-
-    def find(name: str) -> ClipMeta:
-        meant = [clips[row] for row in rows.get(name, [])]
-        meant = meant or [exact[ending] for ending in path_endings(name) if ending in exact][:1]
-        if not meant:
-            raise ValueError(f"{name!r} is no clip of the data set; take the list of this data set, or other splits")
-        if len(meant) > 1:
-            raise ValueError(f"{name!r} may be {meant[0].path!r} or {meant[1].path!r}; choose one split")
-        return meant[0]
-
-    return find

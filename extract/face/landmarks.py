@@ -110,15 +110,6 @@ class GivenPoints:
         without = np.isnan(self.points).any(axis=(1, 2))
         return np.where(without, 0, 1)
 
-    def check_all_used(self) -> None:
-        """Rejects points of another video, or of other frames of it.
-
-        Raises:
-          ClipError: there are more or fewer points than there were frames.
-        """
-        if self.used != len(self.points):
-            raise ClipError("landmarks", f"{self.path} has points for {len(self.points)} frames, not {self.used}")
-
 
 def detect_landmarks(frames: Iterable[Frame], find: Finder | None = None) -> Float[np.ndarray, "T 68 2"]:
     """Finds the speaker's landmarks in every frame, gaps filled.

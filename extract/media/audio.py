@@ -84,19 +84,15 @@ class _Run:
         self.length += samples.shape[1]
         self._waiting.append(samples)
         if sum(part.shape[1] for part in self._waiting) >= self.rate:
-            self._mix()
+            self.mix()
 
     def add_silence(self, count: int) -> None:
         """Appends zeros, a second at a time."""
         for start in range(0, count, self.rate):
             self.add(np.zeros((len(self.energies), min(self.rate, count - start)), np.float32))
 
-    def finish(self) -> None:
-        """Completes the 16 kHz samples."""
-        self._mix(last=True)
-
-    def _mix(self, last: bool = False) -> None:
-        """Resamples what waits; a second of it costs hardly more than a frame."""
+    def mix(self, last: bool = False) -> None:
+        """Resamples what waits; a second of it costs hardly more than a frame. The last call completes the samples."""
         samples = np.concatenate([np.zeros((len(self.energies), 0), np.float32), *self._waiting], axis=1)
         self._waiting.clear()
         mean = samples.mean(axis=0)
@@ -142,7 +138,7 @@ def _decode_sound(path: str | os.PathLike, channels: Iterable[int | None]) -> li
                     raise ClipError("audio", f"its sound has {frame.sample_rate} samples a second")
                 if runs:
                     began += runs[-1].length / runs[-1].rate
-                    runs[-1].finish()
+                    runs[-1].mix(last=True)
                 runs.append(_Run(frame.sample_rate, frame.layout.nb_channels, next(channels, None)))
             run = runs[-1]
             gap = 0 if frame.time is None else round((frame.time - start - began) * run.rate) - run.length
@@ -156,7 +152,7 @@ def _decode_sound(path: str | os.PathLike, channels: Iterable[int | None]) -> li
         if not runs or not began + runs[-1].length:
             raise ClipError("audio", "its audio stream holds no samples")
         _check_sound_whole(path, container, stream, began + runs[-1].length / runs[-1].rate)
-    runs[-1].finish()
+    runs[-1].mix(last=True)
     return runs
 
 
