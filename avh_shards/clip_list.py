@@ -206,7 +206,7 @@ def _clip(row: dict[str, str]) -> ClipMeta:
         raise ValueError("has fake_segments, but is labelled real; correct one of them")
     # One spelling: "./a.mp4" is "a.mp4".
     path = str(PurePosixPath(check_path(row["path"])))
-    return ClipMeta(path, LABEL_WORDS[label], **text, segments=segments)
+    return ClipMeta(path, LABEL_WORDS[label], text["category"], text["split"], text["identity"], segments=segments)
 
 
 def _segments(text: str) -> tuple[tuple[float, float], ...]:

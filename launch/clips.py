@@ -10,7 +10,8 @@ from absl import flags
 from avh_shards import ClipMeta, UserError, read_clip_list
 from avh_shards.clip_list import clip_list_text, refuse_shared_names
 from extract.check.clip_list import count_clips, format_missing, missing_files, warn_of_contradictions
-from extract.datasets import DATASETS, of_splits, read_dataset
+from extract.datasets import DATASETS, read_dataset
+from extract.datasets.common import of_splits
 from extract.prepare import INPUTS
 from launch import command
 

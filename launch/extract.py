@@ -18,9 +18,8 @@ from extract.check.contact_sheet import write_contact_sheet
 from extract.media.decode import FPS_POLICIES
 from extract.prepare import PrepareSettings
 from extract.run.array_job import this_task
-from extract.run.job import VARIANTS, ExtractSettings, Job, merge_sets
-from extract.run.local import extract
-from extract.store.summary import format_summary
+from extract.run.job import VARIANTS, ExtractSettings, Job, extract, merge_sets
+from extract.store.shard_set import format_summary
 from launch import command
 from launch.clips import CLIPS, INPUT, SELECTION, read_clips
 

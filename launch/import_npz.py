@@ -9,7 +9,7 @@ from avh_shards import read_clip_list
 from avh_shards.errors import RETRIED
 from extract.check.clip_list import warn_of_contradictions
 from extract.convert.npz import import_features
-from extract.store.summary import format_summary
+from extract.store.shard_set import format_summary
 from launch import command
 
 CLIPS = flags.DEFINE_string("clips", None, "Clip list: a CSV file with the column `path`.", required=True)

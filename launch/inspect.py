@@ -6,8 +6,7 @@ python -m launch.inspect shards --against=npz
 from absl import flags
 
 from avh_shards import UserError
-from extract.check.parity import compare, format_comparison
-from extract.check.shards import inspect
+from extract.check.shards import compare, format_comparison, inspect
 from launch import command
 
 AGAINST = flags.DEFINE_string("against", None, "Folder of official npz features to compare with, a file a clip.")

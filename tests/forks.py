@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LIBRARIES = """
     apps.demo apps.detect apps.paper.run apps.simulate.shards apps.sweep
-    extract.run.ray extract.check.parity extract.check.shards extract.check.clip_list extract.convert.weights
+    extract.run.ray extract.check.shards extract.check.clip_list extract.convert.weights
     jax_avh.evaluation.submission jax_avh.audit.report jax_avh.training
 """
 

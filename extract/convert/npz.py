@@ -1,10 +1,15 @@
-"""AVH-Align's official features, an npz file a clip, into shards."""
+"""Zip archives and .npz files, which anyone may have written; AVH-Align's official features in them, into shards."""
 
 import contextlib
+import io
 import json
+import math
 import os
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip_list import MAX_FRAMES, inside, near_name, refuse_shared_names
@@ -14,11 +19,11 @@ from avh_shards.lists import read_text
 from avh_shards.lock import locked
 from avh_shards.paths import FilePath, as_path
 from avh_shards.text import one_line
-from extract.convert.archives import open_archive, read_arrays
 from extract.progress import ProgressBar, Stopwatch
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip, check_features
-from extract.store.shard_set import SET_SETTINGS, ShardSet, task_lock
-from extract.store.summary import ExtractionSummary, merge
+from extract.store.shard_set import SET_SETTINGS, ExtractionSummary, ShardSet, merge, task_lock
+
+MOST_DIRECTORY = 1 << 22  # bytes of an archive's list of members, enough for some 40,000 of them
 
 
 def import_features(
@@ -36,7 +41,7 @@ def import_features(
       clips: the clip list; `a/b.mp4` means the file `a/b.npz`. Whether the set is marked as simulated is decided by
         the first file that can be read; files that differ from it are failures.
       features: folder of the npz files.
-      output: folder of the shards; shards that are already there are kept, as in `run.local.extract`.
+      output: folder of the shards; shards that are already there are kept, as in `run.job.extract`.
       dtype: of the stored features.
       width: D; features of another width are failures.
       clips_per_shard: clips in one shard.
@@ -96,13 +101,53 @@ def read_npz(path: Path, width: int) -> tuple[ClipFeatures, bool]:
     """
     try:
         with open_archive(path) as archive:
-            visual, audio = read_arrays(archive, ["visual", "audio"], MAX_FRAMES * width)
+            visual = read_array(archive, "visual", MAX_FRAMES * width)
+            audio = read_array(archive, "audio", MAX_FRAMES * width)
             return ClipFeatures(visual, audio), f"{SIMULATED}.npy" in archive.namelist()
     except FileNotFoundError:
         raise ClipError("import", f"no such file: {path}{near_name(path)}", passing=True) from None
     except Exception as error:  # a damaged file can make numpy and zlib raise anything; this clip is then logged
         reason = one_line(f"{type(error).__name__}: {error}"[:200])
         raise ClipError("import", f"not a file of npz features ({reason})") from error
+
+
+@contextlib.contextmanager
+def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip archive if its list of members is of a reasonable size: ZipFile keeps all of it in memory.
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      zipfile.BadZipFile: it is not an archive, or lists too many members.
+    """
+    with _Opening(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
+        file.opening = False
+        yield archive
+
+
+def read_array(archive: zipfile.ZipFile, name: str, numbers: int) -> np.ndarray:
+    """Reads an array from an open .npz file; it is known to be small enough before memory is allocated for it.
+
+    Args:
+      archive: the file.
+      name: of the array.
+      numbers: the most that it may hold.
+
+    Raises:
+      Exception: whatever numpy, zipfile and zlib raise at a damaged file; ValueError for an array that is too large.
+    """
+    if f"{name}.npy" not in archive.namelist():
+        raise ValueError(f"it holds no array `{name}`")
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # all that numpy writes
+        raise ValueError(f"`{name}` is compressed in a way that numpy does not use")
+    with archive.open(member) as file:
+        old = np.lib.format.read_magic(file) == (1, 0)  # a later header differs in the width of its length
+        read_header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+    if math.prod(shape) > numbers or math.prod(shape) * dtype.itemsize > numbers * np.dtype(np.float64).itemsize:
+        raise ValueError(f"`{name}` is {dtype} {list(shape)}, larger than it may be")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _is_simulated_set(clips: Sequence[ClipMeta], features: str | os.PathLike, width: int, settings: FilePath) -> bool:
@@ -127,3 +172,14 @@ def _import_clip(
     if not reason and marked != simulated:
         reason = "SIMULATED features among others, or the reverse; import them into a set of their own"
     return Failure(clip.path, "import", reason) if reason else StoredClip(clip, stored)
+
+
+class _Opening(io.BufferedReader):
+    """A file that hands out little at once while an archive is being opened: only its list of members is ever long."""
+
+    opening = True
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.opening and (size or 0) > MOST_DIRECTORY:
+            raise zipfile.BadZipFile("it lists too many members")
+        return super().read(size)

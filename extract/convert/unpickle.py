@@ -24,7 +24,7 @@ import torch
 from avh_shards import UserError
 from avh_shards.kinds import LEGACY_MAGIC, PYTORCH_FILE, file_kind
 from avh_shards.text import one_line
-from extract.convert.archives import open_archive
+from extract.convert.npz import open_archive
 
 # Programs whose objects lie in the official files. Their code is never imported, nor needed.
 STAND_IN_PACKAGES = (

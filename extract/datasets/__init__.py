@@ -1,6 +1,116 @@
-"""Released data sets, a module each: folder + metadata -> clips."""
+"""Released data sets, a module each: folder + metadata -> clips.
 
-from extract.datasets.common import of_splits
-from extract.datasets.registry import DATASETS, read_dataset, select
+Here: the data sets by name, reading one of them, and AVH-Align's own lists of the clips that its experiments use.
+"""
 
-__all__ = ["DATASETS", "of_splits", "read_dataset", "select"]
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip import FAKE, REAL, UNKNOWN
+from avh_shards.clip_list import check_path, path_endings, rows_by_ending
+from avh_shards.lists import read_table
+from extract.datasets.av_deepfake1m import read_av_deepfake1m
+from extract.datasets.avlips import read_avlips
+from extract.datasets.common import LETTERS, choice, collect, field
+from extract.datasets.fakeavceleb import read_fakeavceleb
+from extract.datasets.folder import read_folder
+from extract.datasets.lavdf import read_lavdf
+
+Reader = Callable[[Path, tuple[str, ...]], list[ClipMeta]]
+
+DATASETS: dict[str, Reader] = {
+    "av_deepfake1m": read_av_deepfake1m,
+    "fakeavceleb": read_fakeavceleb,
+    "avlips": read_avlips,
+    "lavdf": read_lavdf,
+    "folder": read_folder,
+}
+
+SELECTION_COLUMNS = ("path", "label", "category", "full_path")
+SELECTION_UNREAD = ("source", "num_frames")
+SELECTION_LABELS = {"0": REAL, "1": FAKE}
+LETTER_LABELS = {letter: REAL if letter == "A" else FAKE for letter in LETTERS}
+
+
+def read_dataset(
+    name: str,
+    root: str | os.PathLike,
+    splits: Sequence[str] = (),
+    selection: str | os.PathLike | None = None,
+) -> list[ClipMeta]:
+    """Reads a data set as it was released.
+
+    Args:
+      name: of DATASETS.
+      root: its folder; the clips' paths are relative to it.
+      splits: the data set's own names; none = all that are there.
+      selection: a list of AVH-Align's; None = all clips.
+
+    Returns:
+      The clips, each path once, in the metadata's order, or in that of the selection.
+
+    Raises:
+      UserError: there is no such data set, folder or split, or a file of it or the selection is wrong.
+    """
+    if name not in DATASETS:
+        raise UserError(f"{name!r} is no data set of ours; choose of {', '.join(DATASETS)}")
+    try:
+        if not (root := Path(root)).is_dir():
+            raise UserError(f"{root}: no such folder; name the folder of the data set")
+        clips = DATASETS[name](root, tuple(splits))
+    except OSError as error:  # of looking whether a file is there
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); name a folder that can be") from None
+    return clips if selection is None else select(clips, selection)
+
+
+def select(clips: Sequence[ClipMeta], list_path: str | os.PathLike) -> list[ClipMeta]:
+    """Keeps the clips that a list names.
+
+    Args:
+      clips: of a data set.
+      list_path: a CSV file of AVH-Align: `path,label[,num_frames]`, or `source,category,full_path`, where category A
+        is real. Its paths may have leading folders more or fewer than the clips, and `.npz` for `.mp4`.
+
+    Returns:
+      The clips, in the list's order, each once, with all that the data set says of them; where it does not know the
+      label, with the list's.
+
+    Raises:
+      UserError: the list is wrong, or names no clip, several, or one of another label.
+    """
+    path = Path(list_path)
+    rows = [(f"{path}, line {line}", row) for line, row in read_table(path, SELECTION_COLUMNS, (), SELECTION_UNREAD)]
+    places = rows_by_ending([clip.path for clip in clips], {_name(row) for _, row in rows})
+    exact = {clip.path: clip for clip in clips}
+
+    def chosen(row: dict[str, str]) -> ClipMeta:
+        check_path(field(row, _column(row), str))
+        name = _name(row)
+        meant = [clips[place] for place in places.get(name, [])]
+        meant = meant or [exact[ending] for ending in path_endings(name) if ending in exact][:1]  # the longest
+        if not meant:
+            raise ValueError(f"{name!r} is no clip of the data set; take the list of this data set, or other splits")
+        if len(meant) > 1:
+            raise ValueError(f"{name!r} may be {meant[0].path!r} or {meant[1].path!r}; choose one split")
+        clip = meant[0]
+        label = choice(row, "category", LETTER_LABELS) if "full_path" in row else choice(row, "label", SELECTION_LABELS)
+        if clip.label not in (UNKNOWN, label):
+            named = f"labels {clip.path!r} {label}, but the data set {clip.label}"
+            raise ValueError(f"{named}; take the list of this data set")
+        return clip if clip.label == label else dataclasses.replace(clip, label=label)
+
+    return collect(path, rows, chosen)
+
+
+def _name(row: dict[str, str]) -> str:
+    """The path that a row names, as the data sets have it; "." if it names none."""
+    path = PurePosixPath(row.get(_column(row), ""))
+    return str(path.with_suffix(".mp4") if path.suffix == ".npz" else path)
+
+
+def _column(row: dict[str, str]) -> str:
+    """The column of paths."""
+    return "full_path" if "full_path" in row else "path"

@@ -19,7 +19,7 @@ from avh_shards import UserError
 from avh_shards.clip_list import MAX_FRAMES
 from avh_shards.errors import ClipError
 from avh_shards.text import one_line
-from extract.convert.archives import open_archive, read_arrays
+from extract.convert.npz import open_archive, read_array
 from extract.media.decode import to_grey
 
 POINTS = 68
@@ -171,8 +171,7 @@ def overlap(a: dlib.rectangle, b: dlib.rectangle) -> float:
 def _read_points(path: Path) -> Float[np.ndarray, "T 68 2"]:
     try:
         with open_archive(path) as archive:
-            (points,) = read_arrays(archive, ["landmarks"], MAX_FRAMES * POINTS * 2)
-        points = np.asarray(points, dtype=np.float64)
+            points = read_array(archive, "landmarks", MAX_FRAMES * POINTS * 2).astype(np.float64)
     except FileNotFoundError:
         raise ClipError("landmarks", f"no such file: {path}") from None
     except Exception as error:  # a damaged zip or npy raises whatever its parsers do

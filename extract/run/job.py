@@ -1,4 +1,7 @@
-"""An extraction job: everything that its parts, on one machine or many, need to know, and the making of one shard."""
+"""An extraction: what it needs to know, on one machine or many; the making of one shard; and all of it on one machine.
+
+There, processes prepare clips, and this process encodes them and writes the shards.
+"""
 
 import contextlib
 import dataclasses
@@ -16,11 +19,10 @@ from avh_shards.lock import locked
 from avh_shards.paths import FilePath, as_path, reachable
 from extract.avhubert.encoder import Encoder, EncodeSettings
 from extract.prepare import FINDERS, PreparedClip, PrepareSettings
-from extract.progress import Stopwatch
-from extract.run.pool import Prepared, PrepareTask
+from extract.progress import ProgressBar, Stopwatch
+from extract.run.pool import Prepared, PrepareTask, prepare_all, running_pool
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
-from extract.store.shard_set import CLIP_LIST, ShardSet, task_lock
-from extract.store.summary import ExtractionSummary, merge
+from extract.store.shard_set import CLIP_LIST, ExtractionSummary, ShardSet, merge, task_lock
 
 VARIANTS = {  # --trimmed -> what is made of each clip
     "false": (Variant.UNTRIMMED,),
@@ -117,6 +119,49 @@ class Job:
         output = as_path(self.output)
         variants = self.settings.variants
         return {variant: output / variant.value if len(variants) > 1 else output for variant in variants}
+
+
+def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 1) -> list[ExtractionSummary | None]:
+    """Extracts features; shards that are already there are kept, so a killed run resumes where it was.
+
+    First, clips that failed in an earlier run are tried again, by default those that failed for a passing reason
+    (`job.settings.retry_failed`). That costs these clips only: a shard is made again, as a whole, if one of its failed
+    clips can be prepared now, and a clip that it holds already is never lost to a new failure.
+
+    Args:
+      job: what to extract.
+      avhubert: an official AV-HuBERT file, or "random".
+      index: of this task, among
+      count: tasks that share the job.
+
+    Returns:
+      The summary of each set; None while other tasks still have shards to make.
+
+    Raises:
+      UserError: the weights, the folder of media, shards of another run in the output folder, or another run of this
+        task that is still writing there.
+    """
+    job.check()
+    processes = job.settings.processes
+    with job.locked(index, count), running_pool(processes) as pool:
+        encoder = Encoder(avhubert, job.settings.encode)
+        sets = job.shard_sets(encoder.attributes)
+        missing = missing_shards(sets, index, count)
+        if failed := failed_clips(sets, missing, index, count, job.settings.retry_failed):
+            again = [clip for clips in failed.values() for clip in clips]
+            with ProgressBar(len(again), title="failed clips again") as progress:
+                prepared = _counted(prepare_all(pool, again, job.task, processes), progress)
+                add_gaining_shards(missing, sets, failed, (clip.failures for clip in prepared))
+        any_set = next(iter(sets.values()))
+        listed = [any_set.clips_of(shard) for shard in sorted(missing)]
+        total = sum(len(any_set.clips_of(shard)) for shard in tasks_shards(range(any_set.count), index, count))
+        pending = [clip for part in listed for clip in part]
+        with ProgressBar(total, total - len(pending)) as progress:
+            prepared = _counted(prepare_all(pool, pending, job.task, processes), progress)
+            for shard, part in zip(sorted(missing), listed, strict=True):
+                writers = {variant: sets[variant].writer for variant in missing[shard]}
+                make_shard(shard, part, itertools.islice(prepared, len(part)), encoder, writers)
+    return [merge(folder) for folder in job.folders().values()]
 
 
 def merge_sets(output: str) -> list[ExtractionSummary]:
@@ -232,3 +277,9 @@ def _stored(clip: PreparedClip, features: ClipFeatures, writer: ShardWriter) -> 
     kept = {name: array.astype(writer.dtype) for name, array in arrays.items() if array is not None}
     ragged = {name: getattr(clip, name) for name in RAGGED if name in writer.store}
     return StoredClip(clip.meta, ClipFeatures(**kept), **ragged)
+
+
+def _counted(prepared: Iterable[Prepared], progress: ProgressBar) -> Iterator[Prepared]:
+    for clip in prepared:
+        progress.add(1, clip.frames, clip.failed)
+        yield clip

@@ -21,8 +21,7 @@ from extract.progress import ProgressBar
 from extract.run.job import Job, add_gaining_shards, failed_clips, make_shard, missing_shards
 from extract.run.pool import Prepared, PrepareTask, open_pool, prepare_all
 from extract.store.shard import ShardWriter
-from extract.store.shard_set import ShardSet
-from extract.store.summary import ExtractionSummary, merge
+from extract.store.shard_set import ExtractionSummary, ShardSet, merge
 
 try:
     import ray
@@ -41,9 +40,9 @@ SHARDS_AHEAD = 2  # in preparation or encoding, for each actor: bounds the objec
 def extract_on_ray(
     job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 1
 ) -> list[ExtractionSummary | None]:
-    """`local.extract` on the cluster at RAY_ADDRESS; without one, on a cluster of this machine alone.
+    """`job.extract` on the cluster at RAY_ADDRESS; without one, on a cluster of this machine alone.
 
-    Arguments, results and errors are those of `local.extract`; the shards are, too.
+    Arguments, results and errors are those of `job.extract`; the shards are, too.
     """
     job.check()
     with job.locked(index, count):

@@ -18,8 +18,7 @@ from avh_shards.errors import Failure
 from avh_shards.format import list_shards, read_shard_table
 from avh_shards.paths import as_path, atomic_write, check_output, local_file, refuse_inputs
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip, check_features, read_failures
-from extract.store.shard_set import ShardSet
-from extract.store.summary import merge
+from extract.store.shard_set import ShardSet, merge
 
 WIDTH = 8
 SETTINGS = json.dumps({"clips_per_shard": 100})

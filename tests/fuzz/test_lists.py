@@ -12,7 +12,8 @@ from avh_shards.clip import FAKE, REAL, UNKNOWN
 from avh_shards.clip_list import clip_list_text, inside
 from avh_shards.lists import read_lines
 from extract.check.clip_list import count_clips, format_missing, missing_files, warn_of_contradictions
-from extract.datasets import of_splits, select
+from extract.datasets import select
+from extract.datasets.common import of_splits
 from tests.fuzz.campaign import campaign
 from tests.fuzz.damage import damaged
 

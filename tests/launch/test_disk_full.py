@@ -7,8 +7,7 @@ import pytest
 
 from avh_shards import UserError, read_clip_list
 from extract.convert.weights import convert_weights
-from extract.run.job import Job
-from extract.run.local import extract
+from extract.run.job import Job, extract
 from jax_avh.audit.report import write_audit
 from jax_avh.configs import make_config
 from jax_avh.inference.score import score_shards
@@ -17,7 +16,7 @@ from jax_avh.report.results import write_results
 from jax_avh.training.logging import _append
 from tests import rules
 from tests.avh_shards.test_paths import contents
-from tests.extract.run.test_local import settings
+from tests.extract.run.test_job import settings
 from tests.jax_avh.data.test_batches import make_source
 from tests.jax_avh.evaluation.test_evaluate import make_table
 from tests.runs import curve, train

@@ -23,8 +23,7 @@ from avh_shards.clip import offsets
 from avh_shards.lock import file_lock, locked
 from extract.convert.npz import import_features
 from extract.prepare import PrepareSettings
-from extract.run.job import ExtractSettings, Job
-from extract.run.local import extract
+from extract.run.job import ExtractSettings, Job, extract
 from extract.store.shard_set import task_lock
 from jax_avh.audit.report import write_audit
 from jax_avh.configs import make_config

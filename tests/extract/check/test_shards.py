@@ -17,8 +17,7 @@ from avh_shards.clip_list import clip_list_text
 from avh_shards.errors import Failure
 from avh_shards.paths import as_path
 from extract.check.clip_list import count_clips, format_missing, missing_files
-from extract.check.parity import compare, format_comparison
-from extract.check.shards import inspect
+from extract.check.shards import compare, format_comparison, inspect
 from extract.store.shard import StoredClip
 from tests.avh_shards.test_shards import features, replaced, rewrite, shard_set
 from tests.extract.convert.test_npz import write_npz

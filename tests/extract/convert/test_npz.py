@@ -10,7 +10,7 @@ from avh_shards.clip import FAKE
 from avh_shards.format import list_shards
 from extract.convert.npz import import_features
 from extract.store.shard import read_failures
-from extract.store.summary import format_summary
+from extract.store.shard_set import format_summary
 from tests import rules
 
 WIDTH = 8

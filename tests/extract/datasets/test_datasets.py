@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from avh_shards import ClipMeta, UserError, read_clip_list
 from avh_shards.clip import FAKE, REAL, UNKNOWN
-from extract.datasets import DATASETS, of_splits, read_dataset, select
+from extract.datasets import DATASETS, read_dataset, select
+from extract.datasets.common import of_splits
 from extract.datasets.folder import MEDIA_SUFFIXES
 from tests.test_walls import JAX_SIDE, TORCH_SIDE, loaded_by
 

@@ -14,8 +14,7 @@ import pytest
 
 from avh_shards import ClipMeta, open_shard
 from extract.media import iterate_video
-from extract.run.job import ExtractSettings, Job
-from extract.run.local import extract
+from extract.run.job import ExtractSettings, Job, extract
 from extract.store.shard import read_failures
 from tests.media import rotate, tone, write_media
 

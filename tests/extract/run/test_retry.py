@@ -10,7 +10,7 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.format import list_shards
 from extract.convert.npz import import_features
 from extract.store.shard import failure_log, read_failures, write_failures
-from extract.store.summary import ExtractionSummary, merge
+from extract.store.shard_set import ExtractionSummary, merge
 from tests.extract.convert.test_npz import WIDTH, pair, write_npz
 from tests.sets import assert_same_set
 

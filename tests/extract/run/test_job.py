@@ -25,7 +25,7 @@ from extract.avhubert.encoder import Encoder, start_encoding
 from extract.check.contact_sheet import CAPTION, draw_clip
 from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from extract.run.job import ExtractSettings, Job, make_shard, merge_sets
-from extract.run.local import extract as extract_job
+from extract.run.job import extract as extract_job
 from extract.run.pool import Prepared, PrepareTask, attempt
 from extract.store.shard import ShardWriter, failure_log, read_failures, write_failures
 from tests.conftest import TESTDATA
