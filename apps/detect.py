@@ -14,8 +14,7 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.clip import FRAME_RATE
 from avh_shards.errors import Failure
 from avh_shards.format import caveat, results_folder
-from avh_shards.kinds import HTML
-from avh_shards.paths import AnyPath, as_path, atomic_write, check_outputs
+from avh_shards.paths import HTML, AnyPath, as_path, atomic_write, check_outputs
 from avh_shards.text import one_line, printable
 from extract.avhubert.encoder import Encoder
 from extract.prepare import PrepareSettings, prepare_clip

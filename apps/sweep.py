@@ -15,8 +15,7 @@ from typing import Any
 
 from avh_shards import UserError
 from avh_shards.format import results_folder
-from avh_shards.lock import locked
-from avh_shards.paths import FilePath
+from avh_shards.paths import FilePath, locked
 from avh_shards.text import format_table, one_line
 from jax_avh.config import RESULT, SETTINGS, Config, check_config, complete_record
 from jax_avh.configs import make_config, read_settings

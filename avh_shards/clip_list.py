@@ -201,21 +201,17 @@ def _clip(row: dict[str, str]) -> ClipMeta:
             raise ValueError(f"{name} {value!r} holds {character}; take it out")
     if (label := row.get("label", "").casefold()) not in LABEL_WORDS:
         raise ValueError(f"label {row['label']!r} is not one of 0 (real), 1 (fake), -1 (unknown); correct it")
-    segments = _segments(row.get("fake_segments", ""))
+    listed = row.get("fake_segments", "")
+    try:
+        value = json.loads(listed or "[]")
+    except (ValueError, RecursionError):
+        raise ValueError(f"fake_segments {reprlib.repr(listed)} is not JSON: [[start, end], ...]; correct it") from None
+    segments = check_segments("fake_segments", value)
     if segments and LABEL_WORDS[label] == REAL:
         raise ValueError("has fake_segments, but is labelled real; correct one of them")
     # One spelling: "./a.mp4" is "a.mp4".
     path = str(PurePosixPath(check_path(row["path"])))
     return ClipMeta(path, LABEL_WORDS[label], text["category"], text["split"], text["identity"], segments=segments)
-
-
-def _segments(text: str) -> tuple[tuple[float, float], ...]:
-    """Fake stretches out of their JSON form."""
-    try:
-        value = json.loads(text or "[]")
-    except (ValueError, RecursionError):
-        raise ValueError(f"fake_segments {reprlib.repr(text)} is not JSON: [[start, end], ...]; correct it") from None
-    return check_segments("fake_segments", value)
 
 
 def _as_stored(root: Path, path: Path) -> Path | None:

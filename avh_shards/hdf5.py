@@ -209,13 +209,8 @@ class _Examiner:
         """Ends the child."""
         process, self._process = self._process, None
         if process is not None:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-            process.kill()
-            process.stdout.close()
-            process.wait()
+            with contextlib.suppress(BrokenPipeError), process:  # closes its pipes and waits for it
+                process.kill()
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -7,8 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 
 from avh_shards.errors import UserError
-from avh_shards.kinds import GZIP, HDF5, WORKBOOK, ZIP
-from avh_shards.paths import AnyPath, as_path
+from avh_shards.paths import GZIP, HDF5, ZIP, AnyPath, as_path
 from avh_shards.text import one_line, warn
 
 LARGEST_FILE = 2**31  # bytes of a file; the largest released metadata, AV-Deepfake1M++'s, has 557 MB
@@ -16,7 +15,7 @@ DELIMITERS = ",;\t|"
 BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # else UTF-8, with or without its own
 NOT_TEXT = {  # the first bytes of files that get the name .csv
     ZIP: "a spreadsheet or another zip archive; save the spreadsheet as CSV",
-    WORKBOOK: "an Excel workbook; save it as CSV",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook; save it as CSV",  # before Excel 2007
     GZIP: "compressed by gzip; unpack it",
     HDF5: "an HDF5 file, not a list",
 }

@@ -1,28 +1,44 @@
-"""Files and folders, local or at a URL: paths, whole files only, local copies, hashes."""
+"""Files and folders, local or at a URL: paths, whole files only, one run at a time, local copies, hashes.
+
+One run at a time writes to a folder or to a file. It holds a lock on a hidden file, which it removes when it ends. The
+kernel releases the lock of a process that dies, so what a killed run leaves behind keeps nobody out.
+"""
 
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import re
+import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from upath import UPath
 
 from avh_shards.errors import UserError
-from avh_shards.text import one_line
+from avh_shards.text import one_line, warn
 
 HEAD = 512  # bytes that a file's kind is looked for in
 DRAFT = ".part"  # ends the names of temporaries
 STEM = 32  # characters of a file's name that its temporary's name repeats: that name must fit wherever the file's does
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)  # of an open file, whose errors do not name it
+ATTEMPTS, PAUSE = 3, 0.1  # of taking a lock, and seconds between them: the run before may be about to end
+HOLDER = 200  # characters that are read of a lock's file
 
+# How files begin; as patterns, too: a command replaces a file only if it is of the kind that it writes.
+HDF5 = b"\x89HDF\r\n\x1a\n"
+ZIP = b"PK\x03\x04"
+PNG = b"\x89PNG\r\n\x1a\n"
+GZIP = b"\x1f\x8b"
+HTML = rb"<!doctype html>"
+SAFETENSORS = rb".{8}\{"  # the length of a JSON header, and the header
 
 FilePath = Path | UPath
 AnyPath = str | os.PathLike | UPath
@@ -69,7 +85,7 @@ def check_output(path: AnyPath, kind: bytes = b"") -> None:
 
     Args:
       path: of the file to write.
-      kind: pattern of how such files begin (see `kinds`); an empty file may always be replaced.
+      kind: pattern of how such files begin; an empty file may always be replaced.
 
     Raises:
       UserError: the path is a folder or a device, is too long, or its folder cannot be made or written to; or a file
@@ -181,6 +197,45 @@ def atomic_writes(paths: Sequence[AnyPath], stale: Iterable[FilePath] = ()) -> I
             raise unwritable(paths[0] if len(paths) == 1 else as_path(paths[0]).parent, error) from error
 
 
+@contextlib.contextmanager
+def locked(path: AnyPath, lock: AnyPath | None = None) -> Iterator[None]:
+    """Keeps other runs from writing to a place while the block lasts.
+
+    Folders that are missing are made, and removed again if the block leaves them empty. URLs are not locked; on a file
+    system without locks the block runs without, and a line on stderr says so.
+
+    Args:
+      path: a folder or a file.
+      lock: file to hold the lock on; by default `.lock` in the folder `path`.
+
+    Raises:
+      UserError: another run holds the lock, or there can be no file.
+    """
+    path = as_path(path)
+    lock = path / ".lock" if lock is None else as_path(lock)
+    if not isinstance(lock, Path):
+        yield
+        return
+    missing = [folder for folder in lock.parents if not folder.exists()]
+    try:
+        with _take_lock(path, lock):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # not empty: what this run was for
+                folder.rmdir()
+
+
+def file_lock(path: AnyPath) -> AnyPath:
+    """The file whose lock guards a single output file, however its path is spelt: hidden, next to it."""
+    path = real_path(as_path(path))
+    digest = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:8]
+    return path.with_name(f".{path.name[:STEM]}.{digest}.lock")
+
+
 def remove_leftovers(folder: Path, start: str) -> None:
     """Removes the temporaries of killed processes whose names begin with `start`; those in use are locked and stay."""
     for left in folder.iterdir():
@@ -266,3 +321,39 @@ def _identity(path: AnyPath) -> object:
         return status.st_dev, status.st_ino
     except OSError:
         return os.path.realpath(local)
+
+
+def _take_lock(path: FilePath, lock: Path) -> TextIO:
+    """The lock's file, open and, where that is possible, locked."""
+    try:
+        for attempt in range(ATTEMPTS):
+            time.sleep(PAUSE if attempt else 0)
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("a+", encoding="utf-8", errors="replace")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = one_line(file.read(HOLDER)) or "an unknown process"
+            except OSError as error:  # ENOLCK, ENOTSUP, ENOSYS, ...: file systems differ
+                _warn_of_no_locks(error.strerror)
+                return file
+            else:
+                # The run before may have removed the file between our opening and our locking it.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                        file.truncate(0)
+                        with contextlib.suppress(OSError):  # on a full disk the lock is nameless
+                            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+                        return file
+                holder = "a run that has just ended"
+            file.close()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    raise UserError(f"{path}: another run is writing there ({holder}); wait for it to end, or choose another output")
+
+
+@functools.cache
+def _warn_of_no_locks(reason: str) -> None:
+    """Warns once in a process."""
+    warn(f"no file locks there ({reason}): start no second run with the same output")

@@ -1,5 +1,9 @@
-"""Files of weights (.safetensors), which anyone may have written: opening them, and the notes in their metadata."""
+"""Files of weights, which anyone may have written: what kind a file is, .safetensors, the notes in their metadata.
 
+A file's kind shows in its first bytes, and of zip archives in the last. Nothing in a file is trusted.
+"""
+
+import codecs
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
@@ -8,12 +12,70 @@ from pathlib import Path
 import safetensors
 
 from avh_shards.errors import UserError
-from avh_shards.kinds import PYTORCH_FILE, SAFETENSORS_FILE, file_kind
+from avh_shards.paths import GZIP, HDF5, PNG, ZIP
 from avh_shards.text import one_line
 
 NOTES = "avh-align"  # key of the metadata that holds our notes: what the weights were trained as
 MOST_DETAILS = 8  # parameters that do not fit, named in a message
 MOST_HEADER = 1 << 22  # bytes of names and shapes; our weights have a few thousand
+
+PYTORCH_FILE = "a PyTorch file"
+SAFETENSORS_FILE = "a .safetensors file"
+PART = 1 << 16  # bytes at either end that are looked at
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # opens a PyTorch file of the format before torch 1.6, as a pickled number
+BEGINNINGS = {
+    HDF5: "an HDF5 file",
+    b"\x93NUMPY": "an .npy file",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself (`git lfs pull` fetches it)",
+    b"GGUF": "a GGUF file",
+    GZIP: "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ\0": "an xz archive",
+    b"(\xb5/\xfd": "a zstd archive",
+    b"7z\xbc\xaf'\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a RAR archive",
+    b"\x1aE\xdf\xa3": "a video file",  # Matroska, WebM
+    b"OggS": "a video or sound file",
+    b"FLV\x01": "a video file",
+    b"ID3": "a sound file",
+    b"fLaC": "a sound file",
+    b"\xff\xd8\xff": "a picture",
+    PNG: "a picture",
+    b"GIF8": "a picture",
+    b"%PDF": "a PDF document",
+    b"\x7fELF": "a program",
+}
+RIFF = {b"AVI ": "a video file", b"WAVE": "a sound file", b"WEBP": "a picture"}
+
+
+def file_kind(path: Path) -> str | None:
+    """Returns what a file is, as a phrase such as PYTORCH_FILE; None if that cannot be told.
+
+    Only a little of the file is read and nothing in it is trusted: it may still be damaged.
+    """
+    with path.open("rb") as file:
+        head = file.read(PART)
+        size = file.seek(0, 2)
+        file.seek(max(size - PART, 0))
+        tail = file.read()
+    if not size:
+        return "an empty file"
+    if head.startswith(ZIP):
+        return _zip_kind(head, tail)
+    if LEGACY_MAGIC.to_bytes(10, "little") in head[:32]:
+        return PYTORCH_FILE
+    if head[8:9] == b"{" and head[7] == 0:  # the header's length, then the header
+        return SAFETENSORS_FILE
+    for beginning, kind in BEGINNINGS.items():
+        if head.startswith(beginning):
+            return kind
+    if head[4:8] == b"ftyp":  # MP4, QuickTime
+        return "a video file"
+    if head.startswith(b"RIFF"):
+        return RIFF.get(head[8:12])
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    return _text_kind(head)
 
 
 @contextlib.contextmanager
@@ -70,3 +132,26 @@ def misfits(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int
     """Returns the parameters that are missing, too many or of another shape than wanted: a phrase each, by name."""
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     return [f"{name} {found.get(name, 'missing')} for {wanted.get(name, 'nothing')}" for name in wrong]
+
+
+def _zip_kind(head: bytes, tail: bytes) -> str:
+    """The kind of a zip archive, by its first member's name and by the list of members at its end."""
+    length = int.from_bytes(head[26:28], "little")
+    first = head[30 : 30 + length]
+    members = first + tail[tail.find(b"PK\x01\x02") :]
+    if b"/constants.pkl" in members or b"/code/__torch__" in members:
+        return "a TorchScript program"
+    if b"/data.pkl" in members:
+        return PYTORCH_FILE
+    return "an .npz file" if first.endswith(b".npy") else "a zip archive"
+
+
+def _text_kind(head: bytes) -> str | None:
+    start = head.lstrip()[:200].lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<script")):
+        return "a web page, not the file that was to be downloaded"
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
+    except UnicodeDecodeError:
+        return None
+    return "a text file" if all(c.isprintable() or c.isspace() for c in text) else None

@@ -16,7 +16,7 @@ from avh_shards.clip_list import MAX_FRAMES, inside, shift_segments
 from avh_shards.errors import ClipError
 from avh_shards.format import Variant
 from avh_shards.silence import frames_of_silence
-from extract.face.landmarks import CountingFinder, Frame, GivenPoints, every_frame
+from extract.face.landmarks import CountingFinder, Frame, GivenPoints, Points, every_frame
 from extract.face.mouth import CROP, Mouths, find_mouths
 from extract.face.tracking import SEARCH_SIDE, tracked
 from extract.media.audio import Sound, read_sound
@@ -105,8 +105,12 @@ def read_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings
                 side = max(frame.shape)
             _check_faces(find, settings, side)
 
+        def look(frame: Frame) -> Points | None:
+            with watch.stage("landmarks"):
+                return find(frame)
+
         with watch.stage("crops"):  # the rest of the time that the frames' stages leave
-            mouths = find_mouths(decode, watch.timed("landmarks", find))
+            mouths = find_mouths(decode, look)
         watch.seconds["crops"] -= watch.seconds["decode"] + watch.seconds["landmarks"]
         faces = find.faces()
         several = math.nan if isinstance(find, GivenPoints) else float((faces > 1).mean())

@@ -3,35 +3,29 @@
 import collections
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import tqdm
 
 from avh_shards.clip import FRAME_RATE
 
 
-class ProgressBar:
+class ProgressBar(tqdm.tqdm):
     """A bar over clips, with the seconds of video prepared in each second and the failures so far."""
 
     def __init__(self, total: int, done: int = 0, title: str = "clips"):
-        self.bar = tqdm.tqdm(desc=title, unit=" clips", initial=done, total=total, smoothing=0.05, mininterval=1.0)
+        super().__init__(desc=title, unit=" clips", initial=done, total=total, smoothing=0.05, mininterval=1.0)
         self.started = time.perf_counter()
         self.frames = 0
         self.failed = 0
-
-    def __enter__(self) -> "ProgressBar":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
 
     def add(self, clips: int, frames: int, failed: int) -> None:
         """Counts clips, their frames, and how many of them failed."""
         self.frames += frames
         self.failed += failed
         rate = self.frames / FRAME_RATE / (time.perf_counter() - self.started)
-        self.bar.set_postfix_str(f"{rate:.1f} video-s/s, {self.failed} failed", refresh=False)
-        self.bar.update(clips)
+        self.set_postfix_str(f"{rate:.1f} video-s/s, {self.failed} failed", refresh=False)
+        self.update(clips)
 
 
 class Stopwatch:
@@ -53,15 +47,6 @@ class Stopwatch:
         """Adds what another watch counted."""
         for name, value in seconds.items():
             self.seconds[name] += value
-
-    def timed(self, name: str, function: Callable) -> Callable:
-        """A function whose calls count to a stage."""
-
-        def call(*arguments: object) -> object:
-            with self.stage(name):
-                return function(*arguments)
-
-        return call
 
     def waiting(self, name: str, items: Iterable) -> Iterator:
         """Passes items on and counts the time until each is there to a stage."""

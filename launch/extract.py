@@ -10,8 +10,7 @@ from absl import flags
 from avh_shards import UserError
 from avh_shards.errors import RETRIED
 from avh_shards.format import OPTIONAL
-from avh_shards.kinds import PNG
-from avh_shards.paths import check_outputs
+from avh_shards.paths import PNG, check_outputs
 from extract.avhubert.encoder import BATCH_FRAMES, ENCODER_PRECISIONS, EncodeSettings
 from extract.check.clip_list import clip_files
 from extract.check.contact_sheet import write_contact_sheet

@@ -8,8 +8,7 @@ from apps.demo.clips import DEMO_COLUMNS, fetch_clips, make_clips
 from apps.simulate import Corpus, simulate_corpus
 from avh_shards import UserError, open_shard
 from avh_shards.format import list_shards, results_folder
-from avh_shards.lock import locked
-from avh_shards.paths import FilePath, check_outputs
+from avh_shards.paths import FilePath, check_outputs, locked
 from avh_shards.text import format_table
 from extract.avhubert.encoder import RANDOM_ENCODER
 

@@ -8,8 +8,7 @@ from apps.paper.plan import TEST_DATASETS, TRAINED_IN, Experiment, experiments, 
 from apps.paper.tables import format_tables
 from avh_shards import UserError
 from avh_shards.format import Variant, caveat, results_folder
-from avh_shards.lock import locked
-from avh_shards.paths import AnyPath, FilePath, as_path, check_outputs
+from avh_shards.paths import AnyPath, FilePath, as_path, check_outputs, locked
 from jax_avh.config import RESULT, Config, check_config
 from jax_avh.configs import make_config
 from jax_avh.data import Source, open_source

@@ -14,8 +14,7 @@ from avh_shards import ClipMeta, UserError, leading_silence
 from avh_shards.clip import FRAME_RATE, SAMPLES_PER_FRAME
 from avh_shards.clip_list import shift_segments
 from avh_shards.format import SIMULATED, Variant
-from avh_shards.lock import locked
-from avh_shards.paths import FilePath, as_path, atomic_write
+from avh_shards.paths import FilePath, as_path, atomic_write, locked
 from avh_shards.silence import first_sound, frames_of_silence
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 

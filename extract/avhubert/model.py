@@ -33,7 +33,7 @@ class AVHubertConfig:
     heads: int
 
     def __post_init__(self):
-        sizes = self.layers, self.width, self.ffn_width, self.heads
+        sizes = dataclasses.astuple(self)
         if min(sizes) < 1 or any(size > largest for size, largest in zip(sizes, LARGEST_SIZES, strict=True)):
             raise ValueError(f"sizes that are not positive or too large: {self}")
         if self.width % self.heads or self.width % POSITION_GROUPS:

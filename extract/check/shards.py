@@ -15,7 +15,7 @@ from avh_shards import ClipMeta, UserError, open_shard
 from avh_shards.clip import FRAME_RATE
 from avh_shards.clip_list import inside
 from avh_shards.errors import ClipError
-from avh_shards.format import OPTIONAL, SHARD_PATTERN, Shard, caveat, list_shards, shard_name
+from avh_shards.format import OPTIONAL, SHARD_PATTERN, Shard, caveat, list_shards
 from avh_shards.paths import FilePath, as_path, local_file
 from avh_shards.text import one_line, printable
 from extract.check.clip_list import count_clips
@@ -62,7 +62,8 @@ def inspect(path: str) -> Report:
     Raises:
       UserError: there is no shard.
     """
-    report, owners = Report(), {}
+    report = Report()
+    owners: dict[str, str] = {}
     for file in list_shards(path):
         try:
             with local_file(file) as copy:
@@ -103,14 +104,11 @@ def _inspect_shard(shard: Shard, name: str, report: Report, owners: dict[str, st
     contents = {key: str(getattr(a, "value", a).dtype) for key, a in arrays.items() if a is not None}
     report.attributes = report.attributes or attributes
     report.contents = report.contents or contents
-    made = (attributes, contents), (report.attributes, report.contents)
-    if made[0] != made[1]:
-        found, first = ({**known, "contents": kinds} for known, kinds in made)
-        differing = next(key for key in found if found[key] != first[key])
-        report.damage.append(
-            f"{name}: was made otherwise than the shards before it: {differing} is {found[differing]}, "
-            f"not {first[differing]}"
-        )
+    found = {**attributes, "contents": contents}
+    first = {**report.attributes, "contents": report.contents}
+    if differing := [key for key in found if found[key] != first[key]]:
+        what = f"{differing[0]} is {found[differing[0]]}, not {first[differing[0]]}"
+        report.damage.append(f"{name}: was made otherwise than the shards before it: {what}")
     for clip in shard.clips:
         if (other := owners.setdefault(clip.path, name)) != name:
             report.damage.append(f"{name}: holds {clip.path!r}, which is in {other} too")
@@ -131,23 +129,23 @@ def _check_set(directory: FilePath, stored: dict[str, int]) -> Iterator[str]:
         yield f"{directory}: no {CLIP_LIST}, so nobody can tell whether clips are missing"
         return
     try:
-        clips, per_shard = read_set(directory)
+        parts = read_set(directory)
     except UserError as error:
         yield f"{directory}: its clip list cannot be compared ({error})"
         return
     found = {path.name for path in directory.glob(SHARD_PATTERN)}
-    names = [shard_name(shard) for shard in range(-(-len(clips) // per_shard))]
-    for shard, name in enumerate(names):
-        listed = clips[shard * per_shard : (shard + 1) * per_shard]
+    for name, listed in parts.items():
         yield from _check_part(directory / name, listed, stored) if name in found else [f"{name}: is missing"]
-    yield from (f"{name}: is beyond the last shard of the clip list" for name in sorted(found - set(names)))
-    if strange := sorted(stored.keys() - {clip.path for clip in clips}):
+    yield from (f"{name}: is beyond the last shard of the clip list" for name in sorted(found - parts.keys()))
+    if strange := sorted(stored.keys() - {clip.path for listed in parts.values() for clip in listed}):
         yield f"{len(strange)} clips are not in the clip list, the first {strange[0]!r}"
 
 
 def _check_part(shard: FilePath, listed: Sequence[ClipMeta], stored: dict[str, int]) -> Iterator[str]:
     """What is wrong with the clips and failures of one shard."""
-    failures = [failure.path for failure in _failures(shard)]
+    failures = []
+    with contextlib.suppress(UserError):  # already told
+        failures = [failure.path for failure in read_failures(failure_log(shard))]
     for clip in listed:
         if (clip.path in stored) + failures.count(clip.path) != 1:
             where = "both in a shard and" if clip.path in stored else "neither in a shard nor"
@@ -156,12 +154,6 @@ def _check_part(shard: FilePath, listed: Sequence[ClipMeta], stored: dict[str, i
             yield f"{shard.name}: {clip.path!r} has another label than in the clip list"
     if strange := sorted(set(failures) - {clip.path for clip in listed}):
         yield f"{shard.name}: its failure log names {strange[0]!r}, which is not of its part of the clip list"
-
-
-def _failures(shard: FilePath) -> list:
-    with contextlib.suppress(UserError):  # already told
-        return read_failures(failure_log(shard))
-    return []
 
 
 class ClipParity(NamedTuple):

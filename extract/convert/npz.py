@@ -16,8 +16,7 @@ from avh_shards.clip_list import MAX_FRAMES, inside, near_name, refuse_shared_na
 from avh_shards.errors import ClipError, Failure, is_passing
 from avh_shards.format import SIMULATED
 from avh_shards.lists import read_text
-from avh_shards.lock import locked
-from avh_shards.paths import FilePath, as_path
+from avh_shards.paths import FilePath, as_path, locked
 from avh_shards.text import one_line
 from extract.progress import ProgressBar, Stopwatch
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip, check_features

@@ -22,8 +22,8 @@ from typing import Any, TypeVar, cast
 import torch
 
 from avh_shards import UserError
-from avh_shards.kinds import LEGACY_MAGIC, PYTORCH_FILE, file_kind
 from avh_shards.text import one_line
+from avh_shards.weights import LEGACY_MAGIC, PYTORCH_FILE, file_kind
 from extract.convert.npz import open_archive
 
 # Programs whose objects lie in the official files. Their code is never imported, nor needed.

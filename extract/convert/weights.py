@@ -11,8 +11,7 @@ import safetensors.torch
 import torch
 
 from avh_shards import UserError
-from avh_shards.kinds import SAFETENSORS, ZIP
-from avh_shards.paths import as_path, atomic_write, check_outputs
+from avh_shards.paths import SAFETENSORS, ZIP, as_path, atomic_write, check_outputs
 from avh_shards.text import one_line
 from avh_shards.weights import MOST_DETAILS, misfits, open_safetensors, pack_notes, unpack_notes
 from extract.convert.unpickle import load_restricted, plain

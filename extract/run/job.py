@@ -15,8 +15,7 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.clip_list import refuse_shared_names
 from avh_shards.errors import Failure
 from avh_shards.format import RAGGED, Variant
-from avh_shards.lock import locked
-from avh_shards.paths import FilePath, as_path, reachable
+from avh_shards.paths import FilePath, as_path, locked, reachable
 from extract.avhubert.encoder import Encoder, EncodeSettings
 from extract.prepare import FINDERS, PreparedClip, PrepareSettings
 from extract.progress import ProgressBar, Stopwatch

@@ -173,25 +173,23 @@ def merge(directory: AnyPath) -> ExtractionSummary | None:
     directory = as_path(directory)
     if not any(directory.glob(SHARD_PATTERN)):
         return None
-    clips, per_shard = read_set(directory)
-    parts = [clips[start : start + per_shard] for start in range(0, len(clips), per_shard)]
-    paths = [directory / shard_name(shard) for shard in range(len(parts))]
-    if not all(path.exists() for path in paths):
+    parts = {directory / name: listed for name, listed in read_set(directory).items()}
+    if not all(path.exists() for path in parts):
         return None
     stored = frames = beyond = 0
     failures: list[Failure] = []
     seconds: collections.Counter[str] = collections.Counter()
     first: dict[str, object] = {}
-    for path, part in zip(paths, parts, strict=True):
+    for path, listed in parts.items():
         table = read_shard_table(path)
         attributes = {name: table.attributes.get(name) for name in SET_ATTRIBUTES}
         first = first or attributes
         for name, one, other in differing_attributes(first, attributes):
             raise UserError(
-                f"{path}: was made with {name} = {one_line(repr(other))}, but {paths[0].name} with "
+                f"{path}: was made with {name} = {one_line(repr(other))}, but {shard_name(0)} with "
                 f"{one_line(repr(one))}; remove the shards of one of the two runs and run the other again"
             )
-        failed = shard_failures(path, table.clips, part)
+        failed = shard_failures(path, table.clips, listed)
         if failed is None:
             return None
         failures += failed
@@ -201,14 +199,14 @@ def merge(directory: AnyPath) -> ExtractionSummary | None:
         seconds.update(json_attribute(path, table.attributes, "seconds"))
     write_failures(directory / FAILURES, failures)
     summary = ExtractionSummary(
-        clips=len(clips),
+        clips=sum(map(len, parts.values())),
         stored=stored,
         failed=len(failures),
         passing=sum(failure.passing for failure in failures),
         frames=frames,
         segments_beyond_end=beyond,
         video_seconds=frames / FRAME_RATE,
-        shards=len(paths),
+        shards=len(parts),
         trimmed=cast(bool | str | None, first["trimmed"]),
         encoder=cast(str, first["encoder"]),
         caveat=caveat(first),
@@ -242,8 +240,8 @@ def format_summary(summary: ExtractionSummary | None) -> str:
     return "\n".join(lines)
 
 
-def read_set(directory: FilePath) -> tuple[list[ClipMeta], int]:
-    """The clip list of a set, and its number of clips a shard.
+def read_set(directory: FilePath) -> dict[str, list[ClipMeta]]:
+    """The clip list of a set: name of each shard -> the clips that belong in it.
 
     Raises:
       UserError: there is no clip list, or no shard.
@@ -254,18 +252,11 @@ def read_set(directory: FilePath) -> tuple[list[ClipMeta], int]:
         raise UserError(f"{directory}: no feature shards ({SHARD_PATTERN}) there yet; run the tasks that make them")
     for path in paths:
         with contextlib.suppress(UserError):  # a damaged shard; the next one says the same
-            return clips, _clips_per_shard(read_shard_table(path).attributes)
+            count = json_attribute(path, read_shard_table(path).attributes, "settings").get("clips_per_shard")
+            if type(count) is int and count > 0:
+                starts = range(0, len(clips), count)
+                return {shard_name(shard): clips[start : start + count] for shard, start in enumerate(starts)}
     raise UserError(f"{directory}: no shard says how many clips a shard holds; extract them again")
-
-
-def _clips_per_shard(attributes: Mapping[str, object]) -> int:
-    try:
-        count = json.loads(cast(str, attributes["settings"]))["clips_per_shard"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"settings that are not ours ({error})") from error
-    if type(count) is not int or count < 1:
-        raise UserError(f"clips_per_shard is {count!r}")
-    return count
 
 
 def shard_failures(path: FilePath, stored: Sequence[ClipMeta], listed: Sequence[ClipMeta]) -> list[Failure] | None:

@@ -11,9 +11,7 @@ from matplotlib.figure import Figure
 
 from avh_shards import UserError
 from avh_shards.format import results_folder
-from avh_shards.kinds import PNG
-from avh_shards.lock import locked
-from avh_shards.paths import AnyPath, FilePath, as_path, atomic_writes, check_outputs
+from avh_shards.paths import PNG, AnyPath, FilePath, as_path, atomic_writes, check_outputs, locked
 from avh_shards.silence import SILENCE, START
 from avh_shards.text import printable
 from jax_avh.audit.audit import LONG, Audit, SourceAudit, Trait, audit, before_trimming, verdict

@@ -12,10 +12,8 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.clip import FRAME_RATE
 from avh_shards.clip_list import rows_by_ending
 from avh_shards.format import caveat
-from avh_shards.kinds import ZIP
 from avh_shards.lists import read_lines
-from avh_shards.lock import file_lock, locked
-from avh_shards.paths import as_path, atomic_write, check_outputs
+from avh_shards.paths import ZIP, as_path, atomic_write, check_outputs, file_lock, locked
 from jax_avh.evaluation.localisation import confidence, table_proposals
 from jax_avh.inference.score_file import ScoreTable, open_scores
 

@@ -8,9 +8,7 @@ from types import MappingProxyType
 from avh_shards import UserError
 from avh_shards.clip import offsets
 from avh_shards.format import SHARD_PATTERN
-from avh_shards.kinds import HDF5
-from avh_shards.lock import file_lock, locked
-from avh_shards.paths import as_path, check_outputs
+from avh_shards.paths import HDF5, as_path, check_outputs, file_lock, locked
 from avh_shards.text import one_line
 from jax_avh.data import Source, open_source
 from jax_avh.inference.detector import Detector, load_detector

@@ -10,9 +10,7 @@ from types import MappingProxyType
 
 from avh_shards import ClipMeta
 from avh_shards.format import caveat, results_folder
-from avh_shards.kinds import HTML
-from avh_shards.lock import locked
-from avh_shards.paths import AnyPath, as_path, atomic_writes, check_outputs
+from avh_shards.paths import HTML, AnyPath, as_path, atomic_writes, check_outputs, locked
 from avh_shards.text import format_table, one_line
 from jax_avh.evaluation.evaluate import RESAMPLES, evaluate
 from jax_avh.evaluation.results import STATES, Evaluation, ScoredSet

@@ -14,9 +14,7 @@ from jax.experimental import multihost_utils
 
 from avh_shards import UserError
 from avh_shards.format import differences, results_folder
-from avh_shards.kinds import SAFETENSORS
-from avh_shards.lock import locked
-from avh_shards.paths import AnyPath, atomic_write, check_outputs
+from avh_shards.paths import SAFETENSORS, AnyPath, atomic_write, check_outputs, locked
 from avh_shards.text import one_line
 from jax_avh.config import RESULT, SETTINGS, Config, complete_record
 from jax_avh.models import BEST_WEIGHTS, weights_file

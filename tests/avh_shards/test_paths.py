@@ -13,9 +13,17 @@ from apps.demo import demo
 from apps.sweep import make_trials
 from avh_shards import ClipMeta, UserError
 from avh_shards.format import results_folder
-from avh_shards.kinds import HTML, PNG
-from avh_shards.lock import file_lock, locked
-from avh_shards.paths import as_path, atomic_write, atomic_writes, check_output, check_outputs
+from avh_shards.paths import (
+    HTML,
+    PNG,
+    as_path,
+    atomic_write,
+    atomic_writes,
+    check_output,
+    check_outputs,
+    file_lock,
+    locked,
+)
 from extract.convert.weights import convert_weights
 from extract.run.job import ExtractSettings, Job
 from jax_avh.audit.report import write_audit

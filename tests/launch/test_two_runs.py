@@ -20,7 +20,7 @@ from apps.sweep import make_trials, sweep
 from avh_shards import ClipMeta, UserError
 from avh_shards import lock as locks
 from avh_shards.clip import offsets
-from avh_shards.lock import file_lock, locked
+from avh_shards.paths import file_lock, locked
 from extract.convert.npz import import_features
 from extract.prepare import PrepareSettings
 from extract.run.job import ExtractSettings, Job, extract
@@ -129,7 +129,7 @@ def test_tasks_of_different_settings_are_refused_before_any_shard(tmp_path, tiny
 
 def test_a_killed_run_keeps_nobody_out(tmp_path):
     code = (
-        f"from avh_shards.lock import locked\nwith locked({str(tmp_path / 'out')!r}):\n print('', flush=True); input()"
+        f"from avh_shards.paths import locked\nwith locked({str(tmp_path / 'out')!r}):\n print('', flush=True); input()"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()
