@@ -18,8 +18,7 @@ from avh_shards.format import Variant
 from benchmarks import straightforward
 from extract.avhubert import AVHubertConfig, random_avhubert
 from extract.avhubert.encoder import RANDOM_ENCODER, Encoder, EncodeSettings
-from extract.face.landmarks import detect_landmarks
-from extract.face.tracking import tracked
+from extract.face.landmarks import detect_landmarks, tracked
 from extract.media.decode import iterate_video
 from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from extract.run.pool import PrepareTask, open_pool, prepare_all

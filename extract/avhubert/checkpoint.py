@@ -9,7 +9,7 @@ from avh_shards import UserError
 from avh_shards.text import one_line
 from avh_shards.weights import MOST_DETAILS, misfits
 from extract.avhubert.model import AVHubert, AVHubertConfig
-from extract.convert.unpickle import load_restricted, plain
+from extract.convert.unpickle import are_named_tensors, load_restricted, plain
 
 FINE_TUNED_PREFIX = "encoder.w2v_model."
 UNUSED = ("mask_emb", "label_embs_concat", "final_proj.")  # of the pre-training task, not of the encoder
@@ -77,7 +77,7 @@ def _section(settings: dict, name: str) -> dict:
 
 def _encoder_weights(model: dict, path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """The encoder's part of a file's parameters."""
-    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in model.items()):
+    if not are_named_tensors(model):
         raise UserError(f"{path}: not an AV-HuBERT file: its `model` holds more than named tensors")
     prefix = FINE_TUNED_PREFIX if any(name.startswith(FINE_TUNED_PREFIX) for name in model) else ""
     own = {name.removeprefix(prefix): value for name, value in model.items() if name.startswith(prefix)}

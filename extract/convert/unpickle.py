@@ -120,6 +120,13 @@ def load_restricted(path: str | os.PathLike) -> object:
         raise UserError(f"{path}: not a whole PyTorch file ({reason})") from error
 
 
+def are_named_tensors(value: object) -> bool:
+    """Whether a loaded object is a dictionary of tensors by name."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(item, torch.Tensor) for name, item in value.items()
+    )
+
+
 def plain(value: object) -> object:
     """Returns configurations as plain dictionaries and lists, whatever they were in the file.
 

@@ -14,7 +14,7 @@ from avh_shards import UserError
 from avh_shards.paths import SAFETENSORS, ZIP, as_path, atomic_write, check_outputs
 from avh_shards.text import one_line
 from avh_shards.weights import MOST_DETAILS, misfits, open_safetensors, pack_notes, unpack_notes
-from extract.convert.unpickle import load_restricted, plain
+from extract.convert.unpickle import are_named_tensors, load_restricted, plain
 
 OURS = ".safetensors"
 BARE = ".pth"  # ending of the files that hold a state dict itself, as PyTorch's modules give it
@@ -130,19 +130,13 @@ def _state_dict(path: Path, checkpoint: object) -> Weights:
     encoder = isinstance(holder.get("model"), dict)
     hint = ", but a `model`, as AV-HuBERT's files do: give such a file to --avhubert as it is" if encoder else ""
     weights = holder.get("state_dict")
-    if path.suffix == BARE and _named_tensors(checkpoint):
+    if path.suffix == BARE and are_named_tensors(checkpoint):
         weights = checkpoint
     if not isinstance(weights, dict) or not weights:
         raise UserError(f"{path}: not {title} file: it holds no `state_dict`{hint}")
-    if not _named_tensors(weights):
+    if not are_named_tensors(weights):
         raise UserError(f"{path}: not {title} file: its `state_dict` holds more than named tensors")
     return weights
-
-
-def _named_tensors(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(name, str) and isinstance(item, torch.Tensor) for name, item in value.items()
-    )
 
 
 def _own_names(weights: Weights) -> Weights:

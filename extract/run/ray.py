@@ -49,7 +49,11 @@ def extract_on_ray(
         sets = job.shard_sets(Encoder(avhubert, job.settings.encode).attributes)
         missing = missing_shards(sets, index, count)
         failed = failed_clips(sets, missing, index, count, job.settings.retry_failed)
-        _connect()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
+        try:
+            ray.init(log_to_driver=False, ignore_reinit_error=True, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError) as error:
+            raise UserError(f"Ray cannot be reached or started: {error}") from error
         try:
             add_gaining_shards(missing, sets, failed, _try_again(job.task, failed))
             _make_shards(job, avhubert, sets, missing)
@@ -91,14 +95,6 @@ def _make_shards(
             load[actors[actor].make_shard.remote(shard, listed, prepared, writers)] = actor
         while load:
             _wait_for_one(load, progress)
-
-
-def _connect() -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
-    try:
-        ray.init(log_to_driver=False, ignore_reinit_error=True, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
-        raise UserError(f"Ray cannot be reached or started: {error}") from error
 
 
 def _start_actors(avhubert: str | os.PathLike, job: Job) -> list:
@@ -157,16 +153,13 @@ class _EncoderActor:
         def arrived() -> Iterator[Prepared]:
             nonlocal frames, failed
             for clip, reference in zip(listed, prepared, strict=True):
-                outcome = self._arrived(clip, reference)
+                try:
+                    outcome = ray.get(reference)
+                except LOST:
+                    outcome = self.task.all_failed(_lost(clip))
                 frames += outcome.frames
                 failed += outcome.failed
                 yield outcome
 
         make_shard(shard, listed, arrived(), self.encoder, writers)
         return len(listed), frames, failed
-
-    def _arrived(self, clip: ClipMeta, reference: "ray.ObjectRef") -> Prepared:
-        try:
-            return ray.get(reference)
-        except LOST:
-            return self.task.all_failed(_lost(clip))

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from avh_shards import ClipMeta
 from avh_shards.errors import ClipError
-from extract.face import crop_mouths, detect_landmarks, tracking
+from extract.face import crop_mouths, detect_landmarks, landmarks
 from extract.face import mouth as mouth_module
-from extract.face.landmarks import detector, every_frame, fill_gaps
+from extract.face.landmarks import detector, every_frame, fill_gaps, tracked
 from extract.face.mouth import find_mouths
 from extract.prepare import PrepareSettings, prepare_clip
 from tests.media import ramp, read_frames, tone, write_media
@@ -84,8 +84,8 @@ def eye_distance(points: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ["obama_speech", "testMovie"])  # small faces, large faces
 def test_tracked_points_are_close_to_those_of_every_frame(real_clips, name):
     frames = read_frames(real_clips[name])
-    every, tracked = detect_landmarks(frames), detect_landmarks(frames, tracking.tracked())
-    distance = np.linalg.norm(tracked - every, axis=2) / eye_distance(every)[:, None]
+    every = detect_landmarks(frames)
+    distance = np.linalg.norm(detect_landmarks(frames, tracked()) - every, axis=2) / eye_distance(every)[:, None]
     assert np.median(distance) <= 0.02
     assert np.percentile(distance, 95) <= 0.05
 
@@ -93,21 +93,21 @@ def test_tracked_points_are_close_to_those_of_every_frame(real_clips, name):
 @pytest.fixture
 def runs(monkeypatch):
     """Sizes of the pictures that the detector looks at."""
-    sizes, run = [], tracking._run
+    sizes, run = [], landmarks._run
 
     def counted(grey, upsamplings):
         sizes.append((grey.shape, upsamplings))
         return run(grey, upsamplings)
 
-    monkeypatch.setattr(tracking, "_run", counted)
+    monkeypatch.setattr(landmarks, "_run", counted)
     return sizes
 
 
 def test_the_detector_looks_at_small_pictures_now_and_then(real_clips, runs):
     frames = read_frames(real_clips["testMovie"])[:50]
-    detect_landmarks(frames, tracking.tracked())
+    detect_landmarks(frames, tracked())
     assert [upsamplings for _, upsamplings in runs].count(1) == 1  # one search of everything
-    assert len(runs) <= 1 + 2 * 50 / tracking.PERIOD
+    assert len(runs) <= 1 + 2 * 50 / landmarks.PERIOD
     assert max(np.prod(size) for size, upsamplings in runs if not upsamplings) < 0.75 * frames[0, ..., 0].size
 
 
@@ -115,15 +115,15 @@ def test_a_hard_cut_is_followed_at_once(real_clips, runs):
     """Another person in another place: from the first frame on, the points are those of that person."""
     one = read_frames(real_clips["testMovie"])[:13]
     other = np.roll(one[:, :, ::-1], 60, axis=2) // 2  # mirrored, moved, darker
-    tracked = detect_landmarks(np.concatenate([one, other]), tracking.tracked())[13:]
-    alone = detect_landmarks(other, tracking.tracked())
+    found = detect_landmarks(np.concatenate([one, other]), tracked())[13:]
+    alone = detect_landmarks(other, tracked())
     assert [upsamplings for _, upsamplings in runs][:10].count(1) >= 2
-    assert np.median(np.linalg.norm(tracked - alone, axis=2) / eye_distance(alone)[:, None]) <= 0.02
+    assert np.median(np.linalg.norm(found - alone, axis=2) / eye_distance(alone)[:, None]) <= 0.02
 
 
 def test_a_face_that_leaves_is_a_gap_and_found_again(real_clips):
     frames = read_frames(real_clips["testMovie"])[:12]
-    find = tracking.tracked()
+    find = tracked()
     shown = [find(frame) for frame in (*frames, *np.zeros_like(frames), *frames)]
     assert all(points is not None for points in shown[:12])
     assert all(points is None for points in shown[12:24])
@@ -132,7 +132,7 @@ def test_a_face_that_leaves_is_a_gap_and_found_again(real_clips):
 
 def test_a_repeated_picture_costs_nothing(real_clips, runs):
     frame = read_frames(real_clips["testMovie"])[0]
-    find = tracking.tracked()
+    find = tracked()
     first = find(frame)
     assert all(find(frame) is first for _ in range(20))
     assert len(runs) == 1
@@ -169,21 +169,21 @@ def covered(frames: np.ndarray, how: str) -> list[np.ndarray]:
 )
 def test_a_face_that_is_hidden_does_not_count(real_clips, name, how, left):
     frames = read_frames(real_clips[name])[:24]
-    assert counted(tracking.tracked(), [*frames[:13], *covered(frames[13:], how)]) == "1" * left + "0" * (24 - left)
+    assert counted(tracked(), [*frames[:13], *covered(frames[13:], how)]) == "1" * left + "0" * (24 - left)
 
 
 def test_a_blank_that_lasts_until_another_face_is_taken_does_not_count(real_clips):
     """The speaker is covered from frame 11 on; at frame 14 the detector takes the man beside him."""
     frames = read_frames(real_clips["obama_speech"])[:20]
-    assert counted(tracking.tracked(), [*frames[:11], *covered(frames, "grey")[11:]]) == "2" * 10 + "0" * 4 + "1" * 6
+    assert counted(tracked(), [*frames[:11], *covered(frames, "grey")[11:]]) == "2" * 10 + "0" * 4 + "1" * 6
 
 
 def test_a_face_in_the_second_half_counts_from_its_first_frame(real_clips):
     frames = read_frames(real_clips["testMovie"])[:12]
-    assert counted(tracking.tracked(), [*np.zeros_like(frames), *frames]) == "0" * 12 + "1" * 12
+    assert counted(tracked(), [*np.zeros_like(frames), *frames]) == "0" * 12 + "1" * 12
 
 
-@pytest.mark.parametrize("finder", [every_frame, tracking.tracked])
+@pytest.mark.parametrize("finder", [every_frame, tracked])
 def test_several_faces_are_counted_until_a_cut(real_clips, finder):
     """A poster beside the speaker, then the speaker in another scene."""
     frames = read_frames(real_clips["testMovie"])[:10]
@@ -194,7 +194,7 @@ def test_several_faces_are_counted_until_a_cut(real_clips, finder):
 
 def test_a_repeated_picture_counts_in_every_frame_that_shows_it(real_clips):
     frame = read_frames(real_clips["testMovie"])[0]
-    assert counted(tracking.tracked(), [*[frame] * 5, *[np.zeros_like(frame)] * 3]) == "11111000"
+    assert counted(tracked(), [*[frame] * 5, *[np.zeros_like(frame)] * 3]) == "11111000"
 
 
 @pytest.fixture
