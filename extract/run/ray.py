@@ -145,7 +145,11 @@ class _EncoderActor:
         self.task = task
 
     def make_shard(
-        self, shard: int, listed: Sequence[ClipMeta], prepared: Sequence, writers: dict[Variant, ShardWriter]
+        self,
+        shard: int,
+        listed: Sequence[ClipMeta],
+        prepared: "Sequence[ray.ObjectRef]",
+        writers: dict[Variant, ShardWriter],
     ) -> tuple[int, int, int]:
         """Makes a shard; its numbers of clips, frames and failures."""
         frames = failed = 0
