@@ -3,7 +3,8 @@
 The HDF5 library was seen to loop for ever, to crash and to take all memory on damaged files. So a child process opens a
 file first, under limits of computing time and memory, and reports only where its arrays are; they are then read by
 ranges of bytes, here. The child gets the file's bytes from this process: it opens nothing itself, needs no locks, and
-works for any file system that fsspec knows.
+works for any file system that fsspec knows. It asks for bytes on its standard output, gets them on its standard input,
+and answers with JSON: root attributes, where each array is, and text of variable length; or an error in words.
 """
 
 import atexit
@@ -11,7 +12,11 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
+import resource
+import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -23,9 +28,15 @@ import h5py
 import numpy as np
 
 from avh_shards.errors import UserError
-from avh_shards.hdf5_child import ANSWER, DONE, READ, REQUEST
 from avh_shards.paths import AnyPath, FilePath, as_path, atomic_write
 from avh_shards.text import one_line
+
+REQUEST = struct.Struct("<Q")  # to the child: a file's size in bytes
+ANSWER = struct.Struct("<BQQ")  # READ, first byte, bytes; or DONE, bytes of JSON that follow, 0
+READ, DONE = 1, 2
+SECONDS, BYTES_PER_SECOND = 3, 2**24  # of computing that any file may take, and bytes for which it may take one more
+MEMORY_LIMIT = 2**30  # bytes
+MOST_OBJECTS = 1000  # in a file: ours hold some twenty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +195,7 @@ class _Examiner:
         atexit.register(self.close)
 
     def examine(self, file: IO[bytes] | io.IOBase, size: int) -> dict:
-        """Returns what a file contains, as `hdf5_child` reports it."""
+        """Returns what a file contains, as `serve` reports it."""
         with self._lock:
             process = self._process = self._process or _start()
             assert process.stdin is not None
@@ -215,7 +226,7 @@ class _Examiner:
 
 def _start() -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from avh_shards.hdf5_child import serve; serve()"]
+    command = [sys.executable, "-c", "from avh_shards.hdf5 import serve; serve()"]
     # In a session of its own: Ctrl-C is this process's to handle.
     return subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
@@ -232,6 +243,131 @@ def _exactly(file: IO[bytes] | io.IOBase, count: int) -> bytes:
     if len(data) != count:
         raise EOFError
     return data
+
+
+class _Remote(io.RawIOBase):
+    """In the child, the file whose bytes the parent sends."""
+
+    def __init__(self, size: int, requests: IO[bytes], replies: IO[bytes]):
+        self.size = size
+        self.position = 0
+        self.requests = requests
+        self.replies = replies
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self.size - self.position))
+        self.requests.write(ANSWER.pack(READ, self.position, count))
+        self.requests.flush()
+        data = self.replies.read(count)
+        if len(data) != count:  # the parent is gone
+            sys.exit()
+        view[:count] = data
+        self.position += count
+        return count
+
+
+def _contents(file: h5py.File, size: int) -> dict:
+    """Describes a file of `size` bytes, in the child.
+
+    Returns:
+      `attributes` of the root; `extents`: [start, dtype, shape] by name; `texts`: lists by name.
+
+    Raises:
+      ValueError, ...: something in it is damaged, or is not what this project writes.
+    """
+    found: dict = {"attributes": _attributes(file), "extents": {}, "texts": {}}
+    waiting: list[tuple[str, h5py.Group]] = [("", file)]
+    seen = 0
+    while waiting:
+        prefix, group = waiting.pop()
+        for name in group:
+            seen += 1
+            if seen > MOST_OBJECTS:
+                raise ValueError(f"it holds more than {MOST_OBJECTS} objects")
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink | h5py.SoftLink):
+                raise ValueError(f"/{prefix}{name} is a link into another file")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                waiting.append((f"{prefix}{name}/", item))
+            elif isinstance(item, h5py.Dataset):
+                _describe(f"{prefix}{name}", item, size, found)
+    return found
+
+
+def _attributes(file: h5py.File) -> dict:
+    values = {}
+    for name in file.attrs:
+        stored = file.attrs.get_id(name)
+        text = h5py.check_string_dtype(stored.dtype)
+        if stored.shape != () or (text is None and stored.dtype.kind not in "biuf"):
+            raise ValueError(f"its attribute {name!r} is not one number or one text")
+        value = file.attrs[name]
+        if isinstance(value, h5py.Empty):
+            raise ValueError(f"its attribute {name!r} is empty")
+        values[name] = value.decode() if isinstance(value, bytes) else value if text else value.item()
+    return values
+
+
+def _describe(name: str, item: h5py.Dataset, size: int, found: dict) -> None:
+    """Adds a dataset to what was found, if its bytes are in one place in the file."""
+    if item.external or item.is_virtual:
+        raise ValueError(f"/{name} is stored in other files")
+    if item.shape is None:
+        raise ValueError(f"/{name} is empty")
+    text = h5py.check_string_dtype(item.dtype)
+    if item.dtype.kind not in "biufS" and (text is None or len(item.shape) != 1):
+        raise ValueError(f"/{name} holds neither numbers nor text")
+    start = item.id.get_offset()
+    length = math.prod(item.shape)
+    if start is None and length:
+        raise ValueError(f"/{name} is stored in chunks, or compressed")
+    stored = length * item.id.get_type().get_size()
+    if (start or 0) + stored > size:
+        raise ValueError(f"/{name} promises {stored} bytes, which the file does not hold")
+    if item.dtype.kind == "O":
+        found["texts"][name] = cast(np.ndarray, item.asstr()[:]).tolist()
+    else:
+        found["extents"][name] = [start or 0, item.dtype.str, item.shape]
+
+
+def _limit(kind: int, most: int) -> None:
+    """Limits a resource of this process, unless its limit is lower already, which it may not raise."""
+    _, hard = resource.getrlimit(kind)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
+
+
+def serve() -> None:
+    """Runs the child: answers one request after the other until standard input ends."""
+    replies = sys.stdin.buffer
+    requests = sys.stdout.buffer
+    _limit(resource.RLIMIT_DATA, MEMORY_LIMIT)
+    _limit(resource.RLIMIT_CORE, 0)
+    while len(request := replies.read(REQUEST.size)) == REQUEST.size:
+        (size,) = REQUEST.unpack(request)
+        # Counts this process's computing, not its waiting; and ends it, whatever loop it is in.
+        signal.setitimer(signal.ITIMER_PROF, SECONDS + size / BYTES_PER_SECOND)
+        try:
+            with h5py.File(_Remote(size, requests, replies), "r") as file:
+                found = _contents(file, size)
+            answer = json.dumps(found)
+        except Exception as error:  # h5py raises all kinds
+            answer = json.dumps({"error": str(error.args[0] if isinstance(error, KeyError) else error)})
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        data = answer.encode()
+        requests.write(ANSWER.pack(DONE, len(data), 0) + data)
+        requests.flush()
 
 
 _examine = _Examiner().examine

@@ -16,10 +16,10 @@ from avh_shards.clip_list import MAX_FRAMES, inside, shift_segments
 from avh_shards.errors import ClipError
 from avh_shards.format import Variant
 from avh_shards.silence import frames_of_silence
-from extract.face.landmarks import SEARCH_SIDE, CountingFinder, Frame, GivenPoints, Points, every_frame, tracked
+from extract.face.landmarks import SEARCH_SIDE, CountingFinder, GivenPoints, Points, every_frame, tracked
 from extract.face.mouth import CROP, Mouths, find_mouths
 from extract.media.audio import Sound, read_sound
-from extract.media.decode import iterate_video, to_grey
+from extract.media.decode import Frame, iterate_video, to_grey
 from extract.progress import Stopwatch
 
 INPUTS = ("media", "roi")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from avh_shards import UserError
 from avh_shards.errors import Failure
@@ -178,8 +179,9 @@ def start_encoding(
     """
     device = next(network.parameters()).device
     lengths = [len(clip.audio) for clip in clips]
-    audio = network.project_audio(_to(_padded([torch.from_numpy(clip.audio) for clip in clips]), device))
-    video = _padded(_project_videos(network, [clip.crops for clip in clips], device))
+    sounds = pad_sequence([torch.from_numpy(clip.audio) for clip in clips], batch_first=True)
+    audio = network.project_audio(_to(sounds, device))
+    video = pad_sequence(_project_videos(network, [clip.crops for clip in clips], device), batch_first=True)
     passes = [network.fuse(None, video), network.fuse(audio, None)]
     if multimodal:
         passes.append(network.fuse(audio, video))
@@ -241,11 +243,6 @@ def _in_pieces(
         output = contextualise(fused[:, start - before : start + piece + CONTEXT])
         encoded.append(output[:, before : before + piece])
     return torch.cat(encoded, dim=1)
-
-
-def _padded(sequences: list[Tensor]) -> Tensor:
-    """Stacks sequences of different lengths, zeros behind."""
-    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

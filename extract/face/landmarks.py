@@ -21,7 +21,7 @@ from avh_shards.clip_list import MAX_FRAMES
 from avh_shards.errors import ClipError
 from avh_shards.text import one_line
 from extract.convert.npz import open_archive, read_array
-from extract.media.decode import to_grey
+from extract.media.decode import Frame, to_grey
 
 POINTS = 68
 UPSAMPLINGS = 1  # before detection: finds faces of 40 pixels
@@ -42,10 +42,11 @@ SMALLEST_FACE = 80  # pixels: the detector's window
 REGION = 3.0  # side of the searched region, in widths of the face
 CELL = 8  # pixels: the detector's grid
 
-Frame = UInt8[np.ndarray, "H W 3"]
 Grey = UInt8[np.ndarray, "H W"]
 Points = Float[np.ndarray, "68 2"]  # (x, y) in pixels
 Finder = Callable[[Frame], Points | None]
+
+NO_FACE: Points = np.full((POINTS, 2), np.nan)  # the points of a frame without a face
 
 
 class CountingFinder:
@@ -146,7 +147,7 @@ def detect_landmarks(frames: Iterable[Frame], find: Finder | None = None) -> Flo
       ClipError: no frame shows a face.
     """
     find = find or every_frame()
-    return fill_gaps(np.stack([unknown() if (points := find(frame)) is None else points for frame in frames]))
+    return fill_gaps(np.stack([NO_FACE if (points := find(frame)) is None else points for frame in frames]))
 
 
 def fill_gaps(points: Float[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T 68 2"]:
@@ -161,11 +162,6 @@ def fill_gaps(points: Float[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T 68 2"
     columns = points.reshape(len(points), -1).T
     filled = [np.interp(np.arange(len(points)), known, column[known]) for column in columns]
     return np.stack(filled, axis=1).reshape(points.shape)
-
-
-def unknown() -> Points:
-    """The points of a frame without a face: NaN."""
-    return np.full((POINTS, 2), np.nan)
 
 
 def predict(grey: Grey, face: dlib.rectangle) -> Points:

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from extract.face.landmarks import Finder, Frame, Points, fill_gaps, unknown
+from extract.face.landmarks import NO_FACE, Finder, Points, fill_gaps
+from extract.media.decode import Frame
 
 CROP = 96  # pixels, side of a crop
 CANVAS = 256  # pixels, side of the picture that holds the reference face
@@ -89,7 +90,7 @@ class _Stream:
         self.overflowed = False
 
     def add(self, frame: Frame, points: Points | None) -> None:
-        self.points.append(unknown() if points is None else points)
+        self.points.append(NO_FACE if points is None else points)
         if self.overflowed:
             return
         self.held.append(frame)

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import av
-import av.container
 import av.error
 import av.stream
 import cv2
 import numpy as np
+from av.container import InputContainer
 from av.format import Flags
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
@@ -43,10 +43,10 @@ REORDERED = 16  # frames: the most by which H.264 and HEVC decode a picture befo
 # Pixels' shapes (width / height - 1) too close to square to matter, and too far off to be true.
 SQUARE_PIXELS = (0.01, 4.0)
 
+Frame = UInt8[np.ndarray, "H W 3"]  # RGB, upright, of square pixels
 
-def iterate_video(
-    path: str | os.PathLike, fps_policy: str = "resample", heard: float | None = None
-) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+
+def iterate_video(path: str | os.PathLike, fps_policy: str = "resample", heard: float | None = None) -> Iterator[Frame]:
     """Decodes the video stream that FFmpeg considers the best of a file, frame by frame.
 
     Args:
@@ -78,9 +78,7 @@ def read_video(path: str | os.PathLike, fps_policy: str = "resample") -> UInt8[n
     return np.stack(list(iterate_video(path, fps_policy)))
 
 
-def timed_pictures(
-    path: str | os.PathLike, heard: float | None = None
-) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]]:
+def timed_pictures(path: str | os.PathLike, heard: float | None = None) -> Iterator[tuple[float, Frame]]:
     """Decodes the pictures of `iterate_video` at the file's own rate.
 
     Yields:
@@ -99,13 +97,13 @@ def timed_pictures(
             _check_length(container, max(seen, heard))
 
 
-def to_grey(frame: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
+def to_grey(frame: Frame) -> UInt8[np.ndarray, "H W"]:
     """Luma of an RGB frame, with OpenCV's weights and rounding (those of the official program)."""
     return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
 
 
 @contextlib.contextmanager
-def open_media(path: str | os.PathLike, kind: str = "media") -> Iterator[av.container.InputContainer]:
+def open_media(path: str | os.PathLike, kind: str = "media") -> Iterator[InputContainer]:
     """Opens a media file, and no other: FFmpeg sees its bytes, so neither a name nor a list leads anywhere else.
 
     Args:
@@ -127,7 +125,7 @@ def open_media(path: str | os.PathLike, kind: str = "media") -> Iterator[av.cont
             file.seek(0)
             nowhere = {"protocol_whitelist": "none"}
             with av.open(file, metadata_errors="replace", container_options=nowhere, buffer_size=BUFFER) as container:
-                assert isinstance(container, av.container.InputContainer)
+                assert isinstance(container, InputContainer)
                 yield container
     except av.error.FFmpegError as error:
         raise ClipError(kind, f"cannot be decoded: {error.strerror}") from error
@@ -146,9 +144,7 @@ class _Bytes(io.FileIO):
 
 
 @contextlib.contextmanager
-def opened(
-    path: str | os.PathLike, kind: Literal["video", "audio"]
-) -> Iterator[tuple[av.container.InputContainer, Any]]:
+def opened(path: str | os.PathLike, kind: Literal["video", "audio"]) -> Iterator[tuple[InputContainer, Any]]:
     """Yields the container and its best stream of a kind.
 
     Raises:
@@ -164,18 +160,18 @@ def opened(
         yield container, stream
 
 
-def _best_streams(container: av.container.InputContainer) -> list:
+def _best_streams(container: InputContainer) -> list:
     streams = [container.streams.best(kind) for kind in ("video", "audio")]
     return [stream for stream in streams if stream is not None]
 
 
-def timeline_start(container: av.container.InputContainer) -> float:
+def timeline_start(container: InputContainer) -> float:
     """Seconds of the earliest of the video's and the audio's starts, in the container's clock."""
     starts = [float(s.start_time * s.time_base) for s in _best_streams(container) if s.start_time is not None]
     return min(starts, default=0.0)
 
 
-def packets(container: av.container.InputContainer, wanted: av.stream.Stream) -> Iterator[av.Packet]:
+def packets(container: InputContainer, wanted: av.stream.Stream) -> Iterator[av.Packet]:
     """A stream's packets, on one clock with those of the other stream."""
     clock = _Clock()
     restarts = bool(container.format.flags & Flags.ts_discont.value)
@@ -219,7 +215,7 @@ class _Clock:
 
 
 def _timed_frames(
-    container: av.container.InputContainer, stream: av.VideoStream, rate: float
+    container: InputContainer, stream: av.VideoStream, rate: float
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """(seconds since the timeline's start, frame); a frame without a time follows the one before it.
 
@@ -275,7 +271,7 @@ def _checked_whole(frames: Iterable[tuple[float, av.VideoFrame]], promised: int,
         raise ClipError("video", f"is cut short: {count} of {promised} frames can be decoded")
 
 
-def _check_length(container: av.container.InputContainer, seconds: float) -> None:
+def _check_length(container: InputContainer, seconds: float) -> None:
     """Rejects a file of which less could be decoded, in the longer of sound and picture, than its header says."""
     promised = (container.duration or 0) / av.time_base
     if container.format.name.startswith("matroska"):  # its duration is the time of its end
@@ -284,9 +280,7 @@ def _check_length(container: av.container.InputContainer, seconds: float) -> Non
         raise ClipError("media", f"is cut short: {seconds:.2f} of {promised:.2f} s can be decoded")
 
 
-def _as_shown(
-    frames: Iterable[tuple[float, av.VideoFrame]], stream: av.VideoStream
-) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]]:
+def _as_shown(frames: Iterable[tuple[float, av.VideoFrame]], stream: av.VideoStream) -> Iterator[tuple[float, Frame]]:
     """Frames as RGB pictures, with square pixels and upright.
 
     A shape of pixels or an orientation holds until a frame brings another. The container's word on the shape counts
@@ -318,7 +312,7 @@ def _square_size(width: int, height: int, shape: float) -> tuple[int, int]:
     return (round(width * off), height) if shape > 1 else (width, round(height * off))
 
 
-def _oriented(picture: UInt8[np.ndarray, "h w 3"], matrix: Int[np.ndarray, " 9"]) -> UInt8[np.ndarray, "H W 3"]:
+def _oriented(picture: UInt8[np.ndarray, "h w 3"], matrix: Int[np.ndarray, " 9"]) -> Frame:
     """A picture turned and mirrored to the nearest of the eight orientations.
 
     Args:
@@ -342,7 +336,7 @@ def _of_one_size(frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[tuple[f
         yield time, picture if picture.shape == first else _fitted(picture, *first[:2])
 
 
-def _fitted(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+def _fitted(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> Frame:
     """A picture scaled without stretching it, in the middle of a black one."""
     scale = min(height / picture.shape[0], width / picture.shape[1])
     inner = [max(round(scale * side), 1) for side in picture.shape[:2]]

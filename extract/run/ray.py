@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 
@@ -145,11 +146,7 @@ class _EncoderActor:
         self.task = task
 
     def make_shard(
-        self,
-        shard: int,
-        listed: Sequence[ClipMeta],
-        prepared: "Sequence[ray.ObjectRef]",
-        writers: dict[Variant, ShardWriter],
+        self, shard: int, listed: Sequence[ClipMeta], prepared: Sequence, writers: dict[Variant, ShardWriter]
     ) -> tuple[int, int, int]:
         """Makes a shard; its numbers of clips, frames and failures."""
         frames = failed = 0
@@ -158,7 +155,7 @@ class _EncoderActor:
             nonlocal frames, failed
             for clip, reference in zip(listed, prepared, strict=True):
                 try:
-                    outcome = ray.get(reference)
+                    outcome = cast(Prepared, ray.get(reference))
                 except LOST:
                     outcome = self.task.all_failed(_lost(clip))
                 frames += outcome.frames

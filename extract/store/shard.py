@@ -85,7 +85,10 @@ class ShardWriter:
         assert [_path(outcome) for outcome in outcomes] == list(order)
         stored = [outcome for outcome in outcomes if isinstance(outcome, StoredClip)]
         failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-        held = self._held(shard) if failures else set()
+        held: set[str] = set()
+        if failures and self.path(shard).exists():
+            with contextlib.suppress(UserError):  # it cannot be read
+                held = {clip.path for clip in read_shard_table(self.path(shard)).clips}
         if lost := next((failure for failure in failures if failure.path in held), None):
             reason = f"its shard is kept, for {lost.path!r} in it fails now ({lost.reason})"
             kept = {path: Failure(path, "write", reason, passing=True) for path in order.keys() - held}
@@ -101,13 +104,6 @@ class ShardWriter:
                 )
                 self._write_arrays(file, stored)
             file.attrs.update({**notes, "seconds": json.dumps({**seconds, **watch.seconds})})
-
-    def _held(self, shard: int) -> set[str]:
-        """Paths of the clips that a shard already holds; none if it cannot be read."""
-        if self.path(shard).exists():
-            with contextlib.suppress(UserError):
-                return {clip.path for clip in read_shard_table(self.path(shard)).clips}
-        return set()
 
     def _write_arrays(self, file: h5py.File, stored: Sequence[StoredClip]) -> None:
         width = cast(int, self.attributes["width"])
