@@ -1,6 +1,7 @@
 """What is known of a clip, and its columns in a file."""
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def read_clip_table(file: HDF5File) -> tuple[tuple[ClipMeta, ...], Int64[np.ndar
       ValueError: a column is missing or differs in length, an offset does not rise, a text is not printable, a
         segment is not 0 <= start <= end, or a share of frames is not between 0 and 1.
     """
-    columns = {name: file.text(f"clips/{name}") for name in TEXT_COLUMNS}
+    columns: dict[str, list] = {name: file.text(f"clips/{name}") for name in TEXT_COLUMNS}
     for name, dtype in NUMBER_COLUMNS.items():
         if name in LATER_COLUMNS and f"clips/{name}" not in file:
             continue
@@ -86,14 +87,10 @@ def read_clip_table(file: HDF5File) -> tuple[tuple[ClipMeta, ...], Int64[np.ndar
     )
     value = file.array("segments/value").astype(np.float64, casting="safe")
     _check_clip_table(columns, offset, segment_offset, value)
-    rows = zip(*columns.values(), strict=True)
-    return tuple(
-        ClipMeta(
-            **dict(zip(columns, row, strict=True)),
-            segments=tuple(map(tuple, value[segment_offset[n] : segment_offset[n + 1]].tolist())),
-        )
-        for n, row in enumerate(rows)
-    ), offset
+    pieces = itertools.pairwise(segment_offset)
+    columns["segments"] = [tuple(map(tuple, value[start:stop].tolist())) for start, stop in pieces]
+    clips = tuple(ClipMeta(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+    return clips, offset
 
 
 def _check_clip_table(columns: dict, offset: np.ndarray, segment_offset: np.ndarray, value: np.ndarray) -> None:

@@ -249,15 +249,12 @@ def differences(old: Mapping[str, object], new: Mapping[str, object]) -> dict[st
 
 def _check_attributes(path: AnyPath, attributes: Mapping[str, object]) -> None:
     """Raises a UserError if an attribute of a shard is not what the format says."""
-    wrong = [
-        name
-        for name in TEXT_ATTRIBUTES
-        if not isinstance(text := attributes.get(name, ""), str) or not text.isprintable()
-    ]
-    wrong += [] if type(width := attributes.get("width")) is int and width > 0 else ["width"]
-    wrong += [] if attributes.get("trimmed") in (True, False, UNKNOWN_STATE, None) else ["trimmed"]
-    for name in wrong:
-        raise UserError(f"{path}: its attribute {name!r} is {attributes.get(name)!r}; extract this shard again")
+    fits = {name: isinstance(text := attributes.get(name, ""), str) and text.isprintable() for name in TEXT_ATTRIBUTES}
+    fits["width"] = type(width := attributes.get("width")) is int and width > 0
+    fits["trimmed"] = attributes.get("trimmed") in (True, False, UNKNOWN_STATE, None)
+    if wrong := [name for name, fit in fits.items() if not fit]:
+        found = attributes.get(wrong[0])
+        raise UserError(f"{path}: its attribute {wrong[0]!r} is {found!r}; extract this shard again")
     json_attribute(path, attributes, "settings")
     seconds = json_attribute(path, attributes, "seconds")
     if any(type(value) not in (int, float) for value in seconds.values()):

@@ -3,7 +3,7 @@
 import collections
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import tqdm
 
@@ -42,11 +42,6 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - started
-
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """Adds what another watch counted."""
-        for name, value in seconds.items():
-            self.seconds[name] += value
 
     def waiting(self, name: str, items: Iterable) -> Iterator:
         """Passes items on and counts the time until each is there to a stage."""

@@ -204,16 +204,10 @@ def _compare_clip(path: str, ours: Float[np.ndarray, "2 T D"], features: str | o
     length = min(ours.shape[1], theirs.shape[1])
     a, b = ours[:, :length], theirs[:, :length]
     lengths = np.linalg.norm(a, axis=2), np.linalg.norm(b, axis=2)
-    cosine = _ratio((a * b).sum(axis=2), lengths[0] * lengths[1])
-    scale = np.abs(_ratio(*lengths) - 1)
-    return ClipParity(
-        path,
-        ours.shape[1],
-        theirs.shape[1],
-        difference=float(np.abs(a - b).max()),
-        cosine=float(cosine.min()),
-        scale=float(scale.max()),
-    )
+    difference = np.abs(a - b).max()
+    cosine = _ratio((a * b).sum(axis=2), lengths[0] * lengths[1]).min()
+    scale = np.abs(_ratio(*lengths) - 1).max()
+    return ClipParity(path, ours.shape[1], theirs.shape[1], float(difference), float(cosine), float(scale))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

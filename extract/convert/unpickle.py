@@ -162,9 +162,8 @@ def plain(value: object) -> object:
 def _load_zip(archive: zipfile.ZipFile, room: int) -> object:
     """The object in `<name>/data.pkl`; its storages are the members `<name>/data/<key>`."""
     members = archive.infolist()
-    if sum(member.file_size for member in members) > room or any(
-        member.compress_type != zipfile.ZIP_STORED for member in members
-    ):
+    compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if compressed or sum(member.file_size for member in members) > room:
         raise pickle.UnpicklingError("its members are compressed or lie in one another, as PyTorch never puts them")
     (main,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
     if archive.getinfo(main).file_size > MOST_BYTES:

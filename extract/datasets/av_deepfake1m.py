@@ -7,25 +7,14 @@ from pathlib import Path
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip import FAKE, REAL, speaker_of
 from avh_shards.lists import read_lines
-from extract.datasets.common import (
-    category,
-    check_splits,
-    choice,
-    clip_path,
-    collect,
-    field,
-    list_files,
-    read_json,
-    read_json_list,
-    segments,
-)
+from extract.datasets import common
 
 LISTINGS = {"train": "train_metadata.json", "val": "val_metadata.json", "test": "test_files.txt"}
 CATEGORIES = {
-    "real": category(False, False),
-    "audio_modified": category(False, True),
-    "visual_modified": category(True, False),
-    "both_modified": category(True, True),
+    "real": common.category(False, False),
+    "audio_modified": common.category(False, True),
+    "visual_modified": common.category(True, False),
+    "both_modified": common.category(True, True),
 }
 
 
@@ -44,13 +33,13 @@ def read_av_deepfake1m(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMet
     Raises:
       UserError: a split is unknown or not there, or metadata is wrong.
     """
-    check_splits("av_deepfake1m", splits, tuple(LISTINGS))
+    common.check_splits("av_deepfake1m", splits, tuple(LISTINGS))
     clips = []
     for split, listing in LISTINGS.items():
         if splits and split not in splits:
             continue
         if (entries := _entries(root, split)) is not None:
-            clips += collect(root / listing, entries, functools.partial(_clip, split))
+            clips += common.collect(root / listing, entries, functools.partial(_clip, split))
         elif splits:
             raise UserError(f"{root / listing}: no such file; put it there or choose of {', '.join(LISTINGS)}")
     if not clips:
@@ -65,23 +54,23 @@ def _entries(root: Path, split: str) -> Iterator[tuple[str, object]] | None:
     if split == "test" and listing.exists():
         return ((f"{listing}, line {line}", file) for line, file in read_lines(listing))
     if listing.exists():
-        return read_json_list(listing)
-    if split == "test" or not folder.is_dir() or not (files := list_files(folder, (".json",))):
+        return common.read_json_list(listing)
+    if split == "test" or not folder.is_dir() or not (files := common.list_files(folder, (".json",))):
         return None
-    return ((f"{folder / file}", read_json(folder / file)) for file in files)
+    return ((f"{folder / file}", common.read_json(folder / file)) for file in files)
 
 
 def _clip(split: str, entry: object) -> ClipMeta:
     """An entry as a clip."""
     if split == "test":
         assert isinstance(entry, str)  # a line of the list
-        return ClipMeta(clip_path(split, entry), split=split, identity=speaker_of(entry))
-    file = field(entry, "file", str)
-    fake = segments(entry, "fake_segments")
+        return ClipMeta(common.clip_path(split, entry), split=split, identity=speaker_of(entry))
+    file = common.field(entry, "file", str)
+    fake = common.segments(entry, "fake_segments")
     return ClipMeta(
-        path=clip_path(split, file),
+        path=common.clip_path(split, file),
         label=FAKE if fake else REAL,
-        category=choice(entry, "modify_type", CATEGORIES),
+        category=common.choice(entry, "modify_type", CATEGORIES),
         split=split,
         identity=speaker_of(file),
         segments=fake,

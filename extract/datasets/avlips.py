@@ -4,9 +4,9 @@ from pathlib import Path
 
 from avh_shards import ClipMeta
 from avh_shards.clip import FAKE, REAL
-from extract.datasets.common import category, check_splits, clip_path, collect, list_files
+from extract.datasets import common
 
-FOLDERS = {"0_real": (REAL, category(False, False)), "1_fake": (FAKE, "")}
+FOLDERS = {"0_real": (REAL, common.category(False, False)), "1_fake": (FAKE, "")}
 
 
 def read_avlips(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
@@ -22,14 +22,14 @@ def read_avlips(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
     Raises:
       UserError: a split is named, a folder is missing or there is no clip.
     """
-    check_splits("avlips", splits, ())
+    common.check_splits("avlips", splits, ())
     above = ["AVLips"] if (root / "AVLips").is_dir() else []
     base = root.joinpath(*above)
-    files = ([*above, folder, file] for folder in FOLDERS for file in list_files(base / folder, (".mp4",)))
-    return collect(root, ((f"{root}", parts) for parts in files), _clip)
+    files = ([*above, folder, file] for folder in FOLDERS for file in common.list_files(base / folder, (".mp4",)))
+    return common.collect(root, ((f"{root}", parts) for parts in files), _clip)
 
 
 def _clip(parts: list[str]) -> ClipMeta:
     """A clip out of the parts of its path."""
     label, kind = FOLDERS[parts[-2]]
-    return ClipMeta(clip_path(*parts), label, kind)
+    return ClipMeta(common.clip_path(*parts), label, kind)

@@ -6,7 +6,7 @@ from pathlib import Path
 from avh_shards import ClipMeta
 from avh_shards.clip import FAKE, REAL
 from avh_shards.lists import read_table
-from extract.datasets.common import LETTERS, REMEDY, check_splits, choice, clip_path, collect, field
+from extract.datasets import common
 
 TOP_FOLDER = "FakeAVCeleb"  # stands before every folder of the metadata, but is not in every copy of the data set
 UNNAMED = ("Unnamed: 9", "")  # the released column of folders: pandas' name for it, and none
@@ -27,31 +27,31 @@ def read_fakeavceleb(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]
     Raises:
       UserError: a split is named, or the metadata is wrong.
     """
-    check_splits("fakeavceleb", splits, ())
+    common.check_splits("fakeavceleb", splits, ())
     metadata = root / "meta_data.csv"
     stripped = "" if (root / TOP_FOLDER).is_dir() else f"{TOP_FOLDER}/"
-    rows = read_table(metadata, METADATA_COLUMNS, (), FAKEAVCELEB_UNREAD, REMEDY)
+    rows = read_table(metadata, METADATA_COLUMNS, (), FAKEAVCELEB_UNREAD, common.REMEDY)
     entries = ((f"{metadata}, line {line}", row) for line, row in rows)
-    return collect(metadata, entries, functools.partial(_clip, stripped))
+    return common.collect(metadata, entries, functools.partial(_clip, stripped))
 
 
 def _clip(stripped: str, row: dict[str, str]) -> ClipMeta:
     """A row as a clip."""
-    kind = choice(row, "category", LETTERS)
-    if field(row, "type", str) != kind:
+    kind = common.choice(row, "category", common.LETTERS)
+    if common.field(row, "type", str) != kind:
         raise ValueError(f"category {row['category']!r} means {kind}, but type is {row['type']!r}; correct one of them")
     folder, file = _folder_and_file(row)
     return ClipMeta(
-        path=clip_path(folder.removeprefix(stripped), file),
+        path=common.clip_path(folder.removeprefix(stripped), file),
         label=REAL if row["category"] == "A" else FAKE,
         category=kind,
-        identity=field(row, "source", str),
+        identity=common.field(row, "source", str),
     )
 
 
 def _folder_and_file(row: dict[str, str]) -> tuple[str, str]:
     """Returns folder and file name, out of either shape of the metadata."""
     if "filename" in row:
-        return field(row, "path", str), row["filename"]
+        return common.field(row, "path", str), row["filename"]
     unnamed = next((name for name in UNNAMED if name in row), UNNAMED[0])
-    return field(row, unnamed, str), field(row, "path", str)
+    return common.field(row, unnamed, str), common.field(row, "path", str)

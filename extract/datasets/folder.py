@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from avh_shards import ClipMeta
 from avh_shards.text import warn
-from extract.datasets.common import check_splits, clip_path, collect, list_files
+from extract.datasets import common
 
 # Files that FFmpeg opens as video. The names of its own formats would bring in sound, pictures, subtitles and texts,
 # and lack many of these; looking into every file would take as long as decoding does.
@@ -31,20 +31,20 @@ def read_folder(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
     Raises:
       UserError: a split is named, the folder cannot be listed or holds no media file.
     """
-    check_splits("folder", splits, ())
-    return collect(root, ((f"{root}", path) for path in _media_files(root)), ClipMeta)
+    common.check_splits("folder", splits, ())
+    return common.collect(root, ((f"{root}", path) for path in _media_files(root)), ClipMeta)
 
 
 def _media_files(root: Path) -> Iterator[str]:
     """The paths of the media files."""
     others: collections.Counter[str] = collections.Counter()
-    for file in list_files(root, ("",)):
+    for file in common.list_files(root, ("",)):
         suffix = PurePosixPath(file).suffix.lower()
         if suffix not in MEDIA_SUFFIXES:
             others[suffix or "without a suffix"] += 1
             continue
         try:
-            yield clip_path(file)
+            yield common.clip_path(file)
         except ValueError as error:
             warn(f"{root}: left out: {error}")
     if others:

@@ -4,17 +4,7 @@ from pathlib import Path
 
 from avh_shards import ClipMeta
 from avh_shards.clip import FAKE, REAL
-from extract.datasets.common import (
-    category,
-    check_splits,
-    choice,
-    clip_path,
-    collect,
-    field,
-    of_splits,
-    read_json_list,
-    segments,
-)
+from extract.datasets import common
 
 SPLITS = ("train", "dev", "test")
 
@@ -32,22 +22,22 @@ def read_lavdf(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
     Raises:
       UserError: a split is unknown or not there, or the metadata is wrong.
     """
-    check_splits("lavdf", splits, SPLITS)
+    common.check_splits("lavdf", splits, SPLITS)
     full = root / "metadata.json"
     metadata = full if full.is_file() else root / "metadata.min.json"
-    return of_splits(str(metadata), collect(metadata, read_json_list(metadata), _clip), splits)
+    return common.of_splits(str(metadata), common.collect(metadata, common.read_json_list(metadata), _clip), splits)
 
 
 def _clip(entry: object) -> ClipMeta:
     """An entry as a clip."""
-    fakes = field(entry, "n_fakes", int)
-    periods = segments(entry, "fake_periods")
+    fakes = common.field(entry, "n_fakes", int)
+    periods = common.segments(entry, "fake_periods")
     if fakes < 0 or (periods and not fakes):
         raise ValueError(f"n_fakes is {fakes} with {len(periods)} fake_periods; correct one of them")
     return ClipMeta(
-        path=clip_path(field(entry, "file", str)),
+        path=common.clip_path(common.field(entry, "file", str)),
         label=FAKE if fakes else REAL,
-        category=category(field(entry, "modify_video", bool), field(entry, "modify_audio", bool)),
-        split=choice(entry, "split", {split: split for split in SPLITS}),
+        category=common.category(common.field(entry, "modify_video", bool), common.field(entry, "modify_audio", bool)),
+        split=common.choice(entry, "split", {split: split for split in SPLITS}),
         segments=periods,
     )

@@ -252,7 +252,8 @@ def make_shard(
 
     def ready() -> Iterator[PreparedClip]:
         for clip in watch.waiting("wait", prepared):
-            watch.add(clip.seconds)
+            for stage, spent in clip.seconds.items():
+                watch.seconds[stage] += spent
             for variant, outcome in clip.outcomes.items():
                 if not isinstance(outcome, Failure):
                     yield outcome
