@@ -24,7 +24,7 @@ from jax_avh.data import frame_batches, frame_stream, open_source
 from jax_avh.data.loaders import hold_frames, stream_frames
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import open_scores
-from jax_avh.methods import METHODS, speech_forensics
+from jax_avh.methods import METHODS, untrained
 from jax_avh.methods.avh_sup import clip_cross_entropy
 from jax_avh.models import MODALITY_FEATURES, NETWORKS, load_weights, save_weights
 from jax_avh.parallel import DATA_AXIS, make_mesh, put_copies
@@ -263,7 +263,7 @@ def test_scores_without_training_equal_the_official_programs(similarity_cases, t
 @pytest.mark.parametrize("batch_frames", [7, 64, 8192])
 def test_speech_forensics_hears_the_first_50_seconds(tmp_path, batch_frames):
     """As if each clip were cut there: by the definition, clip by clip, whatever the batches."""
-    rng, tau = np.random.default_rng(0), speech_forensics.TAU
+    rng, tau = np.random.default_rng(0), untrained.TAU
     lengths = [1300, 5, 1250, 1251, 17] if batch_frames > 7 else [5, 17, 3]
     clips = [(f"{n}.mp4", 0, *rng.standard_normal((2, n, 8)).astype(np.float32)) for n in lengths]
     folder = write_shard(tmp_path / "s", clips)
