@@ -21,9 +21,9 @@ from extract.avhubert.encoder import Encoder
 from extract.prepare import PrepareSettings, prepare_clip
 from extract.run.pool import attempt
 from jax_avh.data.source import source_of_clip
-from jax_avh.inference.detector import Detector, load_detector
-from jax_avh.inference.pooling import pool_all
+from jax_avh.inference import Detector, load_detector
 from jax_avh.report.video import EMBEDDED_BYTES, VideoVerdict, write_video_page
+from jax_avh.scores import pool_all
 
 MIN_FACE_SHARE = PrepareSettings.min_face_share  # below it, where extraction would reject the clip, a verdict warns
 SEVERAL_FACES = 0.1  # share of frames with several faces above which a verdict warns; detectors err now and then

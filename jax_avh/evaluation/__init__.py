@@ -2,6 +2,6 @@
 
 from jax_avh.evaluation.evaluate import evaluate
 from jax_avh.evaluation.results import Evaluation
-from jax_avh.inference.pooling import POOLINGS
+from jax_avh.scores import POOLINGS
 
 __all__ = ["POOLINGS", "Evaluation", "evaluate"]

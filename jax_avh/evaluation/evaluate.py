@@ -31,7 +31,7 @@ from jax_avh.evaluation.results import (
     name_scored_sets,
 )
 from jax_avh.evaluation.uncertainty import FEWEST, bootstrap_intervals, delong_test
-from jax_avh.inference.score_file import open_scores
+from jax_avh.scores import open_scores
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95

@@ -15,8 +15,7 @@ from avh_shards.format import marked
 from jax_avh.evaluation.localisation import FrameMetrics, SegmentMetrics
 from jax_avh.evaluation.metrics import DetectionMetrics
 from jax_avh.evaluation.uncertainty import Interval
-from jax_avh.inference.pooling import pool_all
-from jax_avh.inference.score_file import ScoreTable
+from jax_avh.scores import ScoreTable, pool_all
 
 STATES: dict[bool | None, str] = {False: "untrimmed", True: "trimmed", None: "trimming not known"}
 

@@ -20,7 +20,7 @@ from avh_shards.paths import AnyPath, atomic_write, check_outputs
 from avh_shards.text import one_line
 from jax_avh.config import RESULT, SETTINGS, Config, complete_record
 from jax_avh.models import BEST_WEIGHTS, weights_file
-from jax_avh.training.state import RunProgress
+from jax_avh.training.progress import RunProgress
 
 METRICS_FILE, EVENTS, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
 RESUMABLE = {  # settings that a restarted run may change: how long it lasts, where its features are and are kept

@@ -21,11 +21,9 @@ from jax_avh.parallel import make_mesh, put_copies
 from jax_avh.training.checkpoint import Checkpoints
 from jax_avh.training.inputs import check_fit, frozen, initial_model, open_sources, origin, shared_clips
 from jax_avh.training.logging import LossMeter, MetricsLog, Profiler
-from jax_avh.training.optimizer import make_optimizer
-from jax_avh.training.preemption import Preempted, Preemption
+from jax_avh.training.progress import Preempted, Preemption, RunProgress
 from jax_avh.training.run_dir import CHECKPOINTS, adopt, claimed, open_workdir, write_result
-from jax_avh.training.state import RunProgress, TrainState, init_state
-from jax_avh.training.step import Objective, batch_losses, train_steps
+from jax_avh.training.step import Objective, TrainState, batch_losses, init_state, make_optimizer, train_steps
 
 
 def train(method: TrainableMethod, config: Config, workdir: str | Path, profile: bool = False) -> RunProgress:

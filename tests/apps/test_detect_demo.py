@@ -11,8 +11,7 @@ import pytest
 import torch
 from flax import nnx
 
-from apps.demo import demo
-from apps.demo.clips import SOURCE_CLIPS, fetch_clips, make_clips
+from apps.demo import SOURCE_CLIPS, demo, fetch_clips, make_clips
 from apps.detect import Verdict, detect, worst_second
 from apps.simulate import Corpus
 from avh_shards import ClipMeta, UserError, leading_silence, read_clip_list
@@ -203,7 +202,7 @@ def test_the_demo_makes_real_clips_and_fakes_of_them(tmp_path, real_clips):
 
 
 def test_a_clip_of_another_content_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("apps.demo.clips._download", lambda folder: None)
+    monkeypatch.setattr("apps.demo._download", lambda folder: None)
     (tmp_path / "jwpIntro.mp4").write_bytes(b"other")
     with pytest.raises(UserError, match=r"jwpIntro\.mp4: missing, or not the clip expected"):
         fetch_clips(tmp_path)

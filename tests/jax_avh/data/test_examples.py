@@ -13,8 +13,8 @@ from flax import nnx
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh
 
+from apps import simulate as simulation
 from apps.simulate import Corpus
-from apps.simulate import shards as simulation
 from avh_shards import ClipMeta, UserError
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.config import check_config
@@ -22,11 +22,11 @@ from jax_avh.configs import make_config
 from jax_avh.data import open_source
 from jax_avh.data.examples import ExampleBatches, Examples, example_order
 from jax_avh.evaluation.evaluate import evaluate
-from jax_avh.inference.score import score_shards
+from jax_avh.inference import score_shards
 from jax_avh.methods import METHODS
 from jax_avh.models import AlignmentNetwork, save_weights
 from jax_avh.parallel import DATA_AXIS
-from jax_avh.training.preemption import Preemption
+from jax_avh.training.progress import Preemption
 from tests.jax_avh.data.test_batches import make_source
 from tests.runs import curve, finish, losses, start_training, train
 from tests.small import use_small_networks

@@ -22,16 +22,14 @@ from jax_avh.config import check_config
 from jax_avh.configs import avh_align, make_config
 from jax_avh.data import frame_batches, frame_stream, open_source
 from jax_avh.data.loaders import hold_frames, stream_frames
-from jax_avh.inference.score import score_shards
-from jax_avh.inference.score_file import open_scores
+from jax_avh.inference import score_shards
 from jax_avh.methods import METHODS, untrained
 from jax_avh.methods.avh_sup import clip_cross_entropy
 from jax_avh.models import MODALITY_FEATURES, NETWORKS, load_weights, save_weights
 from jax_avh.parallel import DATA_AXIS, make_mesh, put_copies
-from jax_avh.training.optimizer import make_optimizer
-from jax_avh.training.preemption import Preemption
-from jax_avh.training.state import init_state
-from jax_avh.training.step import Objective, train_steps
+from jax_avh.scores import open_scores
+from jax_avh.training.progress import Preemption
+from jax_avh.training.step import Objective, init_state, make_optimizer, train_steps
 from tests import rules
 from tests.jax_avh.data.test_batches import lengths_st, make_source
 from tests.runs import losses, train

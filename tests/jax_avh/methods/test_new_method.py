@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from jax_avh.inference.score_file import open_scores
+from jax_avh.scores import open_scores
 from jax_avh.training.logging import read_metrics
 from tests.jax_avh.methods.test_methods import write_shard
 

@@ -30,13 +30,12 @@ from jax_avh.evaluation.results import (
     Result,
     ScoredSet,
 )
-from jax_avh.inference.pooling import POOLINGS
-from jax_avh.inference.score_file import ScoreTable, write_scores
 from jax_avh.report import charts, video
 from jax_avh.report.comparison import render_report, timed
 from jax_avh.report.page import format_number, value_at
 from jax_avh.report.results import write_results
 from jax_avh.report.video import VideoVerdict, write_video_page
+from jax_avh.scores import POOLINGS, ScoreTable, write_scores
 from tests.browser import DESKTOP, PHONE, opened
 from tests.media import ramp, tone, write_media
 

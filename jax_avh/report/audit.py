@@ -16,7 +16,7 @@ from avh_shards.lock import locked
 from avh_shards.paths import AnyPath, FilePath, as_path, atomic_writes, check_outputs
 from avh_shards.silence import SILENCE, START
 from avh_shards.text import printable
-from jax_avh.audit.audit import LONG, Audit, SourceAudit, Trait, audit, before_trimming, verdict
+from jax_avh.audit import LONG, Audit, SourceAudit, Trait, audit, before_trimming, verdict
 from jax_avh.data import open_source
 
 REPORT = "audit.json"

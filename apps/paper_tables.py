@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from apps.paper.plan import TEST_DATASETS, TRAINING_SHARES
 from avh_shards.format import Variant
 from avh_shards.text import format_table
 from jax_avh.evaluation import POOLINGS
 from jax_avh.evaluation.results import Result
+
+TEST_DATASETS = {"fakeavceleb": "FakeAVCeleb", "av_deepfake1m": "AV-Deepfake1M"}  # folder -> name, in the tables' order
+TRAINING_SHARES = (0.1, 0.5)  # of the real training clips: the ablation of the training set's size
 
 Published = Mapping[tuple[str, str], tuple[float, float]]
 # Published AUC in %, untrimmed and trimmed, of (experiment, data set): table 1 as on the poster, and table 2. Their
