@@ -12,7 +12,7 @@ from avh_shards.lock import locked
 from avh_shards.paths import AnyPath, FilePath, as_path, check_outputs
 from jax_avh.config import RESULT, Config, check_config
 from jax_avh.configs import make_config
-from jax_avh.data import Source, open_source
+from jax_avh.data.source import Source, open_source
 from jax_avh.evaluation import evaluate
 from jax_avh.inference import load_detector, score_shards
 from jax_avh.methods import METHODS, TrainableMethod

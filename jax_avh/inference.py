@@ -18,10 +18,10 @@ from avh_shards.kinds import HDF5
 from avh_shards.lock import file_lock, locked
 from avh_shards.paths import as_path, check_outputs, file_sha256
 from avh_shards.text import one_line
-from jax_avh.data import Source, open_source
+from jax_avh.data.source import Source, open_source
 from jax_avh.methods import METHODS
 from jax_avh.methods.base import Method, Scores, TrainableMethod
-from jax_avh.models import check_features, read_notes, weights_file
+from jax_avh.models.weights import check_features, read_notes, weights_file
 from jax_avh.scores import POOLINGS, ScoreTable, open_scores, write_scores
 
 DEFAULT = "avh_align"  # what weights that do not say are for: an official file's

@@ -1,6 +1,6 @@
 """Small outputs of every command, made alike by any version: `python -m tests.reference FOLDER` writes them.
 
-testdata/reference contains those of commit 74a2539, without pictures and pages, from shards of `apps/simulate.py` with 8,
+testdata/reference contains those of commit 74a2539, without pictures and pages, from shards of `apps/simulate` with 8,
 4 and 12 clips of width 8. test_reference.py reads, resumes and reproduces them.
 """
 

@@ -26,16 +26,10 @@ from jax_avh.data.examples import Examples
 from jax_avh.data.passes import frame_pass
 from jax_avh.data.source import Source
 from jax_avh.methods.base import ExampleMethod, Reference
-from jax_avh.models import (
-    NETWORKS,
-    FrameNetwork,
-    check_features,
-    load_weights,
-    read_notes,
-    weights_file,
-    window_scores,
-)
+from jax_avh.models.alignment import NETWORKS, FrameNetwork
 from jax_avh.models.avad import AVAD
+from jax_avh.models.weights import check_features, load_weights, read_notes, weights_file
+from jax_avh.models.windows import window_scores
 
 LEAST = 2  # windows, so that one is foreseen; a clip of one frame counts as that frame twice
 Inputs = dict[str, Array]

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from jax_avh.config import MethodConfig, one_of, rules
 from jax_avh.data.batches import FrameBatch
 from jax_avh.methods.base import FrameMethod, PairScorer, Reference
-from jax_avh.models import NETWORKS, FrameNetwork, window_scores, windowed_softmax_loss
+from jax_avh.models.alignment import NETWORKS, FrameNetwork
+from jax_avh.models.windows import window_scores, windowed_softmax_loss
 
 
 @dataclasses.dataclass

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jax_avh.config import MethodConfig, one_of, rules
 from jax_avh.data.batches import FrameBatch
 from jax_avh.methods.base import FrameMethod, PairScorer, Reference
-from jax_avh.models import MODALITY_FEATURES, NETWORKS, FrameNetwork
+from jax_avh.models.alignment import MODALITY_FEATURES, NETWORKS, FrameNetwork
 
 
 @dataclasses.dataclass

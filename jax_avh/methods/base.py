@@ -28,8 +28,8 @@ from jax_avh.data.examples import ExampleBatch, Examples
 from jax_avh.data.loaders import GIGABYTE, Loader, frame_loaders, measure_memory, stream_examples
 from jax_avh.data.passes import example_pass, frame_pass
 from jax_avh.data.source import Source
-from jax_avh.models import NETWORKS, FrameNetwork, load_weights
-from jax_avh.models.alignment import HIDDEN_WIDTHS
+from jax_avh.models.alignment import HIDDEN_WIDTHS, NETWORKS, FrameNetwork
+from jax_avh.models.weights import load_weights
 from jax_avh.parallel import DATA_AXIS, on_own_part
 
 CLIPS_AT_ONCE = 4096  # whose examples are held at once

@@ -12,10 +12,9 @@ from flax import nnx
 from avh_shards import UserError
 from avh_shards.format import marks
 from jax_avh.config import Config
-from jax_avh.data import Source, open_source
-from jax_avh.data.source import SOURCE_ATTRIBUTES
+from jax_avh.data.source import SOURCE_ATTRIBUTES, Source, open_source
 from jax_avh.methods.base import Method, TrainableMethod
-from jax_avh.models import read_notes, weights_file
+from jax_avh.models.weights import read_notes, weights_file
 
 
 def open_sources(method: Method, config: Config) -> tuple[Source, Source]:

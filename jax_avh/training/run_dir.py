@@ -19,7 +19,7 @@ from avh_shards.lock import locked
 from avh_shards.paths import AnyPath, atomic_write, check_outputs
 from avh_shards.text import one_line
 from jax_avh.config import RESULT, SETTINGS, Config, complete_record
-from jax_avh.models import BEST_WEIGHTS, weights_file
+from jax_avh.models.weights import BEST_WEIGHTS, weights_file
 from jax_avh.training.progress import RunProgress
 
 METRICS_FILE, EVENTS, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"

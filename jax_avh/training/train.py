@@ -13,10 +13,10 @@ from flax import nnx
 from avh_shards import UserError
 from avh_shards.format import caveat
 from jax_avh.config import Config, check_config
-from jax_avh.data import Source
 from jax_avh.data.loaders import Loader
+from jax_avh.data.source import Source
 from jax_avh.methods.base import TrainableMethod
-from jax_avh.models import BEST_WEIGHTS, parameter_table, save_weights
+from jax_avh.models.weights import BEST_WEIGHTS, parameter_table, save_weights
 from jax_avh.parallel import make_mesh, put_copies
 from jax_avh.training.checkpoint import Checkpoints
 from jax_avh.training.inputs import check_fit, frozen, initial_model, open_sources, origin, shared_clips

@@ -20,7 +20,8 @@ from extract.avhubert.encoder import start_encoding
 from extract.media import read_audio
 from extract.prepare import PrepareSettings, prepare_clip
 from jax_avh.evaluation import POOLINGS
-from jax_avh.models import NETWORKS, load_weights, save_weights
+from jax_avh.models.alignment import NETWORKS
+from jax_avh.models.weights import load_weights, save_weights
 from tests import rules
 from tests.media import ramp, read_frames, tone, write_media
 

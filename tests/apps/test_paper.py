@@ -13,7 +13,7 @@ from apps.paper_tables import PAPER_TABLES, format_tables
 from apps.simulate import Corpus, simulate
 from avh_shards import UserError, leading_silence, open_shard
 from avh_shards.format import CAVEATS, list_shards
-from jax_avh.data import open_source
+from jax_avh.data.source import open_source
 from jax_avh.evaluation import POOLINGS
 from jax_avh.evaluation.metrics import METRIC_NAMES, DetectionMetrics
 from jax_avh.evaluation.results import Result

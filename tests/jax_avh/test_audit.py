@@ -15,7 +15,7 @@ from avh_shards.paths import as_path
 from avh_shards.silence import first_sound, frames_of_silence, leading_amplitude
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.audit import Shared, audit, identity, overlap, verdict
-from jax_avh.data import open_source
+from jax_avh.data.source import open_source
 from jax_avh.report.audit import source_names, write_audit
 
 WIDTH = 4

@@ -19,10 +19,11 @@ from avh_shards.format import CAVEATS, caveat, marked, marks, read_shard_table
 from extract.convert.npz import import_features
 from jax_avh.audit import audit
 from jax_avh.configs import make_config
-from jax_avh.data import open_source
+from jax_avh.data.source import open_source
 from jax_avh.evaluation.results import ScoredSet
 from jax_avh.inference import score_shards
-from jax_avh.models import NETWORKS, read_notes, save_weights
+from jax_avh.models.alignment import NETWORKS
+from jax_avh.models.weights import read_notes, save_weights
 from jax_avh.report.audit import draw_audit
 from jax_avh.scores import open_scores
 from tests.jax_avh.data.test_batches import make_source

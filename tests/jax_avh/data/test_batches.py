@@ -9,7 +9,8 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.errors import Failure
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from extract.store.shard_set import ShardSet
-from jax_avh.data import frame_batches, frame_stream, open_source, prefetched
+from jax_avh.data.batches import frame_batches, frame_stream, prefetched
+from jax_avh.data.source import open_source
 
 WIDTH = 4
 

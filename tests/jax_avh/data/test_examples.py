@@ -19,12 +19,13 @@ from avh_shards import ClipMeta, UserError
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.config import check_config
 from jax_avh.configs import make_config
-from jax_avh.data import open_source
 from jax_avh.data.examples import ExampleBatches, Examples, example_order
+from jax_avh.data.source import open_source
 from jax_avh.evaluation.evaluate import evaluate
 from jax_avh.inference import score_shards
 from jax_avh.methods import METHODS
-from jax_avh.models import AlignmentNetwork, save_weights
+from jax_avh.models.alignment import AlignmentNetwork
+from jax_avh.models.weights import save_weights
 from jax_avh.parallel import DATA_AXIS
 from jax_avh.training.progress import Preemption
 from tests.jax_avh.data.test_batches import make_source

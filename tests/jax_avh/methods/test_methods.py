@@ -20,12 +20,14 @@ from avh_shards import ClipMeta, UserError
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.config import check_config
 from jax_avh.configs import avh_align, make_config
-from jax_avh.data import frame_batches, frame_stream, open_source
+from jax_avh.data.batches import frame_batches, frame_stream
 from jax_avh.data.loaders import hold_frames, stream_frames
+from jax_avh.data.source import open_source
 from jax_avh.inference import score_shards
 from jax_avh.methods import METHODS, untrained
 from jax_avh.methods.avh_sup import clip_cross_entropy
-from jax_avh.models import MODALITY_FEATURES, NETWORKS, load_weights, save_weights
+from jax_avh.models.alignment import MODALITY_FEATURES, NETWORKS
+from jax_avh.models.weights import load_weights, save_weights
 from jax_avh.parallel import DATA_AXIS, make_mesh, put_copies
 from jax_avh.scores import open_scores
 from jax_avh.training.progress import Preemption

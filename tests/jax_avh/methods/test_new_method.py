@@ -20,7 +20,7 @@ from flax import nnx
 
 from jax_avh.config import POSITIVE, MethodConfig, rules
 from jax_avh.methods.base import FrameMethod, Reference
-from jax_avh.models import LinearNetwork
+from jax_avh.models.alignment import LinearNetwork
 
 
 @dataclasses.dataclass

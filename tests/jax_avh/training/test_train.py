@@ -27,11 +27,11 @@ from jax_avh.inference import score_shards
 from jax_avh.methods import METHODS
 from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.scores import open_scores
-from jax_avh.training import RunProgress, logging
+from jax_avh.training import logging
 from jax_avh.training.checkpoint import Checkpoints
 from jax_avh.training.inputs import initial_model, open_sources
 from jax_avh.training.logging import MetricsLog, read_metrics
-from jax_avh.training.progress import Preemption
+from jax_avh.training.progress import Preemption, RunProgress
 from jax_avh.training.run_dir import CHECKPOINTS
 from jax_avh.training.step import init_state, make_optimizer
 from tests import rules
