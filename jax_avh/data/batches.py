@@ -10,7 +10,7 @@ Letters: T visual frames, L = T + 2 tau audio frames, N clips, D feature width.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
 import grain
 import numpy as np
@@ -22,7 +22,7 @@ from jax_avh.data.source import Source
 PADDING = -1  # clip number of frames that belong to no clip
 READ_THREADS = 2, 8  # of a local disk; of a bucket, where each read waits long
 PREFETCH = 2  # batches read ahead, for each thread
-OneBatch = TypeVar("OneBatch", covariant=True)
+Batch = TypeVar("Batch")
 Seed = tuple[int, int]  # (seed, epoch): the order of a pass is a function of both
 
 
@@ -89,7 +89,7 @@ def frame_stream(source: Source, seed: Seed | None = None) -> FrameStream:
 
 
 @dataclasses.dataclass(frozen=True)
-class FrameBatches(Sequence):
+class FrameBatches(Sequence[FrameBatch]):
     """The batches of one pass over a stream; each is a FrameBatch whose arrays have a leading axis of chunks."""
 
     stream: FrameStream
@@ -103,11 +103,6 @@ class FrameBatches(Sequence):
 
     def __len__(self) -> int:
         return len(self.items)
-
-    @property
-    def source(self) -> Source:
-        """Whose frames they are."""
-        return self.stream.source
 
     @property
     def chunk_frames(self) -> int:
@@ -181,22 +176,8 @@ def even_borders(count: int, size: int) -> Int[np.ndarray, "borders"]:
     return np.minimum(np.arange(-(-count // size) + 1) * size, count)
 
 
-@runtime_checkable
-class Readable(Protocol[OneBatch]):
-    """The batches of one pass, each read when it is asked for."""
-
-    @property
-    def source(self) -> Source:
-        """Whose they are."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> OneBatch: ...
-
-
-def prefetched(batches: Readable[OneBatch], first: int = 0) -> Iterator[OneBatch]:
-    """Yields the batches of a pass from `first` on, read ahead in the background."""
-    threads = READ_THREADS[not batches.source.local]
+def prefetched(batches: Sequence[Batch], local: bool, first: int = 0) -> Iterator[Batch]:
+    """Yields the batches of a pass, of a local source or not, from `first` on, read ahead in the background."""
+    threads = READ_THREADS[not local]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH * threads)
     yield from grain.MapDataset.source(batches)[first:].to_iter_dataset(options)

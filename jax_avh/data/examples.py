@@ -38,7 +38,7 @@ class Examples(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class ExampleBatches(Sequence):
+class ExampleBatches(Sequence[ExampleBatch]):
     """The batches of one pass over examples; their arrays have a leading axis of chunks."""
 
     examples: Examples
@@ -59,11 +59,6 @@ class ExampleBatches(Sequence):
         """Examples of each batch."""
         return np.diff(self.border)
 
-    @property
-    def source(self) -> Source:
-        """Whose examples they are."""
-        return self.examples.source
-
     def __len__(self) -> int:
         return len(self.items)
 
@@ -77,7 +72,7 @@ class ExampleBatches(Sequence):
         read = [self.examples.read(int(example)) for example in chosen]
         batch = ExampleBatch(
             inputs={name: np.stack([arrays[name] for arrays in read]) for name in read[0]},
-            label=self.source.labels[self.examples.clip[chosen]].astype(np.int32),
+            label=self.examples.source.labels[self.examples.clip[chosen]].astype(np.int32),
             weight=(places < len(self.order)).astype(np.float32),
         )
         return jax.tree.map(lambda array: array.reshape(len(own), part, *array.shape[1:]), batch)

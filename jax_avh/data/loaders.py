@@ -5,12 +5,13 @@ came (`StreamingLoader`), or many at once that the loop gathers by itself out of
 (`DeviceLoader`). Both give the same batches.
 """
 
+import abc
 import dataclasses
 import functools
 import os
 import resource
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,53 +116,42 @@ class Epoch(NamedTuple):
     batches: Iterator[Batches]  # from the step on that was asked for
 
 
-@runtime_checkable
-class Loader(Protocol):
-    """The batches of a source, on the devices."""
-
-    @property
-    def source(self) -> Source:
-        """Whose they are."""
-        ...
-
-    def epoch(self, seed: Seed | None, first_step: int = 0) -> Epoch:
-        """Returns a pass in the order of (seed, epoch), from a step on; None = the source's own order."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
-class StreamingLoader:
-    """Reads each batch, from the shards or from host memory, when its turn comes; any number of features will do."""
+class Loader(abc.ABC):
+    """The batches of a source, on the devices."""
 
     source: Source
     mesh: Mesh
     batches: Callable[[Seed | None], FrameBatches | ExampleBatches]  # of a pass
 
     def epoch(self, seed: Seed | None, first_step: int = 0) -> Epoch:
-        """See Loader."""
+        """Returns a pass in the order of (seed, epoch), from a step on; None = the source's own order."""
         batches = self.batches(seed)
-        on_devices = ((put_parts(self.mesh, batch),) for batch in prefetched(batches, first_step))
-        return Epoch(np.diff(batches.border), batches.items, on_devices)
+        return Epoch(np.diff(batches.border), batches.items, self.on_devices(batches, first_step))
+
+    @abc.abstractmethod
+    def on_devices(self, batches: Any, first: int) -> Iterator[Batches]:
+        """Yields the batches of a pass from step `first` on."""
+
+
+class StreamingLoader(Loader):
+    """Reads each batch, from the shards or from host memory, when its turn comes; any number of features will do."""
+
+    def on_devices(self, batches: FrameBatches | ExampleBatches, first: int) -> Iterator[tuple[Batch]]:
+        """See Loader."""
+        return ((put_parts(self.mesh, batch),) for batch in prefetched(batches, self.source.local, first))
 
 
 @dataclasses.dataclass(frozen=True)
-class DeviceLoader:
+class DeviceLoader(Loader):
     """Holds all features on the devices, each a part; many steps run in one compiled loop."""
 
-    source: Source
-    mesh: Mesh
-    batches: Callable[[Seed | None], FrameBatches]  # of a pass
     visual: Float[Array, "F D"]
     audio: Float[Array, "F D"]
-    loop_steps: int = LOOP_STEPS  # at most
+    loop_steps: int  # at most
 
-    def epoch(self, seed: Seed | None, first_step: int = 0) -> Epoch:
-        """See Loader."""
-        batches = self.batches(seed)
-        return Epoch(np.diff(batches.border), batches.items, self._loops(batches, first_step))
-
-    def _loops(self, batches: FrameBatches, first: int) -> Iterator[DeviceBatches]:
-        """Yields the batches from step `first` on; loops end at the same steps, wherever the pass starts."""
+    def on_devices(self, batches: FrameBatches, first: int) -> Iterator[DeviceBatches]:
+        """See Loader; loops end at the same steps, wherever the pass starts."""
         row, place, label = put_copies(self.mesh, self._index(batches))
         while first < len(batches):
             end = min(first - first % self.loop_steps + self.loop_steps, len(batches))

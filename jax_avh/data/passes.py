@@ -41,7 +41,7 @@ def frame_pass(
     def run(source: Source) -> Iterator[Clips]:
         stream = frame_stream(source)
         batches = frame_batches(stream, frames, tau, chunks=mesh.size)
-        bar = tqdm.tqdm(prefetched(batches), desc="score", total=len(batches), leave=False)
+        bar = tqdm.tqdm(prefetched(batches, source.local), desc="score", total=len(batches), leave=False)
         found = (np.asarray(compiled(jax.tree.map(_end_to_end, batch)))[batch.weight.ravel() > 0] for batch in bar)
         yield from _whole_clips(found, stream.border)
 
@@ -66,7 +66,7 @@ def example_pass(
 
     def run(examples: Examples) -> Float[np.ndarray, "E K"]:
         batches = ExampleBatches(examples, example_order(examples), batch_size * mesh.size, chunks=mesh.size)
-        bar = tqdm.tqdm(prefetched(batches), desc="score", total=len(batches), leave=False)
+        bar = tqdm.tqdm(prefetched(batches, examples.source.local), desc="score", total=len(batches), leave=False)
         found = (
             np.asarray(compiled(jax.tree.map(_end_to_end, batch.inputs)))[batch.weight.ravel() > 0] for batch in bar
         )

@@ -34,6 +34,8 @@ from jax_avh.parallel import DATA_AXIS, on_own_part
 
 CLIPS_AT_ONCE = 4096  # whose examples are held at once
 
+SplitNetwork = tuple[nnx.GraphDef, nnx.State, nnx.State]  # its graph, its trained parameters, its other arrays
+
 
 class Reference(NamedTuple):
     """What a method is compared with."""
@@ -110,17 +112,12 @@ class TrainableMethod(Method):
 
     @abc.abstractmethod
     def batch_loss(
-        self,
-        network: tuple[nnx.GraphDef, nnx.State, nnx.State],
-        batch: Any,
-        key: Key[Array, ""] | None,
-        mesh: Mesh,
-        boundary: str,
+        self, network: SplitNetwork, batch: Any, key: Key[Array, ""] | None, mesh: Mesh, boundary: str
     ) -> tuple[Float[Array, ""], BatchLoss]:
         """Returns what a step lowers, and the loss of a batch.
 
         Args:
-          network: its graph, its trained parameters, its other arrays.
+          network: in its parts.
           batch: a chunk for each device.
           key: of dropout; None = nothing is trained: no dropout, and running statistics rest.
           mesh: the devices.
@@ -199,12 +196,7 @@ class FrameMethod(TrainableMethod):
         return frame_loaders(config, mesh, train, val, tau=tau, whole_clips=self.whole_clips)
 
     def batch_loss(
-        self,
-        network: tuple[nnx.GraphDef, nnx.State, nnx.State],
-        batch: FrameBatch,
-        key: Key[Array, ""] | None,
-        mesh: Mesh,
-        boundary: str,
+        self, network: SplitNetwork, batch: FrameBatch, key: Key[Array, ""] | None, mesh: Mesh, boundary: str
     ) -> tuple[Float[Array, ""], BatchLoss]:
         """See TrainableMethod. A step lowers the sum of losses: a short last batch weighs as its items do."""
         graph, params, fixed = network
@@ -300,12 +292,7 @@ class ExampleMethod(TrainableMethod):
         return *loaders, f"examples: {counts[0]} to train on, {counts[1]} to validate on"
 
     def batch_loss(
-        self,
-        network: tuple[nnx.GraphDef, nnx.State, nnx.State],
-        batch: ExampleBatch,
-        key: Key[Array, ""] | None,
-        mesh: Mesh,
-        boundary: str,
+        self, network: SplitNetwork, batch: ExampleBatch, key: Key[Array, ""] | None, mesh: Mesh, boundary: str
     ) -> tuple[Float[Array, ""], BatchLoss]:
         """See TrainableMethod. A step lowers the mean; statistics are those of the whole batch, over all devices."""
 

@@ -84,7 +84,7 @@ def test_order_is_a_function_of_seed_and_epoch(tmp_path):
 def test_reading_ahead_changes_nothing(tmp_path):
     batches = make_batches(frame_stream(make_source(tmp_path, [7, 9, 5])), 4, 2, 2)
     for first in (0, 3):
-        for found, wanted in zip(prefetched(batches, first), list(batches)[first:], strict=True):
+        for found, wanted in zip(prefetched(batches, True, first), list(batches)[first:], strict=True):
             for a, b in zip(found, wanted, strict=True):
                 np.testing.assert_array_equal(a, b)
 
