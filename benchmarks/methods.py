@@ -24,7 +24,7 @@ from benchmarks import straightforward_methods
 from benchmarks.training import describe
 from jax_avh.config import Config
 from jax_avh.configs import make_config
-from jax_avh.data.examples import ExampleBatch
+from jax_avh.data.batches import ExampleBatch
 from jax_avh.methods import METHODS
 from jax_avh.methods.mds import mfcc, network_frames
 from jax_avh.models import AlignmentNetwork

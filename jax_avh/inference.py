@@ -155,8 +155,8 @@ def score_shards(
             attributes |= {"pooling": chosen.pooling}
         if chosen.threshold is not None:
             attributes |= {"threshold": chosen.threshold}
-        if chosen.reference.deviation:
-            attributes |= {"deviation": chosen.reference.deviation}
+        if chosen.deviation:
+            attributes |= {"deviation": chosen.deviation}
         table = ScoreTable(chosen.name, tuple(source.clips), offsets(source.lengths), frame, clip, attributes)
         write_scores(table, output)
     return table

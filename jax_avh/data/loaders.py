@@ -24,30 +24,30 @@ from avh_shards.clip import offsets
 from jax_avh.config import Config
 from jax_avh.data.batches import (
     PADDING,
+    ExampleBatch,
+    ExampleBatches,
+    Examples,
     FrameBatch,
     FrameBatches,
     FrameStream,
     Seed,
     frame_batches,
     frame_stream,
+    pass_order,
     prefetched,
 )
-from jax_avh.data.examples import ExampleBatch, ExampleBatches, Examples, example_order
 from jax_avh.data.source import PAIRED_FEATURES, Source
 from jax_avh.parallel import DATA_AXIS, by_device, on_own_part, own_devices, put_copies, put_parts
 
 LOOP_STEPS = 100  # most steps of one compiled loop: seconds at most between two looks at the losses
 SHARE = 0.6  # of a memory that features may take: the rest is for the computation
 GIGABYTE = 1e9
+STATIC = {"static": True}  # of a field that is a constant of compiled programs
 
 Batch = FrameBatch | ExampleBatch
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["visual", "audio", "row", "place", "label", "border"],
-    meta_fields=["steps", "chunk_frames", "tau", "mesh"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DeviceBatches:
     """Consecutive batches of features on the devices, each gathered when a compiled loop asks for it.
@@ -62,10 +62,10 @@ class DeviceBatches:
     place: Int[Array, " S"]  # of its clip in the stream
     label: Int[Array, " S"]
     border: Int[Array, "borders"]  # of the batches in the stream
-    steps: int
-    chunk_frames: int
-    tau: int
-    mesh: Mesh
+    steps: int = dataclasses.field(metadata=STATIC)
+    chunk_frames: int = dataclasses.field(metadata=STATIC)
+    tau: int = dataclasses.field(metadata=STATIC)
+    mesh: Mesh = dataclasses.field(metadata=STATIC)
 
     def __len__(self) -> int:
         return self.steps
@@ -226,7 +226,7 @@ def stream_examples(examples: Examples, mesh: Mesh, size: int, full_only: bool =
     """Returns a loader of batches of `size` examples; see ExampleBatches."""
 
     def batches(seed: Seed | None) -> ExampleBatches:
-        order = example_order(examples, seed)
+        order = pass_order(len(examples.clip), seed)
         return ExampleBatches(examples, order, size, full_only, mesh.size, own_devices(mesh))
 
     return StreamingLoader(examples.source, mesh, batches)

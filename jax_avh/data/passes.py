@@ -10,8 +10,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Int64
 
-from jax_avh.data.batches import frame_batches, frame_stream, prefetched
-from jax_avh.data.examples import ExampleBatches, Examples, example_order
+from jax_avh.data.batches import ExampleBatches, Examples, frame_batches, frame_stream, pass_order, prefetched
 from jax_avh.data.source import Source
 from jax_avh.parallel import compile_on_own_parts, make_mesh
 
@@ -65,7 +64,7 @@ def example_pass(
     compiled = compile_on_own_parts(mesh, outputs, fixed)
 
     def run(examples: Examples) -> Float[np.ndarray, "E K"]:
-        batches = ExampleBatches(examples, example_order(examples), batch_size * mesh.size, chunks=mesh.size)
+        batches = ExampleBatches(examples, pass_order(len(examples.clip)), batch_size * mesh.size, chunks=mesh.size)
         bar = tqdm.tqdm(prefetched(batches, examples.source.local), desc="score", total=len(batches), leave=False)
         found = (
             np.asarray(compiled(jax.tree.map(_end_to_end, batch.inputs)))[batch.weight.ravel() > 0] for batch in bar

@@ -13,9 +13,12 @@ from avh_shards.clip import FAKE, REAL, UNKNOWN, ends_beyond
 from avh_shards.format import caveat
 from jax_avh.evaluation.localisation import localisation
 from jax_avh.evaluation.metrics import (
+    FEWEST,
     METRIC_NAMES,
     DetectionMetrics,
     average_precision,
+    bootstrap_intervals,
+    delong_test,
     detection_metrics,
     roc_auc,
     worst_case,
@@ -30,7 +33,6 @@ from jax_avh.evaluation.results import (
     ScoredSet,
     name_scored_sets,
 )
-from jax_avh.evaluation.uncertainty import FEWEST, bootstrap_intervals, delong_test
 from jax_avh.scores import open_scores
 
 RESAMPLES = 1000
@@ -96,8 +98,7 @@ def _results(scored: ScoredSet, given: float | None, resamples: int) -> Iterator
         rule = EQUAL_ERROR if threshold is None else "the method's own"
     pooling = str(scored.table.attributes.get("pooling", "clip"))
     for group, value, chosen in _groups(scored):
-        label, score = scored.label[chosen], scored.score[chosen]
-        numbers = _measured(label, score, threshold, resamples)
+        numbers = _measured(scored.label[chosen], scored.score[chosen], threshold, resamples)
         kind = {"pooling": pooling, "own": True, "group": group, "value": value, "threshold_rule": rule}
         yield Result(**_key(scored), **kind, **numbers)
     for name, score in scored.pooled.items():

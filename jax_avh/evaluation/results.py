@@ -13,8 +13,7 @@ from jaxtyping import Float, Int64
 from avh_shards import ClipMeta, UserError
 from avh_shards.format import marked
 from jax_avh.evaluation.localisation import FrameMetrics, SegmentMetrics
-from jax_avh.evaluation.metrics import DetectionMetrics
-from jax_avh.evaluation.uncertainty import Interval
+from jax_avh.evaluation.metrics import DetectionMetrics, Interval
 from jax_avh.scores import ScoreTable, pool_all
 
 STATES: dict[bool | None, str] = {False: "untrimmed", True: "trimmed", None: "trimming not known"}

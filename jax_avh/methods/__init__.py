@@ -1,7 +1,7 @@
 """Detectors under the names of flags and score files: a module for each that is trained, one for the others."""
 
 from jax_avh.methods import avad, avh_align, avh_sup, mds, rawnet2, untrained
-from jax_avh.methods.base import ClipMethod, ExampleMethod, FrameMethod, Method, Reference, TrainableMethod
+from jax_avh.methods.base import ClipMethod, ExampleMethod, FrameMethod, Method, TrainableMethod
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -20,4 +20,4 @@ METHODS: dict[str, Method] = {
     )
 }
 
-__all__ = ["METHODS", "ClipMethod", "ExampleMethod", "FrameMethod", "Method", "Reference", "TrainableMethod"]
+__all__ = ["METHODS", "ClipMethod", "ExampleMethod", "FrameMethod", "Method", "TrainableMethod"]

@@ -23,8 +23,7 @@ from jaxtyping import Array, Float, Int, Int64, Key
 from avh_shards import UserError
 from avh_shards.text import one_line
 from jax_avh.config import Config
-from jax_avh.data.batches import FrameBatch
-from jax_avh.data.examples import ExampleBatch, Examples
+from jax_avh.data.batches import ExampleBatch, Examples, FrameBatch
 from jax_avh.data.loaders import GIGABYTE, Loader, frame_loaders, measure_memory, stream_examples
 from jax_avh.data.passes import example_pass, frame_pass
 from jax_avh.data.source import Source
@@ -35,13 +34,6 @@ from jax_avh.parallel import DATA_AXIS, on_own_part
 CLIPS_AT_ONCE = 4096  # whose examples are held at once
 
 SplitNetwork = tuple[nnx.GraphDef, nnx.State, nnx.State]  # its graph, its trained parameters, its other arrays
-
-
-class Reference(NamedTuple):
-    """What a method is compared with."""
-
-    paper: str
-    deviation: str = ""  # what makes ours another system than the published one; shown wherever its numbers appear
 
 
 class BatchLoss(NamedTuple):
@@ -63,7 +55,7 @@ class Method(abc.ABC):
     """A detection method."""
 
     name: str  # in flags and score files
-    reference: Reference
+    deviation: str = ""  # what makes it another system than the published one; shown wherever its numbers appear
     reads: tuple[str, ...] = ("features",)  # contents of the shards: features, waveform, crops
     real_only: bool = False  # clips labelled fake are left out of its training
     trained: nnx.filterlib.Filter = nnx.Param  # what of its network is trained

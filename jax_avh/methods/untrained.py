@@ -2,8 +2,8 @@
 
 Sources: SpeechForensics (Liang et al., NeurIPS 2024), section 3: the mean cosine over the frames, the largest over
 offsets of up to 15 frames; audio beyond the clip counts as zeros. FACTOR (Reiss et al., 2023), its audio-visual part: a
-clip's truth score is the 3rd percentile over its frames. AVH-Align, section 3: fakes of several data sets start with
-some 30 ms of digital silence.
+clip's truth score is the 3rd percentile over its frames. AVH-Align (Smeu et al., CVPR 2025), section 3: fakes of
+several data sets start with some 30 ms of digital silence.
 """
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from avh_shards.clip import FRAME_RATE, SAMPLE_RATE
 from avh_shards.silence import START, leading_amplitude
 from jax_avh.data.batches import FrameBatch
 from jax_avh.data.source import Source
-from jax_avh.methods.base import ClipMethod, FrameMethod, Reference
+from jax_avh.methods.base import ClipMethod, FrameMethod
 from jax_avh.models.layers import normalise
 from jax_avh.models.windows import band_products, same_clip
 
@@ -52,7 +52,6 @@ def best_offset_scores(
 
 SPEECH_FORENSICS = FrameMethod(
     name="speech_forensics",
-    reference=Reference("SpeechForensics, Liang et al., NeurIPS 2024"),
     outputs=window_cosines,
     tau=TAU,
     frame_scores=best_offset_scores,
@@ -70,7 +69,6 @@ def unlikeness(score: None, batch: FrameBatch) -> Float[Array, "T 1"]:
 
 FACTOR = FrameMethod(
     name="factor",
-    reference=Reference("FACTOR, Reiss et al., 2023"),
     outputs=unlikeness,
     pooling="percentile",  # the 97th of what is negated
 )
@@ -95,7 +93,6 @@ def seconds(source: Source, clip: int) -> float:
     return float(source.lengths[clip]) / FRAME_RATE
 
 
-SHORTCUT = Reference("AVH-Align, Smeu et al., CVPR 2025, section 3")
-LEADING_SILENCE = ClipMethod(name="leading_silence", reference=SHORTCUT, reads=("waveform",), score=silent_seconds)
-LEADING_AMPLITUDE = ClipMethod(name="leading_amplitude", reference=SHORTCUT, reads=("waveform",), score=quietness)
-CLIP_LENGTH = ClipMethod(name="clip_length", reference=Reference("an audit of ours"), score=seconds)
+LEADING_SILENCE = ClipMethod(name="leading_silence", reads=("waveform",), score=silent_seconds)
+LEADING_AMPLITUDE = ClipMethod(name="leading_amplitude", reads=("waveform",), score=quietness)
+CLIP_LENGTH = ClipMethod(name="clip_length", score=seconds)

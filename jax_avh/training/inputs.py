@@ -32,13 +32,18 @@ def open_sources(method: Method, config: Config) -> tuple[Source, Source]:
     return train, val
 
 
-def shared_clips(one: Source, other: Source) -> int:
-    """Counts the clips of one source that are in the other, too: of the same path, label and length."""
-    first, second = (
+def overlap_warning(train: Source, val: Source) -> str:
+    """Returns a warning if clips of the same path, label and length are in both sources; "" if none are."""
+    trained, validated = (
         {(clip.path, clip.label, length) for clip, length in zip(source.clips, source.lengths.tolist(), strict=True)}
-        for source in (one, other)
+        for source in (train, val)
     )
-    return len(first & second)
+    if not trained & validated:
+        return ""
+    return (
+        f"warning: {len(trained & validated)} of the {len(val.clips)} validation clips are training clips, too; the "
+        "validation loss will not show overfitting: give --config.data.val other clips"
+    )
 
 
 def origin(config: Config, source: Source) -> dict[str, str]:

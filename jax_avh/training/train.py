@@ -19,7 +19,7 @@ from jax_avh.methods.base import TrainableMethod
 from jax_avh.models.weights import BEST_WEIGHTS, parameter_table, save_weights
 from jax_avh.parallel import make_mesh, put_copies
 from jax_avh.training.checkpoint import Checkpoints
-from jax_avh.training.inputs import check_fit, frozen, initial_model, open_sources, origin, shared_clips
+from jax_avh.training.inputs import check_fit, frozen, initial_model, open_sources, origin, overlap_warning
 from jax_avh.training.logging import LossMeter, MetricsLog, Profiler
 from jax_avh.training.progress import Preempted, Preemption, RunProgress
 from jax_avh.training.run_dir import CHECKPOINTS, adopt, claimed, open_workdir, write_result
@@ -76,7 +76,7 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
         log = MetricsLog(workdir, progress.epoch, caveat(notes)) if lead else None
         devices = f"{mesh.size} {jax.devices()[0].platform} devices of {jax.process_count()} processes"
         say(parameter_table(network), f"{devices}, {config.train.precision}", placement)
-        say(*filter(None, [caveat(notes), _overlap_warning(train_source, val_source)]))
+        say(*filter(None, [caveat(notes), overlap_warning(train_source, val_source)]))
         if progress.finished(config):
             say(f"{workdir}: this run has ended already; there is nothing to train")
         elif progress.epoch >= 0:
@@ -161,17 +161,6 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
         best = f"best epoch {progress.best_epoch}, val_loss {progress.best_loss:.6g}"
         say(f"{best}: {workdir / BEST_WEIGHTS}; next: {following}")
         return progress
-
-
-def _overlap_warning(train: Source, val: Source) -> str:
-    """Returns a warning if clips are in both sources; "" if none are."""
-    count = shared_clips(train, val)
-    if not count:
-        return ""
-    return (
-        f"warning: {count} of the {len(val.clips)} validation clips are training clips, too; the validation loss will "
-        "not show overfitting: give --config.data.val other clips"
-    )
 
 
 def _mean_loss(

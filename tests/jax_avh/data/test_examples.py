@@ -19,7 +19,7 @@ from avh_shards import ClipMeta, UserError
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.config import check_config
 from jax_avh.configs import make_config
-from jax_avh.data.examples import ExampleBatches, Examples, example_order
+from jax_avh.data.batches import ExampleBatches, Examples, pass_order
 from jax_avh.data.source import open_source
 from jax_avh.evaluation.evaluate import evaluate
 from jax_avh.inference import score_shards
@@ -48,7 +48,7 @@ class Numbers(Examples):
 def test_batches_hold_every_example_once_whatever_the_chunks(tmp_path_factory, count, part, chunks, epoch):
     source = make_source(tmp_path_factory.mktemp("s"), [1] * 3, labels=[0, 1, 0])
     examples = Numbers(source, np.sort(np.arange(count) % 3))
-    order = example_order(examples, None if epoch is None else (0, epoch))
+    order = pass_order(len(examples.clip), None if epoch is None else (0, epoch))
     batches = ExampleBatches(examples, order, part * chunks, chunks=chunks)
     found = []
     for batch in batches:

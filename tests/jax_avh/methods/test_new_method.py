@@ -19,7 +19,7 @@ import jax
 from flax import nnx
 
 from jax_avh.config import POSITIVE, MethodConfig, rules
-from jax_avh.methods.base import FrameMethod, Reference
+from jax_avh.methods.base import FrameMethod
 from jax_avh.models.alignment import LinearNetwork
 
 
@@ -46,7 +46,7 @@ def loss(network, batch, boundary):
 
 METHOD = FrameMethod(
     name="toy",
-    reference=Reference("a test", deviation="it is a toy"),
+    deviation="it is a toy",
     make_model=make_model,
     loss=loss,
     outputs=lambda score, batch: score(batch.visual, batch.audio)[:, None],
