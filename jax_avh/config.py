@@ -56,6 +56,7 @@ MOST = at_most(2**31 - 1)  # of whole numbers without another bound
 NOT_NEGATIVE = Rule(lambda value: 0 <= value < float("inf"), "must not be negative")
 POSITIVE = Rule(lambda value: 0 < value < float("inf"), "must be positive")
 FACTOR = Rule(lambda value: 0 < value <= 1, "must be in (0, 1]")
+SEED = Rule(lambda value: 0 <= value < 2**32, "must be at least 0 and below 2**32")
 FOLDER = given("a folder of feature shards")
 
 
@@ -146,8 +147,7 @@ class Config(Generic[Method]):
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     init: str = ""  # weights of the same kind to start from (.safetensors); "" = random, from the seed
-    # Of the initial weights and of the clips' order.
-    seed: int = rules(0, Rule(lambda value: 0 <= value < 2**32, "must be at least 0 and below 2**32"))
+    seed: int = rules(0, SEED)  # of the initial weights and of the clips' order
 
 
 class Setting(NamedTuple):
