@@ -26,7 +26,7 @@ from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.models.alignment import AlignmentNetwork
 from jax_avh.models.weights import save_weights
 from jax_avh.parallel import make_mesh, put_copies
-from jax_avh.training.inputs import initial_model
+from jax_avh.training.run import initial_model
 from jax_avh.training.step import Objective, init_state, make_optimizer, train_steps
 
 WIDTH, CLIP_FRAMES, WINDOW = 1024, 228, 31

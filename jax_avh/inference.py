@@ -151,12 +151,8 @@ def score_shards(
         source.check_has(content)
     with locked(output, file_lock(output)):
         frame, clip = detector.score(source)
-        if chosen.pooling:
-            attributes |= {"pooling": chosen.pooling}
-        if chosen.threshold is not None:
-            attributes |= {"threshold": chosen.threshold}
-        if chosen.deviation:
-            attributes |= {"deviation": chosen.deviation}
+        described = {name: getattr(chosen, name) for name in ("pooling", "threshold", "deviation")}
+        attributes |= {name: value for name, value in described.items() if value not in ("", None)}
         table = ScoreTable(chosen.name, tuple(source.clips), offsets(source.lengths), frame, clip, attributes)
         write_scores(table, output)
     return table

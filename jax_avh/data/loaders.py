@@ -134,6 +134,9 @@ class Loader(abc.ABC):
         """Yields the batches of a pass from step `first` on."""
 
 
+Loaders = tuple[Loader, Loader, str]  # to train with, to validate with; in words where their data is kept
+
+
 class StreamingLoader(Loader):
     """Reads each batch, from the shards or from host memory, when its turn comes; any number of features will do."""
 
@@ -187,7 +190,7 @@ class DeviceLoader(Loader):
 
 def stream_frames(source: Source, mesh: Mesh, frames: int, tau: int, **cut: Any) -> StreamingLoader:
     """Returns a loader that reads a source's frames when their turn comes; see frame_batches."""
-    return StreamingLoader(source, mesh, _cutter(source, mesh, frames, tau, cut))
+    return StreamingLoader(source, mesh, functools.partial(_cut, source, mesh, frames, tau, **cut))
 
 
 def hold_frames(
@@ -196,18 +199,12 @@ def hold_frames(
     """Puts a source's features on the devices, and returns their loader; see frame_batches."""
     assert source.lengths.sum() < 2**31  # frames are numbered by int32
     visual, audio = (_on_devices(frame_stream(source), name, mesh) for name in PAIRED_FEATURES)
-    batches = _cutter(source, mesh, frames, tau, cut)
+    batches = functools.partial(_cut, source, mesh, frames, tau, **cut)
     return DeviceLoader(source, mesh, batches, visual, audio, min(loop_steps, LOOP_STEPS))
 
 
-def _cutter(
-    source: Source, mesh: Mesh, frames: int, tau: int, cut: dict[str, Any]
-) -> Callable[[Seed | None], FrameBatches]:
-    def batches(seed: Seed | None) -> FrameBatches:
-        stream = frame_stream(source, seed)
-        return frame_batches(stream, frames, tau, **cut, chunks=mesh.size, own=own_devices(mesh))
-
-    return batches
+def _cut(source: Source, mesh: Mesh, frames: int, tau: int, seed: Seed | None, **cut: Any) -> FrameBatches:
+    return frame_batches(frame_stream(source, seed), frames, tau, **cut, chunks=mesh.size, own=own_devices(mesh))
 
 
 def _on_devices(stream: FrameStream, name: str, mesh: Mesh) -> Float[Array, "F D"]:
@@ -251,9 +248,7 @@ class Memory(NamedTuple):
     accelerators: bool  # whether the devices have memory of their own
 
 
-def frame_loaders(
-    config: Config, mesh: Mesh, train: Source, val: Source, *, tau: int, whole_clips: bool
-) -> tuple[Loader, Loader, str]:
+def frame_loaders(config: Config, mesh: Mesh, train: Source, val: Source, *, tau: int, whole_clips: bool) -> Loaders:
     """Puts the features where the configuration says, or where they fit.
 
     Args:

@@ -67,18 +67,17 @@ def evaluate(
     methods = dict.fromkeys(scored.method for scored in scored_sets)
     if unknown := thresholds.keys() - methods.keys():
         raise UserError(f"--threshold names {min(unknown)!r}, but the methods are {', '.join(methods)}")
-    warnings = list(_warnings(scored_sets, listed))
-    results = [r for scored in scored_sets for r in _results(scored, thresholds.get(scored.method), resamples)]
-    located = [(scored, localisation(scored.table)) for scored in scored_sets]
     metrics = EvaluationMetrics(
         resamples=resamples,
         confidence=CONFIDENCE,
-        warnings=warnings,
-        results=results,
+        warnings=list(_warnings(scored_sets, listed)),
+        results=[r for scored in scored_sets for r in _results(scored, thresholds.get(scored.method), resamples)],
         comparisons=[_comparison(one, other) for one, other in _pairs(scored_sets)],
         coverage=[_coverage(scored, listed, set(failed)) for scored in scored_sets if _in_list(scored, listed)],
         localisation=[
-            Localisation(**_key(scored), **vars(parts[0]), **vars(parts[1])) for scored, parts in located if parts
+            Localisation(**_key(scored), **vars(parts[0]), **vars(parts[1]))
+            for scored in scored_sets
+            if (parts := localisation(scored.table))
         ],
     )
     return Evaluation(metrics, scored_sets)

@@ -20,12 +20,18 @@ STATES: dict[bool | None, str] = {False: "untrimmed", True: "trimmed", None: "tr
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoredSet:
-    """The contents of a score file: a method's scores of one data set in one state."""
+class Row:
+    """What scores, and a row of results, are about: a method on a data set in a state."""
 
     dataset: str  # "" = unknown; marked if its features are random or simulated
     method: str  # name in the comparison
     trimmed: bool | None  # leading silence dropped; None = not known
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredSet(Row):
+    """The contents of a score file: a method's scores of one data set in one state."""
+
     table: ScoreTable
 
     @property
@@ -63,15 +69,6 @@ class ScoredSet:
     def score(self) -> Float[np.ndarray, " N"]:
         """The method's own clip scores; higher = more fake."""
         return self.table.clip
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The scored set that a row of results is about."""
-
-    dataset: str
-    method: str
-    trimmed: bool | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from avh_shards import UserError
 from avh_shards.text import one_line
 from jax_avh.config import Config
 from jax_avh.data.batches import ExampleBatch, Examples, FrameBatch
-from jax_avh.data.loaders import GIGABYTE, Loader, frame_loaders, measure_memory, stream_examples
+from jax_avh.data.loaders import GIGABYTE, Loaders, frame_loaders, measure_memory, stream_examples
 from jax_avh.data.passes import example_pass, frame_pass
 from jax_avh.data.source import Source
 from jax_avh.models.alignment import HIDDEN_WIDTHS, NETWORKS, FrameNetwork
@@ -93,10 +93,8 @@ class TrainableMethod(Method):
         """
 
     @abc.abstractmethod
-    def make_loaders(
-        self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source
-    ) -> tuple[Loader, Loader, str]:
-        """Makes the loaders of both sources; says in words where their data is kept.
+    def make_loaders(self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source) -> Loaders:
+        """Makes the loaders of both sources.
 
         Raises:
           UserError: settings that do not fit the data, the devices or their memory.
@@ -167,9 +165,7 @@ class FrameMethod(TrainableMethod):
         """See TrainableMethod."""
         return load_weights(path, precision)
 
-    def make_loaders(
-        self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source
-    ) -> tuple[Loader, Loader, str]:
+    def make_loaders(self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source) -> Loaders:
         """See TrainableMethod."""
         frames = config.data.batch_frames
         tau = 0 if self.whole_clips else config.model.tau
@@ -262,9 +258,7 @@ class ExampleMethod(TrainableMethod):
 
         return load_weights(path, precision, make)
 
-    def make_loaders(
-        self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source
-    ) -> tuple[Loader, Loader, str]:
+    def make_loaders(self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source) -> Loaders:
         """See TrainableMethod. Of the first source, only full batches are trained on."""
         size = config.data.batch_examples
         if size % mesh.size:

@@ -12,7 +12,7 @@ import torch
 from flax import nnx
 
 from apps.demo import SOURCE_CLIPS, demo, fetch_clips, make_clips
-from apps.detect import Verdict, detect, worst_second
+from apps.detect import detect, worst_second
 from apps.simulate import Corpus
 from avh_shards import ClipMeta, UserError, leading_silence, read_clip_list
 from extract.avhubert import AVHubert, AVHubertConfig, random_avhubert
@@ -22,6 +22,7 @@ from extract.prepare import PrepareSettings, prepare_clip
 from jax_avh.evaluation import POOLINGS
 from jax_avh.models.alignment import NETWORKS
 from jax_avh.models.weights import load_weights, save_weights
+from jax_avh.report.video import Verdict
 from tests import rules
 from tests.media import ramp, read_frames, tone, write_media
 

@@ -69,7 +69,8 @@ def every_stage(network, frames, cepstra):
     hidden = lip.stem(frames, True)
     stages["v_stem"] = nnx.relu(hidden)
     for name in ("layer1", "layer2", "layer3", "layer4"):
-        hidden = lip.stage(getattr(lip, name), hidden, True)
+        for block in getattr(lip, name).layers:
+            hidden = block(hidden, True)
         stages[f"v_{name}"] = nnx.relu(hidden)
     stages["v_backbone"] = hidden  # the last block has no ReLU
     stages["v_pooled"] = lip(frames, True)

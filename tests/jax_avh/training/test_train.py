@@ -29,10 +29,9 @@ from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.scores import open_scores
 from jax_avh.training import logging
 from jax_avh.training.checkpoint import Checkpoints
-from jax_avh.training.inputs import initial_model, open_sources
 from jax_avh.training.logging import MetricsLog, read_metrics
 from jax_avh.training.progress import Preemption, RunProgress
-from jax_avh.training.run_dir import CHECKPOINTS
+from jax_avh.training.run import CHECKPOINTS, initial_model, open_sources
 from jax_avh.training.step import init_state, make_optimizer
 from tests import rules
 from tests.conftest import TESTDATA
