@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from avh_shards import UserError
+from avh_shards.clip import REAL
 from avh_shards.format import Variant, caveat, results_folder
 from avh_shards.lock import locked
 from avh_shards.paths import AnyPath, FilePath, as_path, check_outputs
@@ -81,7 +82,7 @@ def _ablations(root: FilePath) -> list[Experiment]:
         Experiment("avh_align-linear", "avh_align", MAIN, {"method.head": "linear"}),
         Experiment("avh_align-not-normalised", "avh_align", MAIN, {"model.normalise": "False"}),
     ]
-    real = len(open_source(root / MAIN / TRAINED_IN.value / "train").real().members)
+    real = len(open_source(root / MAIN / TRAINED_IN.value / "train").labelled(REAL).members)
     sizes = {share: {"data.train_clips": str(max(round(share * real), 1))} for share in TRAINING_SHARES}
     return planned + [Experiment(f"avh_align-{share:.0%}", "avh_align", MAIN, size) for share, size in sizes.items()]
 

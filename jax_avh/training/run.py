@@ -16,6 +16,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from avh_shards import UserError
+from avh_shards.clip import FAKE, REAL
 from avh_shards.format import differences, marks, results_folder
 from avh_shards.kinds import SAFETENSORS
 from avh_shards.lock import locked
@@ -46,7 +47,8 @@ def open_sources(method: Method, config: Config) -> tuple[Source, Source]:
     train, val = (open_source(path) for path in (config.data.train, config.data.val))
     for source, content in itertools.product((train, val), method.reads):
         source.check_has(content)
-    train, val = (source.real() if method.real_only else source.labelled() for source in (train, val))
+    labels = (REAL,) if method.real_only else (REAL, FAKE)
+    train, val = (source.labelled(*labels) for source in (train, val))
     if config.data.train_clips:
         train = train.sample(config.data.train_clips, config.seed)
     return train, val

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh
 from scipy.special import logsumexp
 
 from avh_shards import ClipMeta, UserError
+from avh_shards.clip import FAKE, REAL
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.config import check_config
 from jax_avh.configs import avh_align, make_config
@@ -202,7 +203,7 @@ def test_a_supervised_run_learns_what_its_labels_show(separable, unbroken, tmp_p
 
 def test_epochs_of_packed_clips_on_the_devices_share_their_programs(separable):
     """Each order of the clips makes other batches; none may need another program."""
-    source, mesh = open_source(separable.data.train).labelled(), make_mesh()
+    source, mesh = open_source(separable.data.train).labelled(REAL, FAKE), make_mesh()
     loader = hold_frames(source, mesh, 40, 0, loop_steps=3, whole_clips=True)
     network = NETWORKS["mlp"](source.width, rngs=nnx.Rngs(0))
     objective, optimizer, state = start(separable, network, mesh)
