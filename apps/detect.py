@@ -15,53 +15,17 @@ from avh_shards.clip import FRAME_RATE
 from avh_shards.errors import Failure
 from avh_shards.format import caveat, results_folder
 from avh_shards.paths import HTML, AnyPath, as_path, atomic_write, check_outputs
-from avh_shards.text import one_line, printable
 from extract.avhubert.encoder import Encoder
 from extract.prepare import PrepareSettings, prepare_clip
 from extract.run.pool import attempt
 from jax_avh.data.source import source_of_clip
-from jax_avh.inference.detector import Detector, load_detector
-from jax_avh.inference.pooling import pool_all
-from jax_avh.report.video import EMBEDDED_BYTES, VideoVerdict, write_video_page
+from jax_avh.inference import Detector, load_detector
+from jax_avh.report.video import EMBEDDED_BYTES, Verdict, write_video_page
+from jax_avh.scores import pool_all
 
 MIN_FACE_SHARE = PrepareSettings.min_face_share  # below it, where extraction would reject the clip, a verdict warns
 SEVERAL_FACES = 0.1  # share of frames with several faces above which a verdict warns; detectors err now and then
 VERDICTS = rb'\[\s*(\{\s*"path"|\])'  # how their JSON file begins
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What a video's frames say; higher = more fake, compared with real videos under the same weights."""
-
-    path: str
-    seconds: float = 0.0
-    scores: dict[str, float] = dataclasses.field(default_factory=dict)  # by pooling
-    worst_second: tuple[float, float] = (0.0, 0.0)  # start and end of the second whose frames score highest
-    error: str = ""  # why there is no score
-    caveat: str = ""
-    method: str = ""
-    own_score: float = 0.0  # the method's own pooling of its frame scores
-    face_share: float | None = None  # share of frames in which a face was found
-    several_faces: float | None = None  # share in which several were
-    warning: str = ""  # what the faces make doubtful about the scores
-
-    @property
-    def faces(self) -> str:
-        """Both shares in words; "" if unknown."""
-        if self.face_share is None or self.several_faces is None:
-            return ""
-        several = f", several faces in {self.several_faces:.0%}" if self.several_faces else ""
-        return f"face in {self.face_share:.0%} of frames{several}".replace("%", " %")
-
-    def line(self) -> str:
-        """The verdict in one line."""
-        if self.error:
-            return f"{printable(self.path)}: FAILED: {one_line(self.error)}"
-        scores = "  ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
-        worst = "worst second {:.2f}-{:.2f} s".format(*self.worst_second)
-        return "  ".join(
-            [f"{printable(self.path)}: {scores}", worst, *filter(None, [self.faces, self.warning, self.caveat])]
-        )
 
 
 def detect(
@@ -131,10 +95,9 @@ def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
 
 def _write_page(path: AnyPath, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
     """Writes the video's page, with a copy of it where browsers do not play it."""
-    shown = VideoVerdict(video.name, verdict.worst_second, verdict.caveat, verdict.faces, verdict.warning)
     with playable(video) as copy:
         lasting = copy if copy.stat().st_size <= EMBEDDED_BYTES else video  # what is not embedded must stay
-        write_video_page(str(path), lasting, shown, frame, verdict.scores)
+        write_video_page(str(path), lasting, verdict, frame)
 
 
 def _verdict(

@@ -51,7 +51,7 @@ def _plays(video: Path) -> bool:
         if (source.start_time or 0) > LATE * av.time_base or picture.sample_aspect_ratio not in (None, 1):
             return False
         times = [packet.pts for packet in itertools.islice(source.demux(picture), FIRST) if packet.pts is not None]
-        if codec.has_b_frames and times == sorted(times):  # times of decoding: see media.py
+        if codec.has_b_frames and times == sorted(times):  # times of decoding: see extract/media/decode.py
             return False
         source.seek(0)
         frame: Any = next(source.decode(picture))

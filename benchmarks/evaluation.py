@@ -21,11 +21,12 @@ from avh_shards import ClipMeta
 from avh_shards.clip import FRAME_RATE, offsets, write_clip_table
 from avh_shards.format import SHARD_FORMAT, SHARD_VERSION, shard_name
 from benchmarks.straightforward_training import Network, unit
-from jax_avh.evaluation.uncertainty import bootstrap_intervals
-from jax_avh.inference.score import score_shards
-from jax_avh.inference.score_file import open_scores
-from jax_avh.models import AlignmentNetwork, save_weights
+from jax_avh.evaluation.metrics import bootstrap_intervals
+from jax_avh.inference import score_shards
+from jax_avh.models.alignment import AlignmentNetwork
+from jax_avh.models.weights import save_weights
 from jax_avh.report.results import write_results
+from jax_avh.scores import open_scores
 
 WIDTH = 1024
 CLIPS_PER_SHARD = 500

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from apps.demo.clips import fetch_clips
+from apps.demo import fetch_clips
 from avh_shards import ClipMeta
 from avh_shards.clip import FRAME_RATE
 from avh_shards.format import Variant

@@ -20,15 +20,14 @@ from avh_shards import read_clip_list
 from benchmarks import straightforward_training
 from extract.convert.npz import import_features
 from jax_avh.config import Config, DataConfig, TrainConfig
-from jax_avh.data import open_source
+from jax_avh.data.source import open_source
 from jax_avh.methods import avh_align
 from jax_avh.methods.avh_align import AVHAlignConfig
-from jax_avh.models import AlignmentNetwork, save_weights
+from jax_avh.models.alignment import AlignmentNetwork
+from jax_avh.models.weights import save_weights
 from jax_avh.parallel import make_mesh, put_copies
-from jax_avh.training.inputs import initial_model
-from jax_avh.training.optimizer import make_optimizer
-from jax_avh.training.state import init_state
-from jax_avh.training.step import Objective, train_steps
+from jax_avh.training.run import initial_model
+from jax_avh.training.step import Objective, init_state, make_optimizer, train_steps
 
 WIDTH, CLIP_FRAMES, WINDOW = 1024, 228, 31
 COMPARED = 20  # first steps whose losses must agree

@@ -15,10 +15,7 @@ from avh_shards import UserError
 SETTINGS, RESULT = "config.json", "result.json"  # in the workdir of a run
 
 BOUNDARIES = ("zeros", "mask")
-PLACEMENTS = ("auto", "stream", "host", "device")
-PRECISIONS = ("float32", "bfloat16", "float64")
 OPTIMIZERS = ("adam", "adamw", "lion", "sgd")
-SCHEDULES = ("plateau", "cosine")
 
 T = TypeVar("T")
 
@@ -94,7 +91,7 @@ class DataConfig:
     shuffle: bool = True  # new order of the clips every epoch, from the seed; False = the shards' order
     # Where features are kept: "stream" = nowhere, read ahead from the shards; "host" = in host memory (local shards are
     # memory-mapped); "device" = in the devices' memory, each holding a part; "auto" = by their size.
-    placement: str = rules("auto", one_of(PLACEMENTS))
+    placement: str = rules("auto", one_of(("auto", "stream", "host", "device")))
 
 
 @dataclasses.dataclass
@@ -116,7 +113,7 @@ class OptimizerConfig:
     weight_decay: float = rules(0.0, NOT_NEGATIVE)  # of every parameter, added to its gradient
     # "plateau": cut when the validation loss rests; "cosine": from epoch to epoch, up to the learning rate in
     # `warmup_epochs`, then down to 0 in those that are left of train.epochs.
-    schedule: str = rules("plateau", one_of(SCHEDULES))
+    schedule: str = rules("plateau", one_of(("plateau", "cosine")))
     warmup_epochs: int = rules(0, NOT_NEGATIVE, MOST)
     plateau_factor: float = rules(0.1, FACTOR)  # the learning rate is multiplied by this ...
     # ... on the epoch after so many without a relative improvement of 1e-4.
@@ -137,7 +134,7 @@ class TrainConfig:
     checkpoint_steps: int = rules(1000, at_least(1), MOST)
     # Of the matrix products: "float32", or "bfloat16" (parameters, norms, softmax and Adam stay float32); or "float64"
     # for everything, to check other runs by (it needs JAX_ENABLE_X64=1).
-    precision: str = rules("float32", one_of(PRECISIONS))
+    precision: str = rules("float32", one_of(("float32", "bfloat16", "float64")))
 
 
 @dataclasses.dataclass

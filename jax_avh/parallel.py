@@ -46,11 +46,6 @@ def make_mesh() -> Mesh:
     return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of the state: every device holds all of it."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
 def by_device(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of batches and features: each device holds its own part of the leading axis."""
     return NamedSharding(mesh, BY_DEVICE)
@@ -72,9 +67,9 @@ def put_parts(mesh: Mesh, parts: Any) -> Any:
 
 def put_copies(mesh: Mesh, arrays: Any) -> Any:
     """Puts arrays on every device that every process has whole."""
+    whole = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(
-        lambda array: jax.make_array_from_process_local_data(replicated(mesh), np.asarray(array), np.shape(array)),
-        arrays,
+        lambda array: jax.make_array_from_process_local_data(whole, np.asarray(array), np.shape(array)), arrays
     )
 
 

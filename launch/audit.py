@@ -5,7 +5,7 @@ python -m launch.audit --features=shards/train,shards/test --output=audit
 
 from absl import flags
 
-from jax_avh.audit.report import write_audit
+from jax_avh.report.audit import write_audit
 from launch import command
 
 FEATURES = command.define_paths("features", "Folders of feature shards, comma-separated.")

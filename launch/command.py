@@ -145,7 +145,8 @@ def _parse(
             _check_settings(settings, known)
         rest = flags.FLAGS([argv[0], *given])
     except flags.UnrecognizedFlagError as error:
-        sys.exit(complain(_unknown_flag(error.flagname)))
+        known_flags = [flag.name for flag in _own_flags()]
+        sys.exit(complain(f"--{error.flagname}: unknown flag{nearest(error.flagname, known_flags, '--')}"))
     except (flags.Error, UserError, OSError) as error:
         sys.exit(complain(str(error).removeprefix("ERROR:: ")))
     if flags.FLAGS["verbosity"].using_default_value:
@@ -216,10 +217,6 @@ def _described(flag: flags.Flag) -> tuple[str, str]:
 
 def _default(value: object) -> str:
     return "" if value in (None, "", [], (), {}) else f"={value}"
-
-
-def _unknown_flag(name: str) -> str:
-    return f"--{name}: unknown flag{nearest(name, [flag.name for flag in _own_flags()], '--')}"
 
 
 def _missing_device() -> str:

@@ -6,7 +6,7 @@ python -m launch.paper --root=simulated --output=paper --flagfile=simulated/pape
 
 from absl import flags
 
-from apps.paper.run import paper
+from apps.paper import paper
 from jax_avh.configs import list_all_settings
 from launch import command
 

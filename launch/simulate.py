@@ -5,7 +5,7 @@ python -m launch.simulate --output=simulated
 
 from absl import flags
 
-from apps.simulate.shards import FLAG_FILE, simulate
+from apps.simulate import FLAG_FILE, simulate
 from launch import command
 
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the corpus.", required=True)

@@ -21,7 +21,7 @@ import pytest
 import torch
 from absl import flags
 
-from apps.demo.clips import fetch_clips
+from apps.demo import fetch_clips
 from avh_shards import UserError
 from extract.avhubert import AVHubert, AVHubertConfig
 from tests import rules

@@ -16,9 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = """
-    apps.demo apps.detect apps.paper.run apps.simulate.shards apps.sweep
+    apps.demo apps.detect apps.paper apps.simulate apps.sweep
     extract.run.ray extract.check.shards extract.check.clip_list extract.convert.weights
-    jax_avh.evaluation.submission jax_avh.audit.report jax_avh.training
+    jax_avh.evaluation.submission jax_avh.report.audit jax_avh.training
 """
 
 

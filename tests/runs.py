@@ -7,10 +7,11 @@ from jax_avh import training
 from jax_avh.config import Config
 from jax_avh.methods import METHODS
 from jax_avh.training.logging import read_metrics
+from jax_avh.training.progress import RunProgress
 from tests.forks import Forked, forks
 
 
-def train(config: Config, workdir: str | Path, profile: bool = False) -> training.RunProgress:
+def train(config: Config, workdir: str | Path, profile: bool = False) -> RunProgress:
     """Trains the method that a configuration names, in this process."""
     return training.train(METHODS[config.method.name], config, workdir, profile)
 

@@ -9,7 +9,7 @@ import pytest
 
 from avh_shards import open_shard
 from avh_shards.format import list_shards
-from jax_avh.inference.score_file import open_scores
+from jax_avh.scores import open_scores
 from jax_avh.training.logging import read_metrics
 from tests import reference
 from tests.conftest import TESTDATA

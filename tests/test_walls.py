@@ -102,7 +102,7 @@ ROOMS = [  # lower ones first; those of a line may not import each other
     ["extract.avhubert"],
     ["extract.run"],
     ["extract.check"],
-    ["jax_avh.config", "jax_avh.parallel"],
+    ["jax_avh.config", "jax_avh.parallel", "jax_avh.scores"],
     ["jax_avh.data"],
     ["jax_avh.models"],
     ["jax_avh.methods"],

@@ -1,20 +1,20 @@
-"""The frame stream and its batches: of static shape, the same for any number of devices and processes.
+"""Batches of static shape, the same for any number of devices and processes: of frames, and of examples.
 
-Clips are laid end to end, each frame with the number of its clip. Batch i is some consecutive frames of the stream: a
-fixed number, whatever the borders of clips, or as many whole clips as fit. It is handed out in C equal chunks, one a
-device, each with its own halo of tau audio frames on both sides, so that no device needs another's frames. A process
-reads only the chunks of its own devices. What a chunk has beyond the batch's last frame, or the stream's, has weight 0.
+A batch is handed out in C equal chunks, one a device; a process reads only the chunks of its own devices. Places beyond
+the last frame or example have weight 0.
 
-Letters: T visual frames, L = T + 2 tau audio frames, N clips, D feature width.
+Letters: T visual frames, L = T + 2 tau audio frames, N clips, D feature width; B and E examples.
 """
 
+import abc
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
 import grain
+import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from avh_shards.clip import UNKNOWN, offsets
 from jax_avh.data.source import Source
@@ -22,8 +22,31 @@ from jax_avh.data.source import Source
 PADDING = -1  # clip number of frames that belong to no clip
 READ_THREADS = 2, 8  # of a local disk; of a bucket, where each read waits long
 PREFETCH = 2  # batches read ahead, for each thread
-OneBatch = TypeVar("OneBatch", covariant=True)
+OneBatch = TypeVar("OneBatch")
 Seed = tuple[int, int]  # (seed, epoch): the order of a pass is a function of both
+
+
+def pass_order(count: int, seed: Seed | None = None) -> Int[np.ndarray, " count"]:
+    """Returns an order of clips or examples: a function of (seed, epoch); their own order without one."""
+    return np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
+
+
+def even_borders(count: int, size: int) -> Int[np.ndarray, "borders"]:
+    """Borders of batches of one size; the last batch holds what is left."""
+    return np.minimum(np.arange(-(-count // size) + 1) * size, count)
+
+
+def prefetched(batches: Sequence[OneBatch], local: bool, first: int = 0) -> Iterator[OneBatch]:
+    """Yields the batches of a pass, of a local source or not, from `first` on, read ahead in the background."""
+    threads = READ_THREADS[not local]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH * threads)
+    yield from grain.MapDataset.source(batches)[first:].to_iter_dataset(options)
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+# Clips are laid end to end, each frame with the number of its clip. Batch i is some consecutive frames of the stream: a
+# fixed number, whatever the borders of clips, or as many whole clips as fit. Each chunk has its own halo of tau audio
+# frames on both sides, so that no device needs another's frames.
 
 
 class FrameBatch(NamedTuple):
@@ -83,13 +106,12 @@ class FrameStream:
 
 def frame_stream(source: Source, seed: Seed | None = None) -> FrameStream:
     """Lays a source's clips end to end, in the order of (seed, epoch); None = the source's own order."""
-    clips = len(source.members)
-    order = np.arange(clips) if seed is None else np.random.default_rng(seed).permutation(clips)
+    order = pass_order(len(source.members), seed)
     return FrameStream(source, order, offsets(source.lengths[order]))
 
 
 @dataclasses.dataclass(frozen=True)
-class FrameBatches(Sequence):
+class FrameBatches(Sequence[FrameBatch]):
     """The batches of one pass over a stream; each is a FrameBatch whose arrays have a leading axis of chunks."""
 
     stream: FrameStream
@@ -103,11 +125,6 @@ class FrameBatches(Sequence):
 
     def __len__(self) -> int:
         return len(self.items)
-
-    @property
-    def source(self) -> Source:
-        """Whose frames they are."""
-        return self.stream.source
 
     @property
     def chunk_frames(self) -> int:
@@ -176,27 +193,66 @@ def frame_batches(
     return FrameBatches(stream, stream.border[first], np.diff(first), room, tau, whole_clips, chunks, own)
 
 
-def even_borders(count: int, size: int) -> Int[np.ndarray, "borders"]:
-    """Borders of batches of one size; the last batch holds what is left."""
-    return np.minimum(np.arange(-(-count // size) + 1) * size, count)
+# --- examples --------------------------------------------------------------------------------------------------------
+# What a network on sound or pictures takes at once: a fixed-size piece of a clip.
 
 
-@runtime_checkable
-class Readable(Protocol[OneBatch]):
-    """The batches of one pass, each read when it is asked for."""
+class ExampleBatch(NamedTuple):
+    """B examples; a batch for several devices has a leading axis of chunks."""
+
+    inputs: dict[str, Shaped[Any, "..."]]  # as they are stored; on the host or on the devices
+    label: Int[Any, "*chunks B"]  # of the example's clip: 0 real, 1 fake, -1 unknown
+    weight: Float[Any, "*chunks B"]  # 1 = an example that counts, 0 = padding
+
+
+class Examples(abc.ABC):
+    """All examples of a source, clip by clip."""
+
+    def __init__(self, source: Source, clip: Int[np.ndarray, " E"]):
+        self.source = source
+        self.clip = clip  # the clip that each example is of, in rising order
+
+    @abc.abstractmethod
+    def read(self, example: int) -> dict[str, np.ndarray]:
+        """Reads an example's inputs; the shapes are the same for all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleBatches(Sequence[ExampleBatch]):
+    """The batches of one pass over examples; their arrays have a leading axis of chunks."""
+
+    examples: Examples
+    order: Int[np.ndarray, " E"]  # example at each place of the pass
+    size: int  # B, of the whole batch; a multiple of `chunks`
+    full_only: bool = False  # whether an incomplete last batch is left out
+    chunks: int = 1  # C, of the whole batch
+    own: range | None = None  # consecutive chunks that this process reads; None = all
 
     @property
-    def source(self) -> Source:
-        """Whose they are."""
-        ...
+    def border(self) -> Int[np.ndarray, "borders"]:
+        """Batch i is the examples order[border[i]:border[i+1]]."""
+        count = len(self.order) // self.size * self.size if self.full_only else len(self.order)
+        return even_borders(count, self.size)
 
-    def __len__(self) -> int: ...
+    @property
+    def items(self) -> Int[np.ndarray, " steps"]:
+        """Examples of each batch."""
+        return np.diff(self.border)
 
-    def __getitem__(self, index: int) -> OneBatch: ...
+    def __len__(self) -> int:
+        return len(self.items)
 
-
-def prefetched(batches: Readable[OneBatch], first: int = 0) -> Iterator[OneBatch]:
-    """Yields the batches of a pass from `first` on, read ahead in the background."""
-    threads = READ_THREADS[not batches.source.local]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH * threads)
-    yield from grain.MapDataset.source(batches)[first:].to_iter_dataset(options)
+    def __getitem__(self, index: int) -> ExampleBatch:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        own = self.own or range(self.chunks)
+        part = self.size // self.chunks
+        places = np.arange(index * self.size + own.start * part, index * self.size + own.stop * part)
+        chosen = self.order[np.minimum(places, len(self.order) - 1)]  # padding repeats an example
+        read = [self.examples.read(int(example)) for example in chosen]
+        batch = ExampleBatch(
+            inputs={name: np.stack([arrays[name] for arrays in read]) for name in read[0]},
+            label=self.examples.source.labels[self.examples.clip[chosen]].astype(np.int32),
+            weight=(places < len(self.order)).astype(np.float32),
+        )
+        return jax.tree.map(lambda array: array.reshape(len(own), part, *array.shape[1:]), batch)

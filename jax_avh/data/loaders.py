@@ -5,12 +5,13 @@ came (`StreamingLoader`), or many at once that the loop gathers by itself out of
 (`DeviceLoader`). Both give the same batches.
 """
 
+import abc
 import dataclasses
 import functools
 import os
 import resource
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,30 +24,30 @@ from avh_shards.clip import offsets
 from jax_avh.config import Config
 from jax_avh.data.batches import (
     PADDING,
+    ExampleBatch,
+    ExampleBatches,
+    Examples,
     FrameBatch,
     FrameBatches,
     FrameStream,
     Seed,
     frame_batches,
     frame_stream,
+    pass_order,
     prefetched,
 )
-from jax_avh.data.examples import ExampleBatch, ExampleBatches, Examples, example_order
 from jax_avh.data.source import PAIRED_FEATURES, Source
 from jax_avh.parallel import DATA_AXIS, by_device, on_own_part, own_devices, put_copies, put_parts
 
 LOOP_STEPS = 100  # most steps of one compiled loop: seconds at most between two looks at the losses
 SHARE = 0.6  # of a memory that features may take: the rest is for the computation
 GIGABYTE = 1e9
+STATIC = {"static": True}  # of a field that is a constant of compiled programs
 
 Batch = FrameBatch | ExampleBatch
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["visual", "audio", "row", "place", "label", "border"],
-    meta_fields=["steps", "chunk_frames", "tau", "mesh"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DeviceBatches:
     """Consecutive batches of features on the devices, each gathered when a compiled loop asks for it.
@@ -61,10 +62,10 @@ class DeviceBatches:
     place: Int[Array, " S"]  # of its clip in the stream
     label: Int[Array, " S"]
     border: Int[Array, "borders"]  # of the batches in the stream
-    steps: int
-    chunk_frames: int
-    tau: int
-    mesh: Mesh
+    steps: int = dataclasses.field(metadata=STATIC)
+    chunk_frames: int = dataclasses.field(metadata=STATIC)
+    tau: int = dataclasses.field(metadata=STATIC)
+    mesh: Mesh = dataclasses.field(metadata=STATIC)
 
     def __len__(self) -> int:
         return self.steps
@@ -115,53 +116,45 @@ class Epoch(NamedTuple):
     batches: Iterator[Batches]  # from the step on that was asked for
 
 
-@runtime_checkable
-class Loader(Protocol):
-    """The batches of a source, on the devices."""
-
-    @property
-    def source(self) -> Source:
-        """Whose they are."""
-        ...
-
-    def epoch(self, seed: Seed | None, first_step: int = 0) -> Epoch:
-        """Returns a pass in the order of (seed, epoch), from a step on; None = the source's own order."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
-class StreamingLoader:
-    """Reads each batch, from the shards or from host memory, when its turn comes; any number of features will do."""
+class Loader(abc.ABC):
+    """The batches of a source, on the devices."""
 
     source: Source
     mesh: Mesh
     batches: Callable[[Seed | None], FrameBatches | ExampleBatches]  # of a pass
 
     def epoch(self, seed: Seed | None, first_step: int = 0) -> Epoch:
-        """See Loader."""
+        """Returns a pass in the order of (seed, epoch), from a step on; None = the source's own order."""
         batches = self.batches(seed)
-        on_devices = ((put_parts(self.mesh, batch),) for batch in prefetched(batches, first_step))
-        return Epoch(np.diff(batches.border), batches.items, on_devices)
+        return Epoch(np.diff(batches.border), batches.items, self.on_devices(batches, first_step))
+
+    @abc.abstractmethod
+    def on_devices(self, batches: Any, first: int) -> Iterator[Batches]:
+        """Yields the batches of a pass from step `first` on."""
+
+
+Loaders = tuple[Loader, Loader, str]  # to train with, to validate with; in words where their data is kept
+
+
+class StreamingLoader(Loader):
+    """Reads each batch, from the shards or from host memory, when its turn comes; any number of features will do."""
+
+    def on_devices(self, batches: FrameBatches | ExampleBatches, first: int) -> Iterator[tuple[Batch]]:
+        """See Loader."""
+        return ((put_parts(self.mesh, batch),) for batch in prefetched(batches, self.source.local, first))
 
 
 @dataclasses.dataclass(frozen=True)
-class DeviceLoader:
+class DeviceLoader(Loader):
     """Holds all features on the devices, each a part; many steps run in one compiled loop."""
 
-    source: Source
-    mesh: Mesh
-    batches: Callable[[Seed | None], FrameBatches]  # of a pass
     visual: Float[Array, "F D"]
     audio: Float[Array, "F D"]
-    loop_steps: int = LOOP_STEPS  # at most
+    loop_steps: int  # at most
 
-    def epoch(self, seed: Seed | None, first_step: int = 0) -> Epoch:
-        """See Loader."""
-        batches = self.batches(seed)
-        return Epoch(np.diff(batches.border), batches.items, self._loops(batches, first_step))
-
-    def _loops(self, batches: FrameBatches, first: int) -> Iterator[DeviceBatches]:
-        """Yields the batches from step `first` on; loops end at the same steps, wherever the pass starts."""
+    def on_devices(self, batches: FrameBatches, first: int) -> Iterator[DeviceBatches]:
+        """See Loader; loops end at the same steps, wherever the pass starts."""
         row, place, label = put_copies(self.mesh, self._index(batches))
         while first < len(batches):
             end = min(first - first % self.loop_steps + self.loop_steps, len(batches))
@@ -197,7 +190,7 @@ class DeviceLoader:
 
 def stream_frames(source: Source, mesh: Mesh, frames: int, tau: int, **cut: Any) -> StreamingLoader:
     """Returns a loader that reads a source's frames when their turn comes; see frame_batches."""
-    return StreamingLoader(source, mesh, _cutter(source, mesh, frames, tau, cut))
+    return StreamingLoader(source, mesh, functools.partial(_cut, source, mesh, frames, tau, **cut))
 
 
 def hold_frames(
@@ -206,18 +199,12 @@ def hold_frames(
     """Puts a source's features on the devices, and returns their loader; see frame_batches."""
     assert source.lengths.sum() < 2**31  # frames are numbered by int32
     visual, audio = (_on_devices(frame_stream(source), name, mesh) for name in PAIRED_FEATURES)
-    batches = _cutter(source, mesh, frames, tau, cut)
+    batches = functools.partial(_cut, source, mesh, frames, tau, **cut)
     return DeviceLoader(source, mesh, batches, visual, audio, min(loop_steps, LOOP_STEPS))
 
 
-def _cutter(
-    source: Source, mesh: Mesh, frames: int, tau: int, cut: dict[str, Any]
-) -> Callable[[Seed | None], FrameBatches]:
-    def batches(seed: Seed | None) -> FrameBatches:
-        stream = frame_stream(source, seed)
-        return frame_batches(stream, frames, tau, **cut, chunks=mesh.size, own=own_devices(mesh))
-
-    return batches
+def _cut(source: Source, mesh: Mesh, frames: int, tau: int, seed: Seed | None, **cut: Any) -> FrameBatches:
+    return frame_batches(frame_stream(source, seed), frames, tau, **cut, chunks=mesh.size, own=own_devices(mesh))
 
 
 def _on_devices(stream: FrameStream, name: str, mesh: Mesh) -> Float[Array, "F D"]:
@@ -236,7 +223,7 @@ def stream_examples(examples: Examples, mesh: Mesh, size: int, full_only: bool =
     """Returns a loader of batches of `size` examples; see ExampleBatches."""
 
     def batches(seed: Seed | None) -> ExampleBatches:
-        order = example_order(examples, seed)
+        order = pass_order(len(examples.clip), seed)
         return ExampleBatches(examples, order, size, full_only, mesh.size, own_devices(mesh))
 
     return StreamingLoader(examples.source, mesh, batches)
@@ -261,9 +248,7 @@ class Memory(NamedTuple):
     accelerators: bool  # whether the devices have memory of their own
 
 
-def frame_loaders(
-    config: Config, mesh: Mesh, train: Source, val: Source, *, tau: int, whole_clips: bool
-) -> tuple[Loader, Loader, str]:
+def frame_loaders(config: Config, mesh: Mesh, train: Source, val: Source, *, tau: int, whole_clips: bool) -> Loaders:
     """Puts the features where the configuration says, or where they fit.
 
     Args:

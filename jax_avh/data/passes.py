@@ -11,8 +11,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Int64
 
-from jax_avh.data.batches import frame_batches, frame_stream, prefetched
-from jax_avh.data.examples import ExampleBatches, Examples, example_order
+from jax_avh.data.batches import ExampleBatches, Examples, frame_batches, frame_stream, pass_order, prefetched
 from jax_avh.data.source import Source
 from jax_avh.parallel import make_mesh, put_copies, run_on_own_parts
 
@@ -47,7 +46,7 @@ def frame_pass(
     def run(source: Source) -> Iterator[Clips]:
         stream = frame_stream(source)
         batches = frame_batches(stream, frames, tau, chunks=mesh.size)
-        bar = tqdm.tqdm(prefetched(batches), desc="score", total=len(batches), leave=False)
+        bar = tqdm.tqdm(prefetched(batches, source.local), desc="score", total=len(batches), leave=False)
         found = (np.asarray(compiled(jax.tree.map(_end_to_end, batch)))[batch.weight.ravel() > 0] for batch in bar)
         yield from _whole_clips(found, stream.border)
 
@@ -72,8 +71,8 @@ def example_pass(
     compiled = functools.partial(run_on_own_parts, mesh, outputs, graph, put_copies(mesh, fixed))
 
     def run(examples: Examples) -> Float[np.ndarray, "E K"]:
-        batches = ExampleBatches(examples, example_order(examples), batch_size * mesh.size, chunks=mesh.size)
-        bar = tqdm.tqdm(prefetched(batches), desc="score", total=len(batches), leave=False)
+        batches = ExampleBatches(examples, pass_order(len(examples.clip)), batch_size * mesh.size, chunks=mesh.size)
+        bar = tqdm.tqdm(prefetched(batches, examples.source.local), desc="score", total=len(batches), leave=False)
         found = (
             np.asarray(compiled(jax.tree.map(_end_to_end, batch.inputs)))[batch.weight.ravel() > 0] for batch in bar
         )

@@ -141,23 +141,20 @@ class Source:
         if shard := self._first_without(content):
             raise UserError(f"{shard.path}: its shards hold no {content}; extract them with --store={content}")
 
-    def real(self) -> "Source":
-        """The clips labelled real.
+    def labelled(self, *labels: int) -> "Source":
+        """The clips with these labels, REAL or FAKE or both.
 
         Raises:
-          UserError: there is none.
+          UserError: there are none of one of them.
         """
-        return self._labelled(REAL)
-
-    def labelled(self) -> "Source":
-        """The clips labelled real or fake.
-
-        Raises:
-          UserError: there are none of either.
-        """
-        for label in (REAL, FAKE):
-            self._labelled(label)
-        return self._labelled(REAL, FAKE)
+        for label in labels:
+            if label not in self.labels:
+                kind = {REAL: "real", FAKE: "fake"}[label]
+                raise UserError(
+                    f"{self.path}: none of its {len(self.members)} clips is labelled {kind}; training needs them"
+                )
+        members = [member for member, label in zip(self.members, self.labels, strict=True) if label in labels]
+        return dataclasses.replace(self, members=tuple(members))
 
     def sample(self, clips: int, seed: int) -> "Source":
         """So many of the clips at most, drawn by the seed, in their own order."""
@@ -169,15 +166,6 @@ class Source:
     def heads(self, frames: int) -> "Source":
         """The same clips, of each the first frames at most."""
         return dataclasses.replace(self, longest=frames)
-
-    def _labelled(self, *labels: int) -> "Source":
-        members = [member for member, label in zip(self.members, self.labels, strict=True) if label in labels]
-        if not members:
-            kind = "real" if REAL in labels else "fake"
-            raise UserError(
-                f"{self.path}: none of its {len(self.members)} clips is labelled {kind}; training needs them"
-            )
-        return dataclasses.replace(self, members=tuple(members))
 
     def in_memory(self) -> "Source":
         """The same clips, their features in host memory."""

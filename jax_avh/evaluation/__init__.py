@@ -1,7 +1,6 @@
 """Evaluates scores: metrics and how sure they are, comparisons, coverage, localisation, submissions."""
 
 from jax_avh.evaluation.evaluate import evaluate
-from jax_avh.evaluation.results import Evaluation
-from jax_avh.inference.pooling import POOLINGS
+from jax_avh.scores import POOLINGS
 
-__all__ = ["POOLINGS", "Evaluation", "evaluate"]
+__all__ = ["POOLINGS", "evaluate"]

@@ -13,9 +13,12 @@ from avh_shards.clip import FAKE, REAL, UNKNOWN, ends_beyond
 from avh_shards.format import caveat
 from jax_avh.evaluation.localisation import localisation
 from jax_avh.evaluation.metrics import (
+    FEWEST,
     METRIC_NAMES,
     DetectionMetrics,
     average_precision,
+    bootstrap_intervals,
+    delong_test,
     detection_metrics,
     roc_auc,
     worst_case,
@@ -30,8 +33,7 @@ from jax_avh.evaluation.results import (
     ScoredSet,
     name_scored_sets,
 )
-from jax_avh.evaluation.uncertainty import FEWEST, bootstrap_intervals, delong_test
-from jax_avh.inference.score_file import open_scores
+from jax_avh.scores import open_scores
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -65,18 +67,17 @@ def evaluate(
     methods = dict.fromkeys(scored.method for scored in scored_sets)
     if unknown := thresholds.keys() - methods.keys():
         raise UserError(f"--threshold names {min(unknown)!r}, but the methods are {', '.join(methods)}")
-    warnings = list(_warnings(scored_sets, listed))
-    results = [r for scored in scored_sets for r in _results(scored, thresholds.get(scored.method), resamples)]
-    located = [(scored, localisation(scored.table)) for scored in scored_sets]
     metrics = EvaluationMetrics(
         resamples=resamples,
         confidence=CONFIDENCE,
-        warnings=warnings,
-        results=results,
+        warnings=list(_warnings(scored_sets, listed)),
+        results=[r for scored in scored_sets for r in _results(scored, thresholds.get(scored.method), resamples)],
         comparisons=[_comparison(one, other) for one, other in _pairs(scored_sets)],
         coverage=[_coverage(scored, listed, set(failed)) for scored in scored_sets if _in_list(scored, listed)],
         localisation=[
-            Localisation(**_key(scored), **vars(parts[0]), **vars(parts[1])) for scored, parts in located if parts
+            Localisation(**_key(scored), **vars(parts[0]), **vars(parts[1]))
+            for scored in scored_sets
+            if (parts := localisation(scored.table))
         ],
     )
     return Evaluation(metrics, scored_sets)
@@ -96,8 +97,7 @@ def _results(scored: ScoredSet, given: float | None, resamples: int) -> Iterator
         rule = EQUAL_ERROR if threshold is None else "the method's own"
     pooling = str(scored.table.attributes.get("pooling", "clip"))
     for group, value, chosen in _groups(scored):
-        label, score = scored.label[chosen], scored.score[chosen]
-        numbers = _measured(label, score, threshold, resamples)
+        numbers = _measured(scored.label[chosen], scored.score[chosen], threshold, resamples)
         kind = {"pooling": pooling, "own": True, "group": group, "value": value, "threshold_rule": rule}
         yield Result(**_key(scored), **kind, **numbers)
     for name, score in scored.pooled.items():

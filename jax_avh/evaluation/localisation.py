@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from avh_shards import ClipMeta
 from avh_shards.clip import FAKE, FRAME_RATE, REAL, UNKNOWN
 from jax_avh.evaluation.metrics import average_precision, roc_auc
-from jax_avh.inference.score_file import ScoreTable
+from jax_avh.scores import ScoreTable
 
 SMOOTHING = 5  # frames; the median fake segment of AV-Deepfake1M has 8, a longer mean would drown it
 # Shares of all frames that reach a threshold, the best guess first. A segment of 8 frames in three of four clips of

@@ -13,21 +13,25 @@ from jaxtyping import Float, Int64
 from avh_shards import ClipMeta, UserError
 from avh_shards.format import marked
 from jax_avh.evaluation.localisation import FrameMetrics, SegmentMetrics
-from jax_avh.evaluation.metrics import DetectionMetrics
-from jax_avh.evaluation.uncertainty import Interval
-from jax_avh.inference.pooling import pool_all
-from jax_avh.inference.score_file import ScoreTable
+from jax_avh.evaluation.metrics import DetectionMetrics, Interval
+from jax_avh.scores import ScoreTable, pool_all
 
 STATES: dict[bool | None, str] = {False: "untrimmed", True: "trimmed", None: "trimming not known"}
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoredSet:
-    """The contents of a score file: a method's scores of one data set in one state."""
+class Row:
+    """What scores, and a row of results, are about: a method on a data set in a state."""
 
     dataset: str  # "" = unknown; marked if its features are random or simulated
     method: str  # name in the comparison
     trimmed: bool | None  # leading silence dropped; None = not known
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredSet(Row):
+    """The contents of a score file: a method's scores of one data set in one state."""
+
     table: ScoreTable
 
     @property
@@ -65,15 +69,6 @@ class ScoredSet:
     def score(self) -> Float[np.ndarray, " N"]:
         """The method's own clip scores; higher = more fake."""
         return self.table.clip
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The scored set that a row of results is about."""
-
-    dataset: str
-    method: str
-    trimmed: bool | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from avh_shards.format import caveat
 from avh_shards.lists import read_lines
 from avh_shards.paths import ZIP, as_path, atomic_write, check_outputs, file_lock, locked
 from jax_avh.evaluation.localisation import confidence, table_proposals
-from jax_avh.inference.score_file import ScoreTable, open_scores
+from jax_avh.scores import ScoreTable, open_scores
 
 SCORES_MEMBER = "prediction.txt"  # names in the zip
 SEGMENTS = "prediction.json"

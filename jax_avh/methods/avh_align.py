@@ -1,6 +1,6 @@
 """AVH-Align: trained on real clips to tell a frame's own audio from the audio around it; a poor match means fake.
 
-Source: AVH-Align, section 4.
+Source: AVH-Align (Smeu et al., CVPR 2025), section 4.
 """
 
 import dataclasses
@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 
 from jax_avh.config import MethodConfig, one_of, rules
 from jax_avh.data.batches import FrameBatch
-from jax_avh.methods.base import FrameMethod, PairScorer, Reference
-from jax_avh.models import NETWORKS, FrameNetwork, window_scores, windowed_softmax_loss
+from jax_avh.methods.base import FrameMethod, PairScorer
+from jax_avh.models.alignment import NETWORKS, FrameNetwork
+from jax_avh.models.windows import window_scores, windowed_softmax_loss
 
 
 @dataclasses.dataclass
@@ -43,7 +44,6 @@ def outputs(score: PairScorer, batch: FrameBatch) -> Float[Array, "T 1"]:
 
 METHOD = FrameMethod(
     name="avh_align",
-    reference=Reference("AVH-Align, Smeu et al., CVPR 2025"),
     real_only=True,
     loss=frame_losses,
     outputs=outputs,

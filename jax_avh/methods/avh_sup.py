@@ -1,6 +1,6 @@
 """AVH-Align/sup: the same features and network, trained on clips labelled real and fake. It picks up shortcuts easily.
 
-Source: AVH-Align, section 3 and table 5.
+Source: AVH-Align (Smeu et al., CVPR 2025), section 3 and table 5.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from jax_avh.config import MethodConfig, one_of, rules
 from jax_avh.data.batches import FrameBatch
-from jax_avh.methods.base import FrameMethod, PairScorer, Reference
-from jax_avh.models import MODALITY_FEATURES, NETWORKS, FrameNetwork
+from jax_avh.methods.base import FrameMethod, PairScorer
+from jax_avh.models.alignment import MODALITY_FEATURES, NETWORKS, FrameNetwork
 
 
 @dataclasses.dataclass
@@ -63,7 +63,6 @@ def outputs(score: PairScorer, batch: FrameBatch) -> Float[Array, "T 1"]:
 
 METHOD = FrameMethod(
     name="avh_sup",
-    reference=Reference("AVH-Align/sup, Smeu et al., CVPR 2025"),
     loss=frame_logits,
     reduce=clip_cross_entropy,
     whole_clips=True,

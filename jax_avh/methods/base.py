@@ -24,23 +24,17 @@ from jaxtyping import Array, Float, Int, Int64, Key
 from avh_shards import UserError
 from avh_shards.text import one_line
 from jax_avh.config import Config
-from jax_avh.data.batches import FrameBatch
-from jax_avh.data.examples import ExampleBatch, Examples
-from jax_avh.data.loaders import GIGABYTE, Loader, frame_loaders, measure_memory, stream_examples
+from jax_avh.data.batches import ExampleBatch, Examples, FrameBatch
+from jax_avh.data.loaders import GIGABYTE, Loaders, frame_loaders, measure_memory, stream_examples
 from jax_avh.data.passes import example_pass, frame_pass
 from jax_avh.data.source import Source
-from jax_avh.models import NETWORKS, FrameNetwork, load_weights
-from jax_avh.models.alignment import HIDDEN_WIDTHS, Folded
+from jax_avh.models.alignment import HIDDEN_WIDTHS, NETWORKS, FrameNetwork
+from jax_avh.models.weights import load_weights
 from jax_avh.parallel import DATA_AXIS, on_own_part
 
 CLIPS_AT_ONCE = 4096  # whose examples are held at once
 
-
-class Reference(NamedTuple):
-    """What a method is compared with."""
-
-    paper: str
-    deviation: str = ""  # what makes ours another system than the published one; shown wherever its numbers appear
+SplitNetwork = tuple[nnx.GraphDef, nnx.State, nnx.State]  # its graph, its trained parameters, its other arrays
 
 
 class BatchLoss(NamedTuple):
@@ -62,7 +56,7 @@ class Method(abc.ABC):
     """A detection method."""
 
     name: str  # in flags and score files
-    reference: Reference
+    deviation: str = ""  # what makes it another system than the published one; shown wherever its numbers appear
     reads: tuple[str, ...] = ("features",)  # contents of the shards: features, waveform, crops
     real_only: bool = False  # clips labelled fake are left out of its training
     trained: nnx.filterlib.Filter = nnx.Param  # what of its network is trained
@@ -100,10 +94,8 @@ class TrainableMethod(Method):
         """
 
     @abc.abstractmethod
-    def make_loaders(
-        self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source
-    ) -> tuple[Loader, Loader, str]:
-        """Makes the loaders of both sources; says in words where their data is kept.
+    def make_loaders(self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source) -> Loaders:
+        """Makes the loaders of both sources.
 
         Raises:
           UserError: settings that do not fit the data, the devices or their memory.
@@ -111,17 +103,12 @@ class TrainableMethod(Method):
 
     @abc.abstractmethod
     def batch_loss(
-        self,
-        network: tuple[nnx.GraphDef, nnx.State, nnx.State],
-        batch: Any,
-        key: Key[Array, ""] | None,
-        mesh: Mesh,
-        boundary: str,
+        self, network: SplitNetwork, batch: Any, key: Key[Array, ""] | None, mesh: Mesh, boundary: str
     ) -> tuple[Float[Array, ""], BatchLoss]:
         """Returns what a step lowers, and the loss of a batch.
 
         Args:
-          network: its graph, its trained parameters, its other arrays.
+          network: in its parts.
           batch: a chunk for each device.
           key: of dropout; None = nothing is trained: no dropout, and running statistics rest.
           mesh: the devices.
@@ -185,9 +172,7 @@ class FrameMethod(TrainableMethod):
         """See TrainableMethod."""
         return load_weights(path, precision)
 
-    def make_loaders(
-        self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source
-    ) -> tuple[Loader, Loader, str]:
+    def make_loaders(self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source) -> Loaders:
         """See TrainableMethod."""
         frames = config.data.batch_frames
         tau = 0 if self.whole_clips else config.model.tau
@@ -206,12 +191,7 @@ class FrameMethod(TrainableMethod):
         return frame_loaders(config, mesh, train, val, tau=tau, whole_clips=self.whole_clips)
 
     def batch_loss(
-        self,
-        network: tuple[nnx.GraphDef, nnx.State, nnx.State],
-        batch: FrameBatch,
-        key: Key[Array, ""] | None,
-        mesh: Mesh,
-        boundary: str,
+        self, network: SplitNetwork, batch: FrameBatch, key: Key[Array, ""] | None, mesh: Mesh, boundary: str
     ) -> tuple[Float[Array, ""], BatchLoss]:
         """See TrainableMethod. A step lowers the sum of losses: a short last batch weighs as its items do."""
         graph, params, fixed = network
@@ -287,9 +267,7 @@ class ExampleMethod(TrainableMethod):
 
         return load_weights(path, precision, make)
 
-    def make_loaders(
-        self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source
-    ) -> tuple[Loader, Loader, str]:
+    def make_loaders(self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source) -> Loaders:
         """See TrainableMethod. Of the first source, only full batches are trained on."""
         size = config.data.batch_examples
         if size % mesh.size:
@@ -309,12 +287,7 @@ class ExampleMethod(TrainableMethod):
         return *loaders, f"examples: {counts[0]} to train on, {counts[1]} to validate on"
 
     def batch_loss(
-        self,
-        network: tuple[nnx.GraphDef, nnx.State, nnx.State],
-        batch: ExampleBatch,
-        key: Key[Array, ""] | None,
-        mesh: Mesh,
-        boundary: str,
+        self, network: SplitNetwork, batch: ExampleBatch, key: Key[Array, ""] | None, mesh: Mesh, boundary: str
     ) -> tuple[Float[Array, ""], BatchLoss]:
         """See TrainableMethod. A step lowers the mean; statistics are those of the whole batch, over all devices."""
 

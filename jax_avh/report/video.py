@@ -1,4 +1,4 @@
-"""The page of one video: it plays above its frame scores, and a cursor in them follows it."""
+"""A verdict on one video, and its page: it plays above its frame scores, and a cursor in them follows it."""
 
 import base64
 import dataclasses
@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from avh_shards import UserError
 from avh_shards.clip import FRAME_RATE
 from avh_shards.paths import atomic_write
+from avh_shards.text import one_line, printable
 from jax_avh.report.charts import envelope
 from jax_avh.report.page import format_number, render_page
 
@@ -23,22 +24,45 @@ TIMELINE_WIDTH, TIMELINE_HEIGHT = 1000, 100  # of the timeline's own coordinates
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoVerdict:
-    """What the page says in words."""
+class Verdict:
+    """What a video's frames say; higher = more fake, compared with real videos under the same weights."""
 
-    name: str  # of the video
-    worst_second: tuple[float, float]  # start and end of the second whose frames score highest
-    caveat: str = ""  # why the scores mean nothing, if so
-    faces: str = ""  # in how many frames a face was found
-    warning: str = ""  # what the faces make doubtful about the scores, if anything
+    path: str
+    seconds: float = 0.0
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)  # by pooling
+    worst_second: tuple[float, float] = (0.0, 0.0)  # start and end of the second whose frames score highest
+    error: str = ""  # why there is no score
+    caveat: str = ""
+    method: str = ""
+    own_score: float = 0.0  # the method's own pooling of its frame scores
+    face_share: float | None = None  # share of frames in which a face was found
+    several_faces: float | None = None  # share in which several were
+    warning: str = ""  # what the faces make doubtful about the scores
+
+    @property
+    def faces(self) -> str:
+        """Both shares in words; "" if unknown."""
+        if self.face_share is None or self.several_faces is None:
+            return ""
+        several = f", several faces in {self.several_faces:.0%}" if self.several_faces else ""
+        return f"face in {self.face_share:.0%} of frames{several}".replace("%", " %")
+
+    def line(self) -> str:
+        """The verdict in one line."""
+        if self.error:
+            return f"{printable(self.path)}: FAILED: {one_line(self.error)}"
+        scores = "  ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
+        worst = "worst second {:.2f}-{:.2f} s".format(*self.worst_second)
+        return "  ".join(
+            [f"{printable(self.path)}: {scores}", worst, *filter(None, [self.faces, self.warning, self.caveat])]
+        )
 
 
 def write_video_page(
     path: str | os.PathLike,
     video: Path,
-    verdict: VideoVerdict,
+    verdict: Verdict,
     frame: Float[np.ndarray, " T"],
-    poolings: dict[str, float],
     segments: Sequence[tuple[float, float]] = (),
 ) -> None:
     """Writes the page: one HTML file, with the video in it up to 64 MiB, else beside it.
@@ -48,7 +72,6 @@ def write_video_page(
       video: the media file.
       verdict: what to say of it.
       frame: its frame scores, 25 a second; higher = more fake.
-      poolings: its clip scores by the name of their pooling.
       segments: stretches known to be fake, in seconds.
 
     Raises:
@@ -79,7 +102,7 @@ def write_video_page(
         curve=_curve(frame, levels),
         scores=",".join(f"{score:.2f}" for score in frame.tolist()),
         segments=segments,
-        poolings=poolings,
+        name=Path(verdict.path).name,
         number=format_number,
     )
     with atomic_write(path) as temporary:

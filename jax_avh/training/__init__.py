@@ -1,6 +1,5 @@
 """Training: steps, optimiser, state, checkpoints, the files of a run."""
 
-from jax_avh.training.state import RunProgress
 from jax_avh.training.train import train
 
-__all__ = ["RunProgress", "train"]
+__all__ = ["train"]

@@ -17,7 +17,8 @@ from orbax.checkpoint import v1 as ocp
 from avh_shards import UserError
 from avh_shards.paths import FULL, UNWRITABLE, unwritable
 from avh_shards.text import one_line
-from jax_avh.training.state import RunProgress, TrainState
+from jax_avh.training.progress import RunProgress
+from jax_avh.training.step import TrainState
 
 policies = ocp.training.preservation_policies
 SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in TensorStore's errors, which are ValueErrors

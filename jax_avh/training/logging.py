@@ -19,7 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from avh_shards import UserError
 from avh_shards.paths import atomic_write, unwritable
 from jax_avh.data.loaders import Epoch
-from jax_avh.training.run_dir import EVENTS, METRICS_FILE
+from jax_avh.training.run import EVENTS, METRICS_FILE
 
 EVENTS_PB2: Any = event_pb2  # protocol buffers make their classes at import
 SUMMARY_PB2: Any = summary_pb2

@@ -13,19 +13,16 @@ from flax import nnx
 from avh_shards import UserError
 from avh_shards.format import caveat
 from jax_avh.config import Config, check_config
-from jax_avh.data import Source
 from jax_avh.data.loaders import Loader
+from jax_avh.data.source import Source
 from jax_avh.methods.base import TrainableMethod
-from jax_avh.models import BEST_WEIGHTS, parameter_table, save_weights
+from jax_avh.models.weights import BEST_WEIGHTS, parameter_table, save_weights
 from jax_avh.parallel import make_mesh, put_copies
+from jax_avh.training import run
 from jax_avh.training.checkpoint import Checkpoints
-from jax_avh.training.inputs import check_fit, frozen, initial_model, open_sources, origin, shared_clips
 from jax_avh.training.logging import LossMeter, MetricsLog, Profiler
-from jax_avh.training.optimizer import make_optimizer
-from jax_avh.training.preemption import Preempted, Preemption
-from jax_avh.training.run_dir import CHECKPOINTS, adopt, claimed, open_workdir, write_result
-from jax_avh.training.state import RunProgress, TrainState, init_state
-from jax_avh.training.step import Objective, batch_losses, train_steps
+from jax_avh.training.progress import Preempted, Preemption, RunProgress
+from jax_avh.training.step import Objective, TrainState, batch_losses, init_state, make_optimizer, train_steps
 
 
 def train(method: TrainableMethod, config: Config, workdir: str | Path, profile: bool = False) -> RunProgress:
@@ -45,7 +42,7 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
       UserError: a setting, the features, the initial weights, or a workdir of another run, or of one still under way.
     """
     check_config(config)
-    workdir = open_workdir(workdir, config)
+    workdir = run.open_workdir(workdir, config)
     lead = jax.process_index() == 0  # the process that prints and writes
 
     def say(*lines: str) -> None:
@@ -53,32 +50,32 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
             print(*lines, sep="\n", flush=True)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(claimed(workdir))
+        stack.enter_context(run.claimed(workdir))
         preemption = stack.enter_context(Preemption())
 
         # What the run is made of.
-        train_source, val_source = open_sources(method, config)
-        network = initial_model(method, config, train_source)
-        check_fit(network, train_source, val_source)
+        train_source, val_source = run.open_sources(method, config)
+        network = run.initial_model(method, config, train_source)
+        run.check_fit(network, train_source, val_source)
         mesh = make_mesh()
         train_loader, val_loader, placement = method.make_loaders(config, mesh, network, train_source, val_source)
         fingerprints = {"train": train_source.fingerprint(), "val": val_source.fingerprint()}
-        adopt(workdir, config, fingerprints | frozen(network, method.trained), lead)
+        run.adopt(workdir, config, fingerprints | run.frozen(network, method.trained), lead)
         optimizer = make_optimizer(config.optimizer)
         graph, state = init_state(network, method.trained, optimizer)
         state = put_copies(mesh, state)
         objective = Objective(method, graph, mesh, config.model.boundary, config.seed)
         progress = RunProgress.before(config)
-        notes = origin(config, train_source)
+        notes = run.origin(config, train_source)
 
         # Restore.
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / CHECKPOINTS)))
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / run.CHECKPOINTS)))
         profiler = stack.enter_context(contextlib.closing(Profiler(workdir / "profile" if profile and lead else None)))
         state, progress = checkpoints.restore(state, progress)
         log = MetricsLog(workdir, progress.epoch, caveat(notes)) if lead else None
         devices = f"{mesh.size} {jax.devices()[0].platform} devices of {jax.process_count()} processes"
         say(parameter_table(network), f"{devices}, {config.train.precision}", placement)
-        say(*filter(None, [caveat(notes), _overlap_warning(train_source, val_source)]))
+        say(*filter(None, [caveat(notes), run.overlap_warning(train_source, val_source)]))
         if progress.finished(config):
             say(f"{workdir}: this run has ended already; there is nothing to train")
         elif progress.epoch >= 0:
@@ -155,7 +152,7 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
 
         # The end.
         if lead:
-            write_result(workdir, progress, caveat(notes))
+            run.write_result(workdir, progress, caveat(notes))
         if not math.isfinite(progress.best_loss):
             say("no epoch was trained, so there are no weights")
             return progress
@@ -163,17 +160,6 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
         best = f"best epoch {progress.best_epoch}, val_loss {progress.best_loss:.6g}"
         say(f"{best}: {workdir / BEST_WEIGHTS}; next: {following}")
         return progress
-
-
-def _overlap_warning(train: Source, val: Source) -> str:
-    """Returns a warning if clips are in both sources; "" if none are."""
-    count = shared_clips(train, val)
-    if not count:
-        return ""
-    return (
-        f"warning: {count} of the {len(val.clips)} validation clips are training clips, too; the validation loss will "
-        "not show overfitting: give --config.data.val other clips"
-    )
 
 
 def _mean_loss(

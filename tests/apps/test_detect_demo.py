@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+from pathlib import Path
 
 import av
 import jax.numpy as jnp
@@ -11,9 +12,8 @@ import pytest
 import torch
 from flax import nnx
 
-from apps.demo import demo
-from apps.demo.clips import SOURCE_CLIPS, fetch_clips, make_clips
-from apps.detect import Verdict, detect, worst_second
+from apps.demo import SOURCE_CLIPS, demo, fetch_clips, make_clips
+from apps.detect import detect, worst_second
 from apps.simulate import Corpus
 from avh_shards import ClipMeta, UserError, leading_silence, read_clip_list
 from extract.avhubert import AVHubert, AVHubertConfig, random_avhubert
@@ -21,7 +21,9 @@ from extract.avhubert.encoder import start_encoding
 from extract.media import read_audio
 from extract.prepare import PrepareSettings, prepare_clip
 from jax_avh.evaluation import POOLINGS
-from jax_avh.models import NETWORKS, load_weights, save_weights
+from jax_avh.models.alignment import NETWORKS
+from jax_avh.models.weights import load_weights, save_weights
+from jax_avh.report.video import Verdict
 from tests import rules
 from tests.media import ramp, read_frames, tone, write_media
 
@@ -203,15 +205,15 @@ def test_the_demo_makes_real_clips_and_fakes_of_them(tmp_path, real_clips):
 
 
 def test_a_clip_of_another_content_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("apps.demo.clips._download", lambda folder: None)
+    monkeypatch.setattr("apps.demo._download", lambda folder: None)
     (tmp_path / "jwpIntro.mp4").write_bytes(b"other")
     with pytest.raises(UserError, match=r"jwpIntro\.mp4: missing, or not the clip expected"):
         fetch_clips(tmp_path)
 
 
 def test_the_clips_are_those_named(real_clips):
-    for name, (_, digest) in SOURCE_CLIPS.items():
-        assert hashlib.sha256(real_clips[name].read_bytes()).hexdigest() == digest
+    for member, digest in SOURCE_CLIPS.items():
+        assert hashlib.sha256(real_clips[Path(member).stem].read_bytes()).hexdigest() == digest
 
 
 def test_random_encoders_are_seeded():

@@ -7,19 +7,16 @@ import h5py
 import numpy as np
 import pytest
 
-from apps.paper.plan import TEST_DATASETS, Experiment, experiments
-from apps.paper.run import paper
-from apps.paper.tables import PAPER_TABLES, format_tables
-from apps.simulate import Corpus
-from apps.simulate import shards as simulation
-from apps.simulate.shards import simulate
+from apps import simulate as simulation
+from apps.paper import PAPER_TABLES, TEST_DATASETS, Experiment, experiments, format_tables, paper
+from apps.simulate import Corpus, simulate
 from avh_shards import UserError, leading_silence, open_shard
 from avh_shards.format import CAVEATS, list_shards
-from jax_avh.data import open_source
+from jax_avh.data.source import open_source
 from jax_avh.evaluation import POOLINGS
 from jax_avh.evaluation.metrics import METRIC_NAMES, DetectionMetrics
 from jax_avh.evaluation.results import Result
-from jax_avh.inference.score_file import open_scores
+from jax_avh.scores import open_scores
 from tests.small import use_small_networks
 
 SMALL = Corpus(8, 4, 12, fakes=True, kinds=("local",), frames=(20, 30), width=16)
@@ -173,7 +170,7 @@ def test_a_table_prints_what_there_is():
 def test_scores_of_other_clips_are_not_taken_for_these(tmp_path, monkeypatch, corpus):
     """A test set that was changed is scored again, by what does not learn too."""
     plan = [Experiment("factor", "factor")]
-    monkeypatch.setattr("apps.paper.run.experiments", lambda root: plan)
+    monkeypatch.setattr("apps.paper.experiments", lambda root: plan)
     root = tmp_path / "root"
     shutil.copytree(corpus, root)
     assert CAVEATS["simulated"] in paper(root, tmp_path / "out")
@@ -187,7 +184,7 @@ def test_scores_of_other_clips_are_not_taken_for_these(tmp_path, monkeypatch, co
 
 def test_what_shards_lack_is_told_and_the_rest_done(tmp_path, monkeypatch, corpus):
     monkeypatch.setattr(
-        "apps.paper.run.experiments", lambda root: [Experiment(m, m) for m in ("factor", "leading_silence")]
+        "apps.paper.experiments", lambda root: [Experiment(m, m) for m in ("factor", "leading_silence")]
     )
     root = tmp_path / "root"
     shutil.copytree(corpus, root)

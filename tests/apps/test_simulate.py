@@ -7,21 +7,24 @@ import pytest
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
-from apps.simulate import Corpus, simulate_corpus
-from apps.simulate import corpus as simulate
-from apps.simulate.corpus import FAKE_KINDS, PATH_MEMORY, simulate_clip
-from apps.simulate.media import (
+from apps import simulate
+from apps.simulate import (
+    FAKE_KINDS,
     HALF_WIDTH,
     LOUDNESS,
     OPEN,
+    PATH_MEMORY,
     PITCH,
     QUIET,
     SHUT,
     STEEPNESS,
     WANDER,
+    Corpus,
     draw_crops,
     draw_sound,
     opening,
+    simulate_clip,
+    simulate_corpus,
 )
 from avh_shards import read_clip_list
 from extract.convert.npz import import_features

@@ -18,8 +18,7 @@ from avh_shards import ClipMeta, UserError, open_shard
 from avh_shards.hdf5 import open_hdf5, write_text, writing_hdf5
 from avh_shards.paths import as_path
 from extract.store.shard import StoredClip
-from jax_avh.data import open_source
-from jax_avh.data.source import rows_of_file
+from jax_avh.data.source import open_source, rows_of_file
 from tests.avh_shards.test_shards import features, rewrite, shard_set, write, write_one
 
 

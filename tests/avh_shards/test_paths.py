@@ -26,13 +26,13 @@ from avh_shards.paths import (
 )
 from extract.convert.weights import convert_weights
 from extract.run.job import ExtractSettings, Job
-from jax_avh.audit.report import write_audit
 from jax_avh.config import check_config
 from jax_avh.configs import list_all_settings, make_config
 from jax_avh.evaluation.submission import submit
-from jax_avh.inference.score import score_shards
-from jax_avh.inference.score_file import write_scores
+from jax_avh.inference import score_shards
+from jax_avh.report.audit import write_audit
 from jax_avh.report.results import FILES, write_results
+from jax_avh.scores import write_scores
 from tests import rules
 from tests.jax_avh.data.test_batches import make_source
 from tests.jax_avh.evaluation.test_evaluate import make_table

@@ -10,7 +10,7 @@ import pytest
 
 from avh_shards import ClipMeta, UserError, open_shard
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
-from jax_avh.inference.score_file import ScoreTable, open_scores, write_scores
+from jax_avh.scores import ScoreTable, open_scores, write_scores
 from tests.fuzz.campaign import campaign
 
 NAMES = (

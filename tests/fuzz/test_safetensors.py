@@ -13,7 +13,7 @@ import safetensors.numpy
 from avh_shards import UserError
 from avh_shards.weights import pack_notes
 from extract.convert.weights import convert_weights
-from jax_avh.inference.detector import load_detector
+from jax_avh.inference import load_detector
 from tests.fuzz.campaign import campaign
 
 KINDS = {

@@ -17,14 +17,15 @@ from avh_shards import open_shard, read_clip_list
 from avh_shards.clip_list import MAX_FRAMES
 from avh_shards.format import CAVEATS, caveat, marked, marks, read_shard_table
 from extract.convert.npz import import_features
-from jax_avh.audit.audit import audit
-from jax_avh.audit.report import draw_audit
+from jax_avh.audit import audit
 from jax_avh.configs import make_config
-from jax_avh.data import open_source
+from jax_avh.data.source import open_source
 from jax_avh.evaluation.results import ScoredSet
-from jax_avh.inference.score import score_shards
-from jax_avh.inference.score_file import open_scores
-from jax_avh.models import NETWORKS, read_notes, save_weights
+from jax_avh.inference import score_shards
+from jax_avh.models.alignment import NETWORKS
+from jax_avh.models.weights import read_notes, save_weights
+from jax_avh.report.audit import draw_audit
+from jax_avh.scores import open_scores
 from tests.jax_avh.data.test_batches import make_source
 from tests.runs import train
 

@@ -8,11 +8,11 @@ import pytest
 from avh_shards import UserError, read_clip_list
 from extract.convert.weights import convert_weights
 from extract.run.job import Job, extract
-from jax_avh.audit.report import write_audit
 from jax_avh.configs import make_config
-from jax_avh.inference.score import score_shards
-from jax_avh.inference.score_file import write_scores
+from jax_avh.inference import score_shards
+from jax_avh.report.audit import write_audit
 from jax_avh.report.results import write_results
+from jax_avh.scores import write_scores
 from jax_avh.training.logging import _append
 from tests import rules
 from tests.avh_shards.test_paths import contents

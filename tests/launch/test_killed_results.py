@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import pytest
 
-from apps.paper.plan import Experiment
-from apps.paper.run import TABLES_FILE, paper
-from jax_avh.audit.report import write_audit
+from apps.paper import TABLES_FILE, Experiment, paper
 from jax_avh.evaluation import evaluate
-from jax_avh.inference.score import score_shards
-from jax_avh.inference.score_file import write_scores
+from jax_avh.inference import score_shards
+from jax_avh.report.audit import write_audit
 from jax_avh.report.results import write_evaluation, write_results
+from jax_avh.scores import write_scores
 from tests import rules
 from tests.avh_shards.test_paths import contents
 from tests.jax_avh.data.test_batches import make_source
@@ -178,7 +177,7 @@ def test_the_tables_of_a_paper_appear_with_its_numbers(tmp_path, monkeypatch):
     """All of them, or none: an evaluation that fails leaves the old ones."""
     case = paper_case(tmp_path)
     old = results(case)
-    monkeypatch.setattr("apps.paper.run.experiments", lambda root: [Experiment("clip_length", "clip_length")])
+    monkeypatch.setattr("apps.paper.experiments", lambda root: [Experiment("clip_length", "clip_length")])
     with monkeypatch.context() as patch:
         patch.setattr("jax_avh.report.results.render_report", lambda evaluation: 1 / 0)
         with pytest.raises(ZeroDivisionError):

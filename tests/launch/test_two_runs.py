@@ -12,24 +12,23 @@ import time
 import numpy as np
 import psutil
 import pytest
-
-from apps.demo import demo
 from apps.paper.run import paper
 from apps.simulate.shards import simulate
+from jax_avh.audit.report import write_audit
+from jax_avh.inference.score import score_shards
+from jax_avh.inference.score_file import ScoreTable, write_scores
+
+from apps.demo import demo
 from apps.sweep import make_trials, sweep
-from avh_shards import ClipMeta, UserError
-from avh_shards import lock as locks
+from avh_shards import ClipMeta, UserError, paths
 from avh_shards.clip import offsets
 from avh_shards.paths import file_lock, locked
 from extract.convert.npz import import_features
 from extract.prepare import PrepareSettings
 from extract.run.job import ExtractSettings, Job, extract
 from extract.store.shard_set import task_lock
-from jax_avh.audit.report import write_audit
 from jax_avh.configs import make_config
 from jax_avh.evaluation.submission import submit
-from jax_avh.inference.score import score_shards
-from jax_avh.inference.score_file import ScoreTable, write_scores
 from jax_avh.report.results import write_results
 from tests.conftest import TESTDATA
 from tests.jax_avh.data.test_batches import make_source
@@ -155,7 +154,7 @@ def without_locks(monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    locks._warn.cache_clear()
+    paths._warn_of_no_locks.cache_clear()
 
 
 def test_without_locks_runs_go_on_and_warn_once(tmp_path, tiny_checkpoint, monkeypatch, capsys):

@@ -13,13 +13,13 @@ from avh_shards import ClipMeta
 from avh_shards.clip import offsets
 from avh_shards.format import list_shards
 from avh_shards.text import format_table, nearest, one_line
-from jax_avh.audit.audit import audit, verdict
-from jax_avh.audit.report import draw_audit, write_audit
+from jax_avh.audit import audit, verdict
 from jax_avh.configs import make_config
 from jax_avh.evaluation import evaluate
-from jax_avh.inference.score_file import ScoreTable, write_scores
+from jax_avh.report.audit import draw_audit, write_audit
 from jax_avh.report.comparison import render_report
 from jax_avh.report.results import write_results
+from jax_avh.scores import ScoreTable, write_scores
 from tests.jax_avh.data.test_batches import make_source
 from tests.runs import train
 

@@ -17,9 +17,8 @@ from avh_shards.weights import pack_notes, unpack_notes
 from extract.convert.unpickle import StandIn, load_restricted
 from extract.convert.weights import convert_weights, official_networks
 from jax_avh.evaluation import POOLINGS
-from jax_avh.inference.detector import choose_method
-from jax_avh.inference.score import score_shards
-from jax_avh.models import load_weights, read_notes
+from jax_avh.inference import choose_method, score_shards
+from jax_avh.models.weights import load_weights, read_notes
 from tests import rules
 from tests.conftest import TESTDATA
 from tests.extract.convert.test_npz import Attack

@@ -25,8 +25,8 @@ from extract.convert.npz import import_features, read_npz
 from extract.convert.unpickle import load_restricted
 from extract.convert.weights import convert_weights
 from extract.store.shard import read_failures
-from jax_avh.inference.detector import load_detector
-from jax_avh.models import load_weights
+from jax_avh.inference import load_detector
+from jax_avh.models.weights import load_weights
 from tests import rules
 from tests.conftest import TESTDATA
 from tests.fuzz.test_torch import integer, name, text

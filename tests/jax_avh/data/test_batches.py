@@ -6,10 +6,12 @@ import pytest
 from hypothesis import strategies as st
 
 from avh_shards import ClipMeta, UserError
+from avh_shards.clip import REAL
 from avh_shards.errors import Failure
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from extract.store.shard_set import ShardSet
-from jax_avh.data import frame_batches, frame_stream, open_source, prefetched
+from jax_avh.data.batches import frame_batches, frame_stream, prefetched
+from jax_avh.data.source import open_source
 
 WIDTH = 4
 
@@ -83,20 +85,20 @@ def test_order_is_a_function_of_seed_and_epoch(tmp_path):
 def test_reading_ahead_changes_nothing(tmp_path):
     batches = make_batches(frame_stream(make_source(tmp_path, [7, 9, 5])), 4, 2, 2)
     for first in (0, 3):
-        for found, wanted in zip(prefetched(batches, first), list(batches)[first:], strict=True):
+        for found, wanted in zip(prefetched(batches, True, first), list(batches)[first:], strict=True):
             for a, b in zip(found, wanted, strict=True):
                 np.testing.assert_array_equal(a, b)
 
 
 def test_only_clips_labelled_real_are_trained_on(tmp_path):
     source = make_source(tmp_path, [2, 3, 4, 5], labels=[0, 1, -1, 0])
-    assert [clip.path for clip in source.real().clips] == ["c0.mp4", "c3.mp4"]
-    assert source.real().lengths.tolist() == [2, 5]
+    assert [clip.path for clip in source.labelled(REAL).clips] == ["c0.mp4", "c3.mp4"]
+    assert source.labelled(REAL).lengths.tolist() == [2, 5]
 
 
 def test_no_real_clip_is_told(tmp_path):
     with pytest.raises(UserError, match="none of its 2 clips is labelled real"):
-        make_source(tmp_path, [2, 3], labels=[1, -1]).real()
+        make_source(tmp_path, [2, 3], labels=[1, -1]).labelled(REAL)
 
 
 def test_shards_that_do_not_belong_together_are_refused(tmp_path):

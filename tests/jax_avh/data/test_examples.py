@@ -13,20 +13,21 @@ from flax import nnx
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh
 
+from apps import simulate as simulation
 from apps.simulate import Corpus
-from apps.simulate import shards as simulation
 from avh_shards import ClipMeta, UserError
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.config import check_config
 from jax_avh.configs import make_config
-from jax_avh.data import open_source
-from jax_avh.data.examples import ExampleBatches, Examples, example_order
+from jax_avh.data.batches import ExampleBatches, Examples, pass_order
+from jax_avh.data.source import open_source
 from jax_avh.evaluation.evaluate import evaluate
-from jax_avh.inference.score import score_shards
+from jax_avh.inference import score_shards
 from jax_avh.methods import METHODS
-from jax_avh.models import AlignmentNetwork, save_weights
+from jax_avh.models.alignment import AlignmentNetwork
+from jax_avh.models.weights import save_weights
 from jax_avh.parallel import DATA_AXIS
-from jax_avh.training.preemption import Preemption
+from jax_avh.training.progress import Preemption
 from tests.jax_avh.data.test_batches import make_source
 from tests.runs import curve, finish, losses, start_training, train
 from tests.small import use_small_networks
@@ -47,7 +48,7 @@ class Numbers(Examples):
 def test_batches_hold_every_example_once_whatever_the_chunks(tmp_path_factory, count, part, chunks, epoch):
     source = make_source(tmp_path_factory.mktemp("s"), [1] * 3, labels=[0, 1, 0])
     examples = Numbers(source, np.sort(np.arange(count) % 3))
-    order = example_order(examples, None if epoch is None else (0, epoch))
+    order = pass_order(len(examples.clip), None if epoch is None else (0, epoch))
     batches = ExampleBatches(examples, order, part * chunks, chunks=chunks)
     found = []
     for batch in batches:

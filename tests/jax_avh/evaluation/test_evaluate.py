@@ -17,10 +17,10 @@ from avh_shards.format import list_shards
 from avh_shards.paths import as_path
 from jax_avh.evaluation import POOLINGS, evaluate
 from jax_avh.evaluation.metrics import detection_metrics
-from jax_avh.inference.score import score_shards
-from jax_avh.inference.score_file import ScoreTable, open_scores, write_scores
+from jax_avh.inference import score_shards
 from jax_avh.parallel import DATA_AXIS
 from jax_avh.report.results import write_results
+from jax_avh.scores import ScoreTable, open_scores, write_scores
 from tests import rules
 from tests.jax_avh.data.test_batches import make_source
 

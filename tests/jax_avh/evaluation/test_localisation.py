@@ -26,7 +26,7 @@ from jax_avh.evaluation.localisation import (
     segments_of,
     table_proposals,
 )
-from jax_avh.inference.score_file import ScoreTable
+from jax_avh.scores import ScoreTable
 
 SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=25).map(lambda x: np.array(x, np.float32))
 THRESHOLDS = st.lists(st.integers(-4, 4), min_size=1, max_size=4).map(lambda x: np.array(x, np.float64))

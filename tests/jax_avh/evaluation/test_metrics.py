@@ -8,21 +8,19 @@ import pytest
 import sklearn.metrics
 from hypothesis import strategies as st
 
-from jax_avh.evaluation import uncertainty
+from jax_avh.evaluation import metrics
 from jax_avh.evaluation.metrics import (
     METRIC_NAMES,
+    DeLong,
     average_precision,
+    bootstrap_intervals,
+    delong_test,
     detection_metrics,
     precision_recall_points,
+    resampled_metrics,
     roc_auc,
     roc_points,
     worst_case,
-)
-from jax_avh.evaluation.uncertainty import (
-    DeLong,
-    bootstrap_intervals,
-    delong_test,
-    resampled_metrics,
 )
 
 exactly = {"rel": 0, "abs": 1e-12}
@@ -221,7 +219,7 @@ def naive_intervals(label, score, threshold, resamples, seed):
     ("real", "fake", "threshold"), [(20, 30, None), (2, 5, 0.5), (40, 1, None), (0, 9, 1.0), (9, 0, 1.5), (9, 0, 9.0)]
 )
 def test_intervals_equal_a_loop_over_resamples(monkeypatch, draws, real, fake, threshold):
-    monkeypatch.setattr(uncertainty, "DRAWS", draws)
+    monkeypatch.setattr(metrics, "DRAWS", draws)
     label, score = gaussian_clips(real, fake)
     order = np.random.default_rng(1).permutation(len(label) + 2)
     label, score = np.append(label, [-1, -1])[order], np.append(score.round(1), [0.1, 5.0])[order]

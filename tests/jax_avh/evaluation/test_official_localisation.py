@@ -19,7 +19,7 @@ from avh_shards import ClipMeta
 from avh_shards.clip import offsets
 from jax_avh.evaluation.localisation import AP_IOU, AR_PROPOSALS, SegmentMetrics, localisation, segment_metrics
 from jax_avh.evaluation.submission import write_submission
-from jax_avh.inference.score_file import ScoreTable
+from jax_avh.scores import ScoreTable
 
 PACKAGE = "avdeepfake1m==0.0.4"
 CACHE = Path(__file__).parents[1] / ".pytest_cache"

@@ -13,7 +13,7 @@ from avh_shards.clip import offsets
 from jax_avh.evaluation import submission
 from jax_avh.evaluation.localisation import confidence, table_proposals
 from jax_avh.evaluation.submission import write_submission
-from jax_avh.inference.score_file import ScoreTable, write_scores
+from jax_avh.scores import ScoreTable, write_scores
 
 
 def make_table(paths=("test/b.mp4", "test/a.mp4", "val/a.mp4", "test/x/c.mp4"), trimmed=(-1, 0, 0, 10), **attributes):

@@ -17,21 +17,22 @@ from jax.sharding import AxisType, Mesh
 from scipy.special import logsumexp
 
 from avh_shards import ClipMeta, UserError
+from avh_shards.clip import FAKE, REAL
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.config import check_config
 from jax_avh.configs import avh_align, make_config
-from jax_avh.data import frame_batches, frame_stream, open_source
+from jax_avh.data.batches import frame_batches, frame_stream
 from jax_avh.data.loaders import hold_frames, stream_frames
-from jax_avh.inference.score import score_shards
-from jax_avh.inference.score_file import open_scores
-from jax_avh.methods import METHODS, speech_forensics
+from jax_avh.data.source import open_source
+from jax_avh.inference import score_shards
+from jax_avh.methods import METHODS, untrained
 from jax_avh.methods.avh_sup import clip_cross_entropy
-from jax_avh.models import MODALITY_FEATURES, NETWORKS, load_weights, save_weights
+from jax_avh.models.alignment import MODALITY_FEATURES, NETWORKS
+from jax_avh.models.weights import load_weights, save_weights
 from jax_avh.parallel import DATA_AXIS, make_mesh, put_copies
-from jax_avh.training.optimizer import make_optimizer
-from jax_avh.training.preemption import Preemption
-from jax_avh.training.state import init_state
-from jax_avh.training.step import Objective, train_steps
+from jax_avh.scores import open_scores
+from jax_avh.training.progress import Preemption
+from jax_avh.training.step import Objective, init_state, make_optimizer, train_steps
 from tests import rules
 from tests.jax_avh.data.test_batches import lengths_st, make_source
 from tests.runs import losses, train
@@ -203,7 +204,7 @@ def test_a_supervised_run_learns_what_its_labels_show(separable, unbroken, tmp_p
 
 def test_epochs_of_packed_clips_on_the_devices_share_their_programs(separable):
     """Each order of the clips makes other batches; none may need another program."""
-    source, mesh = open_source(separable.data.train).labelled(), make_mesh()
+    source, mesh = open_source(separable.data.train).labelled(REAL, FAKE), make_mesh()
     loader = hold_frames(source, mesh, 40, 0, loop_steps=3, whole_clips=True)
     network = NETWORKS["linear"](source.width, rngs=nnx.Rngs(0))
     objective, optimizer, state = start(separable, network, mesh)
@@ -264,7 +265,7 @@ def test_scores_without_training_equal_the_official_programs(similarity_cases, t
 @pytest.mark.parametrize("batch_frames", [7, 64, 8192])
 def test_speech_forensics_hears_the_first_50_seconds(tmp_path, batch_frames):
     """As if each clip were cut there: by the definition, clip by clip, whatever the batches."""
-    rng, tau = np.random.default_rng(0), speech_forensics.TAU
+    rng, tau = np.random.default_rng(0), untrained.TAU
     lengths = [1300, 5, 1250, 1251, 17] if batch_frames > 7 else [5, 17, 3]
     clips = [(f"{n}.mp4", 0, *rng.standard_normal((2, n, 8)).astype(np.float32)) for n in lengths]
     folder = write_shard(tmp_path / "s", clips)

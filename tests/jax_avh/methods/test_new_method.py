@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from jax_avh.inference.score_file import open_scores
+from jax_avh.scores import open_scores
 from jax_avh.training.logging import read_metrics
 from tests.jax_avh.methods.test_methods import write_shard
 
@@ -19,8 +19,8 @@ import jax
 from flax import nnx
 
 from jax_avh.config import POSITIVE, MethodConfig, rules
-from jax_avh.methods.base import FrameMethod, Reference
-from jax_avh.models import LinearNetwork
+from jax_avh.methods.base import FrameMethod
+from jax_avh.models.alignment import LinearNetwork
 
 
 @dataclasses.dataclass
@@ -46,7 +46,7 @@ def loss(network, batch, boundary):
 
 METHOD = FrameMethod(
     name="toy",
-    reference=Reference("a test", deviation="it is a toy"),
+    deviation="it is a toy",
     make_model=make_model,
     loss=loss,
     outputs=lambda score, batch: score(batch.visual, batch.audio)[:, None],

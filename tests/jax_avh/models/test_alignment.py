@@ -15,18 +15,12 @@ from flax import nnx
 from hypothesis import strategies as st
 
 from avh_shards import UserError
-from jax_avh.data import FrameBatch
+from jax_avh.data.batches import FrameBatch
 from jax_avh.methods import avh_align
-from jax_avh.models import (
-    AlignmentNetwork,
-    load_weights,
-    plain_scores,
-    save_weights,
-    window_scores,
-    windowed_softmax_loss,
-)
+from jax_avh.models.alignment import AlignmentNetwork, plain_scores
 from jax_avh.models.layers import normalise
-from jax_avh.models.windows import mean_squares
+from jax_avh.models.weights import load_weights, save_weights
+from jax_avh.models.windows import mean_squares, window_scores, windowed_softmax_loss
 from tests import rules
 
 WIDTH = 16

@@ -30,13 +30,12 @@ from jax_avh.evaluation.results import (
     Result,
     ScoredSet,
 )
-from jax_avh.inference.pooling import POOLINGS
-from jax_avh.inference.score_file import ScoreTable, write_scores
 from jax_avh.report import charts, video
 from jax_avh.report.comparison import render_report, timed
 from jax_avh.report.page import format_number, value_at
 from jax_avh.report.results import write_results
-from jax_avh.report.video import VideoVerdict, write_video_page
+from jax_avh.report.video import Verdict, write_video_page
+from jax_avh.scores import POOLINGS, ScoreTable, write_scores
 from tests.browser import DESKTOP, PHONE, opened
 from tests.media import ramp, tone, write_media
 
@@ -369,7 +368,15 @@ def clip(tmp_path_factory):
 
 
 FRAME = np.sin(np.arange(50) / 8).astype(np.float32)
-VERDICT = VideoVerdict(NASTY, (0.24, 1.24), "RANDOM weights", "face in 96 % of frames", "several faces " + NASTY)
+VERDICT = Verdict(
+    NASTY,
+    scores={"mean": 0.51234},
+    worst_second=(0.24, 1.24),
+    caveat="RANDOM weights",
+    face_share=0.96,
+    several_faces=0.0,
+    warning="several faces " + NASTY,
+)
 
 
 def wait_until(page, condition: str) -> None:
@@ -386,7 +393,7 @@ def state_of(page) -> list:
 
 
 def test_the_timeline_is_a_slider_that_moves_the_video(browser, clip, tmp_path):
-    write_video_page(tmp_path / "v.html", clip, VERDICT, FRAME, {"mean": 0.51234}, ((0.5, 1.0),))
+    write_video_page(tmp_path / "v.html", clip, VERDICT, FRAME, ((0.5, 1.0),))
     with opened(browser, tmp_path / "v.html") as page:
         assert state_of(page) == [0.0, 0.0, "0.00 s: score 0.00"]
         slider = page.get_by_role("slider", name="Position in the video")
@@ -402,7 +409,8 @@ def test_the_timeline_is_a_slider_that_moves_the_video(browser, clip, tmp_path):
 
 @pytest.mark.parametrize(("size", "scheme"), [(PHONE, "dark"), (DESKTOP, "light")])
 def test_the_video_page_says_what_it_shows(browser, clip, tmp_path, size, scheme):
-    write_video_page(tmp_path / "v.html", clip, VERDICT, FRAME, {"mean": 0.51234, NASTY: 1.0}, ((0.5, 1.0),))
+    verdict = dataclasses.replace(VERDICT, scores=VERDICT.scores | {NASTY: 1.0})
+    write_video_page(tmp_path / "v.html", clip, verdict, FRAME, ((0.5, 1.0),))
     with opened(browser, tmp_path / "v.html", size, scheme) as page:
         check_look(page, size[0])
         text = page.locator("main").inner_text()
@@ -415,7 +423,7 @@ def test_the_video_page_says_what_it_shows(browser, clip, tmp_path, size, scheme
 
 def test_a_large_video_stays_beside_its_page(browser, clip, tmp_path, monkeypatch):
     monkeypatch.setattr(video, "EMBEDDED_BYTES", 10)
-    write_video_page(tmp_path / "sub" / "v.html", clip, VERDICT, FRAME[:1], {})
+    write_video_page(tmp_path / "sub" / "v.html", clip, dataclasses.replace(VERDICT, scores={}), FRAME[:1])
     with opened(browser, tmp_path / "sub" / "v.html", beside=clip) as page:
         assert state_of(page)[0] == 0
         assert page.evaluate("video.duration") == pytest.approx(2, abs=0.1)
@@ -426,8 +434,8 @@ def test_a_large_video_stays_beside_its_page(browser, clip, tmp_path, monkeypatc
 
 def test_what_is_no_video_is_told(browser, tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        write_video_page(tmp_path / "v.html", tmp_path / "none.mp4", VERDICT, FRAME, {})
+        write_video_page(tmp_path / "v.html", tmp_path / "none.mp4", VERDICT, FRAME)
     (tmp_path / "text.mp4").write_text("no video")
-    write_video_page(tmp_path / "v.html", tmp_path / "text.mp4", VERDICT, np.zeros(1, np.float32), {"mean": 0.0})
+    write_video_page(tmp_path / "v.html", tmp_path / "text.mp4", VERDICT, np.zeros(1, np.float32))
     with opened(browser, tmp_path / "v.html") as page:
         page.locator("#unplayable").wait_for(state="visible")

@@ -16,15 +16,14 @@ from avh_shards import UserError
 from avh_shards.format import list_shards
 from avh_shards.paths import as_path
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig
-from jax_avh.data import frame_stream, open_source
+from jax_avh.data.batches import frame_stream
 from jax_avh.data.loaders import FeatureSize, Memory, choose_placement, hold_frames, stream_frames
+from jax_avh.data.source import open_source
 from jax_avh.methods import avh_align
 from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.models import AlignmentNetwork
 from jax_avh.parallel import make_mesh, put_copies
-from jax_avh.training.optimizer import make_optimizer
-from jax_avh.training.state import init_state
-from jax_avh.training.step import Objective, train_steps
+from jax_avh.training.step import Objective, init_state, make_optimizer, train_steps
 from tests.jax_avh.data.test_batches import lengths_st, make_batches, make_source
 from tests.runs import losses, train
 

@@ -24,18 +24,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from avh_shards import UserError
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig, check_config
 from jax_avh.configs import make_config
-from jax_avh.inference.score import score_shards
-from jax_avh.inference.score_file import open_scores
+from jax_avh.inference import score_shards
 from jax_avh.methods import METHODS
 from jax_avh.methods.avh_align import AVHAlignConfig
-from jax_avh.training import RunProgress, logging
+from jax_avh.scores import open_scores
+from jax_avh.training import logging
 from jax_avh.training.checkpoint import Checkpoints
-from jax_avh.training.inputs import initial_model, open_sources
 from jax_avh.training.logging import MetricsLog, read_metrics
-from jax_avh.training.optimizer import make_optimizer
-from jax_avh.training.preemption import Preemption
-from jax_avh.training.run_dir import CHECKPOINTS
-from jax_avh.training.state import init_state
+from jax_avh.training.progress import Preemption, RunProgress
+from jax_avh.training.run import CHECKPOINTS, initial_model, open_sources
+from jax_avh.training.step import init_state, make_optimizer
 from tests import rules
 from tests.conftest import TESTDATA
 from tests.jax_avh.data.test_batches import make_source

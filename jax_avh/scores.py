@@ -1,14 +1,31 @@
-"""Pooling: the frame scores of a clip become its score. Pure functions, under the names that tables and flags use."""
+"""Frame scores of clips: files of them, and their pooling into clip scores. It needs no jax.
+
+A score file is one HDF5 file that holds all that pooling, metrics and reports need. Poolings are pure functions, under
+the names that tables and flags use.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
+from avh_shards import ClipMeta
+from avh_shards.clip import FRAME_RATE, read_clip_table, write_clip_table
+from avh_shards.format import check_format, describing
+from avh_shards.hdf5 import HDF5File, open_hdf5, writing_hdf5
+
+SCORE_FORMAT = "avh-scores"
+SCORE_VERSION = 1
+SHOWN_ATTRIBUTES = ("method", "dataset", "weights", "deviation")  # attributes that tables and pages show
 TOP_SHARE = 10  # topk takes one frame in ten
 PERCENTILE = 97.0  # FACTOR takes the 3rd percentile of truth scores (Reiss et al. 2023); fakeness is the mirror image
+
+
+# --- pooling ---------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,39 +130,93 @@ RULES: dict[str, Rule] = {
 
 
 def pool_all(
-    frame: Float[np.ndarray, " F"], offset: Int64[np.ndarray, "borders"] | None = None
+    frame: Float[np.ndarray, " F"],
+    offset: Int64[np.ndarray, "borders"] | None = None,
+    names: Iterable[str] = tuple(RULES),
 ) -> dict[str, Float64[np.ndarray, " N"] | np.float64]:
-    """Every pooling of the same scores, sorted once for all.
+    """Pools the same scores in several ways, sorted once for all.
 
     Args:
       frame: frame scores of all clips, end to end, finite.
       offset: clip n is frame[offset[n]:offset[n+1]], at least one frame; None = all frames are one clip.
+      names: of the RULES.
 
     Returns:
       Scores of the clips [N] by pooling; a single number each if `offset` is None.
     """
-    return _pooled(RULES, frame, offset)
-
-
-def _pooled(
-    rules: dict[str, Rule], frame: Float[np.ndarray, " F"], offset: Int64[np.ndarray, "borders"] | None
-) -> dict[str, Float64[np.ndarray, " N"] | np.float64]:
     borders = np.array([0, len(frame)]) if offset is None else offset
     scores = PackedScores(frame.astype(np.float64), borders)
-    pooled = {}
-    for name, rule in rules.items():
-        clips = rule(scores)
-        pooled[name] = clips[0] if offset is None else clips
-    return pooled
+    pooled = ((name, RULES[name](scores)) for name in names)
+    return {name: clips[0] if offset is None else clips for name, clips in pooled}
 
 
-def _on_frames(name: str) -> Pooling:
-    """One pooling alone, called as `pool_all` is."""
-
-    def pool(frame: Float[np.ndarray, " F"], offset: Int64[np.ndarray, "borders"] | None = None):
-        return _pooled({name: RULES[name]}, frame, offset)[name]
-
-    return pool
+def pool(
+    name: str, frame: Float[np.ndarray, " F"], offset: Int64[np.ndarray, "borders"] | None = None
+) -> Float64[np.ndarray, " N"] | np.float64:
+    """Pools in one way; arguments as for `pool_all`."""
+    return pool_all(frame, offset, [name])[name]
 
 
-POOLINGS: dict[str, Pooling] = {name: _on_frames(name) for name in RULES}
+POOLINGS: dict[str, Pooling] = {name: functools.partial(pool, name) for name in RULES}
+
+
+# --- score files -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreTable:
+    """Scores of N clips, F frames in all, by one method; higher = more fake."""
+
+    method: str
+    clips: tuple[ClipMeta, ...]
+    offset: Int64[np.ndarray, "borders"]  # clip n is scores offset[n]:offset[n+1]
+    frame: Float[np.ndarray, " F"] | None  # float32; None = a method without frame scores
+    clip: Float[np.ndarray, " N"]  # float32, the method's own clip score
+    attributes: dict[str, object]  # weights, features, encoder, ...
+
+
+def write_scores(table: ScoreTable, path: str | os.PathLike) -> None:
+    """Writes a score file, whole or not at all."""
+    with writing_hdf5(path) as file:
+        fixed = {"format": SCORE_FORMAT, "version": SCORE_VERSION, "frame_rate": FRAME_RATE, "method": table.method}
+        file.attrs.update(table.attributes | fixed)
+        write_clip_table(file, table.clips, table.offset)
+        if table.frame is not None:
+            file["score"] = table.frame.astype(np.float32)
+        file["clips/score"] = table.clip.astype(np.float32)
+
+
+def open_scores(path: str | os.PathLike) -> ScoreTable:
+    """Reads a score file.
+
+    Raises:
+      UserError: the file is missing, cut short, of another format or version, or contradicts itself.
+    """
+    file = open_hdf5(path)
+    check_format(file, SCORE_FORMAT, SCORE_VERSION)
+    with describing(path):
+        clips, offset = read_clip_table(file)
+        clip = _read_column(file, "clips/score", len(clips))
+        frame = _read_column(file, "score", int(offset[-1])) if "score" in file else None
+        attributes: dict[str, object] = {**file.attributes}
+        _check_attributes(attributes)
+        return ScoreTable(str(attributes["method"]), clips, offset, frame, clip, attributes)
+
+
+def _read_column(file: HDF5File, name: str, count: int) -> Float[np.ndarray, " count"]:
+    """Reads scores, float32; raises a ValueError or TypeError if the array holds anything else."""
+    scores = file.array(name).astype(np.float32, casting="safe")
+    if scores.shape != (count,) or not np.isfinite(scores).all():
+        raise ValueError(f"/{name} does not fit its clips, or is not finite; score the features again")
+    return scores
+
+
+def _check_attributes(attributes: dict[str, object]) -> None:
+    """Raises a ValueError if an attribute is not what evaluation takes it for."""
+    if wrong := [name for name in SHOWN_ATTRIBUTES if not str(attributes.get(name, "")).isprintable()]:
+        raise ValueError(f"its attribute {wrong[0]} holds control characters")
+    if (pooling := attributes.get("pooling")) not in (None, *POOLINGS):
+        raise ValueError(f"its pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+    threshold = attributes.get("threshold", 0.0)
+    if not isinstance(threshold, int | float) or not math.isfinite(threshold):
+        raise ValueError(f"its threshold {threshold!r} is no finite number")

@@ -22,10 +22,10 @@ from jaxtyping import Array, Float, Int, Int16, Key, UInt8
 
 from avh_shards.clip import FRAME_RATE, REAL, SAMPLE_RATE
 from jax_avh.config import Config, MethodConfig, Rule, at_most, rules
-from jax_avh.data.examples import Examples
+from jax_avh.data.batches import Examples
 from jax_avh.data.source import Source
-from jax_avh.methods.base import ExampleMethod, Reference
-from jax_avh.methods.mds.model import MDS
+from jax_avh.methods.base import ExampleMethod
+from jax_avh.models.mds import MDS, REDUCTION
 
 # Frames
 FRAMES = 30  # of a chunk: one second
@@ -45,8 +45,7 @@ LEAST_ENERGY = 2.0**-52  # replaces an energy of zero, which has no logarithm
 LOSS_MARGIN = 0.99  # distance that a fake's embeddings must keep
 
 Inputs = dict[str, Array]
-IMAGE_STEP = 32  # pixels: of the sizes of images that the network takes
-IMAGE_SIZE = Rule(lambda size: size >= IMAGE_STEP and size % IMAGE_STEP == 0, f"must be a multiple of {IMAGE_STEP}")
+IMAGE_SIZE = Rule(lambda size: size >= REDUCTION and size % REDUCTION == 0, f"must be a multiple of {REDUCTION}")
 WIDTH_FACTOR = Rule(lambda factor: 0 < factor <= 1, "must be above 0 and at most 1")
 
 
@@ -57,9 +56,8 @@ class MDSConfig(MethodConfig):
     name: str = "mds"
     # Height and width of its images, 96 or 224 officially; crops are resized to it.
     image: int = rules(96, IMAGE_SIZE, at_most(1_024))
-    width_multiplier: float = rules(
-        1.0, WIDTH_FACTOR
-    )  # channels and units of all layers, against the released network's
+    # Channels and units of all layers, against the released network's.
+    width_multiplier: float = rules(1.0, WIDTH_FACTOR)
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -211,9 +209,9 @@ def make_model(config: Config[MDSConfig], _source: Source) -> MDS:
 def model_of(notes: Mapping[str, str], precision: str) -> MDS:
     """Makes the network that the notes of a weight file describe."""
     image, width_multiplier = int(notes["image"]), float(notes["width_multiplier"])
-    if image < IMAGE_STEP or image % IMAGE_STEP:
+    if not IMAGE_SIZE.allows(image):
         raise ValueError(f"images of {image} pixels")
-    if not 0 < width_multiplier <= 1:
+    if not WIDTH_FACTOR.allows(width_multiplier):
         raise ValueError(f"layers {width_multiplier} times as wide")
     return MDS(nnx.Rngs(0), image, precision, width_multiplier)
 
@@ -252,10 +250,7 @@ def clip_score(distances: Float[np.ndarray, "E 1"], frames: int) -> tuple[float,
 
 METHOD = ExampleMethod(
     name="mds",
-    reference=Reference(
-        "MDS, Chugh et al., ACM MM 2020",
-        deviation="it sees grey mouth crops at 25 frames a second, that one whole faces in colour at 30",
-    ),
+    deviation="it sees grey mouth crops at 25 frames a second, that one whole faces in colour at 30",
     reads=("waveform", "crops"),
     make_model=make_model,
     model_of=model_of,

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int, Int16, Key
 
 from avh_shards.clip import FULL_SCALE, REAL, SAMPLE_RATE
 from jax_avh.config import Config, MethodConfig, at_least, at_most, rules
-from jax_avh.data.examples import Examples
+from jax_avh.data.batches import Examples
 from jax_avh.data.source import Source
-from jax_avh.methods.base import ExampleMethod, Reference
-from jax_avh.methods.rawnet2.model import SAMPLES, RawNet2, loudness
+from jax_avh.methods.base import ExampleMethod
+from jax_avh.models.rawnet2 import SAMPLES, RawNet2, loudness
 
 CLASS_WEIGHTS = 0.1, 0.9  # of fake and real in the loss, in the order of the network's outputs
 LEAST_SAMPLES = 3211  # of a cut that leave a step after all poolings
@@ -101,7 +101,6 @@ def outputs(network: RawNet2, heard: Float[Array, "B U F"]) -> Float[Array, "B 1
 
 METHOD = ExampleMethod(
     name="rawnet2",
-    reference=Reference("RawNet2, Tak et al., ICASSP 2021; the baseline of ASVspoof 2021"),
     reads=("waveform",),
     make_model=make_model,
     model_of=model_of,

@@ -183,20 +183,13 @@ class Backbone(nnx.Module):
         """
         hidden = self.stem(frames, together)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            hidden = self.stage(stage, hidden, together)
+            for block in stage.layers:
+                hidden = block(hidden, together)
         return jnp.mean(hidden, axis=1)
 
     def stem(self, frames: Float[Array, "B T S S 3"], together: bool) -> Float[Array, "B T H H C"]:
         """Returns the first block's input, a quarter as high and wide; ReLU comes later, where there is less."""
         return max_pool_3x3(self.bn1(self.conv1(frames), together), strides=(2, 2), padding=1)
-
-    def stage(
-        self, stage: nnx.Sequential, hidden: Float[Array, "B T H W C"], together: bool
-    ) -> Float[Array, "B U I J D"]:
-        """Applies the two blocks of a stage."""
-        for block in stage.layers:
-            hidden = block(hidden, together)
-        return hidden
 
 
 # --- audio stream and heads ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from jax.nn.initializers import normal, variance_scaling
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from jax_avh.models import FrameNetwork
+from jax_avh.models.alignment import FrameNetwork
 from jax_avh.models.layers import DTYPES, apply_linear, dropout, linear, row, torch_uniform
 
 DECODER_WIDTH = 256

@@ -14,8 +14,8 @@ from avh_shards.format import results_folder
 from avh_shards.paths import PNG, AnyPath, FilePath, as_path, atomic_writes, check_outputs, locked
 from avh_shards.silence import SILENCE, START
 from avh_shards.text import printable
-from jax_avh.audit.audit import LONG, Audit, SourceAudit, Trait, audit, before_trimming, verdict
-from jax_avh.data import open_source
+from jax_avh.audit import LONG, Audit, SourceAudit, Trait, audit, before_trimming, verdict
+from jax_avh.data.source import open_source
 
 REPORT = "audit.json"
 REPORT_KIND = rb'\{.*?"sources":'  # how it begins

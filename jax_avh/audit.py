@@ -16,9 +16,8 @@ from avh_shards.clip import FAKE, FRAME_RATE, REAL, UNKNOWN, speaker_of
 from avh_shards.format import caveat, marked
 from avh_shards.silence import SILENCE, START, leading_amplitudes, leading_silences
 from avh_shards.text import one_line
-from jax_avh.data import Source
-from jax_avh.evaluation.metrics import roc_auc
-from jax_avh.evaluation.uncertainty import FEWEST, Interval, bootstrap_intervals
+from jax_avh.data.source import Source
+from jax_avh.evaluation.metrics import FEWEST, Interval, bootstrap_intervals, roc_auc
 
 LABELS = {"real": REAL, "fake": FAKE, "unknown": UNKNOWN}
 THRESHOLDS = np.union1d(np.geomspace(1e-4, 1e-1, 25), SILENCE)  # of |x|

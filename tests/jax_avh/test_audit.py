@@ -10,13 +10,14 @@ from matplotlib.image import imread
 from sklearn.metrics import roc_auc_score
 
 from avh_shards import ClipMeta, UserError, leading_silence
+from avh_shards.clip import REAL
 from avh_shards.format import list_shards
 from avh_shards.paths import as_path
 from avh_shards.silence import first_sound, frames_of_silence, leading_amplitude
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
-from jax_avh.audit.audit import Shared, audit, identity, overlap, verdict
-from jax_avh.audit.report import source_names, write_audit
-from jax_avh.data import open_source
+from jax_avh.audit import Shared, audit, identity, overlap, verdict
+from jax_avh.data.source import open_source
+from jax_avh.report.audit import source_names, write_audit
 
 WIDTH = 4
 FRAME = 640  # samples
@@ -64,7 +65,7 @@ def test_waveforms_are_read_in_parts_from_anywhere(source):
 
 
 def test_waveforms_follow_the_clips_of_a_part_of_a_source(source):
-    np.testing.assert_array_equal(source.real().waveform(1), speech(2, 4))
+    np.testing.assert_array_equal(source.labelled(REAL).waveform(1), speech(2, 4))
 
 
 def test_a_shard_without_waveforms_is_named(tmp_path):

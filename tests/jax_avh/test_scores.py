@@ -7,7 +7,7 @@ import scipy.special
 from hypothesis import strategies as st
 
 from avh_shards.clip import offsets
-from jax_avh.inference.pooling import POOLINGS, pool_all
+from jax_avh.scores import POOLINGS, pool_all
 
 DEFINITIONS = {
     "logsumexp": scipy.special.logsumexp,

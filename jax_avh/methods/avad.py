@@ -3,7 +3,7 @@
 Its synchronisation network is a trained alignment network, whose window scores are scores of 31 delays. The published
 one looks at five frames of the face at a time; ours at one frame's features.
 
-Source: AVAD (CVPR 2023).
+Source: AVAD (Feng et al., CVPR 2023).
 
 Letters: B sequences of so many windows, N = windows - 1 predicted steps, step t about window t + 1, W delays; E
 sequences of a clip, n windows of it, T frames.
@@ -21,21 +21,14 @@ from jaxtyping import Array, Bool, Float, Int, Int64, Key
 
 from avh_shards import UserError
 from jax_avh.config import BOUNDARIES, Config, MethodConfig, at_least, at_most, given, rules
-from jax_avh.data.batches import FrameBatch
-from jax_avh.data.examples import Examples
+from jax_avh.data.batches import Examples, FrameBatch
 from jax_avh.data.passes import frame_pass
 from jax_avh.data.source import Source
-from jax_avh.methods.avad.model import AVAD
-from jax_avh.methods.base import ExampleMethod, Reference
-from jax_avh.models import (
-    NETWORKS,
-    FrameNetwork,
-    check_features,
-    load_weights,
-    read_notes,
-    weights_file,
-    window_scores,
-)
+from jax_avh.methods.base import ExampleMethod
+from jax_avh.models.alignment import NETWORKS, FrameNetwork
+from jax_avh.models.avad import AVAD
+from jax_avh.models.weights import check_features, load_weights, read_notes, weights_file
+from jax_avh.models.windows import window_scores
 
 LEAST = 2  # windows, so that one is foreseen; a clip of one frame counts as that frame twice
 Inputs = dict[str, Array]
@@ -225,10 +218,7 @@ def sliding_score(divergences: Float[np.ndarray, "E N"], frames: int) -> tuple[f
 
 METHOD = ExampleMethod(
     name="avad",
-    reference=Reference(
-        "AVAD, Feng et al., CVPR 2023",
-        deviation="its delays are scored by an alignment network of features, that one's by a network on faces",
-    ),
+    deviation="its delays are scored by an alignment network of features, that one's by a network on faces",
     real_only=True,
     make_model=make_model,
     model_of=model_of,

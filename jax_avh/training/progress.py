@@ -1,33 +1,20 @@
-"""What a training run carries from step to step, and the rules that end it or cut its learning rate."""
+"""How far a run is: the rules that cut its learning rate and end it, and SIGTERM, which stops it before its end."""
 
 import dataclasses
 import math
-from typing import Any, NamedTuple, cast
+import signal
+import threading
 
+import jax
+import numpy as np
 import optax
-from flax import nnx
+from jax.experimental import multihost_utils
 
-from jax_avh.config import Config
-from jax_avh.training.optimizer import cosine_rate
+from jax_avh.config import Config, OptimizerConfig
 
 PLATEAU_THRESHOLD = 1e-4  # relative improvement that counts for the plateau rule; PyTorch's default
 SMALLEST_CUT = 1e-8  # of the learning rate; PyTorch leaves out smaller ones
-
-
-class TrainState(NamedTuple):
-    """Arrays on the devices."""
-
-    params: nnx.State  # what is trained
-    fixed: nnx.State  # the network's other arrays: running statistics, frozen parts
-    optimizer: tuple[Any, ...]  # state of each part of the optax chain
-
-
-def init_state(
-    network: nnx.Module, trained: nnx.filterlib.Filter, optimizer: optax.GradientTransformation
-) -> tuple[nnx.GraphDef, TrainState]:
-    """Splits a network into what it is apart from its arrays, and the state before the first step."""
-    graph, params, fixed = nnx.split(network, trained, ...)
-    return graph, TrainState(params, fixed, cast(tuple, optimizer.init(cast(Any, params))))
+TOGETHER = 8  # looks after which processes tell each other: often enough to stop in time, and hardly any cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,3 +78,46 @@ class RunProgress:
     def best_epoch(self) -> int:
         """The epoch with the lowest validation loss."""
         return self.epoch - self.stale_epochs
+
+
+def cosine_rate(config: OptimizerConfig, epochs: int, epoch: int) -> float:
+    """Returns the learning rate of an epoch, counted from 0: a linear warm-up, then half a cosine, 0 after the last."""
+    rate, warmup = config.learning_rate, config.warmup_epochs
+    schedule = optax.cosine_decay_schedule(rate, max(epochs - warmup, 1))
+    if warmup:
+        rising = optax.linear_schedule(rate / warmup, rate + rate / warmup, warmup)
+        schedule = optax.join_schedules([rising, schedule], [warmup])
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # in float32 the rate would have 7 digits
+        return float(np.asarray(schedule(epoch)))
+
+
+class Preempted(Exception):  # noqa: N818 (no error)
+    """A run stops before its end, to resume later."""
+
+
+class Preemption:
+    """Notices SIGTERM while the block lasts; several processes agree on the step at which they stop."""
+
+    def __enter__(self) -> "Preemption":
+        self._noticed = False
+        self._looks = 0
+        self._before = None
+        if threading.current_thread() is threading.main_thread():  # Python refuses handlers to all others
+            self._before = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def reached(self) -> bool:
+        """Returns whether it is time to stop; every process must look equally often."""
+        self._looks += 1
+        if jax.process_count() == 1:
+            return self._noticed
+        if self._looks % TOGETHER:
+            return False
+        return bool(multihost_utils.process_allgather(np.array(self._noticed)).any())
+
+    def _notice(self, signum: int, frame: object) -> None:
+        self._noticed = True

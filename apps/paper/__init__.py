@@ -1,1 +1,0 @@
-"""Makes the paper's comparison in one command: trainings, scores, and every table next to the published numbers."""

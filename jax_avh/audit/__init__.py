@@ -1,1 +1,0 @@
-"""What a data set leaks: an audit of its shards."""
