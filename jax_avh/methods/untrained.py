@@ -84,7 +84,7 @@ def silent_seconds(source: Source, clip: int) -> float:
 
 
 def quietness(source: Source, clip: int) -> float:
-    """How quiet a clip's first moment is."""
+    """Minus the largest |x| of a clip's first moment, of 1."""
     return -leading_amplitude(source.waveform(clip, 0, round(START * SAMPLE_RATE)))
 
 
