@@ -28,7 +28,7 @@ from jax_avh.data.batches import ExampleBatch, Examples, FrameBatch
 from jax_avh.data.loaders import GIGABYTE, Loaders, frame_loaders, measure_memory, stream_examples
 from jax_avh.data.passes import example_pass, frame_pass
 from jax_avh.data.source import Source
-from jax_avh.models.alignment import HIDDEN_WIDTHS, NETWORKS, FrameNetwork
+from jax_avh.models.alignment import HIDDEN_WIDTHS, NETWORKS, Folded, FrameNetwork
 from jax_avh.models.weights import load_weights
 from jax_avh.parallel import DATA_AXIS, on_own_part
 

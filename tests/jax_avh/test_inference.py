@@ -5,7 +5,8 @@ from flax import nnx
 
 from jax_avh.data.source import source_of_clip
 from jax_avh.inference import load_detector, score_shards
-from jax_avh.models import AlignmentNetwork, save_weights
+from jax_avh.models import AlignmentNetwork
+from jax_avh.models.weights import save_weights
 from jax_avh.parallel import compile_on_own_parts
 from tests import rules
 from tests.jax_avh.methods.test_methods import write_shard

@@ -12,13 +12,10 @@ import time
 import numpy as np
 import psutil
 import pytest
-from apps.paper.run import paper
-from apps.simulate.shards import simulate
-from jax_avh.audit.report import write_audit
-from jax_avh.inference.score import score_shards
-from jax_avh.inference.score_file import ScoreTable, write_scores
 
 from apps.demo import demo
+from apps.paper import paper
+from apps.simulate import simulate
 from apps.sweep import make_trials, sweep
 from avh_shards import ClipMeta, UserError, paths
 from avh_shards.clip import offsets
@@ -29,7 +26,10 @@ from extract.run.job import ExtractSettings, Job, extract
 from extract.store.shard_set import task_lock
 from jax_avh.configs import make_config
 from jax_avh.evaluation.submission import submit
+from jax_avh.inference import score_shards
+from jax_avh.report.audit import write_audit
 from jax_avh.report.results import write_results
+from jax_avh.scores import ScoreTable, write_scores
 from tests.conftest import TESTDATA
 from tests.jax_avh.data.test_batches import make_source
 from tests.runs import train
