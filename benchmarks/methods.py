@@ -34,7 +34,8 @@ from jax_avh.models.mds import MDS
 from jax_avh.models.rawnet2 import RawNet2
 from jax_avh.models.weights import named_arrays
 from jax_avh.parallel import by_device, compile_on_own_parts, make_mesh, put_copies, put_parts
-from jax_avh.training.step import Objective, init_state, make_optimizer, train_steps
+from jax_avh.training.optimizer import make_optimizer
+from jax_avh.training.step import Objective, init_state, train_steps
 
 TRAINING_REPEATS = {"mds": 2}  # method -> steps measured at most: they are long
 LEAST_SECONDS = 1.0  # of a measurement: short calls are repeated until then

@@ -26,8 +26,9 @@ from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.models.alignment import AlignmentNetwork
 from jax_avh.models.weights import save_weights
 from jax_avh.parallel import make_mesh, put_copies
+from jax_avh.training.optimizer import make_optimizer
 from jax_avh.training.run import initial_model
-from jax_avh.training.step import Objective, init_state, make_optimizer, train_steps
+from jax_avh.training.step import Objective, init_state, train_steps
 
 WIDTH, CLIP_FRAMES, WINDOW = 1024, 228, 31
 COMPARED = 20  # first steps whose losses must agree

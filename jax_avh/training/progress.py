@@ -7,10 +7,10 @@ import threading
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
-from jax_avh.config import Config, OptimizerConfig
+from jax_avh.config import Config
+from jax_avh.training.optimizer import cosine_rate
 
 PLATEAU_THRESHOLD = 1e-4  # relative improvement that counts for the plateau rule; PyTorch's default
 SMALLEST_CUT = 1e-8  # of the learning rate; PyTorch leaves out smaller ones
@@ -78,17 +78,6 @@ class RunProgress:
     def best_epoch(self) -> int:
         """The epoch with the lowest validation loss."""
         return self.epoch - self.stale_epochs
-
-
-def cosine_rate(config: OptimizerConfig, epochs: int, epoch: int) -> float:
-    """Returns the learning rate of an epoch, counted from 0: a linear warm-up, then half a cosine, 0 after the last."""
-    rate, warmup = config.learning_rate, config.warmup_epochs
-    schedule = optax.cosine_decay_schedule(rate, max(epochs - warmup, 1))
-    if warmup:
-        rising = optax.linear_schedule(rate / warmup, rate + rate / warmup, warmup)
-        schedule = optax.join_schedules([rising, schedule], [warmup])
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # in float32 the rate would have 7 digits
-        return float(np.asarray(schedule(epoch)))
 
 
 class Preempted(Exception):  # noqa: N818 (no error)

@@ -1,8 +1,7 @@
-"""A training step: the state, the optimiser, and the compiled loop of steps."""
+"""A training step: the state, and the compiled loop of steps."""
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -13,12 +12,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from jax_avh.config import OptimizerConfig
 from jax_avh.data.loaders import Batch, Batches
 from jax_avh.methods.base import BatchLoss, TrainableMethod
-
-ADAM_DECAYS = 0.9, 0.999  # of Adam's two moments
-ADAM_EPSILON = 1e-8  # Adam's
 
 
 class TrainState(NamedTuple):
@@ -35,53 +30,6 @@ def init_state(
     """Splits a network into what it is apart from its arrays, and the state before the first step."""
     graph, params, fixed = nnx.split(network, trained, ...)
     return graph, TrainState(params, fixed, cast(tuple, optimizer.init(cast(Any, params))))
-
-
-# --- the optimiser: an optax chain without its learning rate ---------------------------------------------------------
-
-
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Returns the optimiser of a run; its updates are those of a learning rate of -1: see train_step.
-
-    One part of the chain holds arrays, among them the count of steps; checkpoints rely on that.
-    """
-    return _make_optimizer(config.name, config.weight_decay, config.clip_norm)
-
-
-@functools.cache  # runs of the same settings share their compiled programs, which equal functions would not
-def _make_optimizer(name: str, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
-    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
-    return {
-        "adam": optax.chain(*clip, *decay, scale_by_exact_adam()),  # decay is added to the gradient, as in PyTorch
-        "adamw": optax.chain(*clip, scale_by_exact_adam(), *decay),
-        "lion": optax.chain(*clip, optax.scale_by_lion(), *decay),
-        "sgd": optax.chain(*clip, *decay, optax.scale_by_schedule(optax.constant_schedule(1.0))),  # counts the steps
-    }[name]
-
-
-def scale_by_exact_adam() -> optax.GradientTransformation:
-    """Returns Adam as a transformation of gradients, with an exact bias correction.
-
-    optax's own takes 1 - 0.999**n in float32, which is 1e-5 off in the first steps; that moved the losses of supervised
-    training by 1e-3 within twenty steps.
-    """
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
-        count = state.count + 1
-        mean = jax.tree.map(lambda m, g: ADAM_DECAYS[0] * m + (1 - ADAM_DECAYS[0]) * g, state.mu, updates)
-        square = jax.tree.map(lambda m, g: ADAM_DECAYS[1] * m + (1 - ADAM_DECAYS[1]) * g**2, state.nu, updates)
-
-        def direction(mean: jax.Array, square: jax.Array) -> jax.Array:
-            corrections = [-jnp.expm1(count.astype(mean.dtype) * math.log(decay)) for decay in ADAM_DECAYS]
-            return mean / corrections[0] / (jnp.sqrt(square / corrections[1]) + ADAM_EPSILON)
-
-        return jax.tree.map(direction, mean, square), optax.ScaleByAdamState(count, mean, square)
-
-    return optax.GradientTransformation(optax.scale_by_adam().init, update)
-
-
-# --- steps -----------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)  # equal ones share their compiled programs

@@ -21,8 +21,9 @@ from jax_avh.parallel import make_mesh, put_copies
 from jax_avh.training import run
 from jax_avh.training.checkpoint import Checkpoints
 from jax_avh.training.logging import LossMeter, MetricsLog, Profiler
+from jax_avh.training.optimizer import make_optimizer
 from jax_avh.training.progress import Preempted, Preemption, RunProgress
-from jax_avh.training.step import Objective, TrainState, batch_losses, init_state, make_optimizer, train_steps
+from jax_avh.training.step import Objective, TrainState, batch_losses, init_state, train_steps
 
 
 def train(method: TrainableMethod, config: Config, workdir: str | Path, profile: bool = False) -> RunProgress:

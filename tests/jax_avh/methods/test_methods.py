@@ -31,8 +31,9 @@ from jax_avh.models.alignment import MODALITY_FEATURES, NETWORKS
 from jax_avh.models.weights import load_weights, save_weights
 from jax_avh.parallel import DATA_AXIS, make_mesh, put_copies
 from jax_avh.scores import open_scores
+from jax_avh.training.optimizer import make_optimizer
 from jax_avh.training.progress import Preemption
-from jax_avh.training.step import Objective, init_state, make_optimizer, train_steps
+from jax_avh.training.step import Objective, init_state, train_steps
 from tests import rules
 from tests.jax_avh.data.test_batches import lengths_st, make_source
 from tests.runs import losses, train

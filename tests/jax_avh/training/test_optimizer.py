@@ -17,8 +17,9 @@ from avh_shards import UserError
 from jax_avh.config import OPTIMIZERS, Config, DataConfig, OptimizerConfig, check_config
 from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.training.checkpoint import Checkpoints
-from jax_avh.training.progress import RunProgress, cosine_rate
-from jax_avh.training.step import TrainState, make_optimizer
+from jax_avh.training.optimizer import cosine_rate, make_optimizer
+from jax_avh.training.progress import RunProgress
+from jax_avh.training.step import TrainState
 from tests.jax_avh.data.test_batches import make_source
 from tests.runs import curve, train
 

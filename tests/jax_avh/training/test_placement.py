@@ -23,7 +23,8 @@ from jax_avh.methods import avh_align
 from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.models import AlignmentNetwork
 from jax_avh.parallel import make_mesh, put_copies
-from jax_avh.training.step import Objective, init_state, make_optimizer, train_steps
+from jax_avh.training.optimizer import make_optimizer
+from jax_avh.training.step import Objective, init_state, train_steps
 from tests.jax_avh.data.test_batches import lengths_st, make_batches, make_source
 from tests.runs import losses, train
 

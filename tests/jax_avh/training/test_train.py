@@ -31,9 +31,10 @@ from jax_avh.scores import open_scores
 from jax_avh.training import logging
 from jax_avh.training.checkpoint import Checkpoints
 from jax_avh.training.logging import MetricsLog, read_metrics
+from jax_avh.training.optimizer import make_optimizer
 from jax_avh.training.progress import Preemption, RunProgress
 from jax_avh.training.run import CHECKPOINTS, initial_model, open_sources
-from jax_avh.training.step import init_state, make_optimizer
+from jax_avh.training.step import init_state
 from tests import rules
 from tests.conftest import TESTDATA
 from tests.jax_avh.data.test_batches import make_source
