@@ -28,7 +28,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int16, UInt8
 
-from apps.paper import MAIN, TRAINED_IN
 from avh_shards import ClipMeta, UserError, leading_silence
 from avh_shards.clip import FRAME_RATE, FULL_SCALE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from avh_shards.clip_list import shift_segments
@@ -311,6 +310,7 @@ FLAGS = """\
 --avad.train.epochs=20
 """
 FLAG_FILE = "paper.flags"
+TRAINED_WITH_CROPS = "av_deepfake1m"  # the one whose crops launch.paper trains on
 CLIPS_PER_SHARD = 64
 
 
@@ -336,8 +336,8 @@ def simulate(root: str | os.PathLike) -> None:
 
 def _simulate_split(root: FilePath, dataset: str, split: str, names: list[tuple[str, str]]) -> None:
     """Writes a split in all variants in which it is read."""
-    variants = list(Variant) if split == "test" else [TRAINED_IN]
-    store = ("waveform", "crops") if split == "test" or dataset == MAIN else ("waveform",)
+    variants = list(Variant) if split == "test" else [Variant.UNTRIMMED]
+    store = ("waveform", "crops") if split == "test" or dataset == TRAINED_WITH_CROPS else ("waveform",)
     for shard, start in enumerate(range(0, len(names), CLIPS_PER_SHARD)):
         clips = [_stored(name, kind, CORPORA[dataset]) for name, kind in names[start : start + CLIPS_PER_SHARD]]
         for variant in variants:

@@ -94,9 +94,11 @@ def attempt(path: str, work: Callable[..., Result], *arguments: object) -> Resul
 
 def open_pool(processes: int) -> pebble.ProcessPool:
     """Processes that prepare clips."""
-    # A fork would copy torch's threads in an unknown state. pebble's annotation of the context is too narrow.
-    spawn = cast(Any, multiprocessing.get_context("spawn"))
-    return pebble.ProcessPool(processes, initializer=_start_worker, context=spawn)
+    # A fork of this process would copy torch's threads in an unknown state; a server that has loaded the libraries, and
+    # no more, forks all of them, and those that follow one that died. pebble's annotation of the context is too narrow.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__])
+    return pebble.ProcessPool(processes, initializer=_start_worker, context=cast(Any, server))
 
 
 @contextlib.contextmanager

@@ -34,7 +34,8 @@ def campaign(attempt: Callable[[int], None], tries: int, processes: int = 1) -> 
     """
     outcomes: collections.Counter = collections.Counter()
     failures: list[str] = []
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([attempt.__module__])
     with pebble.ProcessPool(processes, context=context) as pool:
         results = pool.map(_Attempt(attempt), range(tries), timeout=SECONDS).result()
         for number in range(tries):

@@ -3,11 +3,9 @@
 import dataclasses
 import errno
 import json
-import os
 import random
 import re
 import shutil
-import signal
 import time
 
 import av
@@ -29,6 +27,7 @@ from extract.run.job import extract as extract_job
 from extract.run.pool import Prepared, PrepareTask, attempt
 from extract.store.shard import ShardWriter, failure_log, read_failures, write_failures
 from tests.conftest import TESTDATA
+from tests.extract.run.crashing import CrashingTask
 from tests.media import ramp, tone, write_media
 from tests.sets import assert_same_set, make_media, start_extract
 
@@ -123,17 +122,6 @@ def test_bad_media_is_logged_and_the_run_goes_on(tmp_path, tiny_checkpoint, real
         assert re.search(reason, found[path]), (path, found[path])
 
 
-class CrashingTask(PrepareTask):
-    """Some clips take their process down or hang; the others are all s4."""
-
-    def __call__(self, clip):
-        if clip.path == "crash.mp4":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if clip.path == "hang.mp4":
-            time.sleep(600)
-        return super().__call__(clip)
-
-
 def strange(clip, root, prepare):
     """Stands in for read_clip."""
     raise ZeroDivisionError("of a\nlibrary")
@@ -144,12 +132,12 @@ def test_a_crash_or_a_hang_costs_its_clip_alone(tmp_path, tiny_checkpoint, monke
     for name in "abc":
         for suffix in ("_roi.mp4", ".wav"):
             shutil.copy(TESTDATA / f"s4{suffix}", tmp_path / f"{name}{suffix}")
-    monkeypatch.setattr(Job, "task", property(lambda job: CrashingTask(job.media, ROI, (Variant.UNTRIMMED,), 15.0)))
+    monkeypatch.setattr(Job, "task", property(lambda job: CrashingTask(job.media, ROI, (Variant.UNTRIMMED,), 6.0)))
     extract([ClipMeta(name) for name in names], tmp_path, tiny_checkpoint, tmp_path / "out", settings())
     assert paths_of(tmp_path / "out") == ["a.mp4", "b.mp4", "c.mp4"]
     found = failures_of(tmp_path / "out")
     assert "crashed (exit status -11)" in found["crash.mp4"]
-    assert "longer than 15 s" in found["hang.mp4"]
+    assert "longer than 6 s" in found["hang.mp4"]
 
 
 def test_whatever_a_library_raises_is_the_clips_failure(tmp_path, monkeypatch):
