@@ -77,6 +77,7 @@ def test_what_both_sides_share_loads_neither_torch_nor_jax():
         ("submit", (*TORCH_SIDE, *JAX_SIDE)),
         ("audit", TORCH_SIDE),
         ("sweep", TORCH_SIDE),
+        ("simulate", (*TORCH_SIDE, *JAX_SIDE)),
     ],
 )
 def test_commands_load_their_own_side_alone(command, never):
