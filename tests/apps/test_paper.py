@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apps import simulate as simulation
-from apps.paper import PAPER_TABLES, TEST_DATASETS, Experiment, experiments, format_tables, paper
+from apps.paper import PAPER_TABLES, SUPERVISED, TEST_DATASETS, Experiment, experiments, format_tables, paper
 from apps.simulate import Corpus, simulate
 from avh_shards import UserError, leading_silence, open_shard
 from avh_shards.format import CAVEATS, list_shards
@@ -86,8 +86,12 @@ def test_a_corpus_is_the_same_each_time_and_not_written_over(corpus, tmp_path, m
         simulate(tmp_path)
 
 
-def test_the_run_trains_scores_prints_and_goes_on(corpus, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("left_out", [("mds",), pytest.param((), marks=pytest.mark.slow)])
+def test_the_run_trains_scores_prints_and_goes_on(corpus, tmp_path, monkeypatch, capsys, left_out):
+    """MDS, whose deep network takes a third of the time to compile, is trained elsewhere, too."""
     use_small_networks(monkeypatch)
+    for method in left_out:
+        monkeypatch.delitem(SUPERVISED, method)
     text = paper(corpus, tmp_path, FLAGS)
     planned = [experiment.name for experiment in experiments(corpus)]
     files = {file.name: file for file in (tmp_path / "scores").iterdir()}

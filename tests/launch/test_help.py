@@ -95,7 +95,6 @@ TORCH, JAX = ("torch", "av", "cv2", "dlib", "soxr"), ("jax", "jaxlib", "flax", "
         ("score", JAX, ".[jax]"),
         ("extract", TORCH, ".[extract]"),
         ("convert", TORCH, ".[extract]"),
-        ("simulate", JAX, ".[jax]"),
         ("detect", TORCH, ".[extract,jax]"),
         ("evaluate", ("h5py",), "."),
     ],
