@@ -27,11 +27,11 @@ from jax_avh.config import Config
 from jax_avh.configs import make_config
 from jax_avh.data.examples import ExampleBatch
 from jax_avh.methods import METHODS
-from jax_avh.methods.avad.model import AVAD
-from jax_avh.methods.mds.method import mfcc, network_frames
-from jax_avh.methods.mds.model import MDS
-from jax_avh.methods.rawnet2.model import RawNet2
+from jax_avh.methods.mds import mfcc, network_frames
 from jax_avh.models import AlignmentNetwork
+from jax_avh.models.avad import AVAD
+from jax_avh.models.mds import MDS
+from jax_avh.models.rawnet2 import RawNet2
 from jax_avh.models.weights import named_arrays
 from jax_avh.parallel import by_device, make_mesh, put_copies, put_parts, run_on_own_parts
 from jax_avh.training.optimizer import make_optimizer

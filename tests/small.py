@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from jax_avh.methods import METHODS
-from jax_avh.methods.mds.model import MDS
-from jax_avh.methods.rawnet2.model import RawNet2
+from jax_avh.models.mds import MDS
+from jax_avh.models.rawnet2 import RawNet2
 
 NETWORKS = {
     "rawnet2": lambda seed, precision: RawNet2(nnx.Rngs(seed), precision, widths=(4, 4), hidden=8),

@@ -12,7 +12,7 @@ untrimmed and 84.7 % trimmed on FakeAVCeleb, 54.3 % either way on AV-Deepfake1M 
 """
 
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig
-from jax_avh.methods.avad.method import AVADConfig
+from jax_avh.methods.avad import AVADConfig
 
 
 def get_config() -> Config[AVADConfig]:

@@ -11,7 +11,7 @@ untrimmed and 73.8 % trimmed on FakeAVCeleb, 99.2 % and 54.9 % on AV-Deepfake1M,
 """
 
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig
-from jax_avh.methods.mds.method import MDSConfig
+from jax_avh.methods.mds import MDSConfig
 
 
 def get_config() -> Config[MDSConfig]:

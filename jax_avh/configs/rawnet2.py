@@ -10,7 +10,7 @@ Expected number: AUC untrimmed and trimmed, trained and tested within a data set
 """
 
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig
-from jax_avh.methods.rawnet2.method import RawNet2Config
+from jax_avh.methods.rawnet2 import RawNet2Config
 
 
 def get_config() -> Config[RawNet2Config]:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from avh_shards import UserError
 from avh_shards.weights import misfits, pack_notes
 from extract.convert.weights import convert_weights, official_networks
-from jax_avh.methods.mds import method as mds
-from jax_avh.methods.rawnet2 import method as rawnet2
+from jax_avh.methods import mds as mds
+from jax_avh.methods import rawnet2 as rawnet2
 from jax_avh.models import read_notes
 from jax_avh.models.weights import named_arrays
 from tests import rules

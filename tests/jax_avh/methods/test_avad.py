@@ -10,8 +10,7 @@ import scipy.stats
 from flax import nnx
 from hypothesis import strategies as st
 
-from jax_avh.methods.avad import model as avad
-from jax_avh.methods.avad.method import (
+from jax_avh.methods.avad import (
     assemble,
     clip_score,
     cut,
@@ -20,7 +19,8 @@ from jax_avh.methods.avad.method import (
     soft_cross_entropy,
     valid_steps,
 )
-from jax_avh.methods.avad.model import Decoder
+from jax_avh.models import avad as avad
+from jax_avh.models.avad import Decoder
 from jax_avh.models.layers import normalise
 from jax_avh.models.weights import named_arrays
 from tests import rules

@@ -17,9 +17,9 @@ from hypothesis.extra.numpy import arrays
 
 from avh_shards import UserError
 from jax_avh.methods import METHODS
-from jax_avh.methods.mds.method import LOSS_MARGIN, distance, losses, mfcc, network_frames, source_frames
-from jax_avh.methods.mds.model import MDS, Convolution, flat, linear, run
+from jax_avh.methods.mds import LOSS_MARGIN, distance, losses, mfcc, network_frames, source_frames
 from jax_avh.models.cpu_kernels import convolve, max_pool_3x3, xla_convolve
+from jax_avh.models.mds import MDS, Convolution, flat, linear, run
 from jax_avh.models.weights import named_arrays, save_weights
 from tests import rules
 

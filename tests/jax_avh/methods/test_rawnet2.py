@@ -11,10 +11,10 @@ import torch
 from flax import nnx
 
 from avh_shards.clip import FAKE, REAL
-from jax_avh.methods.rawnet2 import model
-from jax_avh.methods.rawnet2.method import cut, weighted_cross_entropy
-from jax_avh.methods.rawnet2.model import GRU, SAMPLES, Idle, RawNet2, band_edges, loudness, sinc_bank
+from jax_avh.methods.rawnet2 import cut, weighted_cross_entropy
+from jax_avh.models import rawnet2 as model
 from jax_avh.models.cpu_kernels import fft_correlate, gru_cell, gru_states
+from jax_avh.models.rawnet2 import GRU, SAMPLES, Idle, RawNet2, band_edges, loudness, sinc_bank
 from jax_avh.models.weights import named_arrays
 from jax_avh.parallel import make_mesh, on_own_part
 from tests import rules

@@ -25,7 +25,6 @@ from jax_avh.data.batches import FrameBatch
 from jax_avh.data.examples import Examples
 from jax_avh.data.passes import frame_pass
 from jax_avh.data.source import Source
-from jax_avh.methods.avad.model import AVAD
 from jax_avh.methods.base import ExampleMethod, Reference
 from jax_avh.models import (
     NETWORKS,
@@ -36,6 +35,7 @@ from jax_avh.models import (
     weights_file,
     window_scores,
 )
+from jax_avh.models.avad import AVAD
 
 LEAST = 2  # windows, so that one is foreseen; a clip of one frame counts as that frame twice
 Inputs = dict[str, Array]

@@ -25,7 +25,7 @@ from jax_avh.config import Config, MethodConfig, Rule, at_most, rules
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import Source
 from jax_avh.methods.base import ExampleMethod, Reference
-from jax_avh.methods.mds.model import MDS
+from jax_avh.models.mds import MDS
 
 # Frames
 FRAMES = 30  # of a chunk: one second

@@ -16,7 +16,7 @@ from jax_avh.config import Config, MethodConfig, at_least, at_most, rules
 from jax_avh.data.examples import Examples
 from jax_avh.data.source import Source
 from jax_avh.methods.base import ExampleMethod, Reference
-from jax_avh.methods.rawnet2.model import SAMPLES, RawNet2, loudness
+from jax_avh.models.rawnet2 import SAMPLES, RawNet2, loudness
 
 CLASS_WEIGHTS = 0.1, 0.9  # of fake and real in the loss, in the order of the network's outputs
 LEAST_SAMPLES = 3211  # of a cut that leave a step after all poolings

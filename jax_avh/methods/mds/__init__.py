@@ -1,1 +1,0 @@
-"""MDS: a supervised detector of how far a second's sound and picture lie apart."""
