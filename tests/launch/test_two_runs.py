@@ -17,8 +17,7 @@ from apps.demo import demo
 from apps.paper.run import paper
 from apps.simulate.shards import simulate
 from apps.sweep import make_trials, sweep
-from avh_shards import ClipMeta, UserError
-from avh_shards import lock as locks
+from avh_shards import ClipMeta, UserError, paths
 from avh_shards.clip import offsets
 from avh_shards.paths import file_lock, locked
 from extract.convert.npz import import_features
@@ -155,7 +154,7 @@ def without_locks(monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    locks._warn.cache_clear()
+    paths._warn_of_no_locks.cache_clear()
 
 
 def test_without_locks_runs_go_on_and_warn_once(tmp_path, tiny_checkpoint, monkeypatch, capsys):
