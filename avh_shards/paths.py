@@ -70,7 +70,7 @@ def reachable(path: AnyPath) -> FilePath:
     """Returns a path whose file system has answered.
 
     Raises:
-      UserError: the file system is unknown, or there is no network, no permission, ...
+      UserError: the file system is unknown or cannot be reached: no network, no permission, ...
     """
     reached = as_path(path)
     try:

@@ -33,7 +33,7 @@ from jax_avh.models.avad import AVAD
 from jax_avh.models.mds import MDS
 from jax_avh.models.rawnet2 import RawNet2
 from jax_avh.models.weights import named_arrays
-from jax_avh.parallel import by_device, make_mesh, put_copies, put_parts, run_on_own_parts
+from jax_avh.parallel import by_device, compile_on_own_parts, make_mesh, put_copies, put_parts
 from jax_avh.training.optimizer import make_optimizer
 from jax_avh.training.state import init_state
 from jax_avh.training.step import Objective, train_steps
@@ -132,7 +132,7 @@ def our_scoring(name: str, sides: Sides) -> Callable[[], np.ndarray]:
     mesh = make_mesh()
     graph, params = nnx.split(sides.ours)
     outputs = METHODS[name].example_outputs
-    compiled = functools.partial(run_on_own_parts, mesh, outputs, graph, put_copies(mesh, params))
+    compiled = functools.partial(compile_on_own_parts(mesh, outputs, graph), put_copies(mesh, params))
     inputs = jax.device_put(sides.inputs, by_device(mesh))
     return lambda: np.asarray(compiled(inputs))
 

@@ -86,7 +86,7 @@ def on_own_part(mesh: Mesh, function: Callable) -> Callable:
     return jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), BY_DEVICE), out_specs=BY_DEVICE)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "function", "graph"))
-def run_on_own_parts(mesh: Mesh, function: Callable, graph: Hashable, whole: Any, part: Any) -> Any:
-    """Runs function(graph, whole, part) as `on_own_part` does; equal functions and graphs share a compiled program."""
-    return on_own_part(mesh, functools.partial(function, graph))(whole, part)
+@functools.cache  # so that equal ones share their programs, and nothing is hashed at each call
+def compile_on_own_parts(mesh: Mesh, function: Callable, graph: Hashable) -> Callable:
+    """Returns function(graph, whole, part) as a compiled function of (whole, part): see on_own_part."""
+    return jax.jit(on_own_part(mesh, functools.partial(function, graph)))

@@ -178,7 +178,7 @@ def compare(path: str, features: str | os.PathLike) -> list[ClipParity]:
     """Compares each clip of a set with its official npz file (`a/b.mp4` is `a/b.npz`).
 
     Raises:
-      UserError: a shard is damaged, or there is no folder of npz files.
+      UserError: a shard is damaged, or the folder of npz files does not exist.
     """
     if not Path(features).is_dir():
         raise UserError(f"{features}: no such folder of npz features")

@@ -53,7 +53,7 @@ def read_dataset(
       The clips, each path once, in the metadata's order, or in that of the selection.
 
     Raises:
-      UserError: there is no such data set, folder or split, or a file of it or the selection is wrong.
+      UserError: the data set, its folder or a split does not exist; or its metadata or the selection is wrong.
     """
     if name not in DATASETS:
         raise UserError(f"{name!r} is no data set of ours; choose of {', '.join(DATASETS)}")

@@ -1,8 +1,8 @@
 """68 facial landmarks a frame by dlib, one speaker followed through the clip, gaps filled.
 
 Points: the 300-W annotation (33 nose base, 36/39/42/45 eye corners, 48-67 mouth). A finder is a function that is called
-with a clip's frames in order and gives the points of each, or None where there is no face. Those here, which detect on
-every frame, track, or read a file, also count the faces of each frame.
+with a clip's frames in order and gives the points of each, or None where there is no face. The finders in this module
+detect on every frame, track, or read a file; they also count the faces of each frame.
 """
 
 import functools
@@ -302,7 +302,7 @@ class _Tracker:
         return self._take(grey, found, scale, 0, 0)
 
     def _take(self, grey: Grey, found, scale: float, left: int, top: int) -> Points:
-        """Goes on from a detection in a picture scaled by `scale` and cut at (left, top)."""
+        """Resumes tracking from a detection in a picture scaled by `scale` and cropped at (left, top)."""
         faces = [_rectangle(face, scale, left, top) for face in found[0]]
         self.face, self.score = same_speaker(faces, found[1], self.face)
         self.age = 0

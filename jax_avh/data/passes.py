@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int64
 from jax_avh.data.batches import frame_batches, frame_stream, prefetched
 from jax_avh.data.examples import ExampleBatches, Examples, example_order
 from jax_avh.data.source import Source
-from jax_avh.parallel import make_mesh, put_copies, run_on_own_parts
+from jax_avh.parallel import compile_on_own_parts, make_mesh, put_copies
 
 PASS_FRAMES = {"cpu": 2048}  # backend -> frames of a step: what stays in its caches
 LARGE_BATCH_FRAMES = 16384  # of all other backends
@@ -42,7 +42,7 @@ def frame_pass(
     """
     frames = batch_frames or PASS_FRAMES.get(jax.default_backend(), LARGE_BATCH_FRAMES)
     mesh = make_mesh()
-    compiled = functools.partial(run_on_own_parts, mesh, outputs, graph, put_copies(mesh, fixed))
+    compiled = functools.partial(compile_on_own_parts(mesh, outputs, graph), put_copies(mesh, fixed))
 
     def run(source: Source) -> Iterator[Clips]:
         stream = frame_stream(source)
@@ -69,7 +69,7 @@ def example_pass(
       A function: outputs of all examples.
     """
     mesh = make_mesh()
-    compiled = functools.partial(run_on_own_parts, mesh, outputs, graph, put_copies(mesh, fixed))
+    compiled = functools.partial(compile_on_own_parts(mesh, outputs, graph), put_copies(mesh, fixed))
 
     def run(examples: Examples) -> Float[np.ndarray, "E K"]:
         batches = ExampleBatches(examples, example_order(examples), batch_size * mesh.size, chunks=mesh.size)

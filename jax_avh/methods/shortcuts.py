@@ -1,4 +1,6 @@
-"""Shortcuts as scores: what a data set leaks, or a pooling that grows with the length; they need no network.
+"""Shortcuts as scores, without a network: how long a clip is silent at its start, how quiet it begins, how long it is.
+
+A data set whose labels they tell leaks them; the length also exposes poolings that grow with it.
 
 Source: AVH-Align, section 3: fakes of several data sets start with some 30 ms of digital silence.
 """
@@ -17,7 +19,7 @@ def silence_duration(source: Source, clip: int) -> float:
 
 
 def quietness(source: Source, clip: int) -> float:
-    """Returns minus the amplitude of a clip's first moment, of 1."""
+    """Returns minus the largest |x| of a clip's first moment, 0 to 1."""
     return -leading_amplitude(source.waveform(clip, 0, round(START * SAMPLE_RATE)))
 
 
@@ -26,7 +28,9 @@ def length(source: Source, clip: int) -> float:
     return float(source.lengths[clip]) / FRAME_RATE
 
 
-SECTION = Reference("AVH-Align, Smeu et al., CVPR 2025, section 3")
-LEADING_SILENCE = ClipMethod(name="leading_silence", reference=SECTION, reads=("waveform",), score=silence_duration)
-LEADING_AMPLITUDE = ClipMethod(name="leading_amplitude", reference=SECTION, reads=("waveform",), score=quietness)
+SILENCE_PAPER = Reference("AVH-Align, Smeu et al., CVPR 2025, section 3")
+LEADING_SILENCE = ClipMethod(
+    name="leading_silence", reference=SILENCE_PAPER, reads=("waveform",), score=silence_duration
+)
+LEADING_AMPLITUDE = ClipMethod(name="leading_amplitude", reference=SILENCE_PAPER, reads=("waveform",), score=quietness)
 CLIP_LENGTH = ClipMethod(name="clip_length", reference=Reference("an audit of ours"), score=length)

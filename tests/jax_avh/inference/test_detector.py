@@ -6,7 +6,7 @@ from flax import nnx
 from jax_avh.data.source import source_of_clip
 from jax_avh.inference import load_detector, score_shards
 from jax_avh.models import AlignmentNetwork, save_weights
-from jax_avh.parallel import run_on_own_parts
+from jax_avh.parallel import compile_on_own_parts
 from tests import rules
 from tests.jax_avh.methods.test_methods import write_shard
 
@@ -31,5 +31,5 @@ def test_detectors_of_one_kind_share_their_programs(tmp_path):
         weights = tmp_path / f"{name}.safetensors"
         save_weights(AlignmentNetwork(8, rngs=nnx.Rngs(len(programs))), weights, {"method": "avh_align"})
         score_shards(shards, tmp_path / "scores.h5", weights=weights)
-        programs.append(run_on_own_parts._cache_size())
+        programs.append(compile_on_own_parts.cache_info().currsize)
     assert programs[0] == programs[1] > 0

@@ -22,8 +22,8 @@ from jax.sharding import AxisType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from avh_shards import UserError
-from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig, check_config
-from jax_avh.configs import make_config
+from jax_avh.config import SETTINGS, Config, DataConfig, OptimizerConfig, TrainConfig, check_config
+from jax_avh.configs import make_config, read_settings
 from jax_avh.inference.score import score_shards
 from jax_avh.inference.score_file import open_scores
 from jax_avh.methods import METHODS
@@ -191,8 +191,7 @@ def killed_runs(tmp_path, rule_shards, kills: int, seed: int, devices=(1,), x64=
     if len(devices) > 1:
         np.testing.assert_allclose(losses(broken), losses(unbroken), rtol=0, atol=1e-9 if x64 else 1e-4)
         return
-    config = make_config({name: str(value) for name, value in settings.items()} | {"method.head": "linear"})
-    assert_equal_runs(broken, unbroken, config)
+    assert_equal_runs(broken, unbroken, make_config(read_settings(unbroken / SETTINGS)))
 
 
 def test_a_killed_run_goes_on(tmp_path, rule_shards):
