@@ -1,11 +1,13 @@
 """Strictness for every test, and what they share: small official outputs, real clips, rule-made weights."""
 
+import gc
 import os
 import signal
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the same programs, compiled in half of the time
 os.environ |= dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
 )  # workers run in parallel
@@ -35,6 +37,8 @@ flags.FLAGS.mark_as_parsed()  # grain and orbax read flags; no command line is p
 torch.set_num_threads(1)  # the tests run side by side
 hypothesis.settings.register_profile("untimed", deadline=None)  # machines differ; speed is for benchmarks
 hypothesis.settings.load_profile("untimed")
+
+gc.freeze()  # what the libraries have made stays; looking through it each time would take minutes
 
 TESTDATA = Path(__file__).parent / "testdata"  # official outputs on rule-made weights and clips; see its README
 SHARED = Path(__file__).parents[2] / "shared" / "fixtures"  # those too large for a repository, where available

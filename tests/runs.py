@@ -20,13 +20,11 @@ def start_training(
 ) -> list[Forked]:
     """Starts the command; each process has so many devices. Settings are fields of the configuration.
 
-    With the linear head and little optimisation by XLA: such runs are compared with one another only, and a program
-    compiles in a second.
+    With the linear head: such runs are compared with one another only, and a program compiles in a second.
     """
     environment = {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_ENABLE_X64": str(int(x64)),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     settings = {"method.head": "linear"} | settings
     if x64:

@@ -196,7 +196,7 @@ def losses(
         return mean(-jnp.take_along_axis(jax.nn.log_softmax(logits), own[:, None], axis=1)[:, 0])
 
     together = jnp.sum(jnp.square(of_picture - of_sound), axis=-1)
-    apart = jnp.square(jnp.maximum(margin - distance(of_picture, of_sound), 0))
+    apart = jnp.square(jax.nn.relu(margin - distance(of_picture, of_sound)))
     return mean(jnp.where(real, together, apart)), cross_entropy(picture_logits), cross_entropy(sound_logits)
 
 

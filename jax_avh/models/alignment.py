@@ -202,14 +202,14 @@ class AlignmentNetwork(FrameNetwork):
     def score(self, weighed: Float[Array, "*T H"], mean_square: Float[Array, "*T"]) -> Float[Array, "*T"]:
         """See FrameNetwork."""
         first, *norms = self.mlp.layers[1::3]
-        scale = jax.lax.rsqrt(jnp.maximum(mean_square, 0) + LAYER_NORM_EPSILON)[..., None]
+        scale = jax.lax.rsqrt(nnx.relu(mean_square) + LAYER_NORM_EPSILON)[..., None]
         hidden = nnx.relu(weighed * scale + row(first.bias[...], weighed.ndim))
         for layer, norm in zip(self.mlp.layers[3:-1:3], norms, strict=True):
             kernel, bias = centred(layer)
             hidden = normalised_relu(self._product(hidden, kernel) + row(bias, hidden.ndim), norm)
         last = self.mlp.layers[-1]
         scores = product(hidden, last.kernel[...]) + row(last.bias[...], hidden.ndim)
-        return jnp.where(jnp.isfinite(mean_square), scores[..., 0], jnp.nan)  # a maximum with 0 may hide NaN
+        return jnp.where(jnp.isfinite(mean_square), scores[..., 0], jnp.nan)  # relu may hide NaN
 
 
 def plain_scores(

@@ -26,7 +26,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jax_avh.models.layers import cast_product, product, row
+from jax_avh.models.layers import cast_product, larger, product, row
 
 POOL_SIDE = 3  # pixels along each axis of a pooling
 GROUP = 2  # examples whose gradient is taken at once: their patches stay in a CPU's cache
@@ -130,7 +130,7 @@ def max_pool_3x3(
     around = [(0, 0)] * (inputs.ndim - 3) + [(padding, padding)] * 2 + [(0, 0)]
     largest = jnp.pad(inputs, around, constant_values=-jnp.inf)
     for axis, stride in zip((inputs.ndim - 3, inputs.ndim - 2), strides, strict=True):
-        largest = functools.reduce(jnp.maximum, neighbours(largest, axis, POOL_SIDE, stride))
+        largest = functools.reduce(larger, neighbours(largest, axis, POOL_SIDE, stride))
     return largest
 
 

@@ -88,6 +88,15 @@ def linear(inputs: int, outputs: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.flo
     return nnx.Linear(inputs, outputs, kernel_init=torch_uniform, bias_init=bias_init, param_dtype=dtype, rngs=rngs)
 
 
+def larger(one: Float[Array, "*S"], other: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """Takes the larger of each two values, which alone has a gradient; of equal ones the first, as PyTorch's poolings.
+
+    The gradients of jnp.max and jnp.maximum ask which value equals the result. Where XLA computes the values again and
+    rounds them otherwise, none does, and the gradient is lost or infinite.
+    """
+    return jnp.where((one >= other) | jnp.isnan(one), one, other)
+
+
 def uniform_within(bound: float) -> nnx.Initializer:
     """Returns an initialiser that draws uniformly from -bound to bound."""
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

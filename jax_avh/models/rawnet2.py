@@ -5,6 +5,7 @@ Source: Tak et al., "End-to-end anti-spoofing with RawNet2" (ICASSP 2021), as th
 Letters: B cuts, S samples, F filters, T steps before a pooling, U after it, C channels in, K out, H hidden width.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -22,6 +23,7 @@ from jax_avh.models.layers import (
     BatchNorm,
     apply_linear,
     cast_product,
+    larger,
     linear,
     row,
     torch_uniform,
@@ -70,10 +72,11 @@ def loudness(sound: Float[Array, "B S"]) -> Float[Array, "B U F"]:
 
 
 def max_pool(inputs: Float[Array, "B T C"]) -> Float[Array, "B U C"]:
-    """Takes the largest of every three steps, U = T // 3, and drops the rest. Equal ones share the gradient."""
+    """Takes the largest of every three steps, U = T // 3, and drops the rest."""
     batch, steps, channels = inputs.shape
     pooled = steps // POOLED_STEPS
-    return jnp.max(inputs[:, : pooled * POOLED_STEPS].reshape(batch, pooled, POOLED_STEPS, channels), axis=2)
+    steps = inputs[:, : pooled * POOLED_STEPS].reshape(batch, pooled, POOLED_STEPS, channels)
+    return functools.reduce(larger, (steps[:, :, step] for step in range(POOLED_STEPS)))
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
