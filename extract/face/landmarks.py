@@ -1,8 +1,8 @@
 """68 facial landmarks a frame by dlib, one speaker followed through the clip, gaps filled.
 
-Points: the 300-W annotation (33 nose base, 36/39/42/45 eye corners, 48-67 mouth). A finder is a function that is called
-with a clip's frames in order and gives the points of each, or None where there is no face. The finders in this module
-detect on every frame, track, or read a file; they also count the faces of each frame.
+Points: the 300-W annotation (33 nose base, 36/39/42/45 eye corners, 48-67 mouth). A finder is called with the frames of
+a clip in order and returns the points of each, or None where it finds no face. There are three: one detects faces on
+every frame, one tracks a face between detections, one reads points from a file. All count the faces of each frame.
 """
 
 import functools

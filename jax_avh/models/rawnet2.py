@@ -75,8 +75,9 @@ def max_pool(inputs: Float[Array, "B T C"]) -> Float[Array, "B U C"]:
     """Takes the largest of every three steps, U = T // 3, and drops the rest."""
     batch, steps, channels = inputs.shape
     pooled = steps // POOLED_STEPS
-    steps = inputs[:, : pooled * POOLED_STEPS].reshape(batch, pooled, POOLED_STEPS, channels)
-    return functools.reduce(larger, (steps[:, :, step] for step in range(POOLED_STEPS)))
+    # Faster in training than slices with a stride, whose gradients are written between zeros.
+    grouped = inputs[:, : pooled * POOLED_STEPS].reshape(batch, pooled, POOLED_STEPS, channels)
+    return functools.reduce(larger, (grouped[:, :, step] for step in range(POOLED_STEPS)))
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
