@@ -142,6 +142,7 @@ def become(command: list[str], files: list[str], environment: dict[str, str], fo
     import jax  # has read the environment of the server
 
     jax.config.update("jax_platforms", environment.get("JAX_PLATFORMS"))
+    jax.config.update("jax_num_cpu_devices", int(environment.get("JAX_NUM_CPU_DEVICES", 1)))
     jax.config.update("jax_enable_x64", environment.get("JAX_ENABLE_X64") == "1")
     jax.config.update("jax_disable_most_optimizations", environment.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1")
     sys.argv = command

@@ -41,7 +41,7 @@ SCORED = ("factor", "speech_forensics", "leading_silence", "leading_amplitude", 
 
 def launch(command: str, *flags: str) -> None:
     """Runs a command that must succeed, on one device."""
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
+    environment = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
     status, output = forks()(command, *flags, environment=environment)
     assert not status, output
 

@@ -24,7 +24,7 @@ def start_training(
     With the linear head: such runs are compared with one another only, and a program compiles in a second.
     """
     environment = {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_ENABLE_X64": str(int(x64)),
     }
     settings = {"method.head": "linear"} | settings

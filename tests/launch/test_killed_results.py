@@ -54,7 +54,7 @@ def start(case: Case) -> subprocess.Popen:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
     )
 
 

@@ -152,6 +152,7 @@ def test_one_device_gives_the_losses_and_scores_of_two(corpus, runs, tmp_path, m
 def test_four_devices_give_the_losses_of_one(corpus, tmp_path, method, monkeypatch):
     """The networks as they are, in double precision, by the command."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # they compute for longer than they compile
+    monkeypatch.setenv("XLA_FLAGS", "")
     settings = {"data.train": corpus / "train", "data.val": corpus / "val", "train.epochs": 1, "method.name": method}
     settings |= {"method.image": 32, "method.samples": 8000, "data.batch_examples": 4, "method.windows": 30}
     settings |= {"method.sync_weights": corpus / "sync"} if method == "avad" else {}
