@@ -40,6 +40,7 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # machines diffe
 hypothesis.settings.load_profile("untimed")
 
 gc.freeze()  # what the libraries have made stays; looking through it each time would take minutes
+gc.set_threshold(20_000)  # XLA looks for its own garbage each time
 
 TESTDATA = Path(__file__).parent / "testdata"  # official outputs on rule-made weights and clips; see its README
 SHARED = Path(__file__).parents[2] / "shared" / "fixtures"  # those too large for a repository, where available

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import boto3
 import numpy as np
@@ -35,7 +36,7 @@ def test_tasks_fill_one_folder_of_a_bucket(tmp_path, tiny_checkpoint, bucket):
     tasks = [{"task_index": index, "task_count": 2} for index in (0, 1)]
     first = start_extract(media, tiny_checkpoint, url, **tasks[0])
     while first.poll() is None and not keys(bucket):
-        pass
+        time.sleep(0.05)
     first.kill()
     first.wait()
     assert [start_extract(media, tiny_checkpoint, url, **task).wait() for task in tasks] == [0, 0]

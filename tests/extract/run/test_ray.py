@@ -14,13 +14,25 @@ from tests.sets import assert_same_set, make_media, start_extract
 from tests.test_walls import BLOCK
 
 
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """Twelve clips."""
+    folder = tmp_path_factory.mktemp("clips") / "media"
+    make_media(folder, 12)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(media, tiny_checkpoint):
+    """The shards that one machine makes of them."""
+    assert start_extract(media, tiny_checkpoint, media.with_name("alone")).wait() == 0
+    return media.with_name("alone")
+
+
 @pytest.fixture
-def start(tmp_path, tiny_checkpoint):
-    """Starts an extraction of 12 clips on Ray, or on this machine."""
-    make_media(tmp_path / "media", 12)
-    return lambda output, cluster: start_extract(
-        tmp_path / "media", tiny_checkpoint, tmp_path / output, cluster=cluster
-    )
+def start(media, tmp_path, tiny_checkpoint):
+    """Starts their extraction on Ray, or on this machine."""
+    return lambda output, cluster: start_extract(media, tiny_checkpoint, tmp_path / output, cluster=cluster)
 
 
 def ray_workers(process: subprocess.Popen) -> list[psutil.Process]:
@@ -46,24 +58,23 @@ def kill_workers(process: subprocess.Popen, kills: int, seed: int) -> int:
     return killed
 
 
-def killed_workers(start, tmp_path, kills: int, seed: int) -> None:
+def killed_workers(start, tmp_path, alone, kills: int, seed: int) -> None:
     """Runs on Ray until so many workers have been killed; each run ends by itself with the right shards."""
-    assert start("alone", "none").wait() == 0
     run = 0
     while kills > 0:
         process = start(f"ray{run}", "ray")
         kills -= kill_workers(process, kills, seed + run)
         assert process.wait(timeout=300) == 0
-        assert_same_set(tmp_path / "alone", tmp_path / f"ray{run}")
+        assert_same_set(alone, tmp_path / f"ray{run}")
         run += 1
 
 
-def test_shards_of_a_cluster_whose_workers_die_are_those_of_one_machine(start, tmp_path):
-    killed_workers(start, tmp_path, kills=2, seed=0)
+def test_shards_of_a_cluster_whose_workers_die_are_those_of_one_machine(start, tmp_path, alone):
+    killed_workers(start, tmp_path, alone, kills=2, seed=0)
 
 
 @pytest.mark.slow
-def test_a_dead_nodes_clips_are_done_elsewhere(start, tmp_path, monkeypatch):
+def test_a_dead_nodes_clips_are_done_elsewhere(start, tmp_path, alone, monkeypatch):
     """Two nodes; the second dies after the first shard."""
     cluster = ray.cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     node = cluster.add_node(num_cpus=1)
@@ -75,17 +86,15 @@ def test_a_dead_nodes_clips_are_done_elsewhere(start, tmp_path, monkeypatch):
     cluster.remove_node(node, allow_graceful=False)
     assert process.wait(timeout=300) == 0
     cluster.shutdown()
-    monkeypatch.delenv("RAY_ADDRESS")
-    assert start("alone", "none").wait() == 0
-    assert_same_set(tmp_path / "alone", tmp_path / "ray")
+    assert_same_set(alone, tmp_path / "ray")
 
 
 @pytest.mark.slow
-def test_shards_of_a_cluster_whose_workers_die_twenty_times(start, tmp_path):
-    killed_workers(start, tmp_path, kills=20, seed=1)
+def test_shards_of_a_cluster_whose_workers_die_twenty_times(start, tmp_path, alone):
+    killed_workers(start, tmp_path, alone, kills=20, seed=1)
 
 
-def test_a_cluster_run_that_was_killed_goes_on_on_one_machine(start, tmp_path):
+def test_a_cluster_run_that_was_killed_goes_on_on_one_machine(start, tmp_path, alone):
     process = start("broken", "ray")
     while not list((tmp_path / "broken").glob("features-*.h5")) and process.poll() is None:
         time.sleep(0.1)
@@ -94,18 +103,16 @@ def test_a_cluster_run_that_was_killed_goes_on_on_one_machine(start, tmp_path):
         child.kill()
     process.wait()
     assert start("broken", "none").wait() == 0
-    assert start("alone", "none").wait() == 0
-    assert_same_set(tmp_path / "alone", tmp_path / "broken")
+    assert_same_set(alone, tmp_path / "broken")
 
 
 @pytest.mark.slow
-def test_a_restart_on_a_cluster_tries_failed_clips_again(start, tmp_path):
-    (tmp_path / "media" / "c3.wav").rename(tmp_path / "c3.wav")
+def test_a_restart_on_a_cluster_tries_failed_clips_again(start, media, tmp_path, alone):
+    (media / "c3.wav").rename(tmp_path / "c3.wav")
     assert start("broken", "ray").wait() == 0
-    (tmp_path / "c3.wav").rename(tmp_path / "media" / "c3.wav")
+    (tmp_path / "c3.wav").rename(media / "c3.wav")
     assert start("broken", "ray").wait() == 0
-    assert start("alone", "none").wait() == 0
-    assert_same_set(tmp_path / "alone", tmp_path / "broken")
+    assert_same_set(alone, tmp_path / "broken")
 
 
 def test_without_ray_the_flag_is_told(tmp_path, tiny_checkpoint):
