@@ -129,11 +129,20 @@ class Killed(BaseException):
     pass
 
 
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """(config, workdir) of a run on a few tiny clips, saved after every step."""
+    folder = tmp_path_factory.mktemp("small")
+    config = small_config(folder, train=TrainConfig(epochs=4, checkpoint_steps=1))
+    train(config, folder / "run")
+    return config, folder / "run"
+
+
 @pytest.mark.parametrize("place", ["after a step", "before a save", "after a save", "after the line", "after the best"])
 @pytest.mark.parametrize("nth", [1, 4])
-def test_a_run_that_dies_anywhere_ends_the_same(tmp_path, monkeypatch, place, nth):
+def test_a_run_that_dies_anywhere_ends_the_same(small_run, tmp_path, monkeypatch, place, nth):
     """Dies at its nth passing of a place; the files of the restarted run equal those of the unbroken one."""
-    config = small_config(tmp_path, train=TrainConfig(epochs=4, checkpoint_steps=1))
+    config, unbroken = small_run
     target, name = {
         "after a step": (TRAIN, "train_steps"),
         "before a save": (Checkpoints, "save"),
@@ -152,13 +161,12 @@ def test_a_run_that_dies_anywhere_ends_the_same(tmp_path, monkeypatch, place, nt
             raise Killed
         return result
 
-    train(config, tmp_path / "unbroken")
     with monkeypatch.context() as patched:
         patched.setattr(target, name, dying)
         with pytest.raises(Killed):
             train(config, tmp_path / "run")
     train(config, tmp_path / "run")
-    assert_equal_runs(tmp_path / "run", tmp_path / "unbroken", config)
+    assert_equal_runs(tmp_path / "run", unbroken, config)
 
 
 def assert_equal_runs(one, other, config) -> None:
