@@ -27,9 +27,11 @@ from absl import flags
 from apps.demo import fetch_clips
 from avh_shards import UserError
 from extract.avhubert import AVHubert, AVHubertConfig
+from extract.media import read_audio, read_video
 from tests import rules
 from tests.browser import running_browser
 from tests.forks import Forks, forks
+from tests.media import write_media
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -97,6 +99,17 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.pt"
     torch.save(rules.encoder_checkpoint(False, rules.TINY_SETTINGS), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def short_clips(tmp_path_factory) -> Path:
+    """The first second of the drawn roi clips, for an encoder takes its time by the frame."""
+    folder = tmp_path_factory.mktemp("short")
+    for name in ("s4", "st48", "trim"):
+        write_media(folder / f"{name}_roi.mp4", list(read_video(TESTDATA / f"{name}_roi.mp4")[:25]))
+        sound = read_audio(TESTDATA / f"{name}.wav")[None, :16000]
+        write_media(folder / f"{name}.wav", sound=sound, audio_codec="pcm_s16le")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,12 @@ from tests.conftest import TESTDATA
 from tests.forks import Forked, forks
 
 
-def make_media(folder: Path, clips: int) -> Path:
+def make_media(folder: Path, clips: int, source: Path = TESTDATA) -> Path:
     """A folder of roi clips c0, c1, ... and a clip list beside it that names one more, which is missing."""
     folder.mkdir()
     for k in range(clips):
         for suffix in ("_roi.mp4", ".wav"):
-            shutil.copy(TESTDATA / f"{('s4', 'st48', 'trim')[k % 3]}{suffix}", folder / f"c{k}{suffix}")
+            shutil.copy(source / f"{('s4', 'st48', 'trim')[k % 3]}{suffix}", folder / f"c{k}{suffix}")
     clip_list = folder.with_suffix(".csv")
     clip_list.write_text("path\n" + "".join(f"c{k}.mp4\n" for k in range(clips + 1)))
     return clip_list

@@ -44,6 +44,14 @@ def settings(prepare=ROI, **options):
     return ExtractSettings(**{"prepare": prepare, "dtype": "float32", "processes": 2} | options)
 
 
+def give(source, folder, *names):
+    """Copies of s4 under these names."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        for suffix in ("_roi.mp4", ".wav"):
+            shutil.copy(source / f"s4{suffix}", folder / f"{name}{suffix}")
+
+
 def failures_of(folder) -> dict[str, str]:
     return {failure.path: failure.reason for failure in read_failures(folder / "failures.jsonl")}
 
@@ -127,11 +135,9 @@ def strange(clip, root, prepare):
     raise ZeroDivisionError("of a\nlibrary")
 
 
-def test_a_crash_or_a_hang_costs_its_clip_alone(tmp_path, tiny_checkpoint, monkeypatch):
+def test_a_crash_or_a_hang_costs_its_clip_alone(tmp_path, tiny_checkpoint, short_clips, monkeypatch):
     names = ["a.mp4", "crash.mp4", "b.mp4", "hang.mp4", "c.mp4"]
-    for name in "abc":
-        for suffix in ("_roi.mp4", ".wav"):
-            shutil.copy(TESTDATA / f"s4{suffix}", tmp_path / f"{name}{suffix}")
+    give(short_clips, tmp_path, "a", "b", "c")
     monkeypatch.setattr(Job, "task", property(lambda job: CrashingTask(job.media, ROI, (Variant.UNTRIMMED,), 6.0)))
     extract([ClipMeta(name) for name in names], tmp_path, tiny_checkpoint, tmp_path / "out", settings())
     assert paths_of(tmp_path / "out") == ["a.mp4", "b.mp4", "c.mp4"]
@@ -152,7 +158,7 @@ def encode_or(monkeypatch, change):
     monkeypatch.setattr("extract.avhubert.encoder.start_encoding", change)
 
 
-def test_features_that_are_not_finite_are_a_failure(tmp_path, tiny_checkpoint, monkeypatch):
+def test_features_that_are_not_finite_are_a_failure(tmp_path, tiny_checkpoint, short_clips, monkeypatch):
     def encode(network, clips, *options):
         features = start_encoding(network, clips, *options)()
         return lambda: [
@@ -161,14 +167,14 @@ def test_features_that_are_not_finite_are_a_failure(tmp_path, tiny_checkpoint, m
         ]
 
     encode_or(monkeypatch, encode)
-    extract([ClipMeta("s4.mp4"), ClipMeta("st48.mp4")], TESTDATA, tiny_checkpoint, tmp_path, settings())
+    extract([ClipMeta("s4.mp4"), ClipMeta("st48.mp4")], short_clips, tiny_checkpoint, tmp_path, settings())
     assert paths_of(tmp_path) == ["s4.mp4"]
     assert read_failures(tmp_path / "failures.jsonl") == [
         Failure("st48.mp4", "encode", "its audio features hold NaN or infinity")
     ]
 
 
-def test_a_batch_too_large_for_memory_is_halved(tmp_path, tiny_checkpoint, monkeypatch):
+def test_a_batch_too_large_for_memory_is_halved(tmp_path, tiny_checkpoint, short_clips, monkeypatch):
     sizes = []
 
     def encode(network, clips, *options):
@@ -179,7 +185,7 @@ def test_a_batch_too_large_for_memory_is_halved(tmp_path, tiny_checkpoint, monke
 
     encode_or(monkeypatch, encode)
     clips = [ClipMeta(name) for name in ("s4.mp4", "st48.mp4", "trim.mp4")]
-    extract(clips, TESTDATA, tiny_checkpoint, tmp_path, settings())
+    extract(clips, short_clips, tiny_checkpoint, tmp_path, settings())
     assert sizes == [3, 1, 2, 1, 1]
     assert paths_of(tmp_path) == ["s4.mp4", "trim.mp4"]
     assert "cannot be encoded: [enforce fail]" in failures_of(tmp_path)["st48.mp4"]
@@ -227,10 +233,8 @@ def test_both_forms_are_made_from_one_preparation(tmp_path, tiny_checkpoint):
             np.testing.assert_array_equal(getattr(one, name).value, getattr(two, name).value)
 
 
-def test_tasks_of_an_array_make_the_shards_of_one_run(tmp_path, tiny_checkpoint):
-    for k in range(5):
-        for suffix in ("_roi.mp4", ".wav"):
-            shutil.copy(TESTDATA / f"s4{suffix}", tmp_path / f"c{k}{suffix}")
+def test_tasks_of_an_array_make_the_shards_of_one_run(tmp_path, tiny_checkpoint, short_clips):
+    give(short_clips, tmp_path, *(f"c{k}" for k in range(5)))
     clips = [ClipMeta(f"c{k}.mp4") for k in range(6)]  # the last is missing
     job = Job(clips, str(tmp_path), str(tmp_path / "array"), settings(clips_per_shard=2))
     assert extract_job(job, tiny_checkpoint, 1, 2) == [None]
@@ -285,21 +289,13 @@ def test_memory_that_opencv_lacks_is_a_passing_failure():
     assert attempt("a.mp4", work, ClipMeta("a.mp4")).passing
 
 
-def give(folder, *names):
-    """Copies of s4 under these names."""
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        for suffix in ("_roi.mp4", ".wav"):
-            shutil.copy(TESTDATA / f"s4{suffix}", folder / f"{name}{suffix}")
-
-
-def test_a_restart_tries_clips_again_that_failed_for_passing_reasons(tmp_path, tiny_checkpoint):
+def test_a_restart_tries_clips_again_that_failed_for_passing_reasons(tmp_path, tiny_checkpoint, short_clips):
     """In both forms; a run killed between a failure log and its shard is repaired, too."""
     clips = [ClipMeta(f"{name}.mp4") for name in "abc"]
-    give(tmp_path / "media", "a", "c")
+    give(short_clips, tmp_path / "media", "a", "c")
     job = Job(clips, str(tmp_path / "media"), str(tmp_path / "out"), settings(trimmed="both", clips_per_shard=2))
     assert [(s.stored, s.passing) for s in extract_job(job, tiny_checkpoint)] == [(2, 1)] * 2
-    give(tmp_path / "media", "b")
+    give(short_clips, tmp_path / "media", "b")
     write_failures(failure_log(tmp_path / "out" / "trimmed" / "features-00000.h5"), [])
     with pytest.raises(UserError, match="shards are missing"):
         merge_sets(job.output)
@@ -321,15 +317,15 @@ def test_a_run_in_which_no_clip_succeeded_is_told(tmp_path, tiny_checkpoint, lau
         assert "2 of them may pass" in output
 
 
-def test_shards_at_a_url_are_those_of_a_folder(tmp_path, tiny_checkpoint):
+def test_shards_at_a_url_are_those_of_a_folder(tmp_path, tiny_checkpoint, short_clips):
     clips = [ClipMeta("s4.mp4"), ClipMeta("none.mp4"), ClipMeta("st48.mp4")]
     options = settings(clips_per_shard=2)
-    extract(clips, TESTDATA, tiny_checkpoint, "memory://bucket/set", options)
+    extract(clips, short_clips, tiny_checkpoint, "memory://bucket/set", options)
     as_path("memory://bucket/set/features-00001.h5").unlink()
-    summary = extract(clips, TESTDATA, tiny_checkpoint, "memory://bucket/set", options)
+    summary = extract(clips, short_clips, tiny_checkpoint, "memory://bucket/set", options)
     assert (summary.stored, summary.failed) == (2, 1)
     as_path("memory://bucket/set").fs.get("/bucket/set/", str(tmp_path / "copy"), recursive=True)
-    extract(clips, TESTDATA, tiny_checkpoint, tmp_path / "local", options)
+    extract(clips, short_clips, tiny_checkpoint, tmp_path / "local", options)
     assert_same_set(tmp_path / "local", tmp_path / "copy")
 
 
@@ -362,11 +358,11 @@ def test_no_folder_of_media(tmp_path, tiny_checkpoint):
         extract([ClipMeta("a.mp4")], tmp_path / "none", tiny_checkpoint, tmp_path / "out", settings())
 
 
-def killed_runs(tmp_path, tiny_checkpoint, clips: int, kills: int, seed: int) -> None:
+def killed_runs(tmp_path, tiny_checkpoint, source, clips: int, kills: int, seed: int) -> None:
     """Extracts clips, two a shard, killed at random moments; the shards equal those of one unbroken run."""
     rng = random.Random(seed)
     media = tmp_path / "media"
-    make_media(media, clips)
+    make_media(media, clips, source)
 
     def start(output):
         return start_extract(media, tiny_checkpoint, output)
@@ -388,10 +384,10 @@ def killed_runs(tmp_path, tiny_checkpoint, clips: int, kills: int, seed: int) ->
     assert_same_set(tmp_path / "unbroken", tmp_path / "broken")
 
 
-def test_a_killed_extraction_goes_on(tmp_path, tiny_checkpoint):
-    killed_runs(tmp_path, tiny_checkpoint, clips=6, kills=2, seed=0)
+def test_a_killed_extraction_goes_on(tmp_path, tiny_checkpoint, short_clips):
+    killed_runs(tmp_path, tiny_checkpoint, short_clips, clips=6, kills=2, seed=0)
 
 
 @pytest.mark.slow
 def test_an_extraction_killed_twenty_times_goes_on(tmp_path, tiny_checkpoint):
-    killed_runs(tmp_path, tiny_checkpoint, clips=12, kills=20, seed=1)
+    killed_runs(tmp_path, tiny_checkpoint, TESTDATA, clips=12, kills=20, seed=1)

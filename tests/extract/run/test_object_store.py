@@ -29,10 +29,10 @@ def bucket(monkeypatch):
     server.stop()
 
 
-def test_tasks_fill_one_folder_of_a_bucket(tmp_path, tiny_checkpoint, bucket):
+def test_tasks_fill_one_folder_of_a_bucket(tmp_path, tiny_checkpoint, short_clips, bucket):
     """Two tasks of an array, the first one killed and started again: the shards of one run in a local folder."""
     media, url = tmp_path / "media", "s3://shards/set"
-    make_media(media, 4)
+    make_media(media, 4, short_clips)
     tasks = [{"task_index": index, "task_count": 2} for index in (0, 1)]
     first = start_extract(media, tiny_checkpoint, url, **tasks[0])
     while first.poll() is None and not keys(bucket):

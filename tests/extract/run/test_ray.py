@@ -15,10 +15,10 @@ from tests.test_walls import BLOCK
 
 
 @pytest.fixture(scope="module")
-def media(tmp_path_factory):
+def media(tmp_path_factory, short_clips):
     """Twelve clips."""
     folder = tmp_path_factory.mktemp("clips") / "media"
-    make_media(folder, 12)
+    make_media(folder, 12, short_clips)
     return folder
 
 
@@ -70,7 +70,7 @@ def killed_workers(start, tmp_path, alone, kills: int, seed: int) -> None:
 
 
 def test_shards_of_a_cluster_whose_workers_die_are_those_of_one_machine(start, tmp_path, alone):
-    killed_workers(start, tmp_path, alone, kills=2, seed=0)
+    killed_workers(start, tmp_path, alone, kills=1, seed=0)
 
 
 @pytest.mark.slow

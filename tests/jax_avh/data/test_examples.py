@@ -34,6 +34,8 @@ from tests.small import use_small_networks
 
 CORPUS = Corpus(8, 4, 6, fakes=True, kinds=("local",), frames=(20, 60), width=8)
 NAMES = ("rawnet2", "mds", "avad")
+EPOCHS = {"rawnet2": 3, "mds": 3, "avad": 5}  # until a run has learnt something, at these rates
+RATES = {"rawnet2": "1e-2", "mds": "1e-2", "avad": "3e-3"}
 LOOKS = {"rawnet2": 7, "mds": 9, "avad": 5}  # for a wish to stop, of which the last lies within an epoch
 
 
@@ -87,8 +89,9 @@ def corpus(tmp_path_factory, small) -> Path:
 
 
 def run_config(root: Path, method: str, settings=None):
-    chosen = {"data.train": str(root / "train"), "data.val": str(root / "val"), "train.epochs": "5"}
-    chosen |= {"optimizer.learning_rate": "3e-3", "optimizer.warmup_epochs": "0", "data.batch_examples": "4"}
+    chosen = {"data.train": str(root / "train"), "data.val": str(root / "val"), "data.batch_examples": "4"}
+    chosen |= {"optimizer.learning_rate": RATES.get(method, "3e-3"), "optimizer.warmup_epochs": "0"}
+    chosen |= {"train.epochs": str(EPOCHS.get(method, 1))}
     chosen |= {"method.sync_weights": str(root / "sync"), "method.windows": "30"} if method == "avad" else {}
     return make_config(chosen | (settings or {}) | {"method": method})
 
@@ -138,7 +141,7 @@ def test_one_device_gives_the_losses_and_scores_of_two(corpus, runs, tmp_path, m
     for module in ("training.train", "data.passes"):
         monkeypatch.setattr(sys.modules[f"jax_avh.{module}"], "make_mesh", one_device)
     # Rounding moves MDS's first embeddings, some hundred long, and Adam then goes its own way: see the slow test below.
-    epochs = 0 if method == "mds" else 5
+    epochs = 0 if method == "mds" else EPOCHS[method]
     train(run_config(corpus, method, {"train.epochs": str(epochs)}), tmp_path / "run")
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(runs(method))[: epochs + 1], rtol=1e-5)
     monkeypatch.setitem(METHODS, method, dataclasses.replace(METHODS[method], batch_size=3))
