@@ -59,7 +59,7 @@ def test_features_that_cannot_be_used_are_logged(tmp_path):
         "wide": r"float32 \[5, 9\], not float \[T, 8\]",
         "uneven": "visual has 5 frames, audio 4",
         "nan": "visual features hold NaN",
-        "huge": "leave the range of float16",
+        "huge": "exceed the range of float16",
         "none": "no frame",
         "half": "audio",
         "object": "allow_pickle|Object arrays",

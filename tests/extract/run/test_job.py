@@ -314,7 +314,7 @@ def test_a_run_in_which_no_clip_succeeded_is_told(tmp_path, tiny_checkpoint, lau
         status, output = launch("extract", *(f"--{name}={value}" for name, value in flags.items()), *extra)
         assert status == 1
         assert "\n0 of 2 clips succeeded\n" in output
-        assert "2 of them may pass" in output
+        assert "2 of them may be transient" in output
 
 
 def test_shards_at_a_url_are_those_of_a_folder(tmp_path, tiny_checkpoint, short_clips):

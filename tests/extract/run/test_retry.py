@@ -128,7 +128,7 @@ def test_a_shard_of_another_list_is_refused_and_not_repaired(broken):
     shards = list_shards(broken.output)
     shards[1].replace(shards[0])
     failure_log(shards[1]).replace(failure_log(shards[0]))
-    with pytest.raises(UserError, match="holds other clips than its part of the clip list"):
+    with pytest.raises(UserError, match="holds clips that are not in its part of the clip list"):
         broken.restart()
 
 
@@ -138,7 +138,7 @@ def test_shards_of_different_settings_are_not_summed_up(broken, tmp_path):
     with pytest.raises(UserError, match=r"features-00001.h5: was made with dtype = 'float32', but features-00000.h5"):
         merge(broken.output)
     (broken.output / "features-00001.h5").unlink()
-    with pytest.raises(UserError, match=r"settings.json: was made with dtype = 'float16', this run has 'float32'"):
+    with pytest.raises(UserError, match=r"settings.json: was made with dtype = 'float16', but this run has 'float32'"):
         import_features(CLIPS, broken.npz, broken.output, "float32", width=WIDTH, clips_per_shard=2)
 
 
