@@ -157,9 +157,9 @@ def test_settings_of_other_programs_are_understood(tmp_path, form):
         (("mlp", "video"), ("mlp", "both"), r"fit the official mlp of both: .*proj.weight \(1024, 1024\) for nothing"),
         (("linear", "both"), ("linear", "video"), r"head.weight \(1, 2048\) for \(1, 1024\)"),
         (("linear", "audio"), ("linear", "both"), r"head.weight \(1, 1024\) for \(1, 2048\)"),
-        (("mlp", "both"), ("transformer", "both"), "is head transformer, modality both, which is no official one"),
-        (("mlp", "audio"), (None, None), "does not say whether it is for audio or video"),
-        (("linear", "video"), ("linear", None), "does not say whether it is for audio or video"),
+        (("mlp", "both"), ("transformer", "both"), "as head transformer, modality both, which is not an"),
+        (("mlp", "audio"), (None, None), "could be for audio or video"),
+        (("linear", "video"), ("linear", None), "could be for audio or video"),
         (("mlp", "audio"), (None, "both"), "do not fit"),
     ],
 )
@@ -188,7 +188,7 @@ def test_parameters_of_one_network_alone_need_no_settings(tmp_path, hyper_parame
         ({"normalised": "false"}, "w.ckpt", "always normalise"),
         ({"method": "avh_align", "normalised": "false"}, "w.pt", "always normalise"),
         ({"modality": "audio"}, "w.ckpt", "do not fit the official mlp of audio"),
-        ({"head": "linear", "method": "avh_align"}, "w.pt", "no official one of avh_align"),
+        ({"head": "linear", "method": "avh_align"}, "w.pt", "not an official network of avh_align"),
     ],
 )
 def test_weights_that_have_no_such_official_form(tmp_path, changed, target, message):

@@ -192,11 +192,11 @@ def test_alignment_weights_are_told_their_ending(tmp_path, wrapped):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "holds no `state_dict`"),
-        ({"epoch": 1}, "holds no `state_dict`"),
-        ([1], "holds no `state_dict`"),
-        ({"first_bn.bias": torch.ones(20), "epoch": 1}, "holds no `state_dict`"),
-        ({"state_dict": {}}, "holds no `state_dict`"),
+        ({}, "has no `state_dict`"),
+        ({"epoch": 1}, "has no `state_dict`"),
+        ([1], "has no `state_dict`"),
+        ({"first_bn.bias": torch.ones(20), "epoch": 1}, "has no `state_dict`"),
+        ({"state_dict": {}}, "has no `state_dict`"),
         ({"state_dict": {"a": 3}}, "holds more than named tensors"),
         ({"state_dict": {1: torch.ones(1)}}, "holds more than named tensors"),
     ],
@@ -219,7 +219,7 @@ def test_an_attack_is_refused(tmp_path, place):
         ({"method": "rawnet2"}, "w.pt", "holds weights of rawnet2, but .pt files do not: .* .pth for rawnet2 and mds"),
         ({"method": "rawnet2"}, "w.ckpt", "holds weights of rawnet2, but .ckpt files do not"),
         ({"method": "rawnet2"}, "w.pth", r"official rawnet2: block0.0.bn2.bias missing for \(20,\), [^;]*$"),
-        ({"method": "mds", "width_multiplier": "0.5"}, "w.pth", "is method mds, width_multiplier 0.5, which is no"),
+        ({"method": "mds", "width_multiplier": "0.5"}, "w.pth", "as method mds, width_multiplier 0.5, which is not an"),
         ({"method": "mds", "image": "128"}, "w.pth", "official mds at 96 pixels: final_bn_aud.bias missing"),
     ],
 )

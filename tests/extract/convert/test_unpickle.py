@@ -90,14 +90,14 @@ HOSTILE = {
     "a tensor beyond its storage": (tensor(1, (2, 2), (2, 1)), "reaches beyond its storage of 4 numbers"),
     "strides beyond its storage": (tensor(0, (2, 2), (4, 1)), "reaches beyond its storage of 4 numbers"),
     "more numbers than its storage": (tensor(0, (8,), (0,)), "reaches beyond its storage of 4 numbers"),
-    "a negative stride": (tensor(3, (4,), (-1,)), "more than whole numbers"),
-    "a negative offset": (tensor(-1, (2,), (1,)), "more than whole numbers"),
+    "a negative stride": (tensor(3, (4,), (-1,)), "more than non-negative integers"),
+    "a negative offset": (tensor(-1, (2,), (1,)), "more than non-negative integers"),
     "a dimension too many": (tensor(0, (1,) * 9, (1,) * 9), "9 dimensions"),
     "one storage as two": (
         tensor(0, (4,), (1,)) + tensor(0, (2,), (1,), kind=name("torch", "LongStorage"), count=2),
         "two",
     ),
-    "less than its storage says": (tensor(0, (4,), (1,), count=5), "5 numbers|another size than its tensors say"),
+    "less than its storage says": (tensor(0, (4,), (1,), count=5), "5 numbers|a storage differs in size"),
 }
 
 
@@ -125,11 +125,11 @@ def test_what_a_pickle_demands_is_bounded(tmp_path, monkeypatch, kind, zipped):
 )
 def test_settings_that_contain_themselves_or_double_are_refused(tmp_path, settings):
     pickled = b"\x80\x02}(" + text("model") + b"}" + text("cfg") + settings + b"u."
-    with pytest.raises(UserError, match="settings that contain themselves or too much"):
+    with pytest.raises(UserError, match="settings that contain themselves or are too large"):
         load_avhubert(archive(tmp_path / "x.pt", pickled))
     weights = text("state_dict") + b"}" + text("a") + tensor(0, (4,), (1,)) + b"s"
     archive(tmp_path / "x.ckpt", b"\x80\x02}(" + weights + text("hyper_parameters") + settings + b"u.", [bytes(16)])
-    with pytest.raises(UserError, match="settings that contain themselves or too much"):
+    with pytest.raises(UserError, match="settings that contain themselves or are too large"):
         convert_weights(tmp_path / "x.ckpt", tmp_path / "x.safetensors")
 
 
@@ -138,7 +138,7 @@ def test_storages_that_are_not_filled_are_refused(tmp_path, keys):
     numbers = [np.arange(4, dtype=np.float32).tobytes()] * len(keys)
     pickled = b"\x80\x02" + tensor(0, (4,), (1,)) + b"."
     assert load_restricted(legacy(tmp_path / "w.pt", pickled, ["0"], *numbers[:1] or [bytes(16)])).shape == (4,)
-    with pytest.raises(UserError, match="the storages that it holds are not those of its tensors"):
+    with pytest.raises(UserError, match="its storages are not those of its tensors"):
         load_restricted(legacy(tmp_path / "x.pt", pickled, keys, *numbers))
 
 
@@ -354,7 +354,7 @@ def test_a_file_of_the_wrong_kind_is_named(tmp_path, kind):
 
 def test_an_encoder_and_a_detector_that_are_mistaken_for_each_other(tmp_path):
     torch.save({"model": {"a": torch.zeros(1)}, "cfg": {}}, tmp_path / "encoder.pt")
-    with pytest.raises(UserError, match="as AV-HuBERT's files do: give such a file to --avhubert as it is"):
+    with pytest.raises(UserError, match="as AV-HuBERT files do; pass the file to --avhubert unchanged"):
         convert_weights(tmp_path / "encoder.pt", tmp_path / "w.safetensors")
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "detector.pt")
     with pytest.raises(UserError, match="as detector weights do; convert those with"):
@@ -388,12 +388,12 @@ def test_arrays_that_promise_too_much_cost_their_clip_alone(tmp_path):
     with zipfile.ZipFile(tmp_path / "bare.npz", "w") as file:
         file.writestr("visual", b"bytes")
     reasons = {
-        "longer": r"`visual` is float16 \[15001, 8\], larger than it may be",
+        "longer": r"`visual` is float16 \[15001, 8\], larger than allowed",
         "bytes": "the magic string is not correct",
-        "rows": r"\[1099511627776, 8\], larger than it may be",
+        "rows": r"\[1099511627776, 8\], larger than allowed",
         "text": r"<U99999999 \[1\], larger",
-        "lzma": "compressed in a way that numpy does not use",
-        "bare": "holds no array `visual`",
+        "lzma": "a compression method that numpy does not write",
+        "bare": "has no array `visual`",
     }
     clips = [ClipMeta(f"{clip}.mp4") for clip in ("good", *reasons, "longest")]
     assert import_features(clips, tmp_path, tmp_path / "out", width=8).stored == 2
