@@ -2,7 +2,7 @@
 
 A pickle is a program: its opcodes name importable callables, call them, and set the state of the results. These files
 are therefore not read with `pickle` or `torch.load`, but by a small interpreter of the opcodes. It rebuilds plain
-containers and tensors, keeps objects of the official programs as inert stand-ins, and rejects every other name. It
+containers and tensors, keeps objects of the official programs as inert `StandIn` objects, and rejects every other name. It
 imports nothing that a file names and looks up no method of any object, so a file cannot reach a tensor's own
 `__setstate__`. It counts each opcode and each element copied by a call, which bounds time and memory.
 """
@@ -388,7 +388,7 @@ def _set_items(target: object, items: dict) -> None:
 
 
 def _set_state(target: object, state: object) -> None:
-    """Sets the state of a stand-in; ignores attributes of a dictionary, such as the `_metadata` of a state dict."""
+    """Sets the state of a `StandIn`; ignores attributes of a dictionary, such as the `_metadata` of a state dict."""
     if isinstance(target, StandIn):
         target.state = state
     elif not isinstance(target, dict):
