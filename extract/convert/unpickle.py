@@ -2,7 +2,7 @@
 
 A pickle is a program: its opcodes name importable callables, call them, and set the state of the results. These files
 are therefore not read with `pickle` or `torch.load`, but by a small interpreter of the opcodes. It rebuilds plain
-containers and tensors, keeps objects of the official programs as inert `StandIn` objects, and rejects every other name. It
+containers and tensors, keeps objects of the official programs as inert `StandIn`s, and rejects every other name. It
 imports nothing that a file names and looks up no method of any object, so a file cannot reach a tensor's own
 `__setstate__`. It counts each opcode and each element copied by a call, which bounds time and memory.
 """

@@ -243,7 +243,7 @@ class _Tracker:
         self.points: Points | None = None  # of the last frame; None if the face is lost
         self.centre = np.zeros(2)  # centre of the points minus centre of the box in pixels, at the last detection
         self.score = 0.0
-        self.age = PERIOD  # frames since the last detection or failed search; initially due, so the first frame is searched
+        self.age = PERIOD  # frames since the last detection or failed search; initially due for a search
         self.thumbnail: np.ndarray | None = None
         self.counts: list[int] = []  # faces in each picture so far
         self.searched = 0  # faces found by the last full search

@@ -178,7 +178,7 @@ def merge_sets(output: str) -> list[ExtractionSummary]:
     folders = both if any((folder / CLIP_LIST).exists() for folder in both) else [as_path(output)]
     summaries = [merge(folder) for folder in folders]
     if None in summaries:
-        raise UserError(f"{folders[summaries.index(None)]}: shards are missing; run the tasks that make them first")
+        raise UserError(f"{folders[summaries.index(None)]}: shards are missing; run the remaining tasks first")
     return [summary for summary in summaries if summary is not None]
 
 

@@ -132,7 +132,7 @@ def prepare_all(
 
 
 def _start_worker() -> None:
-    # There is already a process for each core.
+    # The worker processes already use all cores.
     cv2.setNumThreads(1)
     threadpoolctl.threadpool_limits(1)
 
