@@ -1,4 +1,4 @@
-"""Clip lists counted and checked, sets of shards inspected, shards beside official features of the same clips."""
+"""Checks of clip lists and shard sets, and comparison of shards with official features of the same clips."""
 
 import math
 import re
@@ -28,7 +28,7 @@ SOUND = np.zeros(640, np.int16)
 
 
 def write_set(folder, dtype="float32", store=("multimodal", "waveform"), weights="0"):
-    """A whole set of three shards, at a folder or URL; clips without features are failures."""
+    """Writes a complete set of three shards to a folder or URL; clips without features are failures."""
     attributes = {"settings": '{"clips_per_shard": 3}', "weights_sha256": weights}
     shards = shard_set(as_path(folder), CLIPS, 3, dtype, store, **attributes)
     for shard in shards.missing():
@@ -75,13 +75,13 @@ def neither(shard, clip):
 
 
 LAST_NAN, LAST_INF = (np.float32([[0.0] * 8] * 10 + [[value] * 8]) for value in (np.nan, np.inf))
-LOST = neither(1, 3), neither(1, 4)  # the clips of shard 1, where it cannot be read
+LOST = neither(1, 3), neither(1, 4)  # the clips of shard 1 if it is unreadable
 BOTH = "^features-00000.h5: 'c0.mp4' of the clip list is both in a shard and in its failure log$"
 BEYOND = "features-00002.h5: is beyond the last shard", "not in the clip list, .*'c6.mp4'"
 OTHERWISE = "^features-00001.h5: differs from the shards before it: .* is .*, not .*$"
 BROKEN = "features-00001.h5: not a whole HDF5 file"
 
-# A shard and a change of it, or a file and what becomes of its bytes (None: gone); then a pattern for each sentence.
+# A shard and a change to it, or a file and a change to its bytes (None: removed); then a pattern for each message.
 DAMAGES = {
     "a shard cut short": ("features-00001.h5", lambda data: data[: len(data) * 2 // 3], BROKEN, *LOST),
     "random bytes": ("features-00001.h5", lambda _: np.random.default_rng(0).bytes(5000), BROKEN, *LOST),
@@ -155,7 +155,7 @@ def test_rounding_agrees_and_a_shift_by_one_frame_does_not(tmp_path):
     assert not any(clip.agrees or clip.error for clip in compare(folder, official))
 
 
-# What becomes of the official features of clip c3, which has 5 frames; then its official frames, and the error.
+# Change to the official features of clip c3, which has 5 frames; then its official number of frames, and the error.
 UNLIKE = {
     "pickled": (lambda pair: (np.array([{}], object), pair[1]), 0, "not a file of npz features .*pickle"),
     "wider": (lambda pair: np.pad(pair, [(0, 0), (0, 0), (0, 1)]), 0, r"\[5, 9\], not float \[T, 8\]"),
@@ -237,7 +237,7 @@ def test_a_list_that_is_written_is_read(tmp_path_factory, rows):
     assert [{name: getattr(clip, name) for name in fields} for clip in read_clip_list(path)] == rows
 
 
-# The file that is gone, the command, its exit status, what is told.
+# Removed file, command, exit status, expected output.
 COMMANDS = {
     "whole": ("", "inspect set", 0, "all shards are complete"),
     "damaged": ("set/clips.csv", "inspect set --against=npz", 1, "no clips.csv, so missing clips"),

@@ -1,4 +1,4 @@
-"""Official weights into .safetensors and back: the same numbers, the same scores, and what is refused."""
+"""Conversion of official weights to .safetensors and back: same numbers, same scores, and rejected files."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ SUPERVISED = {"method": "avh_sup", "head": "mlp", "modality": "both", "normalise
 
 
 def rule_weights(head, modality):
-    """Rule-made weights of an official network, shapes as the official programs were seen to have them."""
+    """Rule-made weights of an official network, with the shapes observed in the official programs."""
     if head == "linear":
         shapes = {"head.weight": (1, 2048 if modality == "both" else 1024), "head.bias": (1,)}
         return {name: torch.tensor(rules.fill(name, shape), dtype=torch.float32) for name, shape in shapes.items()}
@@ -42,7 +42,7 @@ def rule_weights(head, modality):
 
 
 def lightning_file(path, weights, config):
-    """What Lightning's trainer saves, with these hyper-parameters."""
+    """Writes a file as Lightning's trainer saves it, with these hyper-parameters."""
     parameters = list(weights.values())
     optimizer = torch.optim.Adam(parameters[:1])
     parameters[0].grad = torch.ones_like(parameters[0])
@@ -84,7 +84,7 @@ def test_a_lightning_file_comes_back_bit_by_bit(tmp_path, head, modality):
 
 
 def torch_scores(weights, head, modality, visual, audio):
-    """The official network, said plainly."""
+    """Scores with a plain implementation of the official network."""
     features = {"visual": visual, "audio": audio, "video": visual}
     unit = {name: x / x.norm(dim=-1, keepdim=True) for name, x in features.items()}
     names = ("visual", "audio") if modality == "both" else (modality,)
@@ -114,7 +114,7 @@ def test_a_converted_lightning_file_scores_as_in_pytorch(tmp_path, head, modalit
 
 @pytest.fixture(params=["lightning.fabric.utilities.data", "lightning_fabric.utilities", "lightning_utilities.core"])
 def attribute_dict(request):
-    """A class that pickles as Lightning's AttributeDict, and whose import raises when the file is read."""
+    """Creates an object that pickles as Lightning's AttributeDict, whose import raises when the file is read."""
     parts = request.param.split(".")
     names = [".".join(parts[: n + 1]) for n in range(len(parts))]
     for name in names:

@@ -1,4 +1,4 @@
-"""Official npz features into shards."""
+"""Import of official npz features into shards."""
 
 import os
 import re
@@ -79,7 +79,7 @@ def test_features_that_cannot_be_used_are_logged(tmp_path):
 
 
 def test_segments_beyond_a_clips_end_are_counted(tmp_path):
-    """In milliseconds or frames they would otherwise show as an average precision of 0."""
+    """Segments in milliseconds or frames would otherwise only show as an average precision of 0."""
     for name in "abcd":
         write_npz(tmp_path / f"{name}.npz", **pair(50))  # 2 s
     segments = {"a": (400.0, 800.0), "b": (1.5, 2.9), "c": (0.5, 3.1), "d": (2.0, 2.5)}

@@ -1,4 +1,4 @@
-"""RawNet2's and MDS's released weights into .safetensors and back: names, shapes, every bit, and what is refused."""
+"""Conversion of RawNet2's and MDS's released weights to .safetensors and back: exact, and safe on bad files."""
 
 import collections
 import dataclasses
@@ -27,7 +27,7 @@ EVERY = [network for networks in official_networks().values() for network in net
 
 
 def draw(network, dtype=torch.float32):
-    """What the official class's state dict holds: parameters, statistics, and counters that have counted."""
+    """Builds the official class's state dict: parameters, statistics and non-zero counters."""
     generator = torch.Generator().manual_seed(0)
     weights = collections.OrderedDict(
         {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in network.shapes.items()}
@@ -39,7 +39,7 @@ def draw(network, dtype=torch.float32):
 
 @pytest.fixture(autouse=True)
 def nothing_is_kept(tmp_path):
-    """The files are large, and pytest would keep those of the last three runs."""
+    """Removes the large files, which pytest would keep for three runs."""
     yield
     shutil.rmtree(tmp_path)
 
@@ -51,7 +51,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def converted(weights, tmp_path_factory):
-    """A .safetensors made of them."""
+    """A .safetensors converted from the weights."""
     folder = tmp_path_factory.mktemp("rawnet2")
     torch.save(weights, folder / "w.pth")
     convert_weights(folder / "w.pth", folder / "w.safetensors")
@@ -60,7 +60,7 @@ def converted(weights, tmp_path_factory):
 
 
 def assert_holds(path, weights, network):
-    """All of these parameters, bit for bit, as float32."""
+    """Checks that a file holds all these parameters, bit for bit, as float32."""
     found = safetensors.torch.load_file(path)
     assert found.keys() == network.shapes.keys()
     for name, value in found.items():
@@ -136,7 +136,7 @@ def test_mds_both_ways(tmp_path, network):
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_other_forms_of_the_same_weights(tmp_path, weights, converted, zipped, wrapped):
-    """Of DataParallel: in a checkpoint, or bare and from before there were counters; in both file formats."""
+    """DataParallel weights in a checkpoint, or bare and without counters, in both file formats."""
     content = {f"module.{name}": value for name, value in weights.items() if wrapped or name in RAWNET2.shapes}
     content = {"state_dict": content, "epoch": 3} if wrapped else content
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
@@ -152,7 +152,7 @@ def test_half_precision_becomes_float32(tmp_path):
 
 
 def test_converted_weights_load(weights, converted):
-    def undrawn(notes, precision):  # the first weights would only be overwritten
+    def undrawn(notes, precision):  # the initial weights would be overwritten anyway
         return nnx.eval_shape(lambda: rawnet2.model_of(notes, precision))
 
     network = dataclasses.replace(rawnet2.METHOD, model_of=undrawn).load_model(converted)

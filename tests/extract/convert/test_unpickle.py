@@ -1,4 +1,4 @@
-"""Weights and features that strangers made: what they promise is bounded, and what they are is named."""
+"""Untrusted weights and features: their demands are bounded, and errors name the kind of file."""
 
 import gzip
 import io
@@ -37,7 +37,7 @@ TENSOR = name("torch._utils", "_rebuild_tensor_v2")
 
 
 def archive(path, pickled, storages=(), byteorder="little"):
-    """A file of the zip format, with a pickle of one's own."""
+    """Writes a zip-format file with the given pickle."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a/data.pkl", pickled)
         file.writestr("a/byteorder", byteorder)
@@ -47,7 +47,7 @@ def archive(path, pickled, storages=(), byteorder="little"):
 
 
 def legacy(path, pickled, keys, *storages):
-    """A file of the format before it."""
+    """Writes a legacy-format file with the given pickle."""
     head = (0x1950A86A20F9469CFC6C, 1001, {})
     opening = b"".join(pickle.dumps(value, protocol=2) for value in head)
     data = b"".join((len(data) // 4).to_bytes(8, "little") + data for data in storages)
@@ -56,18 +56,18 @@ def legacy(path, pickled, keys, *storages):
 
 
 def storage(kind=FLOATS, count=4):
-    """Opcodes of a storage."""
+    """Returns the opcodes of a storage."""
     return b"(" + text("storage") + kind + text("0") + text("cpu") + integer(count) + b"tQ"
 
 
 def tensor(offset, size, stride, kind=FLOATS, count=4):
-    """Opcodes of a tensor."""
+    """Returns the opcodes of a tensor."""
     sizes = b"".join(b"(" + b"".join(map(integer, part)) + b"t" for part in (size, stride))
     return TENSOR + b"(" + storage(kind, count) + integer(offset) + sizes + b"\x89NtR"
 
 
 def doubled(start, join):
-    """A value that contains the one before it twice, sixty times over."""
+    """Returns opcodes of a value that doubles sixty times."""
     return start + b"q\x00" + (b"0" + join + b"q\x00") * 60
 
 
@@ -104,7 +104,7 @@ HOSTILE = {
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_what_a_pickle_demands_is_bounded(tmp_path, monkeypatch, kind, zipped):
-    monkeypatch.setattr("extract.convert.unpickle.MOST_STEPS", 10_000)  # a hundredth, since the tests check every call
+    monkeypatch.setattr("extract.convert.unpickle.MOST_STEPS", 10_000)  # type checks make calls slow
     opcodes, reason = HOSTILE[kind]
     pickled = b"\x80\x02" + opcodes + b"."
     path = (
@@ -185,7 +185,7 @@ def test_every_protocol_is_read(tmp_path, protocol):
 
 
 def test_a_small_file_of_many_large_parameters_is_refused_before_they_are_made(tmp_path):
-    """Each parameter fits the storage, which all of them share."""
+    """Each parameter fits the storage, but all of them share it."""
     with torch.device("meta"):
         shapes = {
             name: value.shape for name, value in rules.AVHubert(AVHubertConfig(9, 64, 128, 4)).state_dict().items()

@@ -1,4 +1,4 @@
-"""Released data sets: each layout as it was released, one clear sentence for each mistake, AVH-Align's own lists."""
+"""Released data sets: every released layout, one clear message for each mistake, and AVH-Align's own lists."""
 
 import csv
 import itertools
@@ -21,7 +21,7 @@ RVRA, RVFA, FVRA, FVFA = (f"{v}Video-{a}Audio" for v in ("Real", "Fake") for a i
 
 
 def plant(root, files):
-    """Writes files by path; what is neither text nor bytes, as JSON."""
+    """Writes files by path; content that is neither text nor bytes is written as JSON."""
     for path, content in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         content = content if isinstance(content, str | bytes) else json.dumps(content)
@@ -86,7 +86,7 @@ def test_av_deepfake1m(tmp_path):
         ("train/id00012/v/00001/fake_video_fake_audio.mp4", FAKE, FVFA, "train", "id00012", ((0.5, 1.0), (2.0, 2.25))),
         ("train/id00013/v/00002/real_video_fake_audio.mp4", FAKE, RVFA, "train", "id00013", ((0.0, 0.1),)),
         ("train/lrs3/x/fake_video_real_audio.mp4", FAKE, FVRA, "train", "", ((3.5, 4.0),)),
-        ("val/a.mp4", FAKE, RVRA, "val", "", ((1.0, 2.0),)),  # the segments decide, whatever the type says
+        ("val/a.mp4", FAKE, RVRA, "val", "", ((1.0, 2.0),)),  # the segments decide, not the type
         ("val/id00014/v/b.mp4", REAL, FVFA, "val", "id00014", ()),
         ("test/000002.mp4", UNKNOWN, "", "test", "", ()),
         ("test/000001.mp4", UNKNOWN, "", "test", "", ()),
@@ -167,7 +167,7 @@ def test_what_a_folder_leaves_out_is_said(tmp_path, capsys):
 PICTURES_AND_SOUND = {"avif", "heic", "heif", "mpo", "m4a", "m4b", "isma", "ism", "mka", "mks", "ogg", "ra", "wma"}
 READ = ["mov", "matroska", "avi", "flv", "live_flv", "mxf", "nut", "gif", "h264", "hevc", "m4v", "mjpeg", "dv"]
 WRITTEN = ["asf", "mpegts", "mpeg", "vob", "dvd", "ogv", "rm", "wtv", "gxf", "swf", "amv", "ivf", "3gp", "psp"]
-BY_CONTENT_ONLY = {"mts", "qt", "divx"}  # names that no format of FFmpeg claims
+BY_CONTENT_ONLY = {"mts", "qt", "divx"}  # suffixes that no FFmpeg format lists
 
 
 def test_a_file_of_any_of_ffmpegs_containers_is_media():
