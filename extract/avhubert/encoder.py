@@ -153,6 +153,10 @@ def batches(clips: Iterable[PreparedClip], batch_frames: int = BATCH_FRAMES) -> 
 
     A longer clip is a batch by itself. Which clips share a batch depends only on the clips and not on timing, so
     features are reproducible to the last bit. At most POOL_BATCHES batches' worth of frames plus one clip are held.
+
+    Args:
+      clips: prepared clips, consumed lazily.
+      batch_frames: most frames per batch, padding included.
     """
     pool, frames = [], 0
     for clip in clips:

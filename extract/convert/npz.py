@@ -175,7 +175,7 @@ def _import_clip(
         return Failure(clip.path, error.stage, error.reason, is_passing(error))
     reason = check_features(stored, width, dtype)
     if not reason and marked != simulated:
-        reason = "mixes SIMULATED features with others; import each kind into its own set"
+        reason = "SIMULATED features cannot be mixed with others; import each kind into its own set"
     return Failure(clip.path, "import", reason) if reason else StoredClip(clip, stored)
 
 

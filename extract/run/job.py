@@ -171,6 +171,9 @@ def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 
 def merge_sets(output: str) -> list[ExtractionSummary]:
     """Summarises the one or two sets in a folder.
 
+    Args:
+      output: folder or URL of the set, or of both sets of a run with --trimmed=both.
+
     Raises:
       UserError: the folder holds no set, or a shard is missing.
     """
@@ -183,7 +186,7 @@ def merge_sets(output: str) -> list[ExtractionSummary]:
 
 
 def missing_shards(sets: Mapping[Variant, ShardSet], index: int, count: int) -> dict[int, list[Variant]]:
-    """Returns the shards that a task still has to write -> the variants they are missing for."""
+    """Returns the shards that a task still has to write -> the variants for which they are missing."""
     missing: dict[int, list[Variant]] = {}
     for variant, shards in sets.items():
         for shard in tasks_shards(shards.missing(), index, count):

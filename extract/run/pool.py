@@ -121,7 +121,20 @@ def running_pool(processes: int) -> Iterator[pebble.ProcessPool]:
 def prepare_all(
     pool: pebble.ProcessPool, clips: Iterable[ClipMeta], task: PrepareTask, processes: int
 ) -> Iterator[Prepared]:
-    """Yields the outcome of each clip, in order; at most CLIPS_AHEAD clips per process are prepared in advance."""
+    """Prepares clips in a pool, at most CLIPS_AHEAD clips per process in advance.
+
+    Args:
+      pool: the worker processes.
+      clips: clips to prepare.
+      task: preparation of each clip; its timeout applies per clip.
+      processes: number of processes in the pool.
+
+    Yields:
+      The outcome of each clip, in the order of `clips`. A crash or timeout is a failure of the clip.
+
+    Raises:
+      UserError: from `task`, if no clip is at fault.
+    """
     waiting = collections.deque()
     for clip in clips:
         waiting.append((clip, pool.schedule(task, (clip,), timeout=task.timeout)))

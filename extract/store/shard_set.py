@@ -164,6 +164,9 @@ def merge(directory: AnyPath) -> ExtractionSummary | None:
 
     Merges the failure logs into `failures.jsonl`, writes `extraction.json`, and removes temporary files of killed runs.
 
+    Args:
+      directory: folder or URL of the set.
+
     Returns:
       The summary, or None while a shard is missing or has to be rebuilt.
 
