@@ -128,7 +128,7 @@ def attribute_dict(request):
 def test_objects_of_lightning_are_inert(tmp_path, attribute_dict):
     inner = attribute_dict(settings("linear", "audio")["model_hparams"])
     config = attribute_dict(model_hparams=inner)
-    config.extra = "state beside the items"
+    config.extra = "state next to the items"
     official = lightning_file(tmp_path / "w.ckpt", rule_weights("linear", "audio"), config)
     for name in [n for n in sys.modules if n.startswith("lightning")]:
         sys.modules[name] = None

@@ -300,7 +300,7 @@ def write_kind(path, kind):
     match kind:
         case "a PyTorch file":
             torch.save({}, path)
-        case "a PyTorch file of old":
+        case "a PyTorch file (legacy)":
             torch.save({}, path, _use_new_zipfile_serialization=False)
         case "a TorchScript program":
             torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
@@ -328,7 +328,7 @@ def write_kind(path, kind):
             path.write_text("sha256: 0123 weightsé\n" * 9999)
 
 
-KINDS = ["a PyTorch file", "a PyTorch file of old", "a TorchScript program", "a .safetensors file", "an HDF5 file"]
+KINDS = ["a PyTorch file", "a PyTorch file (legacy)", "a TorchScript program", "a .safetensors file", "an HDF5 file"]
 KINDS += ["an .npz file", "a zip archive", "a web page", "a pointer of Git LFS", "a gzip archive", "a video file"]
 KINDS += ["an empty file", "a text file"]
 
@@ -338,7 +338,7 @@ KINDS += ["an empty file", "a text file"]
 def test_a_file_of_the_wrong_kind_is_named(tmp_path, kind):
     path = tmp_path / "w.safetensors"
     write_kind(path, kind)
-    named = kind.removesuffix(" of old")
+    named = kind.removesuffix(" (legacy)")
     if kind != "a .safetensors file":
         wanted = rf"w\.safetensors: {named}.*, but \.safetensors weights are expected"
         wanted += "; convert it with launch.convert$" if named == "a PyTorch file" else "$"
