@@ -1,4 +1,4 @@
-"""One clip's media files become the encoder's inputs, or a reason why not."""
+"""Preparation of one clip: from its media files to the encoder's inputs, or a reason for failure."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ from extract.media.decode import Frame, iterate_video, to_grey
 from extract.progress import Stopwatch
 
 INPUTS = ("media", "roi")
-FINDERS = {"dlib": every_frame, "dlib-tracked": tracked}  # where landmarks come from; else files
+FINDERS = {"dlib": every_frame, "dlib-tracked": tracked}  # values of --landmarks other than a file or folder
 MIN_FRAMES = 2  # of a usable clip
 STACK = 4  # filterbank rows (100 Hz) in one audio frame (25 Hz)
 LAYER_NORM_EPSILON = 1e-5
@@ -31,32 +31,32 @@ LAYER_NORM_EPSILON = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class PrepareSettings:
-    """Every choice in preparation that changes a number."""
+    """Settings of preparation; all of them affect the numbers."""
 
     input: str = "media"  # "media": a video file with sound; "roi": x_roi.mp4 (mouth crops) + x.wav for x.mp4
     fps_policy: str = "resample"  # see media.iterate_video
-    landmarks: str = "dlib-tracked"  # or "dlib", or a folder with a npz file a clip, or the npz file of the only clip
-    min_face_share: float = 0.5  # least share of a usable clip's frames with a face; not applied to "roi"
+    landmarks: str = "dlib-tracked"  # or "dlib", a folder with an npz file per clip, or the npz file of the only clip
+    min_face_share: float = 0.5  # smallest fraction of frames with a face in a usable clip; not applied to "roi"
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadClip:
-    """What a clip's files hold, untrimmed."""
+    """Mouths and sound of a clip, untrimmed."""
 
     meta: ClipMeta
     mouths: Mouths
     sound: Sound
-    seconds: dict[str, float]  # spent, by stage
+    seconds: dict[str, float]  # time spent, by stage
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedClip:
-    """A clip's network inputs, both of T frames at 25 Hz."""
+    """Network inputs of a clip, both with T frames at 25 Hz."""
 
     meta: ClipMeta
     crops: UInt8[np.ndarray, "T 96 96"]  # grey
     audio: Float[np.ndarray, "T 104"]
-    waveform: Int16[np.ndarray, " S"]  # 16 kHz, from the same start on
+    waveform: Int16[np.ndarray, " S"]  # 16 kHz, with the same start as the frames
     variant: Variant = Variant.UNTRIMMED
     points: Float[np.ndarray, "T 68 2"] | None = None  # landmarks in pixels of the crops, where known
 
@@ -66,6 +66,12 @@ def prepare_clip(
 ) -> PreparedClip:
     """Prepares one clip of a list: `read_clip`, then `cut_clip`.
 
+    Args:
+      clip: the clip; its path is relative to `root`.
+      root: folder of the media files.
+      settings: preparation settings.
+      variant: whether to cut off the leading silence.
+
     Raises:
       ClipError: the clip cannot be used.
     """
@@ -73,19 +79,22 @@ def prepare_clip(
 
 
 def read_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings) -> ReadClip:
-    """Decodes a clip and finds its mouths; each picture is decoded once.
+    """Decodes a clip and crops the mouth in every frame.
 
     Args:
-      clip: its path is relative to `root`.
+      clip: the clip; its path is relative to `root`.
       root: folder of the media files.
-      settings: what to read and how.
+      settings: preparation settings.
+
+    Returns:
+      Mouths and sound, and the clip's record with its shares of frames with a face and with several faces.
 
     Raises:
       ClipError: the clip cannot be used.
     """
     watch = Stopwatch()
     media = inside(root, clip.path)
-    # Sound first: it is cheap, and a clip without sound needs no landmarks.
+    # Sound comes first because it is cheap, and a clip without sound needs no landmarks.
     with watch.stage("sound"):
         sound = read_sound(media if settings.input == "media" else inside(root, clip.path, ".wav"))
         if sound.silent == len(sound.waveform):
@@ -108,7 +117,7 @@ def read_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings
             with watch.stage("landmarks"):
                 return find(frame)
 
-        with watch.stage("crops"):  # the rest of the time that the frames' stages leave
+        with watch.stage("crops"):  # includes decoding and landmarks, which are subtracted below
             mouths = find_mouths(decode, look)
         watch.seconds["crops"] -= watch.seconds["decode"] + watch.seconds["landmarks"]
         faces = find.faces()
@@ -118,14 +127,18 @@ def read_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings
 
 
 def cut_clip(read: ReadClip, variant: Variant) -> PreparedClip:
-    """Makes the encoder's inputs, with or without the leading silence.
+    """Builds the encoder's inputs, with or without the leading silence.
+
+    Args:
+      read: the decoded clip.
+      variant: whether to cut off the leading silence.
 
     Returns:
-      Both modalities cut to the shorter, and the clip's record with its leading silence, the number of trimmed frames,
-      and its fake segments in the time of what is left. The shares of frames with faces stay those of the whole clip.
+      Both modalities cut to the shorter one, and the clip's record with its leading silence, the number of trimmed
+      frames, and its fake segments shifted to the trimmed clip. The shares of frames with faces are of the whole clip.
 
     Raises:
-      ClipError: what is left is too short.
+      ClipError: the remaining clip is too short.
     """
     trimmed = variant is Variant.TRIMMED
     start = frames_of_silence(read.sound.silent) if trimmed else 0
@@ -149,16 +162,16 @@ def cut_clip(read: ReadClip, variant: Variant) -> PreparedClip:
 
 
 def filterbank_frames(waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "T 104"]:
-    """AV-HuBERT's audio input at 25 Hz.
+    """Computes AV-HuBERT's audio input at 25 Hz.
 
-    26 log mel filters every 10 ms (python_speech_features' defaults), zero rows up to a multiple of 4, 4 rows stacked,
-    each frame normalised to mean 0 and variance 1 over its 104 values.
+    Rows of 26 log mel filters every 10 ms (python_speech_features' defaults) are padded with zeros to a multiple of 4
+    and stacked by 4; each frame is then normalised to mean 0 and variance 1 over its 104 values.
 
     Args:
-      waveform: mono, 16 kHz, in [-1, 1].
+      waveform: mono samples at 16 kHz, in [-1, 1].
 
     Returns:
-      float32 frames.
+      The frames, float32.
     """
     rows = python_speech_features.logfbank(waveform, samplerate=SAMPLE_RATE).astype(np.float32)
     rows = np.pad(rows, ((0, -len(rows) % STACK), (0, 0)))
@@ -175,23 +188,23 @@ def _finder(clip: ClipMeta, landmarks: str) -> CountingFinder | GivenPoints:
 
 
 def _check_faces(find: CountingFinder | GivenPoints, settings: PrepareSettings, side: int) -> None:
-    """Rejects a clip that shows a face in too few frames.
+    """Rejects a clip with a face in too few frames.
 
     Args:
       find: the finder, after the last frame.
-      settings: how the clip is prepared.
-      side: pixels of the frames' longer side.
+      settings: preparation settings.
+      side: longer side of the frames in pixels.
 
     Raises:
-      ClipError: there are too few frames with a face, or points for another number of frames.
+      ClipError: too few frames show a face, or the number of given points differs from the number of frames.
     """
-    if isinstance(find, GivenPoints) and find.used != len(find.points):  # of another video
+    if isinstance(find, GivenPoints) and find.used != len(find.points):  # made for a different video
         raise ClipError("landmarks", f"{find.path} has points for {len(find.points)} frames, not {find.used}")
     faces = find.faces()
     found = np.count_nonzero(faces)
     advice = ""
     if settings.landmarks == "dlib-tracked" and side > SEARCH_SIDE:
-        advice = f"; pictures were searched at {SEARCH_SIDE} pixels, --landmarks=dlib finds smaller faces"
+        advice = f"; frames were searched at {SEARCH_SIDE} pixels, use --landmarks=dlib to find smaller faces"
     if not found:
         raise ClipError("landmarks", f"no face found{advice}")
     if found / len(faces) < settings.min_face_share:
@@ -200,7 +213,7 @@ def _check_faces(find: CountingFinder | GivenPoints, settings: PrepareSettings, 
 
 
 def _limited(frames: Iterator[Frame]) -> Iterator[Frame]:
-    """Refuses a clip as soon as it shows to be too long."""
+    """Passes frames through and rejects the clip once it exceeds the longest length allowed."""
     for count, frame in enumerate(frames):
         if count == MAX_FRAMES:
             raise ClipError("clip", f"is longer than {MAX_FRAMES // FRAME_RATE // 60} minutes; cut it into pieces")
@@ -208,7 +221,7 @@ def _limited(frames: Iterator[Frame]) -> Iterator[Frame]:
 
 
 def _read_crops(path: os.PathLike, fps_policy: str) -> UInt8[np.ndarray, "T 96 96"]:
-    """Mouth crops that another program made."""
+    """Reads mouth crops made by another program."""
     crops = []
     for frame in _limited(iterate_video(path, fps_policy)):
         if frame.shape[:2] != (CROP, CROP):

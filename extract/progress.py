@@ -1,4 +1,4 @@
-"""How far a run is, and where its time goes."""
+"""Progress bar and per-stage timing of a run."""
 
 import collections
 import contextlib
@@ -11,7 +11,7 @@ from avh_shards.clip import FRAME_RATE
 
 
 class ProgressBar(tqdm.tqdm):
-    """A bar over clips, with the seconds of video prepared in each second and the failures so far."""
+    """A progress bar over clips that also shows seconds of video per second and the number of failures."""
 
     def __init__(self, total: int, done: int = 0, title: str = "clips"):
         super().__init__(desc=title, unit=" clips", initial=done, total=total, smoothing=0.05, mininterval=1.0)
@@ -20,7 +20,7 @@ class ProgressBar(tqdm.tqdm):
         self.failed = 0
 
     def add(self, clips: int, frames: int, failed: int) -> None:
-        """Counts clips, their frames, and how many of them failed."""
+        """Advances the bar by clips, their frames and the number of clips that failed."""
         self.frames += frames
         self.failed += failed
         rate = self.frames / FRAME_RATE / (time.perf_counter() - self.started)
@@ -29,14 +29,14 @@ class ProgressBar(tqdm.tqdm):
 
 
 class Stopwatch:
-    """Adds up the wall seconds spent in named stages."""
+    """Accumulator of the wall-clock seconds spent in named stages."""
 
     def __init__(self):
         self.seconds: dict[str, float] = collections.defaultdict(float)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts the block's time to a stage."""
+        """Adds the block's time to a stage."""
         started = time.perf_counter()
         try:
             yield
@@ -44,7 +44,7 @@ class Stopwatch:
             self.seconds[name] += time.perf_counter() - started
 
     def waiting(self, name: str, items: Iterable) -> Iterator:
-        """Passes items on and counts the time until each is there to a stage."""
+        """Yields the items and adds the time spent waiting for each to a stage."""
         iterator = iter(items)
         done = object()
         while True:

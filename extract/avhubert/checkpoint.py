@@ -1,4 +1,4 @@
-"""An official AV-HuBERT file, pre-trained or fine-tuned, becomes an encoder."""
+"""Loading of official AV-HuBERT files, pre-trained or fine-tuned."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from extract.avhubert.model import AVHubert, AVHubertConfig
 from extract.convert.unpickle import are_named_tensors, load_restricted, plain
 
 FINE_TUNED_PREFIX = "encoder.w2v_model."
-UNUSED = ("mask_emb", "label_embs_concat", "final_proj.")  # of the pre-training task, not of the encoder
+UNUSED = ("mask_emb", "label_embs_concat", "final_proj.")  # parameters that only the pre-training task uses
 CONFIG_NAMES = {
     "layers": "encoder_layers",
     "width": "encoder_embed_dim",
@@ -22,7 +22,7 @@ CONFIG_NAMES = {
 
 
 def load_avhubert(path: str | os.PathLike) -> AVHubert:
-    """Loads an official file; neither fairseq nor sentencepiece is needed, and no pickled code runs.
+    """Loads an official file without fairseq or sentencepiece, and without running pickled code.
 
     Args:
       path: a pre-trained (`large_vox_iter5.pt`) or fine-tuned (`self_large_vox_433h.pt`) file, float16 or float32.
@@ -31,15 +31,15 @@ def load_avhubert(path: str | os.PathLike) -> AVHubert:
       The encoder in float32, in evaluation mode, on the CPU.
 
     Raises:
-      UserError: the file is missing or damaged, names a class that is not allowed, or is not an AV-HuBERT file; all
-        parameters that do not fit are listed at once.
+      UserError: the file is missing or damaged, names a class that is not allowed, or is not an AV-HuBERT file. One
+        message lists the parameters that do not fit, up to MOST_DETAILS of them.
     """
     checkpoint = load_restricted(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         detector = isinstance(checkpoint, dict) and "state_dict" in checkpoint
-        hint = ", but a `state_dict`, as weights of detectors do; convert those with launch.convert" if detector else ""
-        raise UserError(f"{path}: not an AV-HuBERT file: it holds no `model`{hint}")
-    with torch.device("meta"):  # only names and shapes: memory is allocated once the file is known to fill it
+        hint = ", but a `state_dict`, as detector weights do; convert those with launch.convert" if detector else ""
+        raise UserError(f"{path}: not an AV-HuBERT file: it has no `model`{hint}")
+    with torch.device("meta"):  # only names and shapes; memory is allocated once the weights are known to fit
         network = AVHubert(_config(checkpoint, path))
     weights = _encoder_weights(checkpoint["model"], path)
     _check_fit(network, weights, path)
@@ -50,33 +50,38 @@ def load_avhubert(path: str | os.PathLike) -> AVHubert:
 
 
 def random_avhubert(config: AVHubertConfig, seed: int = 0) -> AVHubert:
-    """An encoder with seeded random weights. Its features mean nothing: only the path through the programs is real."""
+    """Builds an encoder with seeded random weights, to try out the programs; its features are meaningless.
+
+    Args:
+      config: sizes of the encoder.
+      seed: seed of the weights; torch's global random state is left unchanged.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AVHubert(config)
 
 
 def _config(checkpoint: dict, path: str | os.PathLike) -> AVHubertConfig:
-    """The encoder's sizes, out of every form in which files of different ages keep them."""
+    """Reads the encoder's sizes from any of the layouts that old and new files use."""
     try:
         kept = [plain(checkpoint.get(name)) for name in ("cfg", "args")]
         settings = next((settings for settings in kept if isinstance(settings, dict) and settings), {})
         settings = _section(settings, "model")
-        if "w2v_args" in settings:  # fine-tuned: the encoder's own settings lie inside
+        if "w2v_args" in settings:  # fine-tuned: the encoder's own settings are nested inside
             settings = _section(_section(settings, "w2v_args"), "model")
         return AVHubertConfig(**{field: int(settings[name]) for field, name in CONFIG_NAMES.items()})
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:  # int() of whatever is there
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:  # int() of any value
         reason = one_line(str(error)[:200])
-        raise UserError(f"{path}: not an AV-HuBERT file: its configuration lacks or garbles {reason}") from None
+        raise UserError(f"{path}: not an AV-HuBERT file: incomplete or invalid configuration ({reason})") from None
 
 
 def _section(settings: dict, name: str) -> dict:
-    """`settings[name]` where the settings have sections, else the settings themselves."""
+    """Returns `settings[name]` if the settings have sections, else the settings themselves."""
     return settings[name] if isinstance(settings.get(name), dict) else settings
 
 
 def _encoder_weights(model: dict, path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The encoder's part of a file's parameters."""
+    """Selects the encoder's parameters in a file."""
     if not are_named_tensors(model):
         raise UserError(f"{path}: not an AV-HuBERT file: its `model` holds more than named tensors")
     prefix = FINE_TUNED_PREFIX if any(name.startswith(FINE_TUNED_PREFIX) for name in model) else ""
@@ -91,4 +96,4 @@ def _check_fit(network: AVHubert, weights: dict[str, torch.Tensor], path: str | 
         details = ", ".join(wrong[:MOST_DETAILS])
         raise UserError(f"{path}: {len(wrong)} parameters do not fit AV-HuBERT: {one_line(details[:1000])}")
     if sum(value.nbytes for value in weights.values()) > Path(path).stat().st_size:
-        raise UserError(f"{path}: not an AV-HuBERT file: its parameters share their numbers")
+        raise UserError(f"{path}: not an AV-HuBERT file: its parameters share memory")

@@ -1,7 +1,7 @@
-"""The encoder at work: prepared clips -> features or failures, whatever memory there is.
+"""Encoding of prepared clips into features or failures, within the available memory.
 
-The video front end, half of the work, sees the clips' frames laid end to end, without padding, some hundred at a time.
-The Transformer sees one padded batch that holds every pass of every clip, of clips of similar length.
+The video front end, which is half of the work, processes the clips' frames end to end without padding, in windows of
+FRONT_END_FRAMES. The Transformer processes one padded batch with all passes of several clips of similar length.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ from extract.avhubert.model import AVHubert, AVHubertConfig
 from extract.prepare import PreparedClip
 from extract.store.shard import ClipFeatures, check_features
 
-CROP_MEAN, CROP_STD = 0.421, 0.165  # of grey mouth crops in [0, 1], AV-HuBERT's normalisation
+CROP_MEAN, CROP_STD = 0.421, 0.165  # AV-HuBERT's normalisation of grey mouth crops in [0, 1]
 CROP_MARGIN = 4  # pixels cut off each side of a 96x96 crop
-BATCH_FRAMES = 1024  # of one encoder batch, padding included: bounds memory
-POOL_BATCHES = 16  # batches' worth of clips that are sorted by length together
-FRONT_END_FRAMES = 256  # that the video front end sees at once: bounds its memory, whatever the clip's length
-NEIGHBOURS = 2  # frames on either side that the first convolution of a frame sees; zeros beyond the clip's ends
+BATCH_FRAMES = 1024  # per encoder batch, padding included: bounds memory
+POOL_BATCHES = 16  # batches' worth of clips sorted by length together
+FRONT_END_FRAMES = 256  # per call of the video front end: bounds its memory for any clip length
+NEIGHBOURS = 2  # frames on either side in the receptive field of the first convolution; zeros beyond the clip's ends
 CONTEXT = 250  # frames on either side of a piece that are encoded with it and dropped (10 s)
-RANDOM_ENCODER = "random"  # in place of a file: seeded random weights, at the size of the official large model
+RANDOM_ENCODER = "random"  # used instead of a file: seeded random weights with the sizes of the official large model
 ENCODER_PRECISIONS = ("float32", "bfloat16", "float16")
 
 Encoded = tuple[PreparedClip, ClipFeatures | Failure]
@@ -40,31 +40,35 @@ Encoded = tuple[PreparedClip, ClipFeatures | Failure]
 
 @dataclasses.dataclass(frozen=True)
 class EncodeSettings:
-    """Choices in encoding; all change (last) digits."""
+    """Settings of encoding; all of them affect at least the last digits."""
 
     precision: str = "float32"  # of weights and products; norms and residual sums stay float32
-    batch_frames: int = BATCH_FRAMES  # of one batch, padding included
-    compile: bool = False  # torch.compile: pays on a GPU, after minutes of compiling
+    batch_frames: int = BATCH_FRAMES  # per batch, padding included
+    compile: bool = False  # torch.compile: pays off on a GPU after minutes of compilation
 
 
 class Encoder:
-    """AV-HuBERT on the fastest device here."""
+    """AV-HuBERT on a GPU, or on the CPU if none is available."""
 
     def __init__(self, avhubert: str | os.PathLike, settings: EncodeSettings = EncodeSettings()):
-        """Opens an official file, or "random".
+        """Loads the weights.
+
+        Args:
+          avhubert: path of an official file, or "random".
+          settings: encoding settings.
 
         Raises:
-          UserError: the file is not an AV-HuBERT file.
+          UserError: the file is missing, damaged or not an AV-HuBERT file.
         """
         self.settings = settings
-        self.pieces: dict[str, int] = {}  # by path of a clip that exceeded memory: frames of its pieces
+        self.pieces: dict[str, int] = {}  # path of a clip that exceeded memory -> frames per piece
         if str(avhubert) == RANDOM_ENCODER:
             self.network = random_avhubert(AVHubertConfig.large())
             self.digest = RANDOM_WEIGHTS
         else:
             self.network = load_avhubert(avhubert)
             self.digest = file_sha256(Path(avhubert))
-        torch.backends.cudnn.allow_tf32 = False  # float32 means float32: features agree between machines
+        torch.backends.cudnn.allow_tf32 = False  # full float32, so that features agree between machines
         self.network.hold(getattr(torch, settings.precision)).to(_device())
         if settings.compile:
             self.network.project_video = torch.compile(self.network.project_video, dynamic=True)
@@ -77,7 +81,7 @@ class Encoder:
 
     @property
     def attributes(self) -> dict[str, object]:
-        """The shard attributes that name this encoder."""
+        """Shard attributes that identify this encoder."""
         config = self.network.config
         kind = "random weights, " if self.digest == RANDOM_WEIGHTS else ""
         encoder = f"AV-HuBERT ({kind}{config.layers} layers, width {config.width})"
@@ -86,16 +90,21 @@ class Encoder:
     def encode(
         self, clips: Iterable[PreparedClip], dtype: str = "float32", multimodal: bool = False
     ) -> Iterator[Encoded]:
-        """Features of clips, in some order; a GPU works on the next batch while one is given out.
+        """Encodes clips; a GPU computes the next batch while the caller consumes the current one.
+
+        A batch that does not fit into memory is halved; a single clip that does not fit is encoded in pieces (see
+        `start_encoding`).
 
         Args:
-          clips: prepared clips; they are taken as they are needed.
-          dtype: of the shard that the features shall fit in.
-          multimodal: whether to make the pass with both modalities too.
+          clips: prepared clips, consumed lazily.
+          dtype: dtype of the shard, whose range the features must fit.
+          multimodal: whether to run the pass with both modalities as well.
 
         Yields:
-          Each clip with its features, or with why it has none. A batch that does not fit into memory is halved; a
-          single clip goes through in pieces (`start_encoding`).
+          Each clip with its features or failure, in no particular order.
+
+        Raises:
+          UserError: the encoder fails for a reason other than lack of memory.
         """
         waiting: Callable[[], list] = list
         for batch in batches(clips, self.settings.batch_frames):
@@ -111,12 +120,12 @@ class Encoder:
             features = start_encoding(self.network, batch, multimodal, piece)
         except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
             reason = one_line(error)
-            if not _is_out_of_memory(error):  # no clip's fault: they all have the right shapes
-                raise UserError(f"the encoder fails: {reason}") from error
+            if not _is_out_of_memory(error):  # not the clips' fault, since they have the right shapes
+                raise UserError(f"the encoder failed: {reason}") from error
         else:
             self.pieces |= {batch[0].meta.path: piece} if piece else {}
             return lambda: list(zip(batch, features(), strict=True))
-        # Outside the handler: the error's frames would keep the batch's tensors in memory.
+        # Outside the handler, because the error's frames would keep the batch's tensors in memory.
         torch.cuda.empty_cache()
         if len(batch) > 1:
             halves = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
@@ -135,15 +144,19 @@ class Encoder:
 
 
 def normalise_crops(crops: UInt8[Tensor, "T 96 96"]) -> Float[Tensor, "T 88 88"]:
-    """Centre of each crop, normalised: float32."""
+    """Returns the centre of each crop, normalised, as float32."""
     return (crops[:, CROP_MARGIN:-CROP_MARGIN, CROP_MARGIN:-CROP_MARGIN].float() / 255 - CROP_MEAN) / CROP_STD
 
 
 def batches(clips: Iterable[PreparedClip], batch_frames: int = BATCH_FRAMES) -> Iterator[list[PreparedClip]]:
-    """Groups clips of similar length so that no padded batch exceeds `batch_frames` (a longer clip goes alone).
+    """Groups clips of similar length into batches of at most `batch_frames` padded frames.
 
-    Which clips share a batch depends on the clips alone, not on when they come: features are then reproducible to the
-    last bit. At most POOL_BATCHES batches' worth of frames, and one clip more, are held.
+    A longer clip is a batch by itself. Which clips share a batch depends only on the clips and not on timing, so
+    features are reproducible to the last bit. At most POOL_BATCHES batches' worth of frames plus one clip are held.
+
+    Args:
+      clips: prepared clips, consumed lazily.
+      batch_frames: most frames per batch, padding included.
     """
     pool, frames = [], 0
     for clip in clips:
@@ -159,23 +172,23 @@ def batches(clips: Iterable[PreparedClip], batch_frames: int = BATCH_FRAMES) -> 
 def start_encoding(
     network: AVHubert, clips: Sequence[PreparedClip], multimodal: bool = False, piece: int | None = None
 ) -> Callable[[], list[ClipFeatures]]:
-    """Sends one batch of clips to the encoder; a GPU works on it while the caller goes on.
+    """Starts encoding one batch of clips; a GPU computes it while the caller continues.
 
-    Each modality is projected once (the video front end is half of the work); every pass then differs only in which
-    projection the fusion sees, so all passes are one batch of the Transformer.
+    Each modality is projected once, since the video front end is half of the work. The passes differ only in which
+    projections are fused, so all of them form one batch of the Transformer.
 
     Args:
       network: the encoder, on any device, in any precision.
       clips: prepared clips.
-      multimodal: whether to make the pass with both modalities too.
-      piece: if given, the one clip goes through the Transformer in overlapping pieces of so many frames: each sees
-        CONTEXT frames more on either side, whose outputs are dropped. Attention then reaches no further than that.
+      multimodal: whether to run the pass with both modalities as well.
+      piece: if given, number of frames of the overlapping pieces in which the Transformer encodes the only clip. Each
+        piece has CONTEXT more frames on either side, whose outputs are dropped; this limits the reach of attention.
 
     Returns:
-      A function that waits for the batch and gives the float32 features of each clip, its own length.
+      A function that waits for the batch and returns the float32 features of each clip, without padding.
 
     Raises:
-      RuntimeError, MemoryError: as torch raises them; a batch that does not fit into memory is one.
+      RuntimeError, MemoryError: from torch, for example if the batch does not fit into memory.
     """
     device = next(network.parameters()).device
     lengths = [len(clip.audio) for clip in clips]
@@ -215,15 +228,15 @@ def _by_length(clips: list[PreparedClip], batch_frames: int) -> Iterator[list[Pr
 def _project_videos(
     network: AVHubert, videos: Sequence[UInt8[np.ndarray, "_ 96 96"]], device: torch.device
 ) -> list[Float[Tensor, "_ D"]]:
-    """Projected frames of each video.
+    """Projects the frames of each video.
 
-    The videos stand in one line with NEIGHBOURS frames of zeros before, between and after, so every frame sees what it
-    would see alone; the line is cut into windows that overlap by as much.
+    The videos are concatenated with NEIGHBOURS frames of zeros before, between and after them, so every frame has the
+    same neighbours as in its own video. The result is split into windows that overlap by as many frames.
     """
     gap = torch.zeros(NEIGHBOURS, 96, 96, dtype=torch.uint8)
     line = torch.cat([gap, *(part for video in videos for part in (torch.from_numpy(video), gap))])
     real = torch.cat([gap[:, 0, 0], *(part for v in videos for part in (torch.ones(len(v)), gap[:, 0, 0]))]).bool()
-    places = real[NEIGHBOURS:-NEIGHBOURS].nonzero().flatten()  # found here: a GPU would have to be waited for
+    places = real[NEIGHBOURS:-NEIGHBOURS].nonzero().flatten()  # on the CPU; nonzero() would wait for a GPU
     line, real, places = (_to(tensor, device) for tensor in (line, real, places))
     projected = []
     for start in range(NEIGHBOURS, len(line) - NEIGHBOURS, FRONT_END_FRAMES):
@@ -236,7 +249,7 @@ def _project_videos(
 def _in_pieces(
     contextualise: Callable[[Tensor], Tensor], fused: Float[Tensor, "P T D"], piece: int
 ) -> Float[Tensor, "P T D"]:
-    """Encodes stretches of `piece` frames, each with CONTEXT frames on either side where the clip has them."""
+    """Encodes pieces of `piece` frames, each with up to CONTEXT more frames on either side."""
     encoded = []
     for start in range(0, fused.shape[1], piece):
         before = min(CONTEXT, start)
@@ -246,12 +259,12 @@ def _in_pieces(
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    """Moves a tensor; to a GPU from pinned memory, so that the copy runs beside the work that goes on there."""
+    """Moves a tensor; to a GPU from pinned memory, so that the copy overlaps with computation."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _to_host(tensor: Tensor) -> Callable[[], np.ndarray]:
-    """Starts a tensor's copy to the host; the function waits for it."""
+    """Starts copying a tensor to the host; the returned function waits for the copy and returns it."""
     if tensor.device.type != "cuda":
         return tensor.numpy
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -267,13 +280,13 @@ def _to_host(tensor: Tensor) -> Callable[[], np.ndarray]:
 
 
 def _device() -> torch.device:
-    """A GPU, where there is one: the one that a launcher of several processes means for this one."""
+    """Returns the GPU that a multi-process launcher assigns to this process, or the CPU if there is no GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory: on the CPU only its words tell."""
+    """Returns whether torch ran out of memory; on the CPU only the error message shows it."""
     words = ("allocate memory", "out of memory", "ALLOC_FAILED")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)

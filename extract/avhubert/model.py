@@ -1,7 +1,7 @@
-"""The AV-HuBERT encoder, inference only, under the official parameter names.
+"""The AV-HuBERT encoder for inference, with the official parameter names.
 
-A mouth video and a log-filterbank sequence, both at 25 Hz, are projected to D each, concatenated, fused to D, and pass
-through pre-norm Transformer blocks. A missing modality is zeros in place of its projected features.
+A mouth video and a log-filterbank sequence, both at 25 Hz, are projected to width D each, concatenated, fused to D and
+passed through pre-norm Transformer blocks. The projected features of a missing modality are replaced by zeros.
 
 Source: Shi et al., "Learning audio-visual speech representation by masked multimodal cluster prediction", ICLR 2022.
 Letters: B clips, T frames, D width.
@@ -20,12 +20,12 @@ AUDIO_WIDTH = 104  # 26 filters x 4 stacked frames
 TRUNK_WIDTH = 512  # ResNet-18's output
 POSITION_KERNEL, POSITION_GROUPS = 128, 16
 STAGE_WIDTHS = (64, 128, 256, 512)
-LARGEST_SIZES = (1 << 8, 1 << 14, 1 << 16, 1 << 10)  # layers, width, ffn_width, heads: far beyond AV-HuBERT large
+LARGEST_SIZES = (1 << 8, 1 << 14, 1 << 16, 1 << 10)  # layers, width, ffn_width, heads: far above AV-HuBERT large
 
 
 @dataclasses.dataclass(frozen=True)
 class AVHubertConfig:
-    """Sizes of the Transformer; the video front end has one size."""
+    """Sizes of the Transformer; the size of the video front end is fixed."""
 
     layers: int
     width: int
@@ -35,30 +35,30 @@ class AVHubertConfig:
     def __post_init__(self):
         sizes = dataclasses.astuple(self)
         if min(sizes) < 1 or any(size > largest for size, largest in zip(sizes, LARGEST_SIZES, strict=True)):
-            raise ValueError(f"sizes that are not positive or too large: {self}")
+            raise ValueError(f"sizes are not positive or too large: {self}")
         if self.width % self.heads or self.width % POSITION_GROUPS:
             raise ValueError(
-                f"a width that neither {self.heads} heads nor {POSITION_GROUPS} groups can share: {self.width}"
+                f"width {self.width} is not divisible by both {self.heads} heads and {POSITION_GROUPS} groups"
             )
 
     @classmethod
     def tiny(cls) -> "AVHubertConfig":
-        """For tests."""
+        """Returns the sizes of a tiny model for tests."""
         return cls(layers=2, width=64, ffn_width=128, heads=4)
 
     @classmethod
     def base(cls) -> "AVHubertConfig":
-        """AV-HuBERT base, 103 M parameters."""
+        """Returns the sizes of AV-HuBERT base, 103 M parameters."""
         return cls(layers=12, width=768, ffn_width=3072, heads=12)
 
     @classmethod
     def large(cls) -> "AVHubertConfig":
-        """AV-HuBERT large, 325 M parameters: the one whose features AVH-Align uses."""
+        """Returns the sizes of AV-HuBERT large, 325 M parameters, whose features AVH-Align uses."""
         return cls(layers=24, width=1024, ffn_width=4096, heads=16)
 
 
 class AVHubert(nn.Module):
-    """The encoder. Its state-dict names are those of the official files."""
+    """The AV-HuBERT encoder, with the state-dict names of the official files."""
 
     def __init__(self, config: AVHubertConfig):
         super().__init__()
@@ -73,16 +73,23 @@ class AVHubert(nn.Module):
         self.requires_grad_(False).eval()
 
     def hold(self, dtype: torch.dtype) -> "AVHubert":
-        """Holds the weights of convolutions, linear layers and PReLUs in `dtype`, which they then compute in.
+        """Converts convolutions, linear layers and PReLUs to `dtype`, in which they then compute.
 
-        Norms, residual sums of the Transformer and its output stay float32: sums of 24 layers would lose what bfloat16
-        cannot hold. So does the positional convolution: oneDNN's bfloat16 kernel for groups of few channels gives wrong
-        sums (torch 2.13, CPU). Channels lie last in memory, where convolutions are fastest.
+        Norms, residual sums of the Transformer and its output stay float32, because sums over 24 layers would lose
+        precision in bfloat16. The positional convolution also stays float32, because oneDNN's bfloat16 kernel for
+        groups of few channels returns wrong sums (torch 2.13, CPU). The ResNet uses the channels-last layout, which is
+        fastest for convolutions.
+
+        Args:
+          dtype: float32, bfloat16 or float16.
+
+        Returns:
+          The network itself.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d | nn.PReLU):
                 module.to(dtype)
-        # torch's annotation of `to` lacks memory_format alone.
+        # torch's type annotations of `to` lack an overload with only memory_format.
         resnet = cast(Any, self.feature_extractor_video.resnet)
         resnet.frontend3D.to(memory_format=torch.channels_last_3d)
         resnet.trunk.to(memory_format=torch.channels_last)
@@ -97,13 +104,13 @@ class AVHubert(nn.Module):
         """Encodes a batch of clips.
 
         Args:
-          audio: filterbank frames, normalised; None for a video-only pass.
-          video: grey mouth crops, normalised; None for an audio-only pass.
-          lengths: frames of each clip; what lies beyond is padding and does not touch a clip's own result. None if no
-            clip is padded.
+          audio: normalised filterbank frames; None for a video-only pass.
+          video: normalised grey mouth crops; None for an audio-only pass.
+          lengths: number of frames of each clip; later frames are padding and do not affect the result of the clip.
+            None if no clip is padded.
 
         Returns:
-          The last layer's output after the final layer norm; undefined on padding.
+          The output of the last layer after the final layer norm; undefined on padding.
         """
         assert audio is not None or video is not None, "at least one modality"
         projected_audio = None if audio is None else self.project_audio(audio)
@@ -111,13 +118,13 @@ class AVHubert(nn.Module):
         return self.contextualise(self.fuse(projected_audio, projected_video), lengths)
 
     def project_audio(self, audio: Float[Tensor, "B T 104"]) -> Float[Tensor, "B T D"]:
-        """Audio frames, each projected on its own."""
+        """Projects audio frames, each independently."""
         return _apply(self.feature_extractor_audio, audio)
 
     def project_video(
         self, video: Float[Tensor, "B T 88 88"], lengths: Int[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Video frames, each seen with two neighbours on either side (zeros beyond the clip's ends)."""
+        """Projects video frames, each with two neighbours on either side (zeros beyond the clip's ends)."""
         if lengths is not None:
             video = video * valid_frames(lengths, video.shape[1])[..., None, None]
         return self.feature_extractor_video(video)
@@ -125,7 +132,7 @@ class AVHubert(nn.Module):
     def fuse(
         self, audio: Float[Tensor, "B T D"] | None, video: Float[Tensor, "B T D"] | None
     ) -> Float[Tensor, "B T D"]:
-        """Joins projected modalities; a missing one is zeros, inside the layer norm."""
+        """Fuses projected modalities; a missing one is replaced by zeros before the layer norm."""
         if audio is None:
             assert video is not None, "at least one modality"
             audio = torch.zeros_like(video)
@@ -136,22 +143,22 @@ class AVHubert(nn.Module):
     def contextualise(
         self, fused: Float[Tensor, "B T D"], lengths: Int[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """The Transformer over fused frames."""
+        """Applies the Transformer to fused frames."""
         return self.encoder(fused, None if lengths is None else valid_frames(lengths, fused.shape[1]))
 
 
 def valid_frames(lengths: Int[Tensor, " B"], frames: int) -> Bool[Tensor, "B T"]:
-    """True where a frame belongs to its clip, False on padding."""
+    """Returns True where a frame belongs to its clip, False on padding."""
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
 def _apply(layers: nn.Module, x: Tensor) -> Tensor:
-    """Layers on an input of another precision than their weights'."""
+    """Applies layers to an input converted to the dtype of their weights."""
     return layers(x.to(next(layers.parameters()).dtype))
 
 
 class _ResNet(nn.Module):
-    """A 3D convolution over time and space, then ResNet-18 on every frame: [B, T, 88, 88] -> [B, T, 512]."""
+    """A 3D convolution over time and space followed by ResNet-18 on every frame: [B, T, 88, 88] -> [B, T, 512]."""
 
     def __init__(self):
         super().__init__()
@@ -203,7 +210,7 @@ class _Encoder(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         if valid is not None:
-            x = x * valid[..., None]  # the positional convolution would see padding
+            x = x * valid[..., None]  # hides padding from the positional convolution
         x = x + self.pos_conv(x)
         keys = None if valid is None else valid[:, None, None, :]
         for layer in self.layers:
@@ -212,14 +219,14 @@ class _Encoder(nn.Module):
 
 
 class _PositionalConvolution(nn.Module):
-    """A grouped convolution whose weight is v / |v| * g, norms over all but the kernel's axis."""
+    """A grouped convolution with weight v / |v| * g, where the norm is over all axes but the kernel's."""
 
     def __init__(self, width: int):
         super().__init__()
         self.weight_v = nn.Parameter(torch.empty(width, width // POSITION_GROUPS, POSITION_KERNEL))
         self.weight_g = nn.Parameter(torch.empty(1, 1, POSITION_KERNEL))
         self.bias = nn.Parameter(torch.zeros(width))
-        if not self.weight_v.is_meta:  # on that device the first random number costs two seconds of imports
+        if not self.weight_v.is_meta:  # on the meta device the first random number costs two seconds of imports
             nn.init.normal_(self.weight_v, std=(4 / (POSITION_KERNEL * width)) ** 0.5)
             self.weight_g.data.copy_(self._norm())
 
@@ -229,11 +236,11 @@ class _PositionalConvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight_v * (self.weight_g / self._norm())
         x = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=POSITION_KERNEL // 2, groups=POSITION_GROUPS)
-        return F.gelu(x[..., :-1]).transpose(1, 2)  # an even kernel gives one output too many
+        return F.gelu(x[..., :-1]).transpose(1, 2)  # an even kernel returns one output too many
 
 
 class _Block(nn.Module):
-    """Pre-norm Transformer block."""
+    """A pre-norm Transformer block."""
 
     def __init__(self, config: AVHubertConfig):
         super().__init__()

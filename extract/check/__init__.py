@@ -1,1 +1,1 @@
-"""Checks before and after an extraction: clip lists, mouth crops, shards, parity with official features."""
+"""Checks before and after an extraction: clip lists, mouth crops, shards, and parity with official features."""

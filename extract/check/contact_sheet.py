@@ -1,4 +1,4 @@
-"""A picture of mouth crops, to see at a glance whether the right thing is cut out."""
+"""Contact sheet of mouth crops, for a quick visual check of preparation."""
 
 from collections.abc import Sequence
 
@@ -13,23 +13,23 @@ from extract.face.mouth import CROP, MOUTH, STABLE
 from extract.prepare import PreparedClip
 from extract.run.pool import Prepared, PrepareTask, prepare_all, running_pool
 
-SHEET_ROWS = 12  # the first of a list: rows of the sheet
-SHEET_COLUMNS = 8  # of a clip, evenly spaced: columns
-ENLARGEMENT = 2  # pixels of the sheet for one of a crop
-CAPTION = 22  # pixels, height
+SHEET_ROWS = 12  # first clips of the list, one per row
+SHEET_COLUMNS = 8  # evenly spaced frames of a clip, one per column
+ENLARGEMENT = 2  # pixels of the sheet per pixel of a crop
+CAPTION = 22  # height in pixels
 MOUTH_COLOUR, STABLE_COLOUR, TEXT_COLOUR, ALARM_COLOUR = (80, 220, 80), (60, 160, 255), (230, 230, 230), (90, 90, 255)
 
 Picture = UInt8[np.ndarray, "H W 3"]
 
 
 def write_contact_sheet(path: AnyPath, clips: Sequence[ClipMeta], task: PrepareTask, processes: int) -> None:
-    """Prepares the first clips and draws them: a row each, their landmarks drawn, or the reason why there is none.
+    """Prepares the first clips of a list and draws one row for each: crops with landmarks, or the reason for failure.
 
     Args:
-      path: the PNG file.
+      path: PNG file to write.
       clips: the clip list.
-      task: how they are prepared.
-      processes: that prepare them.
+      task: preparation of the clips.
+      processes: number of worker processes.
     """
     first = clips[:SHEET_ROWS]
     with running_pool(processes) as pool:
@@ -40,7 +40,7 @@ def write_contact_sheet(path: AnyPath, clips: Sequence[ClipMeta], task: PrepareT
 
 
 def draw_clip(clip: ClipMeta, prepared: Prepared) -> Picture:
-    """One row of the sheet, BGR."""
+    """Draws one row of the sheet in BGR: caption and crops of a prepared clip, or the reason for its failure."""
     outcome = next(iter(prepared.outcomes.values()))
     width = SHEET_COLUMNS * CROP * ENLARGEMENT
     if isinstance(outcome, Failure):
@@ -66,6 +66,6 @@ def _draw_points(picture: Picture, points: Float[np.ndarray, "P 2"], colour: tup
 
 def _caption(text: str, width: int, colour: tuple[int, int, int]) -> Picture:
     line = np.full((CAPTION, width, 3), 40, np.uint8)
-    # OpenCV draws ASCII alone.
+    # OpenCV draws only ASCII.
     text = text.encode("ascii", "replace").decode()
     return cv2.putText(line, text, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)

@@ -1,4 +1,4 @@
-"""What is in a set of shards, and whether it is whole; the set beside official npz features of the same clips."""
+"""Integrity check of a shard set, and comparison with official npz features of the same clips."""
 
 import contextlib
 import dataclasses
@@ -23,13 +23,13 @@ from extract.convert.npz import read_npz
 from extract.store.shard import check_features, failure_log, read_failures
 from extract.store.shard_set import CLIP_LIST, SET_ATTRIBUTES, read_set
 
-AGREEMENT = 0.999  # cosine of two feature vectors of one frame that count as the same
-LENGTH_TOLERANCE = 0.02  # largest difference of their lengths, in parts of the official one
+AGREEMENT = 0.999  # least cosine between feature vectors of a frame that count as equal
+LENGTH_TOLERANCE = 0.02  # largest difference between their lengths, relative to the official one
 
 
 @dataclasses.dataclass
 class Report:
-    """What was seen in a set."""
+    """Findings about a shard set."""
 
     clips: list[ClipMeta] = dataclasses.field(default_factory=list)
     frames: int = 0
@@ -40,27 +40,30 @@ class Report:
     damage: list[str] = dataclasses.field(default_factory=list)
 
     def text(self) -> str:
-        """The report in words, the verdict last."""
+        """Returns the report as text, with the verdict last."""
         lines = [f"{name:<16} {one_line(self.attributes[name])}" for name in SET_ATTRIBUTES if name in self.attributes]
         lines.append(f"{'contents':<16} {', '.join(f'{name} ({dtype})' for name, dtype in self.contents.items())}")
         lines.append(f"{'frames':<16} {self.frames:,} ({self.frames / FRAME_RATE:,.1f} s)")
         lines.append(f"{'clips':<16} {len(self.clips):,} in {self.shards:,} shards, {self.failures:,} failed")
         lines += _faces(self.clips)
         lines += ["", count_clips(self.clips), "", *filter(None, [caveat(self.attributes)])]
-        return "\n".join([*lines, *(map(one_line, self.damage) if self.damage else ["every shard is whole"])])
+        return "\n".join([*lines, *(map(one_line, self.damage) if self.damage else ["all shards are complete"])])
 
 
 def inspect(path: str) -> Report:
-    """Reads every array of a shard, or of a set of them, and checks it.
+    """Reads and checks every array of a shard or of a whole set.
 
-    Checked: each shard's format, offsets and counts, that all features are finite; of a set, that no clip is in two
-    shards, that all shards were made alike, and that shards and failure logs make up the clip list.
+    Checks each shard's format, offsets and counts, and that all features are finite. For a set, also checks that no
+    clip is in two shards, that all shards have the same settings, and that shards and failure logs cover the clip list.
 
     Args:
       path: a shard, or the folder or URL of a set.
 
+    Returns:
+      The contents of the set, and a sentence for each damage found.
+
     Raises:
-      UserError: there is no shard.
+      UserError: no shard exists.
     """
     report = Report()
     owners: dict[str, str] = {}
@@ -77,18 +80,18 @@ def inspect(path: str) -> Report:
 
 
 def _faces(clips: Sequence[ClipMeta]) -> list[str]:
-    """The line on faces, if they are known of any clip."""
+    """Returns the report's line about faces, if any clip records them."""
     known = [clip for clip in clips if not math.isnan(clip.face_share)]
     if not known:
         return []
     lowest = min(known, key=lambda clip: clip.face_share)
     several = sum(clip.several_faces > 0 for clip in clips)
     least = f"{lowest.face_share:.0%}".replace("%", " %")
-    return [f"{'faces':<16} {several:,} clips with several; fewest frames with one: {least}, of {lowest.path!r}"]
+    return [f"{'faces':<16} {several:,} clips with several; fewest frames with one: {least}, in {lowest.path!r}"]
 
 
 def _open(copy: Path, file: FilePath) -> Shard:
-    """Opens a shard's local copy; what is wrong with it is said of the shard."""
+    """Opens the local copy of a shard; errors name the shard instead of the copy."""
     try:
         return open_shard(copy)
     except UserError as error:
@@ -108,7 +111,7 @@ def _inspect_shard(shard: Shard, name: str, report: Report, owners: dict[str, st
     first = {**report.attributes, "contents": report.contents}
     if differing := [key for key in found if found[key] != first[key]]:
         what = f"{differing[0]} is {found[differing[0]]}, not {first[differing[0]]}"
-        report.damage.append(f"{name}: was made otherwise than the shards before it: {what}")
+        report.damage.append(f"{name}: differs from the shards before it: {what}")
     for clip in shard.clips:
         if (other := owners.setdefault(clip.path, name)) != name:
             report.damage.append(f"{name}: holds {clip.path!r}, which is in {other} too")
@@ -119,14 +122,14 @@ def _inspect_shard(shard: Shard, name: str, report: Report, owners: dict[str, st
 
 
 def _check_set(directory: FilePath, stored: dict[str, int]) -> Iterator[str]:
-    """What the shards of a set lack, or have too many of, against its clip list.
+    """Yields the differences between the shards of a set and its clip list.
 
     Args:
-      directory: of the set.
-      stored: label by path of every clip in a shard.
+      directory: folder of the set.
+      stored: path -> label of every clip in a shard.
     """
     if not (directory / CLIP_LIST).exists():
-        yield f"{directory}: no {CLIP_LIST}, so nobody can tell whether clips are missing"
+        yield f"{directory}: no {CLIP_LIST}, so missing clips cannot be detected"
         return
     try:
         parts = read_set(directory)
@@ -142,46 +145,50 @@ def _check_set(directory: FilePath, stored: dict[str, int]) -> Iterator[str]:
 
 
 def _check_part(shard: FilePath, listed: Sequence[ClipMeta], stored: dict[str, int]) -> Iterator[str]:
-    """What is wrong with the clips and failures of one shard."""
+    """Yields the differences between one shard with its failure log and its part of the clip list."""
     failures = []
-    with contextlib.suppress(UserError):  # already told
+    with contextlib.suppress(UserError):  # already reported
         failures = [failure.path for failure in read_failures(failure_log(shard))]
     for clip in listed:
         if (clip.path in stored) + failures.count(clip.path) != 1:
             where = "both in a shard and" if clip.path in stored else "neither in a shard nor"
             yield f"{shard.name}: {clip.path!r} of the clip list is {where} in its failure log"
         elif stored.get(clip.path, clip.label) != clip.label:
-            yield f"{shard.name}: {clip.path!r} has another label than in the clip list"
+            yield f"{shard.name}: {clip.path!r} has a different label in the clip list"
     if strange := sorted(set(failures) - {clip.path for clip in listed}):
-        yield f"{shard.name}: its failure log names {strange[0]!r}, which is not of its part of the clip list"
+        yield f"{shard.name}: its failure log names {strange[0]!r}, which is not in its part of the clip list"
 
 
 class ClipParity(NamedTuple):
-    """A clip's features here and in the official files."""
+    """Comparison of a clip's features in a set with those in the official file."""
 
     path: str
     frames: int
     official_frames: int
-    difference: float = np.nan  # largest, over both modalities and the frames that both have
-    cosine: float = np.nan  # least, of two feature vectors of one frame
-    scale: float = np.nan  # largest difference of their lengths, in parts of the official one
+    difference: float = np.nan  # largest absolute difference over both modalities and the common frames
+    cosine: float = np.nan  # least cosine between the two feature vectors of a frame
+    scale: float = np.nan  # largest difference between their lengths, relative to the official one
     error: str = ""
 
     @property
     def agrees(self) -> bool:
-        """Whether both are the same features, up to rounding."""
+        """Whether both have the same features up to rounding."""
         same_frames = self.frames == self.official_frames
         return not self.error and same_frames and self.cosine >= AGREEMENT and self.scale <= LENGTH_TOLERANCE
 
 
 def compare(path: str, features: str | os.PathLike) -> list[ClipParity]:
-    """Compares each clip of a set with its official npz file (`a/b.mp4` is `a/b.npz`).
+    """Compares each clip of a set with its official npz file (`a/b.npz` for `a/b.mp4`).
+
+    Args:
+      path: a shard, or the folder or URL of a set.
+      features: folder of the npz files.
 
     Raises:
-      UserError: a shard is damaged, or the folder of npz files does not exist.
+      UserError: a shard is missing or damaged, or the folder of npz files does not exist.
     """
     if not Path(features).is_dir():
-        raise UserError(f"{features}: no such folder of npz features")
+        raise UserError(f"{features}: no such folder; name the folder of the npz features")
     compared = []
     for file in list_shards(path):
         with local_file(file) as copy:
@@ -211,13 +218,13 @@ def _compare_clip(path: str, ours: Float[np.ndarray, "2 T D"], features: str | o
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Part / whole; where both are 0, 1: two zero vectors are the same."""
+    """Returns part / whole, and 1 where both are 0, because two zero vectors are equal."""
     zero = whole == 0
     return np.where(zero, part == 0, part / np.where(zero, 1, whole))
 
 
 def format_comparison(compared: list[ClipParity]) -> str:
-    """A line a clip, and the verdict."""
+    """Returns a table with one line per clip, and the verdict."""
     lines = [f"{'clip':<40} {'frames':>7} {'official':>8} {'difference':>11} {'cosine':>9}"]
     for c in compared:
         numbers = one_line(c.error) or f"{c.frames:>7} {c.official_frames:>8} {c.difference:>11.2e} {c.cosine:>9.6f}"

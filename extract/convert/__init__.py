@@ -1,1 +1,1 @@
-"""Files of others -> our formats, and back."""
+"""Conversion between the file formats of other programs and ours."""

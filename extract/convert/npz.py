@@ -1,4 +1,4 @@
-"""Zip archives and .npz files, which anyone may have written; AVH-Align's official features in them, into shards."""
+"""Safe reading of untrusted zip and .npz files, and import of AVH-Align's official npz features into shards."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ from extract.progress import ProgressBar, Stopwatch
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip, check_features
 from extract.store.shard_set import SET_SETTINGS, ExtractionSummary, ShardSet, merge, task_lock
 
-MOST_DIRECTORY = 1 << 22  # bytes of an archive's list of members, enough for some 40,000 of them
+MOST_DIRECTORY = 1 << 22  # bytes of an archive's central directory, enough for some 40,000 members
 
 
 def import_features(
@@ -37,23 +37,24 @@ def import_features(
     """Packs AVH-Align's npz features (keys `visual` and `audio`, [T, D]) into shards.
 
     Args:
-      clips: the clip list; `a/b.mp4` means the file `a/b.npz`. Whether the set is marked as simulated is decided by
-        the first file that can be read; files that differ from it are failures.
+      clips: the clip list; `a/b.mp4` refers to the file `a/b.npz`. The first readable file decides whether the set is
+        marked as simulated; files that differ from it are failures.
       features: folder of the npz files.
-      output: folder of the shards; shards that are already there are kept, as in `run.job.extract`.
-      dtype: of the stored features.
-      width: D; features of another width are failures.
-      clips_per_shard: clips in one shard.
-      retry_failed: which clips that failed before are tried again: none, passing or all.
+      output: folder of the shards; existing shards are kept, as in `run.job.extract`.
+      dtype: dtype of the stored features.
+      width: feature width D; features with a different width are failures.
+      clips_per_shard: number of clips per shard.
+      retry_failed: failures of an earlier run to retry: none, passing or all.
 
     Returns:
       The summary of the set.
 
     Raises:
-      UserError: there is no such folder, `output` holds shards of another run, or another run is writing there.
+      UserError: the folder does not exist, two clips refer to the same file, `output` holds shards of a different run,
+        or another run is writing there.
     """
     if not Path(features).is_dir():
-        raise UserError(f"{features}: no such folder of npz features")
+        raise UserError(f"{features}: no such folder; name the folder of the npz features")
     refuse_shared_names(clips)
     settings = {"source": "npz", "dtype": dtype, "clips_per_shard": clips_per_shard}
     simulated = _is_simulated_set(clips, features, width, as_path(output) / SET_SETTINGS)
@@ -85,18 +86,22 @@ def import_features(
                 frames = sum(len(clip.features.visual) for clip in stored)
                 progress.add(len(listed), frames, len(outcomes) - len(stored))
     summary = merge(writer.directory)
-    assert summary is not None  # all shards are there
+    assert summary is not None  # all shards exist
     return summary
 
 
 def read_npz(path: Path, width: int) -> tuple[ClipFeatures, bool]:
-    """Reads the official features of one clip, no longer than a clip of that width may be.
+    """Reads the official features of one clip.
+
+    Args:
+      path: the npz file.
+      width: feature width D; arrays with more than MAX_FRAMES * D numbers are rejected.
 
     Returns:
-      The features, and whether the file marks them as simulated (as launch.demo's are).
+      The features, and whether the file marks them as simulated, as launch.demo does.
 
     Raises:
-      ClipError: there are none.
+      ClipError: the file is missing, damaged or too large, or has no features.
     """
     try:
         with open_archive(path) as archive:
@@ -105,18 +110,18 @@ def read_npz(path: Path, width: int) -> tuple[ClipFeatures, bool]:
             return ClipFeatures(visual, audio), f"{SIMULATED}.npy" in archive.namelist()
     except FileNotFoundError:
         raise ClipError("import", f"no such file: {path}{near_name(path)}", passing=True) from None
-    except Exception as error:  # a damaged file can make numpy and zlib raise anything; this clip is then logged
+    except Exception as error:  # numpy and zlib can raise anything on a damaged file; only this clip fails
         reason = one_line(f"{type(error).__name__}: {error}"[:200])
         raise ClipError("import", f"not a file of npz features ({reason})") from error
 
 
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Opens a zip archive if its list of members is of a reasonable size: ZipFile keeps all of it in memory.
+    """Opens a zip archive, rejecting a huge central directory because ZipFile keeps all of it in memory.
 
     Raises:
       FileNotFoundError: the file does not exist.
-      zipfile.BadZipFile: it is not an archive, or lists too many members.
+      zipfile.BadZipFile: the file is not an archive, or lists too many members.
     """
     with _Opening(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
         file.opening = False
@@ -124,35 +129,36 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def read_array(archive: zipfile.ZipFile, name: str, numbers: int) -> np.ndarray:
-    """Reads an array from an open .npz file; it is known to be small enough before memory is allocated for it.
+    """Reads an array from an open .npz file after checking its size, before any memory is allocated for it.
 
     Args:
-      archive: the file.
-      name: of the array.
-      numbers: the most that it may hold.
+      archive: the open file.
+      name: name of the array.
+      numbers: largest number of elements allowed.
 
     Raises:
-      Exception: whatever numpy, zipfile and zlib raise at a damaged file; ValueError for an array that is too large.
+      Exception: whatever numpy, zipfile and zlib raise on a damaged file; ValueError for an array that is missing or
+        too large.
     """
     if f"{name}.npy" not in archive.namelist():
-        raise ValueError(f"it holds no array `{name}`")
+        raise ValueError(f"it has no array `{name}`")
     member = archive.getinfo(f"{name}.npy")
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # all that numpy writes
-        raise ValueError(f"`{name}` is compressed in a way that numpy does not use")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the only methods that numpy writes
+        raise ValueError(f"`{name}` uses a compression method that numpy does not write")
     with archive.open(member) as file:
-        old = np.lib.format.read_magic(file) == (1, 0)  # a later header differs in the width of its length
+        old = np.lib.format.read_magic(file) == (1, 0)  # later versions have a wider length field
         read_header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
     if math.prod(shape) > numbers or math.prod(shape) * dtype.itemsize > numbers * np.dtype(np.float64).itemsize:
-        raise ValueError(f"`{name}` is {dtype} {list(shape)}, larger than it may be")
+        raise ValueError(f"`{name}` is {dtype} {list(shape)}, larger than allowed")
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _is_simulated_set(clips: Sequence[ClipMeta], features: str | os.PathLike, width: int, settings: FilePath) -> bool:
-    """Whether a set is one of simulated features: as an earlier run recorded, else as the first readable file says."""
+    """Returns whether a set has simulated features, from an earlier run's settings or else the first readable file."""
     if settings.exists():
-        with contextlib.suppress(ValueError, AttributeError, RecursionError):  # damaged: the set itself says so
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):  # the set reports damaged settings itself
             return json.loads(read_text(settings)).get("weights_sha256") == SIMULATED
     for clip in clips:
         with contextlib.suppress(ClipError):
@@ -169,12 +175,12 @@ def _import_clip(
         return Failure(clip.path, error.stage, error.reason, is_passing(error))
     reason = check_features(stored, width, dtype)
     if not reason and marked != simulated:
-        reason = "SIMULATED features among others, or the reverse; import them into a set of their own"
+        reason = "SIMULATED features cannot be mixed with others; import each kind into its own set"
     return Failure(clip.path, "import", reason) if reason else StoredClip(clip, stored)
 
 
 class _Opening(io.BufferedReader):
-    """A file that hands out little at once while an archive is being opened: only its list of members is ever long."""
+    """A file that rejects long reads while an archive is being opened: only the central directory can be long."""
 
     opening = True
 

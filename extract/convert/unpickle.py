@@ -1,10 +1,10 @@
-"""Reading official PyTorch files without running what is pickled in them.
+"""Safe loading of official PyTorch files, without running pickled code.
 
-A pickle is a program: its opcodes name importable callables, call them, and set the state of whatever they return. So
-neither `pickle` nor `torch.load` reads these files. A small machine of our own walks through the opcodes: it rebuilds
-plain containers and tensors, keeps objects of the official programs as inert stand-ins, and refuses every other name.
-Nothing that a file names is imported, and no method of any object is looked up, so a tensor cannot be reached through
-its own `__setstate__`. Each opcode and each element that a call copies is counted, which bounds time and memory.
+A pickle is a program: its opcodes name importable callables, call them, and set the state of the results. These files
+are therefore not read with `pickle` or `torch.load`, but by a small interpreter of the opcodes. It rebuilds plain
+containers and tensors, keeps objects of the official programs as inert `StandIn`s, and rejects every other name. It
+imports nothing that a file names and looks up no method of any object, so a file cannot reach a tensor's own
+`__setstate__`. It counts each opcode and each element copied by a call, which bounds time and memory.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from avh_shards.text import one_line
 from avh_shards.weights import LEGACY_MAGIC, PYTORCH_FILE, file_kind
 from extract.convert.npz import open_archive
 
-# Programs whose objects lie in the official files. Their code is never imported, nor needed.
+# Packages whose objects occur in the official files. Their code is never imported and not needed.
 STAND_IN_PACKAGES = (
     "argparse",
     "fairseq",
@@ -52,15 +52,15 @@ STORAGES = {
     "BoolStorage": torch.bool,
 }
 
-# Limits that official files keep far below: theirs hold some ten thousand opcodes in less than a megabyte.
+# Limits far above the needs of official files, which hold some ten thousand opcodes in less than a megabyte.
 MOST_BYTES = 1 << 26  # of a file's pickles
-MOST_STEPS = 1 << 19  # opcodes, and elements that calls copy
+MOST_STEPS = 1 << 19  # opcodes plus elements copied by calls
 MOST_DIMENSIONS = 8  # of a tensor
-LARGEST_KEY = 1 << 60  # of integers in dictionaries: larger ones could be chosen to share one hash
+LARGEST_KEY = 1 << 60  # of integer keys: larger ones could be chosen to collide in one hash
 MOST_SETTINGS = 100_000  # values in a configuration
-DEEPEST = 50  # configuration in configuration
+DEEPEST = 50  # nesting of a configuration
 
-# Opcodes that put the argument that is written in the file on the stack; the others are in `_Machine._step`.
+# Opcodes that push their argument from the file; `_Machine._step` handles the others.
 VALUES = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"}
 VALUES |= {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 VALUES |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
@@ -71,7 +71,7 @@ Storage = Callable[[torch.dtype, str, int], torch.Tensor]
 
 
 class StandIn:
-    """An object of a class that is not loaded: its construction's `arguments`, `state` and `items` set after it."""
+    """Placeholder for an object whose class is not loaded: constructor `arguments`, then `state` and `items`."""
 
     arguments: tuple = ()
     state: object = None
@@ -83,21 +83,24 @@ class StandIn:
 
 @dataclasses.dataclass(frozen=True)
 class _Name:
-    """A class or function that a file names."""
+    """A class or function named in a file."""
 
     module: str
     name: str
 
 
 def load_restricted(path: str | os.PathLike) -> object:
-    """Loads a PyTorch file (zip, or the format before it) without running anything in it.
+    """Loads a PyTorch file (zip or legacy format) without running code in it.
+
+    Args:
+      path: a `.pt`, `.pth` or `.ckpt` file.
 
     Returns:
       The stored object: tensors on the CPU, containers, numbers, text, and StandIn objects.
 
     Raises:
-      UserError: the file is missing, damaged or of another kind, names a class that is not on the list, or demands
-        more work or memory than official files do.
+      UserError: the file is missing, damaged or not a PyTorch file, names a class that is not allowed, or takes more
+        work or memory than official files do.
     """
     path = Path(path)
     if not path.is_file():
@@ -115,27 +118,27 @@ def load_restricted(path: str | os.PathLike) -> object:
         raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: refused to load: {one_line(error)}") from None
-    except Exception as error:  # a damaged or hostile file can make the readers raise anything
+    except Exception as error:  # the readers can raise anything on a damaged or hostile file
         reason = one_line(f"{type(error).__name__} {str(error)[:200]}")
-        raise UserError(f"{path}: not a whole PyTorch file ({reason})") from error
+        raise UserError(f"{path}: not a complete PyTorch file ({reason})") from error
 
 
 def are_named_tensors(value: object) -> bool:
-    """Whether a loaded object is a dictionary of tensors by name."""
+    """Returns whether a loaded object is a dictionary of tensors by name."""
     return isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(item, torch.Tensor) for name, item in value.items()
     )
 
 
 def plain(value: object) -> object:
-    """Returns configurations as plain dictionaries and lists, whatever they were in the file.
+    """Converts a configuration of any kind to plain dictionaries and lists.
 
-    A dict, an omegaconf DictConfig (its state holds `_content`, whose leaves hold `_val`), an argparse Namespace (its
-    state is its fields) and Lightning's AttributeDict (a dict of its own: it has items) of the same settings give
-    equal results. Keys that are not text are left out.
+    Equal settings have equal results, whether they are a dict, an omegaconf DictConfig (its state has `_content`, whose
+    leaves have `_val`), an argparse Namespace (its state holds the fields) or Lightning's AttributeDict (a dict
+    subclass, so it has items). Keys that are not text are left out.
 
     Raises:
-      ValueError: the configuration contains itself, or too much.
+      ValueError: the configuration contains itself or is too large.
     """
     left = MOST_SETTINGS
 
@@ -143,7 +146,7 @@ def plain(value: object) -> object:
         nonlocal left
         left -= 1
         if left < 0 or depth > DEEPEST:
-            raise ValueError("settings that contain themselves or too much")
+            raise ValueError("settings that contain themselves or are too large")
         if isinstance(value, StandIn):
             state = value.state if isinstance(value.state, dict) else {}
             for content in ("_content", "_val"):
@@ -160,11 +163,11 @@ def plain(value: object) -> object:
 
 
 def _load_zip(archive: zipfile.ZipFile, room: int) -> object:
-    """The object in `<name>/data.pkl`; its storages are the members `<name>/data/<key>`."""
+    """Loads the object in `<name>/data.pkl`; its storages are the members `<name>/data/<key>`."""
     members = archive.infolist()
     compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if compressed or sum(member.file_size for member in members) > room:
-        raise pickle.UnpicklingError("its members are compressed or lie in one another, as PyTorch never puts them")
+        raise pickle.UnpicklingError("its members are compressed or overlap, which PyTorch never writes")
     (main,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
     if archive.getinfo(main).file_size > MOST_BYTES:
         raise pickle.UnpicklingError(f"its pickle is larger than {MOST_BYTES} bytes")
@@ -187,7 +190,7 @@ def _load_zip(archive: zipfile.ZipFile, room: int) -> object:
 
 
 def _load_legacy(file: io.BufferedReader, room: int) -> object:
-    """Pickles of a magic number, a version, the writer's machine, the object, its storages' keys; then their bytes."""
+    """Loads a legacy file: pickles of magic number, version, system info, object and storage keys, then the bytes."""
     pickles = io.BytesIO(file.read(MOST_BYTES))
     storages: dict[str, torch.Tensor] = {}
 
@@ -202,22 +205,22 @@ def _load_legacy(file: io.BufferedReader, room: int) -> object:
 
     machine = _Machine(storage)
     if machine.load(pickles) != LEGACY_MAGIC:
-        raise ValueError("it does not begin as one")
+        raise ValueError("it has no magic number")
     _, _, loaded, keys = [machine.load(pickles) for _ in range(4)]
     if not isinstance(keys, list) or any(not isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
-        raise pickle.UnpicklingError("the storages that it holds are not those of its tensors")
+        raise pickle.UnpicklingError("its storages are not those of its tensors")
     file.seek(pickles.tell())
     for key in keys:
         flat = storages[key].view(torch.uint8)
         if int.from_bytes(file.read(8), "little") != len(storages[key]):
-            raise ValueError("a storage has another size than its tensors say")
+            raise ValueError("a storage differs in size from its tensors")
         if file.readinto(cast(Any, flat.numpy())) != len(flat):
             raise ValueError("it is cut short")
     return loaded
 
 
 class _Machine:
-    """Rebuilds the object that a pickle describes; `storage` gives the tensor of a (dtype, key, number of elements)."""
+    """Interpreter that rebuilds a pickled object; `storage` maps (dtype, key, number of elements) to a flat tensor."""
 
     def __init__(self, storage: Storage):
         self._storage = storage
@@ -225,7 +228,7 @@ class _Machine:
         self._steps = 0
 
     def load(self, file: io.BytesIO) -> object:
-        """Reads one pickle, up to its end."""
+        """Reads one pickle to its end and returns its object."""
         self._stack, self._below, self._memo = [], [], {}
         for opcode, argument, _ in pickletools.genops(file):
             self._count(1)
@@ -291,20 +294,20 @@ class _Machine:
             case "PERSID" | "BINPERSID":
                 stack.append(self._refer(argument if name == "PERSID" else stack.pop()))
             case _:
-                raise pickle.UnpicklingError(f"it uses the opcode {name}, which does not belong in a file of weights")
+                raise pickle.UnpicklingError(f"it uses the opcode {name}, which does not belong in a weights file")
 
     def _marked(self) -> list:
-        """What was put on the stack since the last mark."""
+        """Pops the items pushed since the last mark."""
         items, self._stack = self._stack, self._below.pop()
         return items
 
     def _count(self, steps: int) -> None:
         self._steps += steps
         if self._steps > MOST_STEPS:
-            raise pickle.UnpicklingError(f"it takes more than {MOST_STEPS} steps, which no file of weights does")
+            raise pickle.UnpicklingError(f"it takes more than {MOST_STEPS} steps, far more than any weights file")
 
     def _call(self, function: object, arguments: tuple) -> object:
-        """What calling a named class or function gives."""
+        """Returns the result of calling a named class or function."""
         self._count(len(arguments) + sum(len(a) for a in arguments if isinstance(a, list | tuple)))
         match function, arguments:
             case _Name("torch._utils", "_rebuild_tensor_v2"), (flat, offset, size, stride, *_):
@@ -324,31 +327,31 @@ class _Machine:
             case _Name(module), _ if _is_stand_in(module):
                 return StandIn(*arguments)
             case _Name(module, name), _:
-                raise pickle.UnpicklingError(f"it calls {module}.{name} with arguments of another form")
-        raise pickle.UnpicklingError("it calls what is not a function")
+                raise pickle.UnpicklingError(f"it calls {module}.{name} with unexpected arguments")
+        raise pickle.UnpicklingError("it calls something that is not a function")
 
     def _refer(self, reference: object) -> torch.Tensor:
-        """The storage that a file refers to from within its pickle."""
+        """Returns the storage that a pickle refers to by its persistent id."""
         match reference:
             case (("storage", torch.dtype() as dtype, str() as key, _, int() as count)) | (
                 ("storage", torch.dtype() as dtype, str() as key, _, int() as count, None)
             ) if count >= 0:
                 flat = self._storage(dtype, key, count)
                 if (flat.dtype, len(flat)) != (dtype, count):
-                    raise pickle.UnpicklingError("it refers to one storage as if it were two")
+                    raise pickle.UnpicklingError("it refers to one storage in two different ways")
                 return flat
         kind = reference[0] if isinstance(reference, tuple) and reference else reference
         kind = repr(kind[:80]) if isinstance(kind, str) else "something"
-        raise pickle.UnpicklingError(f"it refers to {kind}, which does not belong in a file of weights")
+        raise pickle.UnpicklingError(f"it refers to {kind}, which does not belong in a weights file")
 
 
 def _named(module: str, name: str) -> _Name | torch.dtype:
-    """The inert form of a name: the dtype of a class of storages, else the name itself if it is allowed."""
+    """Returns the inert form of a name: the dtype of a storage class, or the name itself if it is allowed."""
     if module == "torch" and name in STORAGES:
         return STORAGES[name]
     if (module, name) not in KNOWN_GLOBALS and not _is_stand_in(module):
         named = f"{module}.{name}"[:200]
-        raise pickle.UnpicklingError(f"it names {named}, which does not belong in a file of weights")
+        raise pickle.UnpicklingError(f"it names {named}, which does not belong in a weights file")
     return _Name(module, name)
 
 
@@ -357,21 +360,21 @@ def _is_stand_in(module: str) -> bool:
 
 
 def _of(kind: type[Kind], value: object) -> Kind:
-    """Returns the value, if it is of this kind."""
+    """Returns the value if it has this type; raises otherwise."""
     if not isinstance(value, kind):
-        raise pickle.UnpicklingError(f"it takes a {type(value).__name__} for a {kind.__name__}")
+        raise pickle.UnpicklingError(f"it uses a {type(value).__name__} as a {kind.__name__}")
     return value
 
 
 def _key(value: object) -> object:
-    """A key of a dictionary, or an element of a set: one whose hash is quick to find and not chosen by the file."""
+    """Returns a dictionary key or set element if its hash is quick to compute and cannot be chosen by the file."""
     if isinstance(value, str | bytes | float | StandIn | None) or (isinstance(value, int) and abs(value) < LARGEST_KEY):
         return value
-    raise pickle.UnpicklingError(f"it has a key that is a {type(value).__name__}, or too large")
+    raise pickle.UnpicklingError(f"it has a key that is a {type(value).__name__} or too large")
 
 
 def _pairs(items: list) -> dict:
-    """A dictionary of keys and values in turn."""
+    """Builds a dictionary from alternating keys and values."""
     if len(items) % 2:
         raise pickle.UnpicklingError("it has a key without a value")
     return dict(zip(map(_key, items[::2]), items[1::2], strict=True))
@@ -379,13 +382,13 @@ def _pairs(items: list) -> dict:
 
 def _set_items(target: object, items: dict) -> None:
     if isinstance(target, StandIn):
-        target.items = {**target.items, **items}  # its own from the first item on; the class's cannot be changed
+        target.items = {**target.items, **items}  # a new dictionary, because the class's default is shared
     else:
         _of(dict, target).update(items)
 
 
 def _set_state(target: object, state: object) -> None:
-    """Keeps the state of a stand-in; drops attributes of a dictionary, such as the `_metadata` of a state dict."""
+    """Sets the state of a `StandIn`; ignores attributes of a dictionary, such as the `_metadata` of a state dict."""
     if isinstance(target, StandIn):
         target.state = state
     elif not isinstance(target, dict):
@@ -393,21 +396,21 @@ def _set_state(target: object, state: object) -> None:
 
 
 def _tensor(flat: Any, offset: Any, size: Any, stride: Any) -> torch.Tensor:
-    """A tensor over a storage; one that is larger than its storage has no place in a file of weights."""
+    """Returns a tensor view of a storage; raises if it has more elements than the storage or reaches beyond it."""
     flat = _of(torch.Tensor, flat)
     size = _of(tuple, size)
     stride = _of(tuple, stride)
     if len(size) != len(stride) or len(size) > MOST_DIMENSIONS:
         raise pickle.UnpicklingError(f"a tensor has {len(size)} dimensions and {len(stride)} strides")
     if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
-        raise pickle.UnpicklingError("a tensor's shape holds more than whole numbers")
+        raise pickle.UnpicklingError("a tensor's shape holds more than non-negative integers")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if 0 not in size else 0
     if math.prod(size) > flat.numel() or last >= max(flat.numel(), 1):
         raise pickle.UnpicklingError(f"a tensor of {size} reaches beyond its storage of {flat.numel()} numbers")
     return flat.as_strided(size, stride, offset if 0 not in size else 0)
 
 
-# Names that may occur. Most are only mentioned, as a defaultdict's factory is; `_Machine._call` has what can be called.
+# Allowed names. Most are only referenced, such as a defaultdict's factory; `_Machine._call` lists the callable ones.
 BUILTIN_TYPES = ("bytes", "dict", "float", "int", "list", "set")
 KNOWN_GLOBALS = {
     ("collections", "OrderedDict"),

@@ -1,4 +1,4 @@
-"""Official weights (`.pt`, `.ckpt` and `.pth` files) <-> `.safetensors`."""
+"""Conversion of official weights (`.pt`, `.ckpt` and `.pth` files) to `.safetensors` and back."""
 
 import functools
 import io
@@ -17,25 +17,25 @@ from avh_shards.weights import MOST_DETAILS, misfits, open_safetensors, pack_not
 from extract.convert.unpickle import are_named_tensors, load_restricted, plain
 
 OURS = ".safetensors"
-BARE = ".pth"  # ending of the files that hold a state dict itself, as PyTorch's modules give it
-PARALLEL = "module."  # begins every name in a state dict of torch.nn.DataParallel
+BARE = ".pth"  # suffix of files that contain a bare state dict, as PyTorch's modules return it
+PARALLEL = "module."  # prefix of every name in a state dict of torch.nn.DataParallel
 PURPOSES = ".pt is for avh_align, .ckpt for avh_sup, .pth for rawnet2 and mds"
-COUNTER = "num_batches_tracked"  # of a PyTorch batch norm, beside its running statistics; nothing depends on it
-TITLES = {".pt": "an AVH-Align", ".ckpt": "an AVH-Align", ".pth": "a RawNet2 or MDS"}  # what official files hold
-# What Lightning looks for in a .ckpt, here of no training at all: it refuses a file that names no version, and breaks
-# off a test at a file with an empty `loops`, not at one without.
+COUNTER = "num_batches_tracked"  # buffer of a PyTorch batch norm that does not affect inference
+TITLES = {".pt": "an AVH-Align", ".ckpt": "an AVH-Align", ".pth": "a RawNet2 or MDS"}  # networks in official files
+# Fields that Lightning expects in a .ckpt, with values for zero steps of training. Lightning rejects a file without a
+# version; testing fails on a file with an empty `loops`, but not on one without the field.
 LIGHTNING = {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "2.5.0"}
 LIGHTNING |= {"callbacks": {}, "optimizer_states": [], "lr_schedulers": []}
 
 Weights = dict[str, torch.Tensor]
-Told = dict[str, str]  # what a file says of its network: some of its notes
+Told = dict[str, str]  # notes that a file records about its network; a subset of Network.notes
 
 
 class Network(NamedTuple):
-    """A network of an official program, under its official names."""
+    """A network of an official program, with its official parameter names."""
 
-    name: str  # for sentences
-    notes: dict[str, str]  # what its `.safetensors` says of it
+    name: str  # for messages
+    notes: dict[str, str]  # notes in its `.safetensors`
     shapes: dict[str, tuple[int, ...]]  # of parameters and running statistics
 
     @property
@@ -45,16 +45,16 @@ class Network(NamedTuple):
 
     @property
     def counters(self) -> list[str]:
-        """Names of what the official network counts beside its running statistics."""
+        """Names of the batch norms' counters in the official network."""
         means = (name for name in self.shapes if name.endswith(".running_mean"))
         return [name.removesuffix("running_mean") + COUNTER for name in means]
 
 
 @functools.cache
 def official_networks() -> dict[str, tuple[Network, ...]]:
-    """Returns the networks that official files hold, by the files' ending.
+    """Returns the networks in official files, by file suffix.
 
-    The table is that of the networks in JAX, as data (networks.json): a test holds the two equal.
+    The table is stored as data in networks.json; a test checks that it equals the networks in JAX.
     """
     networks: dict[str, tuple[Network, ...]] = {}
     for entry in json.loads((Path(__file__).parent / "networks.json").read_text()):
@@ -65,16 +65,19 @@ def official_networks() -> dict[str, tuple[Network, ...]]:
 
 
 def convert_weights(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Converts weights between an official file and `.safetensors`, by the files' endings.
+    """Converts weights between an official file and `.safetensors`, depending on the file suffixes.
 
-    Names and layout stay the official ones; numbers are float32. Notes in the `.safetensors` say what they are of. A
-    `.pt` that this writes holds `state_dict` alone; a `.ckpt` also tells the network's kind, and nothing of a training;
-    a `.pth` is the state dict itself. What batch norms count besides their statistics is left out of a `.safetensors`,
-    and zero in a `.pth`.
+    Official names and layout are kept; numbers are float32. Notes in the `.safetensors` record the network. A `.pt`
+    written here contains only `state_dict`; a `.ckpt` also records the kind of network, but no training state; a `.pth`
+    is a bare state dict. The counters of batch norms are left out of a `.safetensors` and are zero in a `.pth`.
+
+    Args:
+      source: existing file to read: `.pt`, `.ckpt`, `.pth` or `.safetensors`.
+      target: file to write; one of the two must be a `.safetensors`, the other an official file.
 
     Raises:
-      UserError: there is no such conversion; the source is missing, damaged or refused, contradicts itself, does not
-        say enough, or is of a network that the official programs do not have.
+      UserError: the suffixes do not fit; the source is missing, damaged, unsafe, contradictory or ambiguous; or the
+        official programs have no such network.
     """
     read = Path(str(as_path(source)))
     written = as_path(target)
@@ -90,7 +93,7 @@ def convert_weights(source: str | os.PathLike, target: str | os.PathLike) -> Non
 
 
 def _from_official(path: Path) -> bytes:
-    """An official file's content as `.safetensors`."""
+    """Returns the content of an official file as `.safetensors`."""
     checkpoint = load_restricted(path)
     weights = _state_dict(path, checkpoint)
     if path.suffix == BARE:
@@ -100,11 +103,11 @@ def _from_official(path: Path) -> bytes:
 
 
 def _to_official(path: Path, ending: str) -> bytes:
-    """The content of a `.safetensors` as an official file."""
+    """Returns the content of a `.safetensors` as an official file with this suffix."""
     with open_safetensors(path, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         notes = unpack_notes(file.metadata())
-    told = {"method": "avh_align"} | notes  # an official file's weights may say nothing
+    told = {"method": "avh_align"} | notes  # weights from official files may have no notes
     if told["method"] not in _methods(ending):
         raise UserError(f"{path}: holds weights of {told['method']}, but {ending} files do not: {PURPOSES}")
     if notes.get("normalised", "true") != "true":
@@ -124,30 +127,30 @@ def _to_official(path: Path, ending: str) -> bytes:
 
 
 def _state_dict(path: Path, checkpoint: object) -> Weights:
-    """The named tensors that an official file holds."""
+    """Returns the named tensors in an official file."""
     title = TITLES[path.suffix]
     holder = checkpoint if isinstance(checkpoint, dict) else {}
     encoder = isinstance(holder.get("model"), dict)
-    hint = ", but a `model`, as AV-HuBERT's files do: give such a file to --avhubert as it is" if encoder else ""
+    hint = ", but a `model`, as AV-HuBERT files do; pass the file to --avhubert unchanged" if encoder else ""
     weights = holder.get("state_dict")
     if path.suffix == BARE and are_named_tensors(checkpoint):
         weights = checkpoint
     if not isinstance(weights, dict) or not weights:
-        raise UserError(f"{path}: not {title} file: it holds no `state_dict`{hint}")
+        raise UserError(f"{path}: not {title} file: it has no `state_dict`{hint}")
     if not are_named_tensors(weights):
         raise UserError(f"{path}: not {title} file: its `state_dict` holds more than named tensors")
     return weights
 
 
 def _own_names(weights: Weights) -> Weights:
-    """Names as the network itself has them, without what batch norms count."""
+    """Renames weights as in the network itself, and drops the counters of batch norms."""
     prefix = PARALLEL if all(name.startswith(PARALLEL) for name in weights) else ""
     named = {name.removeprefix(prefix): value for name, value in weights.items()}
     return {name: value for name, value in named.items() if not name.endswith(f".{COUNTER}")}
 
 
 def _settings(path: Path, checkpoint: object) -> Told:
-    """What Lightning's hyper-parameters tell of the network; other files have none."""
+    """Returns the notes found in Lightning's hyper-parameters; other files have none."""
     try:
         found = plain(checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None)
     except ValueError as error:
@@ -161,14 +164,14 @@ def _settings(path: Path, checkpoint: object) -> Told:
 
 
 def _network(path: Path, weights: Weights, told: Told, ending: str) -> Network:
-    """The one network of an ending's that has these parameters and is what the file says."""
+    """Returns the only network of a suffix that has these parameters and agrees with the file's notes."""
     networks = official_networks()[ending]
     allowed = [network for network in networks if _agrees(network, told)]
     if not allowed:
         kinds = {name for network in networks for name in network.notes}
         said = ", ".join(f"{name} {value}" for name, value in told.items() if name in kinds)
         names = " and ".join(_methods(ending))
-        raise UserError(f"{path}: says that its network is {said}, which is no official one of {names}")
+        raise UserError(f"{path}: records its network as {said}, which is not an official network of {names}")
     found = {name: tuple(value.shape) for name, value in weights.items()}
     wrong = [(misfits(found, network.shapes), network) for network in allowed]
     fitting = [network for details, network in wrong if not details]
@@ -176,24 +179,24 @@ def _network(path: Path, weights: Weights, told: Told, ending: str) -> Network:
         details, nearest = min(wrong, key=lambda pair: len(pair[0]))
         hint = "" if len({network.method for network in allowed}) == 1 else f"; {PURPOSES}"
         details = one_line(", ".join(details[:MOST_DETAILS])[:1000])
-        raise UserError(f"{path}: parameters that do not fit the official {nearest.name}: {details}{hint}")
+        raise UserError(f"{path}: parameters do not fit the official {nearest.name}: {details}{hint}")
     if len(fitting) > 1:
-        raise UserError(f"{path}: does not say whether it is for audio or video; use a .ckpt with hyper_parameters")
+        raise UserError(f"{path}: could be for audio or video; use a .ckpt with hyper_parameters")
     return fitting[0]
 
 
 def _methods(ending: str) -> list[str]:
-    """The detectors of an ending, each once."""
+    """Returns the detectors of a suffix, without duplicates."""
     return list(dict.fromkeys(network.method for network in official_networks()[ending]))
 
 
 def _agrees(network: Network, told: Told) -> bool:
-    """Whether a network may be what a file says; the size of its images the shapes tell better."""
+    """Returns whether a network agrees with a file's notes, except the image size, which the shapes decide."""
     return all(told.get(name, own) == own for name, own in network.notes.items() if name != "image")
 
 
 def _float32(path: Path, weights: Weights) -> Weights:
-    """Each parameter in memory of its own."""
+    """Returns the parameters as float32 in separate memory; raises if one is not floating-point."""
     if wrong := [name for name, value in weights.items() if not value.is_floating_point()]:
         raise UserError(f"{path}: {wrong[0]} holds {weights[wrong[0]].dtype}, not floating-point numbers")
     return {name: value.to(torch.float32, copy=True).contiguous() for name, value in weights.items()}

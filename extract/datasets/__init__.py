@@ -1,6 +1,6 @@
-"""Released data sets, a module each: folder + metadata -> clips.
+"""Readers of released data sets, one module each, that turn folders and metadata into clips.
 
-Here: the data sets by name, reading one of them, and AVH-Align's own lists of the clips that its experiments use.
+This module looks up a data set by name, reads it, and applies AVH-Align's own lists of clips used in its experiments.
 """
 
 import dataclasses
@@ -41,45 +41,45 @@ def read_dataset(
     splits: Sequence[str] = (),
     selection: str | os.PathLike | None = None,
 ) -> list[ClipMeta]:
-    """Reads a data set as it was released.
+    """Reads a data set in its released layout.
 
     Args:
-      name: of DATASETS.
-      root: its folder; the clips' paths are relative to it.
-      splits: the data set's own names; none = all that are there.
-      selection: a list of AVH-Align's; None = all clips.
+      name: a key of DATASETS.
+      root: folder of the data set; the clips' paths are relative to it.
+      splits: names of splits, as in the data set; empty for all available ones.
+      selection: one of AVH-Align's lists of clips; None for all clips.
 
     Returns:
-      The clips, each path once, in the metadata's order, or in that of the selection.
+      The clips without duplicate paths, in the order of the selection or else of the metadata.
 
     Raises:
-      UserError: the data set, its folder or a split does not exist; or its metadata or the selection is wrong.
+      UserError: the data set, its folder or a split does not exist, or the metadata or selection is invalid.
     """
     if name not in DATASETS:
-        raise UserError(f"{name!r} is no data set of ours; choose of {', '.join(DATASETS)}")
+        raise UserError(f"{name!r} is not a known data set; choose from {', '.join(DATASETS)}")
     try:
         if not (root := Path(root)).is_dir():
             raise UserError(f"{root}: no such folder; name the folder of the data set")
         clips = DATASETS[name](root, tuple(splits))
-    except OSError as error:  # of looking whether a file is there
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); name a folder that can be") from None
+    except OSError as error:  # from checking whether a file exists
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); name a readable folder") from None
     return clips if selection is None else select(clips, selection)
 
 
 def select(clips: Sequence[ClipMeta], list_path: str | os.PathLike) -> list[ClipMeta]:
-    """Keeps the clips that a list names.
+    """Selects the clips in one of AVH-Align's lists.
 
     Args:
-      clips: of a data set.
+      clips: clips of a data set.
       list_path: a CSV file of AVH-Align: `path,label[,num_frames]`, or `source,category,full_path`, where category A
-        is real. Its paths may have leading folders more or fewer than the clips, and `.npz` for `.mp4`.
+        is real. Its paths may have more or fewer leading folders than the clips, and `.npz` instead of `.mp4`.
 
     Returns:
-      The clips, in the list's order, each once, with all that the data set says of them; where it does not know the
-      label, with the list's.
+      The clips in the list's order, without duplicates, with the data set's records. Labels that the data set does not
+      know are taken from the list.
 
     Raises:
-      UserError: the list is wrong, or names no clip, several, or one of another label.
+      UserError: the list is invalid, or a path matches no clip, several clips, or a clip with a different label.
     """
     path = Path(list_path)
     rows = [(f"{path}, line {line}", row) for line, row in read_table(path, SELECTION_COLUMNS, (), SELECTION_UNREAD)]
@@ -92,25 +92,25 @@ def select(clips: Sequence[ClipMeta], list_path: str | os.PathLike) -> list[Clip
         meant = [clips[place] for place in places.get(name, [])]
         meant = meant or [exact[ending] for ending in path_endings(name) if ending in exact][:1]  # the longest
         if not meant:
-            raise ValueError(f"{name!r} is no clip of the data set; take the list of this data set, or other splits")
+            raise ValueError(f"{name!r} is not in the data set; use a list for this data set, or other splits")
         if len(meant) > 1:
-            raise ValueError(f"{name!r} may be {meant[0].path!r} or {meant[1].path!r}; choose one split")
+            raise ValueError(f"{name!r} could be {meant[0].path!r} or {meant[1].path!r}; choose one split")
         clip = meant[0]
         label = choice(row, "category", LETTER_LABELS) if "full_path" in row else choice(row, "label", SELECTION_LABELS)
         if clip.label not in (UNKNOWN, label):
             named = f"labels {clip.path!r} {label}, but the data set {clip.label}"
-            raise ValueError(f"{named}; take the list of this data set")
+            raise ValueError(f"{named}; use a list for this data set")
         return clip if clip.label == label else dataclasses.replace(clip, label=label)
 
     return collect(path, rows, chosen)
 
 
 def _name(row: dict[str, str]) -> str:
-    """The path that a row names, as the data sets have it; "." if it names none."""
+    """Returns the path in a row with the data sets' suffix `.mp4`; "." if the row has none."""
     path = PurePosixPath(row.get(_column(row), ""))
     return str(path.with_suffix(".mp4") if path.suffix == ".npz" else path)
 
 
 def _column(row: dict[str, str]) -> str:
-    """The column of paths."""
+    """Returns the name of the column with paths."""
     return "full_path" if "full_path" in row else "path"

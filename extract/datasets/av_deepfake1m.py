@@ -1,4 +1,4 @@
-"""AV-Deepfake1M and AV-Deepfake1M++: a JSON list of clips a split, or a JSON file a clip; test without labels."""
+"""AV-Deepfake1M and AV-Deepfake1M++: one JSON list per split or JSON file per clip; the test split has no labels."""
 
 import functools
 from collections.abc import Iterator
@@ -22,16 +22,16 @@ def read_av_deepfake1m(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMet
     """Reads AV-Deepfake1M or AV-Deepfake1M++.
 
     Args:
-      root: folder of `train_metadata.json` and `val_metadata.json` (where one is absent, of JSON files, a clip each,
-        below `train` or `val`) and of `test_files.txt`.
-      splits: of train, val, test; none = all whose metadata is there.
+      root: folder of `train_metadata.json` and `val_metadata.json`, each of which may be replaced by one JSON file per
+        clip below `train` or `val`, and of `test_files.txt`.
+      splits: train, val or test; empty for all splits that have metadata.
 
     Returns:
-      The clips, split after split, in the metadata's order. A clip is fake if it has fake segments, which is how the
-      official program counts it, whatever `modify_type` says. The labels of the test split are withheld.
+      The clips, split by split, in the order of the metadata. A clip is fake if it has fake segments, whatever its
+      `modify_type`, as in the official program. The labels of the test split are not published.
 
     Raises:
-      UserError: a split is unknown or not there, or metadata is wrong.
+      UserError: a split is unknown or missing, or its metadata is invalid.
     """
     common.check_splits("av_deepfake1m", splits, tuple(LISTINGS))
     clips = []
@@ -41,14 +41,14 @@ def read_av_deepfake1m(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMet
         if (entries := _entries(root, split)) is not None:
             clips += common.collect(root / listing, entries, functools.partial(_clip, split))
         elif splits:
-            raise UserError(f"{root / listing}: no such file; put it there or choose of {', '.join(LISTINGS)}")
+            raise UserError(f"{root / listing}: no such file; put it there or choose from {', '.join(LISTINGS)}")
     if not clips:
-        raise UserError(f"{root}: holds none of {', '.join(LISTINGS.values())}; name the folder that does")
+        raise UserError(f"{root}: holds none of {', '.join(LISTINGS.values())}; name the folder that contains them")
     return clips
 
 
 def _entries(root: Path, split: str) -> Iterator[tuple[str, object]] | None:
-    """The metadata of a split, if any is there."""
+    """Returns the metadata entries of a split, or None if it has no metadata."""
     listing = root / LISTINGS[split]
     folder = root / split
     if split == "test" and listing.exists():
@@ -61,7 +61,7 @@ def _entries(root: Path, split: str) -> Iterator[tuple[str, object]] | None:
 
 
 def _clip(split: str, entry: object) -> ClipMeta:
-    """An entry as a clip."""
+    """Converts a metadata entry to a clip."""
     if split == "test":
         assert isinstance(entry, str)  # a line of the list
         return ClipMeta(common.clip_path(split, entry), split=split, identity=speaker_of(entry))

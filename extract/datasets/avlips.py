@@ -1,4 +1,4 @@
-"""AVLips: a folder of real clips and one of fakes; how a fake was made is not told."""
+"""AVLips: one folder of real clips and one of fakes, without the method of manipulation."""
 
 from pathlib import Path
 
@@ -13,14 +13,15 @@ def read_avlips(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
     """Reads AVLips.
 
     Args:
-      root: folder of either `AVLips` or its `0_real` and `1_fake`; `wav` is not needed, the clips have sound.
-      splits: none, since it has none.
+      root: folder that contains either `AVLips` or its `0_real` and `1_fake`; `wav` is not needed, since the clips
+        have sound.
+      splits: must be empty, since AVLips has no splits.
 
     Returns:
-      The clips, the real ones first, in the order of their numbers.
+      The clips, real ones first, in the order of their numbers.
 
     Raises:
-      UserError: a split is named, a folder is missing or there is no clip.
+      UserError: a split is named, a folder is missing, or no clip is found.
     """
     common.check_splits("avlips", splits, ())
     above = ["AVLips"] if (root / "AVLips").is_dir() else []
@@ -30,6 +31,6 @@ def read_avlips(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
 
 
 def _clip(parts: list[str]) -> ClipMeta:
-    """A clip out of the parts of its path."""
+    """Builds a clip from the parts of its path."""
     label, kind = FOLDERS[parts[-2]]
     return ClipMeta(common.clip_path(*parts), label, kind)

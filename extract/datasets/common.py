@@ -1,4 +1,4 @@
-"""What the data sets share: categories and splits, reading metadata and folders, entries that become clips."""
+"""Shared code of the data sets: categories, splits, metadata, folders, and conversion of entries to clips."""
 
 import json
 import os
@@ -21,7 +21,7 @@ FIELD_TYPES = {str: "printable text", int: "a whole number", bool: "true or fals
 
 
 def category(fake_video: bool, fake_audio: bool) -> str:
-    """The name of a category, one vocabulary for all data sets: FakeAVCeleb's."""
+    """Returns the name of a category in FakeAVCeleb's vocabulary, which all data sets share."""
     return f"{'Fake' if fake_video else 'Real'}Video-{'Fake' if fake_audio else 'Real'}Audio"
 
 
@@ -34,18 +34,18 @@ LETTERS = {  # FakeAVCeleb's column `category`
 
 
 def collect(source: Path, entries: Iterable[tuple[str, Entry]], to_clip: Callable[[Entry], ClipMeta]) -> list[ClipMeta]:
-    """Entries as clips, each path once.
+    """Converts metadata entries to clips without duplicate paths.
 
     Args:
-      source: where the entries come from, for messages.
-      entries: (its place in words, entry).
-      to_clip: makes a clip of an entry; a ValueError of it says what is wrong with the entry.
+      source: origin of the entries, for messages.
+      entries: (location for messages, entry).
+      to_clip: converts an entry to a clip; raises ValueError if the entry is invalid.
 
     Returns:
-      The clips, in the entries' order; of several entries of one path, the first.
+      The clips in the entries' order; of several entries with the same path, the first.
 
     Raises:
-      UserError: an entry is wrong, contradicts an earlier one of the same path, or there is none.
+      UserError: an entry is invalid or contradicts an earlier one with the same path, or no entry is given.
     """
     clips: dict[str, ClipMeta] = {}
     for where, entry in entries:
@@ -57,50 +57,55 @@ def collect(source: Path, entries: Iterable[tuple[str, Entry]], to_clip: Callabl
         if (first.label, first.category, first.segments) != (clip.label, clip.category, clip.segments):
             raise UserError(f"{where}: contradicts an earlier entry of {clip.path!r}; remove the wrong one")
     if not clips:
-        raise UserError(f"{source}: holds no clip; name the folder of the released data set")
+        raise UserError(f"{source}: holds no clips; name the folder of the released data set")
     return list(clips.values())
 
 
 def check_splits(where: str, splits: Sequence[str], known: Sequence[str]) -> None:
-    """Rejects splits that are not there.
+    """Rejects unknown splits.
+
+    Args:
+      where: data set or file, for the message.
+      splits: requested splits.
+      known: available splits.
 
     Raises:
-      UserError: naming the first of them, and those that are there.
+      UserError: a split is unknown; the message names it and the available ones.
     """
     if unknown := [split for split in splits if split not in known]:
-        there = f"choose from {', '.join(known)}" if known else "it has none, so name none"
+        there = f"choose from {', '.join(known)}" if known else "it has no splits, so name none"
         raise UserError(f"{where}: has no split {unknown[0]!r}; {there}")
 
 
 def of_splits(where: str, clips: Sequence[ClipMeta], splits: Sequence[str]) -> list[ClipMeta]:
-    """The clips of some splits; without any named, all clips.
+    """Returns the clips of the named splits, or all clips if none is named.
 
     Args:
-      where: the clips are listed, for the message.
+      where: source of the clips, for the message.
       clips: the clips.
       splits: names of splits.
 
     Raises:
-      UserError: no clip is of such a split.
+      UserError: a split has no clips.
     """
     check_splits(where, splits, sorted({clip.split for clip in clips} - {""}))
     return [clip for clip in clips if not splits or clip.split in splits]
 
 
 def clip_path(*parts: str) -> str:
-    """A clip's path out of its parts, in one spelling ("./a.mp4" is "a.mp4").
+    """Joins the parts of a clip's path and normalises it ("./a.mp4" becomes "a.mp4").
 
     Raises:
-      ValueError: a part is empty, absolute or unprintable, or climbs out by `..`.
+      ValueError: a part is empty, absolute or unprintable, or leaves its folder by `..`.
     """
     return str(PurePosixPath(*map(check_path, parts)))
 
 
 def field(entry: object, name: str, kind: type[T]) -> T:
-    """A field of an entry, of exactly this type (a bool is no int); text must be printable.
+    """Returns a field of an entry, checking that it has exactly this type (a bool is not an int) and is printable.
 
     Raises:
-      ValueError: the entry is no object, has no such field, or has one of another type.
+      ValueError: the entry is not an object, the field is missing, or it has a different type or unprintable text.
     """
     if not isinstance(entry, dict) or name not in entry:
         raise ValueError(f"has no field {name!r}; compare it with the released file")
@@ -111,30 +116,30 @@ def field(entry: object, name: str, kind: type[T]) -> T:
 
 
 def choice(entry: object, name: str, known: dict[str, T]) -> T:
-    """What the text in a field of an entry stands for.
+    """Maps the text in a field of an entry to its value in `known`.
 
     Raises:
-      ValueError: it is none of the known texts.
+      ValueError: the field is missing or is not one of the known texts.
     """
     if (text := field(entry, name, str)) not in known:
-        raise ValueError(f"{name} {reprlib.repr(text)} is none of {', '.join(known)}; correct it")
+        raise ValueError(f"{name} {reprlib.repr(text)} is not one of {', '.join(known)}; correct it")
     return known[text]
 
 
 def segments(entry: object, name: str) -> tuple[tuple[float, float], ...]:
-    """Fake stretches in a field of an entry, in seconds.
+    """Returns the fake segments in a field of an entry, in seconds.
 
     Raises:
-      ValueError: they are not [[start, end], ...] with 0 <= start <= end.
+      ValueError: the field is not [[start, end], ...] with 0 <= start <= end.
     """
     return check_segments(name, field(entry, name, list))
 
 
 def read_json(path: Path) -> object:
-    """What a JSON file holds.
+    """Reads a JSON file.
 
     Raises:
-      UserError: the file is missing or is not JSON, or an object in it has two values under one name.
+      UserError: the file is missing or not JSON, or an object in it has a duplicate name.
     """
     text = read_text(path, REMEDY)
     try:
@@ -144,10 +149,10 @@ def read_json(path: Path) -> object:
 
 
 def read_json_list(path: Path) -> Iterator[tuple[str, object]]:
-    """The entries of a JSON file that holds one list, each with its place in words.
+    """Yields the entries of a JSON list, each with its location for messages.
 
     Raises:
-      UserError: the file is missing, or is not a JSON list.
+      UserError: the file is missing or not a JSON list.
     """
     entries = read_json(path)
     if not isinstance(entries, list):
@@ -157,9 +162,13 @@ def read_json_list(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """The files below a folder with one of these (lower-case) suffixes in either case.
+    """Lists the files below a folder that have one of the suffixes, ignoring case.
 
-    Hidden files and folders and linked folders are left out.
+    Hidden files, hidden folders and linked folders are left out; a warning names the first linked folder.
+
+    Args:
+      folder: folder to search.
+      suffixes: lower-case suffixes.
 
     Returns:
       Paths relative to the folder, sorted with numbers as numbers (2.mp4 before 10.mp4).
@@ -179,7 +188,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object; Python would keep the last of several values under one name."""
+    """Builds a JSON object and rejects duplicate names, of which Python would keep the last."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -189,10 +198,10 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _natural(path: str) -> tuple[list[str | int], str]:
-    """Sort key with numbers as numbers; the path itself decides between 1 and 01."""
+    """Returns a sort key with numbers as numbers; the path itself decides between 1 and 01."""
     return [int(part) if n % 2 else part for n, part in enumerate(DIGITS.split(path))], path
 
 
 def _refuse(error: OSError) -> None:
-    """An error of a listing, which os.walk would otherwise skip, as the user's."""
-    raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); name a folder that can be") from None
+    """Raises a listing error, which os.walk would otherwise ignore, as a UserError."""
+    raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); name a readable folder") from None

@@ -1,4 +1,4 @@
-"""FakeAVCeleb: one CSV file, as released (file name in `path`, folder unnamed) or with its columns renamed."""
+"""FakeAVCeleb: one CSV file, as released (file name in `path`, unnamed folder column) or with renamed columns."""
 
 import functools
 from pathlib import Path
@@ -8,8 +8,8 @@ from avh_shards.clip import FAKE, REAL
 from avh_shards.lists import read_table
 from extract.datasets import common
 
-TOP_FOLDER = "FakeAVCeleb"  # stands before every folder of the metadata, but is not in every copy of the data set
-UNNAMED = ("Unnamed: 9", "")  # the released column of folders: pandas' name for it, and none
+TOP_FOLDER = "FakeAVCeleb"  # prefix of every folder in the metadata, missing from some copies of the data set
+UNNAMED = ("Unnamed: 9", "")  # header of the released folder column: pandas' default name, or empty
 METADATA_COLUMNS = ("source", "category", "type", "path", "filename", *UNNAMED)
 FAKEAVCELEB_UNREAD = ("target1", "target2", "method", "race", "gender")
 
@@ -18,14 +18,14 @@ def read_fakeavceleb(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]
     """Reads FakeAVCeleb.
 
     Args:
-      root: folder of `meta_data.csv` and of either `FakeAVCeleb` or what is in it (`RealVideo-RealAudio`, ...).
-      splits: none, since it has none.
+      root: folder of `meta_data.csv` and of either `FakeAVCeleb` or its contents (`RealVideo-RealAudio`, ...).
+      splits: must be empty, since FakeAVCeleb has no splits.
 
     Returns:
-      The clips, in the metadata's order; of several rows of one file, the first.
+      The clips in the order of the metadata; of several rows for the same file, the first.
 
     Raises:
-      UserError: a split is named, or the metadata is wrong.
+      UserError: a split is named, or the metadata is missing or invalid.
     """
     common.check_splits("fakeavceleb", splits, ())
     metadata = root / "meta_data.csv"
@@ -36,7 +36,7 @@ def read_fakeavceleb(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]
 
 
 def _clip(stripped: str, row: dict[str, str]) -> ClipMeta:
-    """A row as a clip."""
+    """Converts a metadata row to a clip."""
     kind = common.choice(row, "category", common.LETTERS)
     if common.field(row, "type", str) != kind:
         raise ValueError(f"category {row['category']!r} means {kind}, but type is {row['type']!r}; correct one of them")
@@ -50,7 +50,7 @@ def _clip(stripped: str, row: dict[str, str]) -> ClipMeta:
 
 
 def _folder_and_file(row: dict[str, str]) -> tuple[str, str]:
-    """Returns folder and file name, out of either shape of the metadata."""
+    """Returns folder and file name from either layout of the metadata."""
     if "filename" in row:
         return common.field(row, "path", str), row["filename"]
     unnamed = next((name for name in UNNAMED if name in row), UNNAMED[0])

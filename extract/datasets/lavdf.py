@@ -1,4 +1,4 @@
-"""LAV-DF: one JSON list of all clips, with the split of each."""
+"""LAV-DF: one JSON list of all clips with their splits."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ def read_lavdf(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
     """Reads LAV-DF.
 
     Args:
-      root: folder of `metadata.json`, or else of `metadata.min.json`.
-      splits: of train, dev, test; none = all that are there.
+      root: folder of `metadata.json` or, if that is missing, `metadata.min.json`.
+      splits: train, dev or test; empty for all splits.
 
     Returns:
-      The clips, in the metadata's order.
+      The clips in the order of the metadata.
 
     Raises:
-      UserError: a split is unknown or not there, or the metadata is wrong.
+      UserError: a split is unknown or has no clips, or the metadata is missing or invalid.
     """
     common.check_splits("lavdf", splits, SPLITS)
     full = root / "metadata.json"
@@ -29,7 +29,7 @@ def read_lavdf(root: Path, splits: tuple[str, ...] = ()) -> list[ClipMeta]:
 
 
 def _clip(entry: object) -> ClipMeta:
-    """An entry as a clip."""
+    """Converts a metadata entry to a clip."""
     fakes = common.field(entry, "n_fakes", int)
     periods = common.segments(entry, "fake_periods")
     if fakes < 0 or (periods and not fakes):

@@ -1,4 +1,4 @@
-"""Frames -> landmarks -> tracked faces -> mouth crops."""
+"""Landmarks, face tracking and mouth crops."""
 
 from extract.face.landmarks import detect_landmarks
 from extract.face.mouth import crop_mouths

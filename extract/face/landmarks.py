@@ -1,8 +1,8 @@
-"""68 facial landmarks a frame by dlib, one speaker followed through the clip, gaps filled.
+"""68 facial landmarks per frame, found with dlib for one speaker throughout the clip, with gaps filled.
 
-Points: the 300-W annotation (33 nose base, 36/39/42/45 eye corners, 48-67 mouth). A finder is called with the frames of
-a clip in order and returns the points of each, or None where it finds no face. There are three: one detects faces on
-every frame, one tracks a face between detections, one reads points from a file. All count the faces of each frame.
+Points follow the 300-W annotation (33 nose base, 36/39/42/45 eye corners, 48-67 mouth). A finder is called with the
+frames of a clip in order and returns the points of each, or None where it finds no face. The three finders detect faces
+in every frame, track a face between detections, or read points from a file. All of them count the faces in each frame.
 """
 
 import functools
@@ -24,22 +24,22 @@ from extract.convert.npz import open_archive, read_array
 from extract.media.decode import Frame, to_grey
 
 POINTS = 68
-UPSAMPLINGS = 1  # before detection: finds faces of 40 pixels
-SAME_FACE = 0.3  # least overlap (intersection over union) with the face of the frame before
+UPSAMPLINGS = 1  # before detection, to find faces of 40 pixels
+SAME_FACE = 0.3  # least overlap (intersection over union) with the face in the previous frame
 MODEL_FILE = "shape_predictor_68_face_landmarks.dat"
 SYSTEM_MODEL = Path("/usr/share/dlib") / MODEL_FILE  # Debian's libdlib-data
 
-# Of tracking.
+# Tracking.
 PERIOD = 5  # frames between two detections
-LOW_SCORE = 0.3  # of the detector; below it, every frame is detected
-DRIFT = 0.06  # of the face's width: the points' centre has left its place in the box
-JUMP = 0.1  # of the face's width: mean move of the points from one frame to the next
-CUT = 20.0  # grey levels: mean change of the thumbnail that counts as another scene
+LOW_SCORE = 0.3  # detector confidence below which every frame is detected
+DRIFT = 0.06  # largest shift of the points' centre within the box, in face widths
+JUMP = 0.1  # largest mean move of the points between frames, in face widths
+CUT = 20.0  # grey levels: mean change of the thumbnail above which the scene has changed
 THUMBNAIL = (32, 24)  # pixels
-SEARCH_SIDE = 1280  # pixels: a picture with a longer side is shrunk before a search
-PYRAMID = 5 / 6  # between levels of the detector's pyramid
+SEARCH_SIDE = 1280  # pixels: a picture with a longer side is scaled down before a search
+PYRAMID = 5 / 6  # scale between levels of the detector's pyramid
 SMALLEST_FACE = 80  # pixels: the detector's window
-REGION = 3.0  # side of the searched region, in widths of the face
+REGION = 3.0  # side of the searched region, in face widths
 CELL = 8  # pixels: the detector's grid
 
 Grey = UInt8[np.ndarray, "H W"]
@@ -50,17 +50,17 @@ NO_FACE: Points = np.full((POINTS, 2), np.nan)  # the points of a frame without 
 
 
 class CountingFinder:
-    """A finder that looks at each picture once, and counts faces: slow videos show one several times at 25 fps.
+    """A finder that counts faces and processes repeated pictures only once: slow videos repeat them at 25 fps.
 
-    A repeated picture has the points it had, and its faces count in every frame that shows it.
+    A repeated picture keeps its points, and its faces count in every frame that shows it.
     """
 
     def __init__(self, look: Callable[[Frame], Points | None], counts: list[int]):
         """Wraps a finder of pictures.
 
         Args:
-          look: gives the points of a picture.
-          counts: number of faces in each picture so far; `look` keeps it and may correct earlier entries.
+          look: returns the points of a picture, or None.
+          counts: number of faces in each picture so far; `look` updates it and may correct earlier entries.
         """
         self._look = look
         self._counts = counts
@@ -82,10 +82,10 @@ class CountingFinder:
 
 
 def every_frame() -> CountingFinder:
-    """A finder that runs the detector on every full frame, as the official program does.
+    """Returns a finder that runs the detector on every full frame, as the official program does.
 
-    The first face is the detector's most confident; later ones are those that overlap the face before, else again the
-    most confident. All faces of every picture are counted.
+    The first face is the one with the highest confidence. Later faces are those that overlap the previous one, or again
+    the one with the highest confidence. All faces in every picture are counted.
     """
     face: dlib.rectangle | None = None
     counts: list[int] = []
@@ -104,19 +104,19 @@ def every_frame() -> CountingFinder:
 
 
 def tracked() -> CountingFinder:
-    """A finder that tracks the speaker; see `_Tracker`."""
+    """Returns a finder that tracks the speaker between detections; see `_Tracker`."""
     tracker = _Tracker()
     return CountingFinder(tracker.find, tracker.counts)
 
 
 class GivenPoints:
-    """A finder that reads points instead: a npz file with `landmarks` [T, 68, 2], NaN where there is no face."""
+    """A finder that reads points from an npz file with `landmarks` [T, 68, 2], NaN in frames without a face."""
 
     def __init__(self, path: str | os.PathLike):
         """Reads the file.
 
         Raises:
-          ClipError: the file is missing, damaged or of another shape.
+          ClipError: the file is missing or damaged, or the array has a different shape.
         """
         self.path = path
         self.used = 0
@@ -128,17 +128,17 @@ class GivenPoints:
         return None if np.isnan(points).any() else points
 
     def faces(self) -> Int[np.ndarray, " T"]:
-        """Returns 1 for each frame of the file that has points, else 0; other faces of the frame are unknown."""
+        """Returns 1 for each frame in the file that has points, else 0; other faces in a frame are unknown."""
         without = np.isnan(self.points).any(axis=(1, 2))
         return np.where(without, 0, 1)
 
 
 def detect_landmarks(frames: Iterable[Frame], find: Finder | None = None) -> Float[np.ndarray, "T 68 2"]:
-    """Finds the speaker's landmarks in every frame, gaps filled.
+    """Finds the speaker's landmarks in every frame and fills gaps.
 
     Args:
-      frames: RGB, an array or one after the other.
-      find: a finder; by default `every_frame`.
+      frames: RGB frames, as an array or iterable.
+      find: a finder; `every_frame` by default.
 
     Returns:
       (x, y) in pixels, float64.
@@ -151,7 +151,7 @@ def detect_landmarks(frames: Iterable[Frame], find: Finder | None = None) -> Flo
 
 
 def fill_gaps(points: Float[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T 68 2"]:
-    """Replaces frames of NaN: linearly between neighbours, constant before the first and after the last.
+    """Fills frames of NaN by linear interpolation, and by the nearest points before the first and after the last.
 
     Raises:
       ClipError: every frame is NaN.
@@ -165,12 +165,22 @@ def fill_gaps(points: Float[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T 68 2"
 
 
 def predict(grey: Grey, face: dlib.rectangle) -> Points:
-    """The points of a face."""
+    """Returns the points of a face."""
     return np.array([(point.x, point.y) for point in _predictor()(grey, face).parts()], float)
 
 
 def same_speaker(faces, confidences, previous) -> tuple[dlib.rectangle, float]:
-    """The face that continues `previous`, without one the most confident; and its confidence."""
+    """Selects the speaker's face.
+
+    Args:
+      faces: detected rectangles.
+      confidences: detector confidence of each.
+      previous: the speaker's rectangle in the previous frame, or None.
+
+    Returns:
+      The face that overlaps `previous` most, or the one with the highest confidence if none overlaps it enough, and its
+      confidence.
+    """
     best = int(np.argmax(confidences))
     if previous is not None:
         overlaps = [overlap(face, previous) for face in faces]
@@ -180,7 +190,7 @@ def same_speaker(faces, confidences, previous) -> tuple[dlib.rectangle, float]:
 
 
 def overlap(a: dlib.rectangle, b: dlib.rectangle) -> float:
-    """Intersection over union of two rectangles."""
+    """Returns the intersection over union of two rectangles."""
     common = a.intersect(b).area()
     return common / (a.area() + b.area() - common)
 
@@ -191,9 +201,9 @@ def _read_points(path: Path) -> Float[np.ndarray, "T 68 2"]:
             points = read_array(archive, "landmarks", MAX_FRAMES * POINTS * 2).astype(np.float64)
     except FileNotFoundError:
         raise ClipError("landmarks", f"no such file: {path}") from None
-    except Exception as error:  # a damaged zip or npy raises whatever its parsers do
+    except Exception as error:  # parsers can raise anything on a damaged zip or npy
         reason = one_line(str(error)[:200])
-        raise ClipError("landmarks", f"{path}: not a npz file with `landmarks` ({reason})") from error
+        raise ClipError("landmarks", f"{path}: not an npz file with `landmarks` ({reason})") from error
     if points.ndim != 3 or points.shape[1:] != (POINTS, 2) or np.isinf(points).any() or not len(points):
         raise ClipError("landmarks", f"{path}: `landmarks` is {list(points.shape)}, not finite [T, {POINTS}, 2]")
     return points
@@ -201,13 +211,13 @@ def _read_points(path: Path) -> Float[np.ndarray, "T 68 2"]:
 
 @functools.cache
 def detector():
-    """Dlib's frontal face detector."""
+    """Returns dlib's frontal face detector, loaded once."""
     return dlib.get_frontal_face_detector()
 
 
 @functools.cache
 def _predictor():
-    spec = importlib.util.find_spec("face_recognition_models")  # its own import needs an old setuptools
+    spec = importlib.util.find_spec("face_recognition_models")  # importing the package needs an old setuptools
     folders = spec.submodule_search_locations if spec else None
     for file in [*(Path(folder) / "models" / MODEL_FILE for folder in folders or ()), SYSTEM_MODEL]:
         if file.is_file():
@@ -216,27 +226,27 @@ def _predictor():
 
 
 class _Tracker:
-    """The detector looks at a small picture around the last face, every few frames and on doubt.
+    """Face tracker that runs the detector on a small picture around the last face, every few frames and when in doubt.
 
-    Between detections the predictor starts from the last face's box. The small picture is a level of the detector's own
-    image pyramid, so the box, and with it the points, come out nearly as they would from the full picture.
+    Between detections the predictor starts from the box of the last face. The small picture is a level of the
+    detector's own image pyramid, so box and points are nearly those from the full picture.
 
-    Faces are counted without further detections. A frame between two detections counts like the one before it, unless
-    the next regular detection does not find that face again: nobody knows then when it went, and these frames, four at
-    most, count as frames without a face, as do those that wait for the next search. The small picture does not show
-    faces elsewhere: their number is that of the last search of everything (the first frame, a cut, a lost face), so one
-    that comes or goes in between is not noticed.
+    Faces are counted without further detections. A frame between two detections counts like the previous one, unless
+    the next regular detection does not find the face again. It is then unknown when the face disappeared, and these
+    frames, at most four, count as frames without a face, as do frames that wait for the next search. The small picture
+    does not show faces elsewhere; their number is taken from the last full search (first frame, cut or lost face), so a
+    face that appears or disappears in between goes unnoticed.
     """
 
     def __init__(self):
         self.face: dlib.rectangle | None = None  # of the last detection
-        self.points: Points | None = None  # of the last frame; None = the face is lost
-        self.centre = np.zeros(2)  # of the points, in pixels from the box's own, at the last detection
+        self.points: Points | None = None  # of the last frame; None if the face is lost
+        self.centre = np.zeros(2)  # centre of the points minus centre of the box in pixels, at the last detection
         self.score = 0.0
-        self.age = PERIOD  # frames since the last detection, or search without success: the first frame is searched
+        self.age = PERIOD  # frames since the last detection or failed search; initially due for a search
         self.thumbnail: np.ndarray | None = None
         self.counts: list[int] = []  # faces in each picture so far
-        self.searched = 0  # faces that the last search of everything found
+        self.searched = 0  # faces found by the last full search
         self.count = 0  # faces in the picture of the last detection
 
     def find(self, frame: Frame) -> Points | None:
@@ -245,7 +255,7 @@ class _Tracker:
         self.counts.append(0)
         cut = self._is_cut(grey)
         if self.points is None and not cut and self.age < PERIOD:
-            return None  # lost: a search of everything is expensive and waits its turn; the frames between are gaps
+            return None  # lost: a full search is expensive and runs once per period; frames in between are gaps
         if self.points is None or cut:
             return self._search(grey)
         if self.age >= PERIOD or self.score < LOW_SCORE:
@@ -268,7 +278,7 @@ class _Tracker:
         return bool(drift > DRIFT * width or jump > JUMP * width)
 
     def _confirm(self, grey: Grey) -> Points | None:
-        """Detects; if the face is not there any more, the pictures since the last detection count as without one."""
+        """Detects; if the face is gone, the pictures since the last detection count as having no face."""
         face = self.face
         tracked = self.age - 1
         points = self._detect(grey)
@@ -278,7 +288,7 @@ class _Tracker:
         return points
 
     def _detect(self, grey: Grey) -> Points | None:
-        """Detects around the last face; looks everywhere if it is not there."""
+        """Detects around the last face; searches the full picture if it is gone."""
         assert self.face is not None
         assert self.points is not None
         scale = _level(self.face.width())
@@ -318,13 +328,13 @@ class _Tracker:
 
 
 def _run(grey: Grey, upsamplings: int):
-    """Faces and their confidences, or None."""
+    """Returns faces and their confidences, or None if no face is found."""
     faces, confidences, _ = detector().run(grey, upsamplings, 0.0)
     return (faces, confidences) if faces else None
 
 
 def _level(width: int) -> float:
-    """Scale of the smallest level, in the full search's pyramid, on which a face of `width` is still found."""
+    """Returns the scale of the smallest level in the full search's pyramid that still detects a face of `width`."""
     scale = 2.0**UPSAMPLINGS
     while width * scale * PYRAMID >= SMALLEST_FACE:
         scale *= PYRAMID
@@ -332,7 +342,7 @@ def _level(width: int) -> float:
 
 
 def _rectangle(face: dlib.rectangle, scale: float, left: int, top: int) -> dlib.rectangle:
-    """A face of a scaled and cut picture, in the full one."""
+    """Maps a face in a scaled and cropped picture to the full picture."""
     corners = (face.left() + left, face.top() + top, face.right() + left, face.bottom() + top)
     return dlib.rectangle(*(round(value / scale) for value in corners))
 

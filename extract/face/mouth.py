@@ -1,4 +1,4 @@
-"""Mouth crops: each frame is turned and scaled to a reference face, then 96x96 pixels around the mouth are cut out."""
+"""Mouth crops: each frame is rotated and scaled to a reference face, then cropped to 96x96 pixels around the mouth."""
 
 import collections
 import dataclasses
@@ -12,13 +12,13 @@ from extract.face.landmarks import NO_FACE, Finder, Points, fill_gaps
 from extract.media.decode import Frame
 
 CROP = 96  # pixels, side of a crop
-CANVAS = 256  # pixels, side of the picture that holds the reference face
-SMOOTHED_FRAMES = 12  # frames whose landmarks are averaged before a transform is fitted
-FRAME_MARGIN = 2  # pixels of the frame taken beyond what a crop sees
-HELD_BYTES = 2**29  # of frames that wait for landmarks
+CANVAS = 256  # pixels, side of the picture of the reference face
+SMOOTHED_FRAMES = 12  # frames whose landmarks are averaged before fitting a transform
+FRAME_MARGIN = 2  # pixels of the frame around the area of a crop
+HELD_BYTES = 2**29  # most bytes of frames that wait for landmarks
 STABLE = (33, 36, 39, 42, 45)  # nose base and eye corners: they move with the head, not with speech
 MOUTH = slice(48, 68)
-REFERENCE = np.array(  # of the stable points on the canvas; AV-HuBERT's mean face
+REFERENCE = np.array(  # stable points of AV-HuBERT's mean face on the canvas
     [
         (128.87017961, 137.30253356),
         (92.52245553, 94.36876014),
@@ -31,24 +31,24 @@ REFERENCE = np.array(  # of the stable points on the canvas; AV-HuBERT's mean fa
 
 @dataclasses.dataclass(frozen=True)
 class Mouths:
-    """The mouth in every frame of a clip."""
+    """Mouth crops of every frame of a clip, and the landmarks in them."""
 
     crops: UInt8[np.ndarray, "T 96 96"]  # grey
-    points: Float[np.ndarray, "T 68 2"] | None = None  # landmarks in pixels of the crop, float32; None = unknown
+    points: Float[np.ndarray, "T 68 2"] | None = None  # landmarks in pixels of the crop, float32; None if unknown
 
 
 def find_mouths(decode: Callable[[], Iterable[Frame]], find: Finder) -> Mouths:
-    """Finds and cuts out the mouth, in one pass over the frames.
+    """Finds and crops the mouth in one pass over the frames.
 
-    Only frames whose crop still waits for landmarks are held: the next 11, and those in a gap. Where a gap would hold
-    more than HELD_BYTES, the frames are decoded a second time once all landmarks are known.
+    Holds only frames whose crops still wait for landmarks: the next 11, and those in a gap. If a gap would hold more
+    than HELD_BYTES, the frames are decoded again once all landmarks are known.
 
     Args:
-      decode: gives the frames from the start, each time it is called.
-      find: gives a frame's landmarks, or None.
+      decode: returns the frames from the start, each time it is called.
+      find: returns the landmarks of a frame, or None.
 
     Returns:
-      Crops as by `crop_mouths` with `landmarks.fill_gaps`.
+      The same crops as `crop_mouths` with `landmarks.fill_gaps`.
 
     Raises:
       ClipError: no face was found.
@@ -61,13 +61,13 @@ def find_mouths(decode: Callable[[], Iterable[Frame]], find: Finder) -> Mouths:
 
 
 def crop_mouths(frames: Iterable[Frame], landmarks: Float[np.ndarray, "T 68 2"]) -> Mouths:
-    """Cuts the mouth out of every frame.
+    """Crops the mouth in every frame.
 
     Frame i is warped by the similarity transform that maps the mean stable points of frames i .. i+11 onto the
     reference; the last 11 frames share the last transform. The crop is centred on the frame's own mouth points.
 
     Args:
-      frames: RGB, an array or one after the other.
+      frames: RGB frames, as an array or iterable.
       landmarks: (x, y) in pixels of the frames.
     """
     last = max(len(landmarks) - SMOOTHED_FRAMES, 0)  # start of the last window
@@ -80,10 +80,10 @@ def crop_mouths(frames: Iterable[Frame], landmarks: Float[np.ndarray, "T 68 2"])
 
 
 class _Stream:
-    """Frames and their landmarks as they come; crops as soon as the landmarks that they need are known."""
+    """Stream of frames and landmarks that crops each frame as soon as all landmarks for its crop are known."""
 
     def __init__(self):
-        self.points: list[Points] = []  # of every frame so far; NaN = not found
+        self.points: list[Points] = []  # of every frame so far; NaN if not found
         self.settled = 0  # frames whose points no later frame can change
         self.held: collections.deque[Frame] = collections.deque()  # frames not cropped yet
         self.crops: list[tuple] = []
@@ -122,12 +122,12 @@ def _mouths(crops: Sequence[tuple]) -> Mouths:
 
 
 def similarity(source: Float[np.ndarray, "P 2"], target: Float[np.ndarray, "P 2"]) -> Float[np.ndarray, "2 3"]:
-    """Least-squares rotation, scale and shift A that maps `source` onto `target`: target = A @ (x, y, 1).
+    """Fits the rotation, scale and shift A that map `source` onto `target` by least squares: target = A @ (x, y, 1).
 
-    Points that all coincide give a scale of zero.
+    The scale is zero if all source points coincide.
     """
     source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
-    # With points as complex numbers a similarity is one complex factor, whose least-squares value is a ratio.
+    # On complex numbers, a similarity is a product with one factor, whose least-squares value is a ratio.
     s = (source - source_mean) @ np.array([1, 1j])
     t = (target - target_mean) @ np.array([1, 1j])
     energy = np.vdot(s, s).real
@@ -141,9 +141,9 @@ def _transform(window: Float[np.ndarray, "W 68 2"]) -> Float[np.ndarray, "2 3"]:
 
 
 def _crop(frame: Frame, transform: Float[np.ndarray, "2 3"], landmarks: Points) -> tuple[np.ndarray, np.ndarray]:
-    """The crop and the landmarks in it. Levels are truncated, as in the official program.
+    """Returns a crop and its landmarks; grey levels are truncated to integers, as in the official program.
 
-    Only the crop's own pixels are warped, out of the part of the frame that they come from.
+    Warps only the pixels of the crop, from the part of the frame that they come from.
     """
     points = landmarks @ transform[:, :2].T + transform[:, 2]
     corner = [round(min(max(c, CROP / 2), CANVAS - CROP / 2)) - CROP // 2 for c in points[MOUTH].mean(axis=0)]
@@ -155,9 +155,9 @@ def _crop(frame: Frame, transform: Float[np.ndarray, "2 3"], landmarks: Points) 
 
 
 def _part(frame: Frame, linear: np.ndarray, shift: np.ndarray) -> tuple[int, int, Float[np.ndarray, "h w 3"]]:
-    """The part of a frame that a crop sees: its left and top, and its pixels; at least one pixel."""
+    """Returns the part of a frame that a crop covers, at least one pixel: left, top and the pixels."""
     height, width = frame.shape[:2]
-    if np.linalg.det(linear) < 1e-12:  # all stable points in one place
+    if np.linalg.det(linear) < 1e-12:  # all stable points coincide
         return 0, 0, frame.astype(np.float32)
     corners = np.array([(x, y) for x in (0, CROP) for y in (0, CROP)]) - shift
     seen = corners @ np.linalg.inv(linear).T

@@ -1,4 +1,4 @@
-"""A media file -> frames at 25 per second, and mono sound at 16 kHz."""
+"""Decoding of media files into 25 Hz frames and 16 kHz mono sound."""
 
 from extract.media.audio import read_audio
 from extract.media.decode import iterate_video, read_video

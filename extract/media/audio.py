@@ -1,4 +1,4 @@
-"""The sound of a media file becomes a 16 kHz mono waveform on the timeline of `decode`."""
+"""Decoding of a media file's sound into a 16 kHz mono waveform on the timeline of `decode`."""
 
 import dataclasses
 import itertools
@@ -19,35 +19,39 @@ from avh_shards.silence import first_sound
 from extract.media.decode import MIN_DECODED, RESTART, opened, packets, timeline_start
 
 MAX_SECONDS = 3600  # of sound
-GAP = 0.02  # seconds by which samples may differ from their timestamps; beyond, silence is put in or samples dropped
+GAP = 0.02  # seconds by which samples may deviate from their timestamps; beyond, silence is added or samples dropped
 SAMPLE_RATES = (1000, 768_000)  # Hz
-ALONE = 1.05  # energy of all channels' sum, in that of the loudest: up to here the others are silent or cancel it
-DILUTED = SAMPLE_RATE // 100  # samples: the mix may start this much later than a channel, as official mixes do
-NO_SIZE = 0x7FFF0000  # bytes: from here on, a WAV file's size is what recorders write before they know it
+ALONE = 1.05  # energy of the channels' sum / energy of the loudest: below, the others are silent or cancel it
+DILUTED = SAMPLE_RATE // 100  # samples by which the mix may start later than a channel, as in official mixes
+NO_SIZE = 0x7FFF0000  # bytes: WAV sizes from here on are placeholders that recorders write before the size is known
 
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """A file's sound, 16 kHz."""
+    """Sound of a file at 16 kHz."""
 
     waveform: Float[np.ndarray, " S"]  # mono, in [-1, 1]
-    silent: int  # samples before the first that is louder than SILENCE in any channel; S if there is none
+    silent: int  # samples before the first one louder than SILENCE in any channel; S if all are silent
 
 
 def read_audio(path: str | os.PathLike) -> Float[np.ndarray, " S"]:
-    """Decodes the sound of a file: the waveform of `read_sound`."""
+    """Decodes a file's sound and returns only the waveform of `read_sound`.
+
+    Raises:
+      ClipError: the file is missing, damaged or cut short, or has no sound.
+    """
     return read_sound(path).waveform
 
 
 def read_sound(path: str | os.PathLike) -> Sound:
-    """Decodes the audio stream that FFmpeg considers the best of a file.
+    """Decodes the best audio stream of a file, as FFmpeg ranks them.
 
     Returns:
-      The mean of the channels, resampled by soxr at quality HQ; instead of the mean, the loudest channel where the
-      others add nothing to it, because they are silent (a voice in one channel) or cancel it (opposite signs).
+      The mean of the channels, resampled by soxr at quality HQ. The loudest channel replaces the mean where the others
+      add nothing to it: they are silent (voice in one channel) or cancel it (opposite signs).
 
     Raises:
-      ClipError: the file is missing, damaged or cut short, or holds no sound.
+      ClipError: the file is missing, damaged or cut short, or has no sound.
     """
     runs = _decode_sound(path, itertools.repeat(None))
     if any(run.loudest_alone() is not None for run in runs):
@@ -63,15 +67,15 @@ def read_sound(path: str | os.PathLike) -> Sound:
 
 
 class _Run:
-    """A stretch of sound of one rate and number of channels, on its way to 16 kHz mono."""
+    """Converter to 16 kHz mono for a stretch of sound with a fixed sample rate and number of channels."""
 
     def __init__(self, rate: int, channels: int, channel: int | None):
-        """Prepares to mix the channels, or to take only one."""
+        """Prepares to mix all channels, or to use only `channel`."""
         self.rate = rate
         self.channel = channel
         self.length = 0  # samples at `rate`
         self.mixed: list[np.ndarray] = []  # 16 kHz
-        self.first: int | None = None  # 16 kHz sample: the first that is loud in any channel
+        self.first: int | None = None  # first 16 kHz sample that is loud in any channel
         self.energies = np.zeros(channels)
         self.energy = 0.0  # of the mean of the channels
         self._waiting: list[np.ndarray] = []  # [C, N] at `rate`
@@ -92,7 +96,10 @@ class _Run:
             self.add(np.zeros((len(self.energies), min(self.rate, count - start)), np.float32))
 
     def mix(self, last: bool = False) -> None:
-        """Resamples what waits; a second of it costs hardly more than a frame. The last call completes the samples."""
+        """Resamples the waiting samples; the call with `last` flushes the resamplers.
+
+        Samples wait for a whole second because resampling a second costs hardly more than resampling a frame.
+        """
         samples = np.concatenate([np.zeros((len(self.energies), 0), np.float32), *self._waiting], axis=1)
         self._waiting.clear()
         mean = samples.mean(axis=0)
@@ -108,7 +115,7 @@ class _Run:
             self._scouted += len(loudest)
 
     def loudest_alone(self) -> int | None:
-        """The loudest channel, if the others add nothing to it."""
+        """Returns the loudest channel if the others add nothing to it, else None."""
         loudest = int(self.energies.argmax())
         together = len(self.energies) ** 2 * self.energy
         alone = len(self.energies) > 1 and together < ALONE * self.energies[loudest]
@@ -116,11 +123,11 @@ class _Run:
 
 
 def _decode_sound(path: str | os.PathLike, channels: Iterable[int | None]) -> list[_Run]:
-    """Decodes a file's sound.
+    """Decodes a file's sound into runs of constant sample rate and number of channels.
 
     Args:
       path: a media file.
-      channels: for each run the channel that is taken for its mix, None for the mean.
+      channels: channel that replaces the mix, for each run; None for the mean.
     """
     channels = iter(channels)
     runs: list[_Run] = []
@@ -135,7 +142,7 @@ def _decode_sound(path: str | os.PathLike, channels: Iterable[int | None]) -> li
                 to_float = av.AudioResampler(format="fltp")
             if not runs or (runs[-1].rate, len(runs[-1].energies)) != (frame.sample_rate, frame.layout.nb_channels):
                 if not SAMPLE_RATES[0] <= frame.sample_rate <= SAMPLE_RATES[1]:
-                    raise ClipError("audio", f"its sound has {frame.sample_rate} samples a second")
+                    raise ClipError("audio", f"its sound has {frame.sample_rate} samples per second")
                 if runs:
                     began += runs[-1].length / runs[-1].rate
                     runs[-1].mix(last=True)
@@ -150,7 +157,7 @@ def _decode_sound(path: str | os.PathLike, channels: Iterable[int | None]) -> li
             samples = np.concatenate([part.to_ndarray() for part in to_float.resample(frame)], axis=1)
             run.add(samples[:, -gap if gap < -GAP * run.rate else 0 :])
         if not runs or not began + runs[-1].length:
-            raise ClipError("audio", "its audio stream holds no samples")
+            raise ClipError("audio", "its audio stream has no samples")
         _check_sound_whole(path, container, stream, began + runs[-1].length / runs[-1].rate)
     runs[-1].mix(last=True)
     return runs
@@ -159,14 +166,14 @@ def _decode_sound(path: str | os.PathLike, channels: Iterable[int | None]) -> li
 def _check_sound_whole(
     path: str | os.PathLike, container: av.container.InputContainer, stream: av.AudioStream, seconds: float
 ) -> None:
-    """Rejects sound of which less could be decoded than its file's header says, for kinds of file that count it."""
+    """Rejects sound that is shorter than the file's header says, for formats whose header gives a length."""
     if container.format.name == "wav":
         size = Path(path).stat().st_size
         with Path(path).open("rb") as file:
             head = file.read(8)
         promised = int.from_bytes(head[4:], "little") + 8
         if head.startswith(b"RIFF") and size < MIN_DECODED * promised and promised < NO_SIZE:
-            raise ClipError("audio", f"is cut short: {size} of {promised} bytes are there")
+            raise ClipError("audio", f"is cut short: it has {size} of {promised} bytes")
     if container.format.name.startswith("mov") and stream.duration:
         promised = float(stream.duration * (stream.time_base or 0))
         if seconds < MIN_DECODED * promised - RESTART:

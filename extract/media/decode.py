@@ -1,8 +1,8 @@
-"""Media files become frames at 25 Hz (here) and a 16 kHz waveform (`audio`) on one common timeline.
+"""Decoding of video into 25 Hz frames, on the same timeline as the waveform of `audio`.
 
-Time zero is the earliest start of the chosen video and audio streams, so what a player shows and sounds together stays
-together: a stream that starts later is led by its first frame held, or by silence. Pictures are shown in the order in
-which the decoder returns them, at the file's times in rising order; samples are placed by their timestamps.
+Time zero is the earlier start of the chosen video and audio streams, which keeps picture and sound in sync as a player
+would: a stream that starts later is padded with its first frame or with silence. Pictures keep the order in which the
+decoder returns them, at the file's sorted times; samples are placed by their timestamps.
 """
 
 import collections
@@ -34,35 +34,34 @@ from avh_shards.errors import ClipError
 from avh_shards.text import one_line
 
 FPS_POLICIES = ("resample", "native")
-LISTS = (b"ffconcat version", b"#EXTM3U")  # how files that only name other files begin
-BUFFER = 2**18  # bytes read at once
+LISTS = (b"ffconcat version", b"#EXTM3U")  # first bytes of files that only list other files
+BUFFER = 2**18  # bytes per read
 MAX_HELD = 600  # seconds for which a picture may be shown
-MIN_DECODED = 0.95  # of what the header promises; less means that the file is cut short
-RESTART = 0.1  # seconds by which a recorder's clock goes back when it restarts
-REORDERED = 16  # frames: the most by which H.264 and HEVC decode a picture before it is shown
-# Pixels' shapes (width / height - 1) too close to square to matter, and too far off to be true.
+MIN_DECODED = 0.95  # fraction of the length in the header; below, the file is cut short
+RESTART = 0.1  # seconds: a clock that goes back by more has been restarted
+REORDERED = 16  # frames: largest reordering delay of H.264 and HEVC
+# Pixel aspect ratios - 1: below the first, too close to square to matter; above the second, implausible.
 SQUARE_PIXELS = (0.01, 4.0)
 
-Frame = UInt8[np.ndarray, "H W 3"]  # RGB, upright, of square pixels
+Frame = UInt8[np.ndarray, "H W 3"]  # RGB, upright, square pixels
 
 
 def iterate_video(path: str | os.PathLike, fps_policy: str = "resample", heard: float | None = None) -> Iterator[Frame]:
-    """Decodes the video stream that FFmpeg considers the best of a file, frame by frame.
+    """Decodes the best video stream of a file, as FFmpeg ranks them, frame by frame.
 
     Args:
       path: a media file.
-      fps_policy: "resample": frame k is the one nearest in presentation time to k / 25 s, so that sound and picture
-        stay together whatever the source's rate. "native": every frame of the file, taken for 25 fps (what the
-        official program does, for parity).
-      heard: seconds of the file's sound, if known: of the kinds of file that count no frames (Matroska, FLV, ...) one
-        whose header promises more than both sound and picture hold is rejected.
+      fps_policy: "resample": frame k is the one nearest in presentation time to k / 25 s, which keeps sound and picture
+        in sync at any source frame rate. "native": every frame of the file, treated as 25 fps, for parity with the
+        official program.
+      heard: seconds of sound in the file, if known. Formats without a frame count (Matroska, FLV, ...) are rejected if
+        their header gives a duration longer than both sound and picture.
 
     Yields:
-      RGB frames, upright, of square pixels, all of the first one's size; one that is shown for several is the same
-      object each time.
+      Upright RGB frames with square pixels, all of the first frame's size. A repeated frame is the same object.
 
     Raises:
-      ClipError: the file is missing, damaged or cut short, or holds no video.
+      ClipError: the file is missing, damaged or cut short, or has no video.
     """
     assert fps_policy in FPS_POLICIES, fps_policy
     frames = timed_pictures(path, heard)
@@ -73,16 +72,23 @@ def read_video(path: str | os.PathLike, fps_policy: str = "resample") -> UInt8[n
     """Decodes all frames of `iterate_video` into one array; a minute of 640x480 takes 1.4 GB.
 
     Raises:
-      ClipError: the file is missing, damaged or cut short, or holds no video.
+      ClipError: the file is missing, damaged or cut short, or has no video.
     """
     return np.stack(list(iterate_video(path, fps_policy)))
 
 
 def timed_pictures(path: str | os.PathLike, heard: float | None = None) -> Iterator[tuple[float, Frame]]:
-    """Decodes the pictures of `iterate_video` at the file's own rate.
+    """Decodes the pictures of `iterate_video` at the file's own frame rate.
+
+    Args:
+      path: a media file.
+      heard: seconds of sound in the file, if known; see `iterate_video`.
 
     Yields:
-      Seconds since the timeline's start, never falling, and the picture.
+      The time in seconds since the start of the timeline, which never decreases, and the picture.
+
+    Raises:
+      ClipError: the file is missing, damaged or cut short, or has no video.
     """
     with opened(path, "video") as (container, stream):
         rate = float(stream.average_rate or FRAME_RATE)
@@ -98,23 +104,23 @@ def timed_pictures(path: str | os.PathLike, heard: float | None = None) -> Itera
 
 
 def to_grey(frame: Frame) -> UInt8[np.ndarray, "H W"]:
-    """Luma of an RGB frame, with OpenCV's weights and rounding (those of the official program)."""
+    """Converts an RGB frame to grey with OpenCV's weights and rounding, as the official program does."""
     return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
 
 
 @contextlib.contextmanager
 def open_media(path: str | os.PathLike, kind: str = "media") -> Iterator[InputContainer]:
-    """Opens a media file, and no other: FFmpeg sees its bytes, so neither a name nor a list leads anywhere else.
+    """Opens one media file; FFmpeg only receives its bytes, so file names and playlists cannot open other files.
 
     Args:
-      path: a file; colons, percent signs and protocols in its name mean nothing.
-      kind: what is wanted of it, for errors.
+      path: a file; colons, percent signs and protocols in its name have no special meaning.
+      kind: stage for error messages, such as "video".
 
     Yields:
-      PyAV's container.
+      The PyAV container.
 
     Raises:
-      ClipError: the file is missing or cannot be decoded, also when that shows within the block.
+      ClipError: the file is missing or cannot be decoded; FFmpeg errors inside the block are converted as well.
     """
     if not Path(path).is_file():
         raise ClipError("media", f"no such file: {one_line(path)}{near_name(path)}", passing=True)
@@ -134,7 +140,7 @@ def open_media(path: str | os.PathLike, kind: str = "media") -> Iterator[InputCo
 
 
 class _Bytes(io.FileIO):
-    """A file for FFmpeg, which tries to seek where nothing is: an error it can handle, where Python would raise."""
+    """A file for FFmpeg that returns an error code instead of raising when a seek fails; FFmpeg handles the code."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         try:
@@ -145,10 +151,10 @@ class _Bytes(io.FileIO):
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike, kind: Literal["video", "audio"]) -> Iterator[tuple[InputContainer, Any]]:
-    """Yields the container and its best stream of a kind.
+    """Yields the container of a media file and its best stream of a kind.
 
     Raises:
-      ClipError: the file is missing or damaged, or has none.
+      ClipError: the file is missing or damaged, or has no such stream.
     """
     with open_media(path, kind) as container:
         stream: Any = container.streams.best(kind)
@@ -166,18 +172,18 @@ def _best_streams(container: InputContainer) -> list:
 
 
 def timeline_start(container: InputContainer) -> float:
-    """Seconds of the earliest of the video's and the audio's starts, in the container's clock."""
+    """Returns the earlier start of video and audio, in seconds on the container's clock."""
     starts = [float(s.start_time * s.time_base) for s in _best_streams(container) if s.start_time is not None]
     return min(starts, default=0.0)
 
 
 def packets(container: InputContainer, wanted: av.stream.Stream) -> Iterator[av.Packet]:
-    """A stream's packets, on one clock with those of the other stream."""
+    """Yields the packets of a stream, with times on the clock shared by both streams."""
     clock = _Clock()
     restarts = bool(container.format.flags & Flags.ts_discont.value)
     for packet in container.demux(*_best_streams(container)):
         if packet.stream.type == "video" and container.format.name == "avi":
-            packet.pts = packet.dts  # the file stores only an order; FFmpeg guesses times from it, a frame late
+            packet.pts = packet.dts  # AVI stores only an order; FFmpeg's presentation times guessed from it are late
         if restarts:
             clock.join(packet)
         if packet.stream.index == wanted.index:
@@ -185,18 +191,18 @@ def packets(container: InputContainer, wanted: av.stream.Stream) -> Iterator[av.
 
 
 class _Clock:
-    """Joins the clocks of a transport stream whose recorder restarted: times go back, in one stream after the other.
+    """Continuous clock for a transport stream whose recorder restarted: times jump back, stream by stream.
 
-    The stream that goes back first decides what is added to all later times; the others follow it when they go back.
+    The first stream to jump back sets the offset for all later times; the others use it once they jump back too.
     """
 
     def __init__(self):
-        self.added = [Fraction(0)]  # seconds, before the first restart, after it, ...
+        self.added = [Fraction(0)]  # offsets in seconds: before the first restart, after it, ...
         self.restarts = collections.Counter()  # by stream
-        self.last: dict[int, Fraction] = {}  # seconds of the packet before, by stream
+        self.last: dict[int, Fraction] = {}  # time of the previous packet in seconds, by stream
 
     def join(self, packet: av.Packet) -> None:
-        """Moves a packet's times."""
+        """Shifts a packet's times onto the continuous clock."""
         stream = packet.stream.index
         base = packet.time_base
         if packet.dts is not None:
@@ -217,12 +223,12 @@ class _Clock:
 def _timed_frames(
     container: InputContainer, stream: av.VideoStream, rate: float
 ) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds since the timeline's start, frame); a frame without a time follows the one before it.
+    """Yields (seconds since the start of the timeline, frame); a frame without a time follows the previous one.
 
-    Some files hold no presentation times (AVI, what was copied out of it, raw H.264 in a container): their packets'
-    times only count up in the order of decoding, and so come permuted out of a decoder that reorders. Times are then
-    held back until the earlier ones have come. In other files a reordered packet's time is less than that of the one
-    before, from the first such packet on, and nothing is held.
+    Some files have no presentation times (AVI, streams copied from AVI, raw H.264 in a container). Their packet times
+    only count up in decoding order, so a decoder that reorders frames returns them permuted; times are then held back
+    until all earlier ones have arrived. In other files the first reordered packet has an earlier time than the previous
+    packet, and from then on nothing is held back.
     """
     start = timeline_start(container)
     held: collections.deque[av.VideoFrame] = collections.deque()
@@ -242,7 +248,7 @@ def _timed_frames(
             before = time
             time = frame.time - start if frame.time is not None else time + 1 / rate
             if counting and time < before and first is not None and -REORDERED / rate <= first < 0:
-                late = -first  # the first picture cannot be shown before the start: these were times of decoding
+                late = -first  # no picture is shown before the start, so these were decoding times
             held.append(frame)
             heapq.heappush(times, time)
         wait = REORDERED if counting and stream.codec_context.has_b_frames and packet.size else 0
@@ -252,10 +258,10 @@ def _timed_frames(
 
 
 def _checked_whole(frames: Iterable[tuple[float, av.VideoFrame]], promised: int, duration: float) -> Iterator:
-    """Passes timed frames on; refuses a stream that ends long before its header says, in frames and in seconds.
+    """Passes timed frames through; rejects a stream that ends long before its header says, in frames and in seconds.
 
-    Frames alone would not do: an AVI file counts pictures that are shown twice. Nor would seconds: a last picture may
-    be shown for a minute.
+    A frame count is not enough because AVI counts repeated pictures; a duration is not enough because the last picture
+    may be shown for a minute.
     """
     count = 0
     first = last = 0.0
@@ -265,26 +271,26 @@ def _checked_whole(frames: Iterable[tuple[float, av.VideoFrame]], promised: int,
         count += 1
         yield time, frame
     if count == 0:
-        raise ClipError("video", "its video stream holds no frame")
-    lasted = (last - first) * count / max(count - 1, 1)  # the last picture as long as the others
+        raise ClipError("video", "its video stream has no frames")
+    lasted = (last - first) * count / max(count - 1, 1)  # the last picture counts as long as the others
     if count < MIN_DECODED * promised and lasted < MIN_DECODED * duration:
         raise ClipError("video", f"is cut short: {count} of {promised} frames can be decoded")
 
 
 def _check_length(container: InputContainer, seconds: float) -> None:
-    """Rejects a file of which less could be decoded, in the longer of sound and picture, than its header says."""
+    """Rejects a file whose sound and picture are both shorter than its header says; `seconds` is the longer one."""
     promised = (container.duration or 0) / av.time_base
-    if container.format.name.startswith("matroska"):  # its duration is the time of its end
+    if container.format.name.startswith("matroska"):  # its duration is the end time
         promised -= max(container.start_time or 0, 0) / av.time_base
     if seconds < MIN_DECODED * promised - 1 / FRAME_RATE:
         raise ClipError("media", f"is cut short: {seconds:.2f} of {promised:.2f} s can be decoded")
 
 
 def _as_shown(frames: Iterable[tuple[float, av.VideoFrame]], stream: av.VideoStream) -> Iterator[tuple[float, Frame]]:
-    """Frames as RGB pictures, with square pixels and upright.
+    """Converts frames to upright RGB pictures with square pixels.
 
-    A shape of pixels or an orientation holds until a frame brings another. The container's word on the shape counts
-    more than the codec's, as with FFmpeg, unless the codec's changes midway.
+    A pixel aspect ratio or orientation applies until a frame changes it. As in FFmpeg, the container's aspect ratio
+    takes precedence over the codec's, unless the codec's changes midway.
     """
     context = stream.codec_context
     converter = VideoReformatter()
@@ -305,7 +311,7 @@ def _as_shown(frames: Iterable[tuple[float, av.VideoFrame]], stream: av.VideoStr
 
 
 def _square_size(width: int, height: int, shape: float) -> tuple[int, int]:
-    """A picture's size in square pixels: the side that is too short is stretched, so that no detail is lost."""
+    """Returns a picture's size in square pixels; the short side is stretched, so no detail is lost."""
     off = max(shape, 1 / shape)
     if not SQUARE_PIXELS[0] < off - 1 < SQUARE_PIXELS[1]:
         return width, height
@@ -313,11 +319,11 @@ def _square_size(width: int, height: int, shape: float) -> tuple[int, int]:
 
 
 def _oriented(picture: UInt8[np.ndarray, "h w 3"], matrix: Int[np.ndarray, " 9"]) -> Frame:
-    """A picture turned and mirrored to the nearest of the eight orientations.
+    """Rotates and mirrors a picture to the nearest of the eight axis-aligned orientations.
 
     Args:
-      picture: as stored.
-      matrix: FFmpeg's display matrix: (x, y) is shown at (x m[0] + y m[3], x m[1] + y m[4]).
+      picture: the stored picture.
+      matrix: FFmpeg's display matrix, which shows (x, y) at (x m[0] + y m[3], x m[1] + y m[4]).
     """
     across = matrix[0]
     down = matrix[4]
@@ -329,7 +335,7 @@ def _oriented(picture: UInt8[np.ndarray, "h w 3"], matrix: Int[np.ndarray, " 9"]
 
 
 def _of_one_size(frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[tuple[float, np.ndarray]]:
-    """Brings pictures to the first one's size (a stream may change it midway): fitted in, what is left is black."""
+    """Fits pictures into the first one's size, with black borders; a stream may change size midway."""
     first = None
     for time, picture in frames:
         first = picture.shape if first is None else first
@@ -337,7 +343,7 @@ def _of_one_size(frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[tuple[f
 
 
 def _fitted(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> Frame:
-    """A picture scaled without stretching it, in the middle of a black one."""
+    """Scales a picture, keeping its aspect ratio, and centres it on a black one."""
     scale = min(height / picture.shape[0], width / picture.shape[1])
     inner = [max(round(scale * side), 1) for side in picture.shape[:2]]
     inner = [whole if whole - side <= 1 else side for side, whole in zip(inner, (height, width), strict=True)]
@@ -350,7 +356,7 @@ def _fitted(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> Fra
 
 
 def _resampled(frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[np.ndarray]:
-    """The frame nearest to each k / 25 s, up to the end of the last frame."""
+    """Yields the frame nearest to each k / 25 s, up to the end of the last frame."""
     index = 0
     previous = None
     time = 0.0

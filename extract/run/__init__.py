@@ -1,1 +1,1 @@
-"""An extraction: on one machine, on a Ray cluster, or as an array of jobs."""
+"""Extraction runs: on one machine, on a Ray cluster or as a job array."""

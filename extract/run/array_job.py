@@ -1,4 +1,4 @@
-"""Job arrays and launchers: which of how many tasks this process is."""
+"""Task index and count of this process in a job array or under a launcher."""
 
 import os
 import sys
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from avh_shards import UserError
 
 ARRAY = "SLURM_ARRAY_TASK_"
-# Variables that hold a process's rank and the number of ranks. The innermost launcher comes first: torchrun and mpirun
-# may themselves have been started by srun, once on each node.
+# Variables with a process's rank and the number of ranks. The innermost launcher comes first: srun may have started
+# torchrun or mpirun itself, one on each node.
 LAUNCHERS = {
     "torchrun": ("RANK", "WORLD_SIZE"),
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -19,42 +19,42 @@ GIVE_BOTH = "give --task_index and --task_count"
 
 
 def this_task(index: int | None, count: int | None, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Index, from 0, and number of tasks: as given, else as the environment says, else 0 of 1.
+    """Returns the index of this task and the number of tasks: the given ones, else the environment's, else 0 and 1.
 
-    The environment is that of a SLURM array, of processes that srun, mpirun (Open MPI, or a PMI) or torchrun started,
-    or of both: then each array task is split among its processes. An array must be whole, `--array=0-N`, as the number
-    of tasks is otherwise unknown; of one that is run again in part, `count` is the original number, and the index is
-    SLURM_ARRAY_TASK_ID. What was understood is printed on stderr.
+    Recognised are SLURM arrays, processes started by srun, mpirun (Open MPI or a PMI) or torchrun, and combinations of
+    the two, where each array task is split among its processes. An array must be complete, `--array=0-N`, because the
+    number of tasks is otherwise unknown. To rerun part of an array, pass the original number of tasks as `count`; the
+    index is then SLURM_ARRAY_TASK_ID. Prints the result and its origin on stderr.
 
     Args:
-      index: of this task, from 0; None: what the environment says.
-      count: of tasks; None: what the environment says.
-      environment: the environment variables.
+      index: index of this task, from 0; None takes it from the environment.
+      count: number of tasks; None takes it from the environment.
+      environment: environment variables.
 
     Raises:
-      UserError: the environment is incomplete or ambiguous, the index is given without the count, or is not below it.
+      UserError: the environment is incomplete or ambiguous, or the index is out of range or given without a count.
     """
     if index is None:
         index, count, origin = _from_environment(count, environment)
     elif count is None:
-        raise UserError("--task_index: is given without --task_count; give both")
+        raise UserError("--task_index: needs --task_count; give both")
     else:
         origin = "--task_index, --task_count"
     if not 0 <= index < count:
-        raise UserError(f"task {index} of {count}: tasks count from 0 to one below --task_count")
+        raise UserError(f"task {index} of {count}: index out of range; count tasks from 0 to --task_count - 1")
     if origin:
         print(f"task {index} of {count}, counted from 0 ({origin})", file=sys.stderr, flush=True)
     return index, count
 
 
 def _from_environment(count: int | None, environment: Mapping[str, str]) -> tuple[int, int, str]:
-    """Index, number of tasks, and where they are from ("" for a process on its own)."""
+    """Returns index, number of tasks and their origin ("" for a single process)."""
     try:
         rank, ranks, launcher = _rank(environment)
         if f"{ARRAY}ID" not in environment:
             if count not in (None, ranks):
                 found = (
-                    f"{launcher} started {ranks} processes" if launcher else "no job array or launcher gives the index"
+                    f"{launcher} started {ranks} processes" if launcher else "no job array or launcher sets the index"
                 )
                 raise UserError(f"--task_count={count}: {found}; {GIVE_BOTH}")
             return rank, ranks, launcher
@@ -72,23 +72,23 @@ def _from_environment(count: int | None, environment: Mapping[str, str]) -> tupl
 
 
 def _array_tasks(environment: Mapping[str, str]) -> int:
-    """Number of tasks of a SLURM array, once it is seen that they count from 0 without a gap."""
+    """Returns the number of tasks of a SLURM array after checking that they count from 0 without gaps."""
     tasks = int(environment[f"{ARRAY}COUNT"])
     last = int(environment.get(f"{ARRAY}MAX", tasks - 1))
     first, step = (int(environment.get(f"{ARRAY}{name}", value)) for name, value in (("MIN", 0), ("STEP", 1)))
     if (first, step, last) != (0, 1, tasks - 1):
         raise UserError(
             f"the SLURM array has {tasks} tasks from {first} to {last} instead of all of 0-N; give the number of tasks "
-            "of the whole job as --task_count (the index is then SLURM_ARRAY_TASK_ID, counted from 0)"
+            "of the whole job as --task_count (SLURM_ARRAY_TASK_ID is then the index, from 0)"
         )
     return tasks
 
 
 def _rank(environment: Mapping[str, str]) -> tuple[int, int, str]:
-    """Rank, number of ranks, and launcher; 0, 1 and "" for a process on its own.
+    """Returns rank, number of ranks and launcher; 0, 1 and "" for a single process.
 
-    A batch script of SLURM, too, has SLURM_PROCID=0 and perhaps SLURM_NTASKS=8, though nothing was started eight times;
-    only the processes of srun have a SLURM_STEP_ID.
+    A SLURM batch script also has SLURM_PROCID=0 and perhaps SLURM_NTASKS=8, although it runs once; only processes
+    started by srun have a SLURM_STEP_ID.
     """
     for launcher, (rank, ranks) in LAUNCHERS.items():
         if launcher == "srun" and "SLURM_STEP_ID" not in environment:

@@ -1,6 +1,6 @@
-"""An extraction: what it needs to know, on one machine or many; the making of one shard; and all of it on one machine.
+"""Settings of an extraction, the steps common to every kind of run, and extraction on a single machine.
 
-There, processes prepare clips, and this process encodes them and writes the shards.
+On a single machine, worker processes prepare clips, and the main process encodes them and writes the shards.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from extract.run.pool import Prepared, PrepareTask, prepare_all, running_pool
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from extract.store.shard_set import CLIP_LIST, ExtractionSummary, ShardSet, merge, task_lock
 
-VARIANTS = {  # --trimmed -> what is made of each clip
+VARIANTS = {  # --trimmed -> variants extracted from each clip
     "false": (Variant.UNTRIMMED,),
     "true": (Variant.TRIMMED,),
     "both": (Variant.UNTRIMMED, Variant.TRIMMED),
@@ -32,27 +32,27 @@ VARIANTS = {  # --trimmed -> what is made of each clip
 
 @dataclasses.dataclass(frozen=True)
 class ExtractSettings:
-    """Choices of an extraction run; all but the last three change numbers or their place."""
+    """Settings of an extraction run; all but the last three affect the numbers or where they are stored."""
 
     prepare: PrepareSettings = dataclasses.field(default_factory=PrepareSettings)
     encode: EncodeSettings = dataclasses.field(default_factory=EncodeSettings)
     trimmed: str = "false"  # drop the leading silence from both modalities: false, true, or both (two sets)
-    store: tuple[str, ...] = ()  # optional contents of the shards: of format.OPTIONAL
+    store: tuple[str, ...] = ()  # optional contents of the shards, from format.OPTIONAL
     dtype: str = "float16"  # of the stored features
     clips_per_shard: int = 256
-    processes: int = len(os.sched_getaffinity(0))  # that prepare clips
+    processes: int = len(os.sched_getaffinity(0))  # worker processes that prepare clips
     clip_timeout: float = 600.0  # seconds after which a clip's preparation counts as hung
-    retry_failed: str = "passing"  # failures of an earlier run that are tried again: of errors.RETRIED
+    retry_failed: str = "passing"  # failures of an earlier run to retry, from errors.RETRIED
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """What is made of each clip."""
+        """Variants extracted from each clip."""
         return VARIANTS[self.trimmed]
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What to extract, from where, to where."""
+    """Clips to extract, their media files, the output and the settings."""
 
     clips: Sequence[ClipMeta]
     media: str  # folder of the clips' files
@@ -60,29 +60,34 @@ class Job:
     settings: ExtractSettings
 
     def check(self) -> None:
-        """Rejects what cannot work, before any work is done.
+        """Checks folders and clip names before any work is done.
 
         Raises:
-          UserError: the folders do not exist, or two clips would be read from one file.
+          UserError: a folder does not exist, the output cannot be reached, one file of landmarks is given for several
+            clips, or two clips would be read from the same file.
         """
         if not Path(self.media).is_dir():
-            raise UserError(f"{self.media}: no such folder of media files")
+            raise UserError(f"{self.media}: no such folder; name the folder of the clips' media files")
         reachable(self.output)
         prepare = self.settings.prepare
         files = prepare.landmarks not in FINDERS
         if files and not Path(prepare.landmarks).exists():
-            raise UserError(f"{prepare.landmarks}: no such folder of landmarks, and none of {', '.join(FINDERS)}")
+            raise UserError(f"{prepare.landmarks}: no such folder of landmarks; name one or use {' or '.join(FINDERS)}")
         if files and Path(prepare.landmarks).is_file() and len(self.clips) > 1:
-            raise UserError(f"{prepare.landmarks}: is the file of one clip; name the folder with one for each clip")
+            raise UserError(f"{prepare.landmarks}: is the file of one clip; name a folder with a file for each clip")
         if prepare.input == "roi" or files:
             refuse_shared_names(self.clips)
 
     @contextlib.contextmanager
     def locked(self, index: int, count: int) -> Iterator[None]:
-        """Keeps other runs of a task from writing to its folders while the block lasts.
+        """Locks the output folders against other runs of the same task for the duration of the block.
+
+        Args:
+          index: index of this task, from 0.
+          count: number of tasks that share the job.
 
         Raises:
-          UserError: there is another one.
+          UserError: another run of this task holds a lock.
         """
         with contextlib.ExitStack() as stack:
             for folder in self.folders().values():
@@ -91,19 +96,19 @@ class Job:
 
     @property
     def task(self) -> PrepareTask:
-        """How every clip is prepared."""
+        """Preparation applied to every clip."""
         return PrepareTask(self.media, self.settings.prepare, self.settings.variants, self.settings.clip_timeout)
 
     def shard_sets(self, encoder: Mapping[str, object]) -> dict[Variant, ShardSet]:
-        """Returns the sets to make.
+        """Returns the shard set of each variant.
 
         Args:
-          encoder: the attributes that name it.
+          encoder: attributes that identify the encoder, as in `Encoder.attributes`.
         """
         settings = self.settings
         numbers = dataclasses.asdict(settings.prepare) | dataclasses.asdict(settings.encode)
         if settings.prepare.input == "roi" or settings.prepare.min_face_share == 0:
-            del numbers["min_face_share"]  # fails no clip, like sets made before there was such a setting
+            del numbers["min_face_share"]  # rejects no clip, so sets made before this setting existed still match
         numbers |= {"dtype": settings.dtype, "clips_per_shard": settings.clips_per_shard, "store": settings.store}
         text = json.dumps(numbers, sort_keys=True)
         sets = {}
@@ -121,24 +126,24 @@ class Job:
 
 
 def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 1) -> list[ExtractionSummary | None]:
-    """Extracts features; shards that are already there are kept, so a killed run resumes where it was.
+    """Extracts features on this machine; existing shards are kept, so a killed run resumes where it stopped.
 
-    First, clips that failed in an earlier run are tried again, by default those that failed for a passing reason
-    (`job.settings.retry_failed`). That costs these clips only: a shard is made again, as a whole, if one of its failed
-    clips can be prepared now, and a clip that it holds already is never lost to a new failure.
+    Clips that failed in an earlier run are retried first, by default those that failed for a transient reason
+    (`job.settings.retry_failed`). Only these clips are prepared for that: a whole shard is rebuilt only if one of its
+    failed clips can be prepared now, and a clip already in a shard is never lost to a new failure.
 
     Args:
-      job: what to extract.
-      avhubert: an official AV-HuBERT file, or "random".
-      index: of this task, among
-      count: tasks that share the job.
+      job: clips, folders and settings.
+      avhubert: path of an official AV-HuBERT file, or "random".
+      index: index of this task, from 0.
+      count: number of tasks that share the job.
 
     Returns:
-      The summary of each set; None while other tasks still have shards to make.
+      The summary of each set; None while other tasks have not finished.
 
     Raises:
-      UserError: the weights, the folder of media, shards of another run in the output folder, or another run of this
-        task that is still writing there.
+      UserError: the weights cannot be loaded, the media folder is missing, the output folder holds shards of a
+        different run, or another run of this task is still writing there.
     """
     job.check()
     processes = job.settings.processes
@@ -148,7 +153,7 @@ def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 
         missing = missing_shards(sets, index, count)
         if failed := failed_clips(sets, missing, index, count, job.settings.retry_failed):
             again = [clip for clips in failed.values() for clip in clips]
-            with ProgressBar(len(again), title="failed clips again") as progress:
+            with ProgressBar(len(again), title="retrying failed clips") as progress:
                 prepared = _counted(prepare_all(pool, again, job.task, processes), progress)
                 add_gaining_shards(missing, sets, failed, (clip.failures for clip in prepared))
         any_set = next(iter(sets.values()))
@@ -164,7 +169,10 @@ def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 
 
 
 def merge_sets(output: str) -> list[ExtractionSummary]:
-    """Sums up the set, or the two sets, in a folder.
+    """Summarises the one or two sets in a folder.
+
+    Args:
+      output: folder or URL of the set, or of both sets of a run with --trimmed=both.
 
     Raises:
       UserError: the folder holds no set, or a shard is missing.
@@ -173,12 +181,12 @@ def merge_sets(output: str) -> list[ExtractionSummary]:
     folders = both if any((folder / CLIP_LIST).exists() for folder in both) else [as_path(output)]
     summaries = [merge(folder) for folder in folders]
     if None in summaries:
-        raise UserError(f"{folders[summaries.index(None)]}: shards are missing; run the tasks that make them first")
+        raise UserError(f"{folders[summaries.index(None)]}: shards are missing; run the remaining tasks first")
     return [summary for summary in summaries if summary is not None]
 
 
 def missing_shards(sets: Mapping[Variant, ShardSet], index: int, count: int) -> dict[int, list[Variant]]:
-    """Returns the shards that a task still has to make, and for which variants."""
+    """Returns the shards that a task still has to write -> the variants for which they are missing."""
     missing: dict[int, list[Variant]] = {}
     for variant, shards in sets.items():
         for shard in tasks_shards(shards.missing(), index, count):
@@ -187,14 +195,22 @@ def missing_shards(sets: Mapping[Variant, ShardSet], index: int, count: int) -> 
 
 
 def tasks_shards(shards: Iterable[int], index: int, count: int) -> Iterator[int]:
-    """Yields the shards of one of several tasks: shard k is made by task k mod count."""
+    """Yields the shards of one of several tasks: shard k belongs to task k mod count."""
     return (shard for shard in shards if shard % count == index)
 
 
 def failed_clips(
     sets: Mapping[Variant, ShardSet], missing: Mapping[int, list[Variant]], index: int, count: int, retry: str
 ) -> dict[int, list[ClipMeta]]:
-    """Returns the clips that a task tries again, by shard: those that failed in its shards that are there."""
+    """Returns the clips that a task retries, by shard: the failed clips of its existing shards.
+
+    Args:
+      sets: shard sets by variant.
+      missing: shards that do not exist yet, from `missing_shards`.
+      index: index of this task, from 0.
+      count: number of tasks that share the job.
+      retry: failures to retry, from errors.RETRIED.
+    """
     any_set = next(iter(sets.values()))
     failed = {}
     for shard in tasks_shards(range(any_set.count), index, count):
@@ -211,13 +227,13 @@ def add_gaining_shards(
     failed: Mapping[int, list[ClipMeta]],
     outcomes: Iterator[Mapping[Variant, Failure | None]],
 ) -> None:
-    """Adds the shards to make again to those that are missing; brings the failure logs of the others up to date.
+    """Adds the shards that gain a clip to `missing`, and updates the failure logs of the others.
 
     Args:
-      missing: shards to make, and for which variants.
-      sets: by variant.
-      failed: the clips that were tried again, by shard.
-      outcomes: for each of them, by variant, why it fails now; None if it can be had.
+      missing: shards to write -> their variants; updated in place.
+      sets: shard sets by variant.
+      failed: retried clips, by shard.
+      outcomes: new failure by variant for each retried clip, in the order of `failed`; None if it succeeded.
     """
     for shard, clips in failed.items():
         tried = dict(zip([clip.path for clip in clips], itertools.islice(outcomes, len(clips)), strict=True))
@@ -234,17 +250,17 @@ def make_shard(
     encoder: Encoder,
     writers: Mapping[Variant, ShardWriter],
 ) -> None:
-    """Encodes the clips of one shard and writes it, once for each variant.
+    """Encodes the clips of one shard and writes the shard for each variant.
 
-    Batches never span shards, and hold every variant, even one that is not written: features are then the same bits
+    Batches never span shards and contain every variant, even one that is not written, so features are bit-identical
     whichever shards a killed run left behind.
 
     Args:
-      shard: its number.
-      listed: the clips that belong in it.
-      prepared: what became of each of them.
+      shard: number of the shard.
+      listed: clips that belong in the shard.
+      prepared: outcome of each listed clip's preparation, in order.
       encoder: the encoder.
-      writers: of the variants to write.
+      writers: writers of the variants to write.
     """
     watch = Stopwatch()
     some = next(iter(writers.values()))
@@ -272,7 +288,7 @@ def make_shard(
 
 
 def _stored(clip: PreparedClip, features: ClipFeatures, writer: ShardWriter) -> StoredClip:
-    """What the writer stores of a clip, and no more: a shard's clips are held until it is written."""
+    """Keeps only what the writer stores of a clip, because a shard's clips stay in memory until it is written."""
     arrays = {name: getattr(features, name) for name in ("visual", "audio", "multimodal")}
     kept = {name: array.astype(writer.dtype) for name, array in arrays.items() if array is not None}
     ragged = {name: getattr(clip, name) for name in RAGGED if name in writer.store}

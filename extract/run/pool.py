@@ -1,4 +1,4 @@
-"""Clips prepared in processes of their own: a clip that fails, hangs or crashes its decoder costs that clip alone."""
+"""Preparation of clips in worker processes: a clip that fails, hangs or crashes its decoder affects only itself."""
 
 import collections
 import concurrent.futures
@@ -21,48 +21,48 @@ from extract.prepare import PreparedClip, PrepareSettings, cut_clip, read_clip
 
 Result = TypeVar("Result")
 
-CLIPS_AHEAD = 4  # clips in preparation or waiting, for each process: bounds memory
+CLIPS_AHEAD = 4  # clips per process in preparation or waiting: bounds memory
 
 
 class Prepared(NamedTuple):
-    """What became of a clip."""
+    """Outcome of a clip's preparation."""
 
-    outcomes: dict[Variant, PreparedClip | Failure]  # for each variant that was asked for
-    seconds: dict[str, float]  # spent, by stage
+    outcomes: dict[Variant, PreparedClip | Failure]  # one for each requested variant
+    seconds: dict[str, float]  # time spent, by stage
 
     @property
     def frames(self) -> int:
-        """Frames of the longest variant, 0 if there is none."""
+        """Number of frames of the longest variant; 0 if all failed."""
         return max((len(o.audio) for o in self.outcomes.values() if isinstance(o, PreparedClip)), default=0)
 
     @property
     def failed(self) -> bool:
-        """Whether a variant is missing."""
+        """Whether any variant failed."""
         return any(self.failures.values())
 
     @property
     def failures(self) -> dict[Variant, Failure | None]:
-        """Why each variant is missing; None if it is not."""
+        """Failure of each variant; None if it succeeded."""
         return {variant: o if isinstance(o, Failure) else None for variant, o in self.outcomes.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareTask:
-    """How every clip of a run is prepared; small, and the same on every machine."""
+    """Preparation of every clip of a run; small, and the same on every machine."""
 
     media: str  # folder of the clips' files
     settings: PrepareSettings
-    variants: tuple[Variant, ...]  # that are made of each clip
+    variants: tuple[Variant, ...]  # extracted from each clip
     timeout: float = 600.0  # seconds after which a clip counts as hung
 
     def __call__(self, clip: ClipMeta) -> Prepared:
-        """Prepares a clip, in this process.
+        """Prepares a clip in this process.
 
         Raises:
-          UserError: the folder of media is gone, which is no clip's fault.
+          UserError: the media folder is gone or a landmark model is missing, which no clip is to blame for.
         """
         if not Path(self.media).is_dir():
-            raise UserError(f"{self.media}: the folder of media is gone; start again once it is back")
+            raise UserError(f"{self.media}: the media folder is gone; restart once it is back")
         read = attempt(clip.path, read_clip, clip, self.media, self.settings)
         if isinstance(read, Failure):
             return self.all_failed(read)
@@ -70,32 +70,38 @@ class PrepareTask:
         return Prepared(outcomes, read.seconds)
 
     def all_failed(self, failure: Failure) -> Prepared:
-        """The same failure for every variant."""
+        """Returns the outcome of a clip whose variants all failed for the same reason."""
         return Prepared(dict.fromkeys(self.variants, failure), {})
 
 
 def attempt(path: str, work: Callable[..., Result], *arguments: object) -> Result | Failure:
-    """Returns work(...); whatever a clip's file makes a library raise becomes the clip's failure.
+    """Runs a step of a clip's preparation and turns exceptions into a failure of the clip.
 
     Args:
-      path: of the clip.
-      work: a step of its preparation.
-      *arguments: of the step.
+      path: path of the clip.
+      work: step of the preparation.
+      *arguments: arguments of the step.
+
+    Returns:
+      The result of the step, or the failure.
+
+    Raises:
+      UserError: the clip is not at fault, for example because a landmark model is missing.
     """
     try:
         return work(*arguments)
     except ClipError as error:
         return Failure(path, error.stage, error.reason, is_passing(error))
-    except UserError:  # not this clip's fault: a missing landmark model, say
+    except UserError:  # not the clip's fault, such as a missing landmark model
         raise
     except Exception as error:
         return Failure(path, "prepare", f"unexpected {type(error).__name__}: {one_line(error)}", is_passing(error))
 
 
 def open_pool(processes: int) -> pebble.ProcessPool:
-    """Processes that prepare clips."""
-    # A fork of this process would copy torch's threads in an unknown state; a server that has loaded the libraries, and
-    # no more, forks all of them, and those that follow one that died. pebble's annotation of the context is too narrow.
+    """Opens a pool of processes that prepare clips."""
+    # Forking this process would copy torch's threads in an unknown state. A fork server that has only loaded the
+    # libraries starts all workers and their replacements. pebble's annotation of the context is too narrow.
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([__name__])
     return pebble.ProcessPool(processes, initializer=_start_worker, context=cast(Any, server))
@@ -103,7 +109,7 @@ def open_pool(processes: int) -> pebble.ProcessPool:
 
 @contextlib.contextmanager
 def running_pool(processes: int) -> Iterator[pebble.ProcessPool]:
-    """The same for the time of a block; an error or Ctrl-C does not wait for the clips in preparation."""
+    """Opens a pool for a block; an error or Ctrl-C does not wait for the clips in preparation."""
     with open_pool(processes) as pool:
         try:
             yield pool
@@ -115,7 +121,20 @@ def running_pool(processes: int) -> Iterator[pebble.ProcessPool]:
 def prepare_all(
     pool: pebble.ProcessPool, clips: Iterable[ClipMeta], task: PrepareTask, processes: int
 ) -> Iterator[Prepared]:
-    """What becomes of each clip, in the clips' order, a bounded number of clips ahead of its use."""
+    """Prepares clips in a pool, at most CLIPS_AHEAD clips per process in advance.
+
+    Args:
+      pool: the worker processes.
+      clips: clips to prepare.
+      task: preparation of each clip; its timeout applies per clip.
+      processes: number of processes in the pool.
+
+    Yields:
+      The outcome of each clip, in the order of `clips`. A crash or timeout is a failure of the clip.
+
+    Raises:
+      UserError: from `task`, if no clip is at fault.
+    """
     waiting = collections.deque()
     for clip in clips:
         waiting.append((clip, pool.schedule(task, (clip,), timeout=task.timeout)))
@@ -126,7 +145,7 @@ def prepare_all(
 
 
 def _start_worker() -> None:
-    # The processes themselves fill the cores.
+    # The worker processes already use all cores.
     cv2.setNumThreads(1)
     threadpoolctl.threadpool_limits(1)
 
@@ -134,7 +153,7 @@ def _start_worker() -> None:
 def _outcome(
     pool: pebble.ProcessPool, task: PrepareTask, clip: ClipMeta, future: pebble.ProcessFuture, retries: int = 1
 ) -> Prepared:
-    """What became of a clip; one whose process died gets another try, for the machine may be short of memory."""
+    """Returns a clip's outcome; retries a clip whose process died, since the machine may have been short of memory."""
     try:
         return future.result()
     except concurrent.futures.TimeoutError:

@@ -1,8 +1,8 @@
-"""Clips -> shards on a Ray cluster: tasks prepare clips on every core, actors encode and write shards.
+"""Extraction on a Ray cluster: tasks prepare clips on every core, actors encode them and write shards.
 
-Both run the functions of one machine: a task prepares its clip in a process of its own, so a crash or a hang costs that
-clip alone; an actor makes a shard as `job.make_shard` does. What a dead node had in hand is done again elsewhere. Every
-node must see the media and the output under the same names.
+Both run the same functions as on a single machine. A task prepares its clip in a separate process, so a crash or hang
+affects only that clip; an actor writes a shard with `job.make_shard`. The work of a node that dies is repeated on other
+nodes. Every node must see the media and the output under the same paths.
 """
 
 import functools
@@ -30,27 +30,30 @@ try:
 except ImportError as error:
     raise UserError("--cluster=ray needs the package ray (extra `ray`)") from error
 
-RETRIES = 20  # of a clip whose node or worker died, hardly ever by its own fault; then it counts as failed
-LOST = tuple(  # what a clip's result raises whose workers died too often
+RETRIES = 20  # of a clip whose node or worker died, which is rarely the clip's fault; after that it counts as failed
+LOST = tuple(  # raised by the result of a clip whose workers died too often
     getattr(ray.exceptions, name)
     for name in ("WorkerCrashedError", "NodeDiedError", "ObjectLostError", "OutOfMemoryError")
 )
-SHARDS_AHEAD = 2  # in preparation or encoding, for each actor: bounds the object store
+SHARDS_AHEAD = 2  # shards per actor in preparation or encoding: bounds the object store
 
 
 def extract_on_ray(
     job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 1
 ) -> list[ExtractionSummary | None]:
-    """`job.extract` on the cluster at RAY_ADDRESS; without one, on a cluster of this machine alone.
+    """Runs `job.extract` on the cluster at RAY_ADDRESS, or on a local cluster if that is not set.
 
-    Arguments, results and errors are those of `job.extract`; the shards are, too.
+    Takes the same arguments, returns the same summaries and writes the same shards as `job.extract`.
+
+    Raises:
+      UserError: as `job.extract`, or Ray cannot be started or the cluster fails.
     """
     job.check()
     with job.locked(index, count):
         sets = job.shard_sets(Encoder(avhubert, job.settings.encode).attributes)
         missing = missing_shards(sets, index, count)
         failed = failed_clips(sets, missing, index, count, job.settings.retry_failed)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends usage statistics by default
         try:
             ray.init(log_to_driver=False, ignore_reinit_error=True, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError) as error:
@@ -59,7 +62,7 @@ def extract_on_ray(
             add_gaining_shards(missing, sets, failed, _try_again(job.task, failed))
             _make_shards(job, avhubert, sets, missing)
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from None  # as it would be on one machine
+            raise error.cause from None  # the error that a single machine would raise
         except ray.exceptions.RayError as error:
             raise UserError(
                 f"the Ray cluster failed: {one_line(error)}; run the same command again to resume"
@@ -68,7 +71,7 @@ def extract_on_ray(
 
 
 def _try_again(task: PrepareTask, failed: dict[int, list[ClipMeta]]) -> Iterator[dict[Variant, Failure | None]]:
-    """Why clips that failed before fail now, by variant."""
+    """Retries failed clips and yields the failure of each by variant, None where it succeeds."""
     shared = ray.put(task)
     tried = [(clip, _failures.remote(clip, shared)) for clips in failed.values() for clip in clips]
     for clip, reference in tried:
@@ -84,7 +87,7 @@ def _make_shards(
     any_set = next(iter(sets.values()))
     actors = _start_actors(avhubert, job)
     task = ray.put(job.task)
-    load: dict[ray.ObjectRef, int] = {}  # shards under way -> their actor
+    load: dict[ray.ObjectRef, int] = {}  # shard in progress -> its actor
     with ProgressBar(sum(len(any_set.clips_of(shard)) for shard in missing)) as progress:
         for shard in sorted(missing):
             if len(load) >= SHARDS_AHEAD * len(actors):
@@ -99,9 +102,9 @@ def _make_shards(
 
 
 def _start_actors(avhubert: str | os.PathLike, job: Job) -> list:
-    """One encoder a GPU of the cluster; without any, one on the CPUs."""
+    """Starts one encoder for each GPU of the cluster, or one on the CPU if there is none."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    # An actor on the CPU claims no core of its own, or it would starve the tasks on a small machine.
+    # An actor on the CPU reserves no core, or it would starve the tasks on a small machine.
     options = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 0}
     actor = _EncoderActor.options(max_restarts=-1, max_task_retries=-1, **options)
     arguments = str(avhubert), job.settings.encode, job.task, torch.get_num_threads()
@@ -116,14 +119,14 @@ def _wait_for_one(load: dict, progress: ProgressBar) -> None:
 
 @ray.remote(num_cpus=1, max_retries=RETRIES)
 def _prepare(clip: ClipMeta, task: PrepareTask) -> Prepared:
-    """Prepares a clip in a process beside this worker's."""
+    """Prepares a clip in a separate process next to this worker's."""
     (prepared,) = prepare_all(_worker_pool(), [clip], task, 1)
     return prepared
 
 
 @ray.remote(num_cpus=1, max_retries=RETRIES)
 def _failures(clip: ClipMeta, task: PrepareTask) -> dict[Variant, Failure | None]:
-    """Prepares a clip in the same way, and returns only why variants are missing."""
+    """Prepares a clip as `_prepare` does, but returns only the failures."""
     (prepared,) = prepare_all(_worker_pool(), [clip], task, 1)
     return prepared.failures
 
@@ -134,21 +137,21 @@ def _lost(clip: ClipMeta) -> Failure:
 
 @functools.cache
 def _worker_pool():
-    """This worker's pool, of one process."""
+    """Opens this worker's pool of one process, once."""
     return open_pool(1)
 
 
 @ray.remote
 class _EncoderActor:
     def __init__(self, avhubert: str, settings: EncodeSettings, task: PrepareTask, threads: int):
-        torch.set_num_threads(threads)  # as on one machine: other sums, other last digits
+        torch.set_num_threads(threads)  # as on a single machine, because the number of threads affects the last digits
         self.encoder = Encoder(avhubert, settings)
         self.task = task
 
     def make_shard(
         self, shard: int, listed: Sequence[ClipMeta], prepared: Sequence, writers: dict[Variant, ShardWriter]
     ) -> tuple[int, int, int]:
-        """Makes a shard; its numbers of clips, frames and failures."""
+        """Encodes and writes a shard; returns its numbers of clips, frames and failures."""
         frames = failed = 0
 
         def arrived() -> Iterator[Prepared]:

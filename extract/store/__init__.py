@@ -1,1 +1,1 @@
-"""Shards and sets of shards: writing, resuming, merging, summing up."""
+"""Shards and shard sets: writing, resuming, merging and summarising."""

@@ -1,6 +1,6 @@
-"""Writing one shard: its clips and failures, whole or not at all.
+"""Atomic writing of one shard with its clips and failures.
 
-A shard's failures stand beside it and are written first, so a shard that exists is a shard that is done.
+The failure log is a file next to the shard and is written first, so a shard that exists is complete.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ CREATED_BY = "avh-align-jax"
 
 
 class ClipFeatures(NamedTuple):
-    """A clip's encoder outputs, not normalised."""
+    """Encoder outputs of one clip, not normalised."""
 
     visual: Float[np.ndarray, "T D"]
     audio: Float[np.ndarray, "T D"]
@@ -35,7 +35,7 @@ class ClipFeatures(NamedTuple):
 
 
 class StoredClip(NamedTuple):
-    """What a shard holds of a clip."""
+    """Contents of a shard for one clip."""
 
     meta: ClipMeta
     features: ClipFeatures
@@ -45,20 +45,20 @@ class StoredClip(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ShardWriter:
-    """Writes the shards of one set, made with one set of settings."""
+    """Writer for the shards of one set, which all share the same settings."""
 
     directory: FilePath
     dtype: str  # of the stored features: float16 or float32
     attributes: Mapping[str, object]  # encoder, weights_sha256, width, trimmed, settings
-    store: tuple[str, ...] = ()  # optional contents, of format.OPTIONAL
+    store: tuple[str, ...] = ()  # optional contents, from format.OPTIONAL
 
     def path(self, shard: int) -> FilePath:
-        """File of a shard."""
+        """Returns the path of a shard's file."""
         return self.directory / shard_name(shard)
 
     @property
     def root_attributes(self) -> dict[str, object]:
-        """All root attributes that tell one set from another."""
+        """Root attributes that distinguish one set from another."""
         fixed = {"format": SHARD_FORMAT, "version": SHARD_VERSION, "frame_rate": FRAME_RATE, "created_by": CREATED_BY}
         return {**fixed, **self.attributes}
 
@@ -70,14 +70,14 @@ class ShardWriter:
         seconds: Mapping[str, float] = MappingProxyType({}),
         notes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Writes a shard's failure log, then the shard. A shard that is there is replaced, unless it would lose a clip.
+        """Writes a shard's failure log, then the shard. An existing shard is replaced unless that would lose a clip.
 
         Args:
-          shard: which.
-          listed: the clips that belong in it.
-          outcomes: exactly one for each of them, in any order; the list's order is kept.
-          seconds: spent on the shard so far, by stage; kept in it as the attribute `seconds`.
-          notes: further attributes of this shard alone.
+          shard: number of the shard.
+          listed: clips that belong in the shard.
+          outcomes: exactly one outcome per listed clip, in any order; they are stored in the order of `listed`.
+          seconds: time spent on the shard so far, by stage; stored as the attribute `seconds`.
+          notes: additional attributes of this shard only.
         """
         watch = Stopwatch()
         order = {clip.path: position for position, clip in enumerate(listed)}
@@ -87,10 +87,10 @@ class ShardWriter:
         failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
         held: set[str] = set()
         if failures and self.path(shard).exists():
-            with contextlib.suppress(UserError):  # it cannot be read
+            with contextlib.suppress(UserError):  # an unreadable shard has no clips to lose
                 held = {clip.path for clip in read_shard_table(self.path(shard)).clips}
         if lost := next((failure for failure in failures if failure.path in held), None):
-            reason = f"its shard is kept, for {lost.path!r} in it fails now ({lost.reason})"
+            reason = f"its shard is kept because {lost.path!r} in it fails now ({lost.reason})"
             kept = {path: Failure(path, "write", reason, passing=True) for path in order.keys() - held}
             kept |= {failure.path: failure for failure in failures if failure.path not in held}
             write_failures(failure_log(self.path(shard)), [kept[path] for path in order if path in kept])
@@ -117,7 +117,7 @@ class ShardWriter:
 
 
 def check_features(features: ClipFeatures, width: int, dtype: str) -> str | None:
-    """Why features cannot be stored, or None if they can."""
+    """Returns why features cannot be stored in shards of this width and dtype, or None if they can."""
     for name, array in zip(features._fields, features, strict=True):
         if array is None:
             continue
@@ -126,20 +126,24 @@ def check_features(features: ClipFeatures, width: int, dtype: str) -> str | None
         if not np.isfinite(array).all():
             return f"its {name} features hold NaN or infinity"
         if np.abs(array, dtype=np.float64).max(initial=0) > np.finfo(dtype).max:
-            return f"its {name} features leave the range of {dtype}; store them as float32"
+            return f"its {name} features exceed the range of {dtype}; store them as float32"
         if len(array) != len(features.visual):
             return f"its features differ in length: visual has {len(features.visual)} frames, {name} {len(array)}"
-    return None if len(features.visual) else "its features hold no frame"
+    return None if len(features.visual) else "its features hold no frames"
 
 
 def failure_log(shard: FilePath) -> FilePath:
-    """The log of the clips that should be in a shard and are not."""
+    """Returns the path of the log of the clips missing from a shard."""
     return shard.with_suffix(".failures.jsonl")
 
 
 def read_failures(path: FilePath) -> list[Failure]:
-    """The failures in a log."""
-    text = read_text(path, "where its shard exists, remove that to extract both again")
+    """Reads the failures from a log.
+
+    Raises:
+      UserError: the log is missing or damaged.
+    """
+    text = read_text(path, "if its shard exists, remove the shard to extract both again")
     try:
         failures = [Failure(**json.loads(line)) for line in text.splitlines()]
         return [Failure(str(f.path), str(f.stage), str(f.reason), f.passing is True) for f in failures]
@@ -150,7 +154,7 @@ def read_failures(path: FilePath) -> list[Failure]:
 
 
 def write_failures(path: FilePath, failures: Iterable[Failure]) -> None:
-    """Writes a log."""
+    """Writes a failure log."""
     with atomic_write(path) as temporary:
         lines = (json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures)
         temporary.write_text("".join(lines), encoding="utf-8")
@@ -163,7 +167,7 @@ def _path(outcome: StoredClip | Failure) -> str:
 def _write_end_to_end(
     file: h5py.File, name: str, arrays: Sequence[np.ndarray], dtype: np.dtype | type, item: tuple[int, ...]
 ) -> None:
-    """Writes arrays as one, contiguous, without ever holding that one in memory."""
+    """Writes the concatenation of arrays as one contiguous dataset, without building it in memory."""
     borders = offsets([len(array) for array in arrays])
     dataset = file.create_dataset(name, (borders[-1], *item), dtype)
     for start, array in zip(borders[:-1], arrays, strict=True):

@@ -1,11 +1,11 @@
-"""A set of shards made from one clip list: which clip goes where, what is still to be made, and the sum of it all.
+"""A set of shards built from one clip list: assignment of clips, missing shards, and the summary.
 
-Shard k of a set holds clips k*n .. (k+1)*n - 1 of the clip list, less those that failed, in list order. So a run that
-is resumed, split into tasks or spread over a cluster gives the shards of one unbroken run.
+Shard k of a set holds clips k*n .. (k+1)*n - 1 of the clip list, without those that failed, in list order. A run that
+is resumed, split into tasks or spread over a cluster therefore produces the same shards as an uninterrupted run.
 
-A failure may be a passing one: the file was not there yet, a mount was lost, memory was short. A restarted run tries
-those clips again, and only them; a shard is made again, as a whole, once one of its clips can be had. It is replaced in
-one step, after its failure log: a shard that contradicts its log was interrupted there, and is made again, too.
+A failure may be transient ("passing"): the file did not exist yet, a mount was lost, memory was short. A restarted run
+retries only those clips, and rebuilds a whole shard once one of its failed clips succeeds. The shard is replaced
+atomically after its failure log, so a shard that contradicts its log was interrupted in between and is also rebuilt.
 """
 
 import collections
@@ -31,8 +31,8 @@ from avh_shards.paths import AnyPath, FilePath, as_path, atomic_write, remove_le
 from avh_shards.text import one_line
 from extract.store.shard import ShardWriter, failure_log, read_failures, write_failures
 
-CLIP_LIST = "clips.csv"  # the set's clip list, beside its shards
-SET_SETTINGS = "settings.json"  # the root attributes of its shards: those of the first run that started there
+CLIP_LIST = "clips.csv"  # the set's clip list, next to its shards
+SET_SETTINGS = "settings.json"  # root attributes of the shards, written by the first run in the folder
 FAILURES = "failures.jsonl"
 SUMMARY = "extraction.json"
 SET_ATTRIBUTES = ("encoder", "weights_sha256", "width", "trimmed", "settings", "created_by")
@@ -40,7 +40,7 @@ SET_ATTRIBUTES = ("encoder", "weights_sha256", "width", "trimmed", "settings", "
 
 @dataclasses.dataclass(frozen=True)
 class ShardSet:
-    """A folder of shards, and the clip list they are made from."""
+    """A folder of shards and the clip list they are built from."""
 
     writer: ShardWriter
     clips: Sequence[ClipMeta]
@@ -52,14 +52,14 @@ class ShardSet:
         return -(-len(self.clips) // self.clips_per_shard)
 
     def clips_of(self, shard: int) -> Sequence[ClipMeta]:
-        """The clips that belong in a shard, by the rule above."""
+        """Returns the clips that belong in a shard, failed ones included."""
         return self.clips[shard * self.clips_per_shard : (shard + 1) * self.clips_per_shard]
 
     def missing(self) -> list[int]:
-        """Returns the shards still to be made; writes the clip list and the settings next to the shards, if new.
+        """Returns the numbers of the missing shards; writes the clip list and the settings to the folder if new.
 
         Raises:
-          UserError: the folder holds another run, or its shards.
+          UserError: the folder holds the settings, clip list or shards of a different run.
         """
         directory = self.writer.directory
         found = {path.name for path in directory.glob(SHARD_PATTERN)} if directory.exists() else set()
@@ -68,7 +68,7 @@ class ShardSet:
             self._check_settings()
         if stray := sorted(found - {self.writer.path(shard).name for shard in range(self.count)}):
             raise _other_run(
-                directory / stray[0], f"is beyond the last shard of this clip list, which has {self.count}"
+                directory / stray[0], f"is beyond the last shard of this clip list, which has {self.count} shards"
             )
         missing = [shard for shard in range(self.count) if not self._is_done(shard, found)]
         _leave(directory / SET_SETTINGS, json.dumps(self.writer.root_attributes, indent=2) + "\n")
@@ -76,24 +76,24 @@ class ShardSet:
         return missing
 
     def failed(self, shard: int, retry: str) -> list[ClipMeta]:
-        """The clips that failed, of a shard that is there, and are to be tried again.
+        """Returns the failed clips of an existing shard that should be retried.
 
         Args:
-          shard: its number.
-          retry: which failures: none, passing or all.
+          shard: number of the shard.
+          retry: failures to retry: none, passing or all.
         """
         failures = read_failures(failure_log(self.writer.path(shard))) if retry != "none" else []
         paths = {failure.path for failure in failures if failure.retried(retry)}
         return [clip for clip in self.clips_of(shard) if clip.path in paths]
 
     def can_gain(self, shard: int, tried: Mapping[str, Failure | None]) -> bool:
-        """Whether a shard should be made again, now that some clips it lacks were tried again.
+        """Returns whether a shard should be rebuilt after some of its failed clips were retried.
 
-        If so, the set's summary is removed, as it is out of date; otherwise new reasons enter the failure log.
+        If so, removes the set's summary, which is out of date; otherwise writes new reasons to the failure log.
 
         Args:
-          shard: its number.
-          tried: by path of a clip, why it fails now; None if it can be had.
+          shard: number of the shard.
+          tried: new failure of each retried clip, by path; None if the clip succeeded.
         """
         path = failure_log(self.writer.path(shard))
         before = read_failures(path)
@@ -111,12 +111,12 @@ class ShardSet:
         path = self.writer.directory / CLIP_LIST
         text = clip_list_text(self.clips)
         if shards_there and not path.exists():
-            raise _other_run(path, "is missing beside shards")
+            raise _other_run(path, "is missing next to shards")
         _leave(path, text)
         if (found := read_text(path)) != text:
             lines = itertools.zip_longest(found.splitlines(), text.splitlines(), fillvalue="nothing")
             number, (old, new) = next((n, pair) for n, pair in enumerate(lines, 1) if pair[0] != pair[1])
-            raise _other_run(path, f"is another clip list: its line {number} is {old}, not {new}")
+            raise _other_run(path, f"differs from this run's clip list: line {number} is {old}, not {new}")
 
     def _check_settings(self) -> None:
         path = self.writer.directory / SET_SETTINGS
@@ -127,10 +127,10 @@ class ShardSet:
         self._check_attributes(path, found)
 
     def _check_attributes(self, path: FilePath, found: Mapping[str, object]) -> None:
-        """Rejects root attributes of another run."""
+        """Rejects the root attributes of a different run."""
         wanted = self.writer.root_attributes
         for name, found_value, value in differing_attributes({name: found.get(name) for name in wanted}, wanted):
-            raise _other_run(path, f"was made with {name} = {one_line(repr(found_value))}, this run has {value!r}")
+            raise _other_run(path, f"was made with {name} = {one_line(repr(found_value))}, but this run has {value!r}")
 
     def _is_done(self, shard: int, found: set[str]) -> bool:
         path = self.writer.path(shard)
@@ -143,12 +143,12 @@ class ShardSet:
 
 @dataclasses.dataclass(frozen=True)
 class ExtractionSummary:
-    """What `extraction.json` holds, in its order."""
+    """Contents of `extraction.json`, in order."""
 
     clips: int  # in the clip list
     stored: int  # clips in the shards
     failed: int  # clips in the failure log
-    passing: int  # of those, failures that may be gone when the clips are tried again
+    passing: int  # failures that may not recur when the clips are retried
     frames: int
     segments_beyond_end: int  # clips with fake segments beyond their end
     video_seconds: float
@@ -156,19 +156,22 @@ class ExtractionSummary:
     trimmed: bool | str | None  # "unknown" for imported features
     encoder: str
     caveat: str
-    seconds: dict[str, float]  # that all runs and tasks spent on the shards, by stage
+    seconds: dict[str, float]  # time that all runs and tasks spent on the shards, by stage
 
 
 def merge(directory: AnyPath) -> ExtractionSummary | None:
-    """Sums a set up once all its shards are there.
+    """Summarises a set once all its shards exist.
 
-    Merges the failure logs into `failures.jsonl`, writes `extraction.json`, and clears away what killed runs left.
+    Merges the failure logs into `failures.jsonl`, writes `extraction.json`, and removes temporary files of killed runs.
+
+    Args:
+      directory: folder or URL of the set.
 
     Returns:
-      The summary; None while a shard is missing, or still to be made again.
+      The summary, or None while a shard is missing or has to be rebuilt.
 
     Raises:
-      UserError: the folder holds no set, a damaged one, or shards of different settings.
+      UserError: the set is damaged, or its shards have different settings.
     """
     directory = as_path(directory)
     if not any(directory.glob(SHARD_PATTERN)):
@@ -187,7 +190,7 @@ def merge(directory: AnyPath) -> ExtractionSummary | None:
         for name, one, other in differing_attributes(first, attributes):
             raise UserError(
                 f"{path}: was made with {name} = {one_line(repr(other))}, but {shard_name(0)} with "
-                f"{one_line(repr(one))}; remove the shards of one of the two runs and run the other again"
+                f"{one_line(repr(one))}; remove the shards of one of the two runs and repeat the other"
             )
         failed = shard_failures(path, table.clips, listed)
         if failed is None:
@@ -220,16 +223,16 @@ def merge(directory: AnyPath) -> ExtractionSummary | None:
 
 
 def format_summary(summary: ExtractionSummary | None) -> str:
-    """Returns a summary in a sentence or two; None: other tasks still have shards to make."""
+    """Returns a summary as text; None means that other tasks have not finished."""
     if summary is None:
-        return "this task's shards are there; the task that ends last sums up (or --merge does)"
+        return "this task's shards are complete; the last task to finish writes the summary (or run with --merge)"
     trimmed = ", trimmed" if summary.trimmed is True else ""
     text = f"{summary.clips} clips: {summary.stored} in {summary.shards} shards ({summary.frames} frames{trimmed}), "
     text += f"{summary.failed} failed"
     if summary.failed:
         text += f" (see {FAILURES})"
     if summary.passing:
-        text += f"; {summary.passing} of them may pass: the same command tries them again"
+        text += f"; {summary.passing} of them may be transient; run the same command again to retry them"
     lines = [text]
     if not summary.stored:
         lines.append(f"0 of {summary.clips} clips succeeded")
@@ -241,32 +244,43 @@ def format_summary(summary: ExtractionSummary | None) -> str:
 
 
 def read_set(directory: FilePath) -> dict[str, list[ClipMeta]]:
-    """The clip list of a set: name of each shard -> the clips that belong in it.
+    """Reads the clip list of a set.
+
+    Returns:
+      The name of each shard -> the clips that belong in it.
 
     Raises:
-      UserError: there is no clip list, or no shard.
+      UserError: the clip list is missing, or the set has no readable shard.
     """
     clips = read_clip_list(directory / CLIP_LIST)
     paths = sorted(directory.glob(SHARD_PATTERN), key=str)
     if not paths:
-        raise UserError(f"{directory}: no feature shards ({SHARD_PATTERN}) there yet; run the tasks that make them")
+        raise UserError(f"{directory}: no feature shards ({SHARD_PATTERN}) yet; run the extraction tasks first")
     for path in paths:
-        with contextlib.suppress(UserError):  # a damaged shard; the next one says the same
+        with contextlib.suppress(UserError):  # a damaged shard; the next one has the same settings
             count = json_attribute(path, read_shard_table(path).attributes, "settings").get("clips_per_shard")
             if type(count) is int and count > 0:
                 starts = range(0, len(clips), count)
                 return {shard_name(shard): clips[start : start + count] for shard, start in enumerate(starts)}
-    raise UserError(f"{directory}: no shard says how many clips a shard holds; extract them again")
+    raise UserError(f"{directory}: no shard records the number of clips per shard; extract them again")
 
 
 def shard_failures(path: FilePath, stored: Sequence[ClipMeta], listed: Sequence[ClipMeta]) -> list[Failure] | None:
-    """The failures of a shard; None if they and its clips do not make up its part of the list: it was interrupted.
+    """Reads the failures of a shard.
+
+    Args:
+      path: the shard's file.
+      stored: clips in the shard.
+      listed: clips of the list that belong in the shard.
+
+    Returns:
+      The failures, or None if stored and failed clips do not add up to `listed`: writing was interrupted.
 
     Raises:
-      UserError: the shard holds other clips than its part of the list.
+      UserError: the shard holds clips that are not in `listed`, or its failure log is missing or damaged.
     """
     if not {clip.path for clip in stored} <= {clip.path for clip in listed}:
-        raise _other_run(path, "holds other clips than its part of the clip list")
+        raise _other_run(path, "holds clips that are not in its part of the clip list")
     failures = read_failures(failure_log(path))
     failed = {failure.path for failure in failures}
     whole = [clip.path for clip in stored] == [clip.path for clip in listed if clip.path not in failed]
@@ -274,7 +288,10 @@ def shard_failures(path: FilePath, stored: Sequence[ClipMeta], listed: Sequence[
 
 
 def differing_attributes(one: Mapping[str, object], other: Mapping[str, object]) -> list[tuple[str, object, object]]:
-    """Returns what differs between two runs' attributes, sorted: names and both values; of `settings`, each setting."""
+    """Returns the differences between two runs' attributes as sorted (name, value, other value).
+
+    The entries of `settings` are compared one by one.
+    """
     settings = _parsed_settings(one), _parsed_settings(other)
     if None not in settings:
         one, other = ({**known, "settings": each} for known, each in zip((one, other), settings, strict=True))
@@ -290,14 +307,14 @@ def _parsed_settings(attributes: Mapping[str, object]) -> dict | None:
 
 
 def _leave(path: FilePath, text: str) -> None:
-    """Writes a file unless there is one: of several runs that start at once, the first one's stays."""
+    """Writes a file unless it exists: when several runs start at the same time, the first one's file is kept."""
     if path.exists():
         return
     if not isinstance(path, Path):
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return
-    draft = path.with_name(f".features-{path.name}.{uuid.uuid4().hex[:8]}.part")  # cleared away with the shards' own
+    draft = path.with_name(f".features-{path.name}.{uuid.uuid4().hex[:8]}.part")  # removed with the shards' leftovers
     with atomic_write(draft) as temporary:
         temporary.write_text(text, encoding="utf-8")
     try:
@@ -315,5 +332,5 @@ def _other_run(path: FilePath, what: str) -> UserError:
 
 
 def task_lock(directory: FilePath, index: int = 0, count: int = 1) -> FilePath:
-    """The file whose lock a task holds while it writes to a set: tasks write side by side, but none runs twice."""
+    """Returns the file that a task locks while it writes to a set: tasks run in parallel, but none runs twice."""
     return directory / f".task-{index}-of-{count}.lock"

@@ -258,10 +258,10 @@ def test_clips_that_contradict_themselves_are_counted(capsys):
     for warning, (count, what, first) in zip(
         warnings,
         [
-            (1, "have the path of another clip but for Unicode form", clips[-1].path),
+            (1, "have the same path as another clip except for Unicode form", clips[-1].path),
             (1, "have fake segments that overlap", "a.mp4"),
-            (1, "are labelled fake, but of category RealVideo-RealAudio", "c.mp4"),
-            (1, "are labelled real, but of category", "d.mp4"),
+            (1, "are labelled fake, but have category RealVideo-RealAudio", "c.mp4"),
+            (1, "are labelled real, but have category", "d.mp4"),
             (2, "are labelled fake without fake segments, unlike others", "f.mp4"),
         ],
         strict=True,

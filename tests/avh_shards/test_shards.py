@@ -409,13 +409,13 @@ def test_shards_of_another_run_are_refused(tmp_path):
         [ClipMeta("a", label=1)],
         [ClipMeta("a", segments=((0.0, 1.0),))],
     ):
-        with pytest.raises(UserError, match="another clip list"):
+        with pytest.raises(UserError, match="differs from this run's clip list"):
             shard_set(tmp_path, changed).missing()
     (tmp_path / "features-00001.h5").write_bytes(b"")
     with pytest.raises(UserError, match="beyond the last shard"):
         shard_set(tmp_path, clips).missing()
     (tmp_path / "clips.csv").unlink()
-    with pytest.raises(UserError, match="missing beside shards"):
+    with pytest.raises(UserError, match="missing next to shards"):
         shard_set(tmp_path, clips).missing()
 
 
@@ -437,7 +437,7 @@ def test_a_shard_without_its_failure_log_is_refused(tmp_path):
         ({"audio": np.zeros((3, 7), np.float32)}, r"float32 \[3, 7\]"),
         ({"audio": np.zeros(3, np.float32)}, r"float32 \[3\]"),
         ({"visual": np.zeros((3, WIDTH), np.int64)}, "int64"),
-        ({"visual": np.full((3, WIDTH), 1e6, np.float32)}, "leave the range of float16"),
+        ({"visual": np.full((3, WIDTH), 1e6, np.float32)}, "exceed the range of float16"),
         ({"visual": np.zeros((0, WIDTH), np.float32), "audio": np.zeros((0, WIDTH), np.float32)}, "no frame"),
         ({}, None),
     ],

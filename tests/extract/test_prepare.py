@@ -1,4 +1,4 @@
-"""Landmarks, mouth crops, filterbank frames, trimming: parity with the official outputs, and their properties."""
+"""Landmarks, mouth crops, filterbank frames and trimming: parity with official outputs, and properties."""
 
 import itertools
 import math
@@ -35,8 +35,8 @@ def test_real_clip_equals_the_official_landmarks_and_crops(shared, real_clips):
 def test_of_two_faces_the_most_confident_is_followed(real_clips):
     frames = read_frames(real_clips["obama_speech"])[:12]
     centre = detect_landmarks(frames).mean(axis=1)
-    assert np.ptp(centre, axis=0).max() < 20  # one face all along ...
-    assert (np.abs(centre - (201, 57)) < 25).all()  # ... the one at 180..223, 36..79
+    assert np.ptp(centre, axis=0).max() < 20  # one face throughout ...
+    assert (np.abs(centre - (201, 57)) < 25).all()  # ... at 180..223, 36..79
 
 
 @hypothesis.given(st.lists(st.booleans(), min_size=1, max_size=12).filter(any), st.integers(0, 99))
@@ -69,7 +69,7 @@ def test_similarity_recovers_a_similarity(angle, scale, shift, seed):
 
 
 def test_crops_follow_the_head():
-    """A face that moves across the picture gives one and the same crop."""
+    """A face that moves across the picture always has the same crop."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 255, (120, 120, 3), dtype=np.uint8)
     landmark = rng.uniform(30, 90, (68, 2))
@@ -80,7 +80,7 @@ def test_crops_follow_the_head():
         frame[10 : 10 + 120, 3 * shift : 3 * shift + 120] = picture
         frames.append(frame)
         landmarks.append(landmark + np.array([3 * shift, 10]))
-    # Constant motion and a forward mean: crops lag by a constant shift, the last ones apart.
+    # With constant motion and a forward mean, all crops except the last ones lag by a constant shift.
     crops = crop_mouths(np.stack(frames), np.stack(landmarks)).crops
     assert np.abs(crops[1:18].astype(int) - crops[:17]).mean() < 3
     assert crops.std() > 20
@@ -106,7 +106,7 @@ def test_leading_silence_is_counted_in_samples(silent, loud):
     assert leading_silence(wave) == silent / 16000
     trimmed = frames_of_silence(first_sound(wave))
     assert trimmed == (silent // 640 + 1 if silent else 0)
-    assert leading_silence(wave[640 * trimmed :]) == 0  # nothing silent is left
+    assert leading_silence(wave[640 * trimmed :]) == 0  # no silence is left
 
 
 def test_all_silent_is_as_long_as_it_is():
@@ -124,7 +124,7 @@ def test_filterbank_frames_are_normalised_and_of_the_right_number(samples):
 
 
 def test_segments_move_with_the_trimming():
-    segments = ((0.1, 0.3), (0.5, 0.8), (1.0, 2.0))  # of a clip that loses 16 frames = 0.64 s
+    segments = ((0.1, 0.3), (0.5, 0.8), (1.0, 2.0))  # in a clip that loses 16 frames = 0.64 s
     clip = ClipMeta("trim.mp4", segments=segments)
     untrimmed, trimmed = (
         prepare_clip(clip, TESTDATA, PrepareSettings(input="roi"), variant).meta for variant in Variant
@@ -136,7 +136,7 @@ def test_segments_move_with_the_trimming():
 
 @pytest.fixture
 def faces(monkeypatch):
-    """Stands in for the landmark detector: these files show no faces."""
+    """Replaces the landmark detector, because these files show no faces."""
 
     def find() -> CountingFinder:
         counts = []
@@ -174,7 +174,7 @@ def test_both_modalities_are_cut_to_the_shorter(tmp_path, faces):
 
 
 def test_shares_of_faces_are_those_of_the_whole_clip(tmp_path, monkeypatch):
-    """Also where the silent start, whose frames show none, is trimmed."""
+    """The share includes the silent start without faces, even where it is trimmed."""
     counts = [0] * 10 + [1] * 10 + [2] * 5
     points = iter([None if not count else np.full((68, 2), 20.0) for count in counts])
     finder = CountingFinder(lambda _: next(points), counts)

@@ -77,7 +77,7 @@ MISTAKES = {
     ),
     "a part of a job array": (
         ["extract", "--clips=c.csv", "--media=.", "--avhubert=random", "--output=o", "--task_count=8"],
-        "--task_count=8: no job array or launcher gives the index",
+        "--task_count=8: no job array or launcher sets the index",
     ),
     "no training features": (["train", "--config.data.val=x", "--workdir=w"], "--config.data.train"),
     "no shards": (["train", "--config.data.train=.", "--config.data.val=.", "--workdir=w"], "no feature shards"),

@@ -122,7 +122,7 @@ def test_tasks_of_different_settings_are_refused_before_any_shard(tmp_path, tiny
     """Task 1 has nothing to make, task 0 comes later with another precision."""
     run_extract(tmp_path, tiny_checkpoint, tmp_path / "out", 1, 2)
     assert not list((tmp_path / "out").glob("*.h5"))
-    with pytest.raises(UserError, match=r"settings.json: was made with dtype = 'float16', this run has 'float32'"):
+    with pytest.raises(UserError, match=r"settings.json: was made with dtype = 'float16', but this run has 'float32'"):
         run_extract(tmp_path, tiny_checkpoint, tmp_path / "out", 0, 2, dtype="float32")
 
 

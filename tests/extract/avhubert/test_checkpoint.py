@@ -1,4 +1,4 @@
-"""Official files: every form loads, nothing pickled in them runs."""
+"""Official files: every format loads, and no pickled code runs."""
 
 import argparse
 import io
@@ -24,7 +24,7 @@ from tests.rules import encoder_checkpoint as checkpoint
 
 @pytest.fixture
 def foreign_class():
-    """A class that pickles as fairseq's Dictionary and is gone again when the file is read."""
+    """Defines a class that pickles as fairseq's Dictionary and is removed before the file is read."""
     names = ["fairseq", "fairseq.data", "fairseq.data.dictionary"]
     for name in names:
         sys.modules[name] = types.ModuleType(name)
@@ -36,7 +36,7 @@ def foreign_class():
 
 
 def as_config(form: str) -> object:
-    """The same settings as files of different ages keep them."""
+    """Returns the same settings in the layout of an old or new file."""
     return {
         "dict": {"model": SETTINGS, "task": {"labels": ["km"]}},
         "omegaconf": omegaconf.OmegaConf.create({"model": SETTINGS, "task": {"labels": ["km"]}}),
@@ -70,7 +70,7 @@ def test_objects_of_the_official_programs_become_stand_ins(tmp_path, foreign_cla
     file = checkpoint(False, SETTINGS) | {"task_state": {"dictionary": thing}}
     torch.save(file, tmp_path / "x.pt")
     for name in [n for n in sys.modules if n.startswith("fairseq")]:
-        sys.modules[name] = None  # importing it would now raise
+        sys.modules[name] = None  # makes an import raise
     loaded = load_restricted(tmp_path / "x.pt")
     assert loaded["task_state"]["dictionary"].state == {"symbols": ["a"]}
     load_avhubert(tmp_path / "x.pt")
@@ -109,13 +109,13 @@ def test_any_other_callable_is_refused_by_name_and_not_run(tmp_path, attack, nam
 
 
 def test_the_same_attack_does_run_in_a_plain_unpickler(tmp_path):
-    """Otherwise the test above would prove nothing."""
+    """Shows that the attack in the test above is real."""
     pickle.loads(pickle.dumps(Attack(os.system, f"touch {tmp_path}/proof")))
     assert (tmp_path / "proof").exists()
 
 
 def test_torchscript_never_runs_however_the_archive_is_dressed(tmp_path):
-    """torch.load would run a program of TorchScript; an end record appended hides it from Python's zip reader."""
+    """torch.load would run a TorchScript program; an appended end record hides it from Python's zip reader."""
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("x/constants.pkl", b"")
     with (tmp_path / "x.pt").open("ab") as file:
@@ -128,13 +128,13 @@ def test_torchscript_never_runs_however_the_archive_is_dressed(tmp_path):
 
 
 def legacy(*objects) -> bytes:
-    """The opening of a file of the old format, with pickles of one's own."""
+    """Builds the start of a legacy file with the given pickles."""
     head = (0x1950A86A20F9469CFC6C, 1001, {})
     return b"".join(pickle.dumps(o, protocol=2) if not isinstance(o, bytes) else o for o in (*head, *objects))
 
 
 def test_a_pickle_cannot_change_the_functions_it_is_given(tmp_path):
-    """BUILD sets attributes of any object; on a shared function that would reach beyond the file."""
+    """BUILD sets attributes of any object; on a shared function that would have effects outside the file."""
     sets = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}U\x08__name__U\x01xs\x86b."
     (tmp_path / "x.pt").write_bytes(legacy(sets.replace(b"(N}", b"N}"), []))
     with pytest.raises(UserError, match="refused"):
@@ -161,7 +161,7 @@ def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
 
 @pytest.mark.parametrize("form", ["compressed", "overlapping"])
 def test_an_archive_that_holds_more_than_its_size_is_refused(tmp_path, form):
-    """A few bytes of it may else fill the memory."""
+    """Otherwise a few bytes could fill the memory."""
     torch.save({"a": torch.zeros(9)}, tmp_path / "x.pt")
     with zipfile.ZipFile(tmp_path / "x.pt") as whole:
         members = {name: whole.read(name) for name in whole.namelist()}

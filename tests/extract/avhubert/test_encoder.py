@@ -1,4 +1,4 @@
-"""Clips -> features: official outputs, batches equal to single clips, no work done twice."""
+"""Encoding of clips: official outputs, batches that equal single clips, no duplicate work."""
 
 import copy
 import dataclasses
@@ -30,7 +30,7 @@ def prepared():
 
 @pytest.fixture(scope="module")
 def short(prepared):
-    """The beginnings of the same clips, of unequal length."""
+    """Beginnings of the same clips, with different lengths."""
     return [
         dataclasses.replace(clip, crops=clip.crops[:frames], audio=clip.audio[:frames])
         for clip, frames in zip(prepared, (30, 21, 12), strict=True)
@@ -121,7 +121,7 @@ def test_half_precision_stays_close(tiny_encoder, short, precision, cosine):
 
 
 def test_pieces_are_close_to_the_whole():
-    """The rule's price, with rule-made weights of the base size: frames near a cut see less, the others nearly all."""
+    """Error due to pieces, with rule-made weights of base size: small except for frames near a cut."""
     network = AVHubert(AVHubertConfig(layers=4, width=256, ffn_width=1024, heads=4))
     network.load_state_dict(rules.encoder_weights(network))
     fused = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3000, 256)).astype(np.float32))

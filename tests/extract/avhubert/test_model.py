@@ -1,4 +1,4 @@
-"""The encoder: parity with the official program, and padded batches equal to single clips."""
+"""The encoder: parity with the official program, and padded batches that equal single clips."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ MIDDLE_LAYER = {"tiny": 1, "base": 6}
 
 @pytest.fixture(scope="module", params=["tiny", "base"])
 def filled(request, tmp_path_factory):
-    """(size, rule-filled network, official outputs); the tiny network comes out of a file in the official form."""
+    """(size, rule-filled network, official outputs); the tiny network is loaded from a file in the official format."""
     if request.param == "tiny":
         path = tmp_path_factory.mktemp("official") / "tiny.pt"
         torch.save(rules.encoder_checkpoint(True, rules.TINY_SETTINGS, torch.float32), path)
@@ -73,7 +73,7 @@ def test_state_dict_has_the_official_names(shared):
 def test_padded_batch_equals_clips_one_by_one(tiny_encoder):
     rng = torch.Generator().manual_seed(0)
     lengths = torch.tensor([9, 40, 1, 23])
-    # Garbage, not zeros, behind each clip's end: it must not reach the clip.
+    # Garbage instead of zeros beyond each clip's end must not affect the clip.
     audio = torch.randn((4, 40, 104), generator=rng)
     video = torch.randn((4, 40, 88, 88), generator=rng)
     for a, v in ((audio, None), (None, video), (audio, video)):

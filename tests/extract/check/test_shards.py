@@ -1,4 +1,4 @@
-"""Clip lists counted and checked, sets of shards inspected, shards beside official features of the same clips."""
+"""Checks of clip lists and shard sets, and comparison of shards with official features of the same clips."""
 
 import math
 import re
@@ -28,7 +28,7 @@ SOUND = np.zeros(640, np.int16)
 
 
 def write_set(folder, dtype="float32", store=("multimodal", "waveform"), weights="0"):
-    """A whole set of three shards, at a folder or URL; clips without features are failures."""
+    """Writes a complete set of three shards to a folder or URL; clips without features are failures."""
     attributes = {"settings": '{"clips_per_shard": 3}', "weights_sha256": weights}
     shards = shard_set(as_path(folder), CLIPS, 3, dtype, store, **attributes)
     for shard in shards.missing():
@@ -56,7 +56,7 @@ def test_a_whole_set_and_one_shard_of_it(tmp_path, url):
     assert (one.shards, one.frames, report.shards, report.frames, report.failures) == (1, 11, 3, 25, 2)
     text = report.text()
     assert "contents         visual (float32), audio (float32), multimodal (float32), waveform (int16)\n" in text
-    assert re.search("clips {12}5 in 3 shards, 2 failed\n(.*\n)+every shard is whole$", text)
+    assert re.search("clips {12}5 in 3 shards, 2 failed\n(.*\n)+all shards are complete$", text)
     assert "frames           11 (0.4 s)\n" in one.text()
 
 
@@ -67,7 +67,7 @@ def test_faces_are_summed_up_where_they_are_known(tmp_path):
         shard_set(tmp_path / folder, part).writer.write(0, part, [StoredClip(clip, features(2)) for clip in part])
     assert "faces" not in inspect(f"{tmp_path}/unknown/features-00000.h5").text()
     text = inspect(f"{tmp_path}/known/features-00000.h5").text()
-    assert "faces            1 clips with several; fewest frames with one: 62 %, of '2.mp4'\n" in text
+    assert "faces            1 clips with several; fewest frames with one: 62 %, in '2.mp4'\n" in text
 
 
 def neither(shard, clip):
@@ -75,13 +75,13 @@ def neither(shard, clip):
 
 
 LAST_NAN, LAST_INF = (np.float32([[0.0] * 8] * 10 + [[value] * 8]) for value in (np.nan, np.inf))
-LOST = neither(1, 3), neither(1, 4)  # the clips of shard 1, where it cannot be read
+LOST = neither(1, 3), neither(1, 4)  # the clips of shard 1 if it is unreadable
 BOTH = "^features-00000.h5: 'c0.mp4' of the clip list is both in a shard and in its failure log$"
 BEYOND = "features-00002.h5: is beyond the last shard", "not in the clip list, .*'c6.mp4'"
-OTHERWISE = "^features-00001.h5: was made otherwise than the shards before it: .* is .*, not .*$"
+OTHERWISE = "^features-00001.h5: differs from the shards before it: .* is .*, not .*$"
 BROKEN = "features-00001.h5: not a whole HDF5 file"
 
-# A shard and a change of it, or a file and what becomes of its bytes (None: gone); then a pattern for each sentence.
+# A shard and a change to it, or a file and a change to its bytes (None: removed); then a pattern for each message.
 DAMAGES = {
     "a shard cut short": ("features-00001.h5", lambda data: data[: len(data) * 2 // 3], BROKEN, *LOST),
     "random bytes": ("features-00001.h5", lambda _: np.random.default_rng(0).bytes(5000), BROKEN, *LOST),
@@ -105,11 +105,11 @@ DAMAGES = {
         lambda data: data + data.replace(b"c1", b"z"),
         "'z.mp4'",
     ),
-    "another label": ("clips.csv", lambda data: data.replace(b"c0.mp4,0", b"c0.mp4,1"), "'c0.mp4' has another label"),
+    "another label": ("clips.csv", lambda data: data.replace(b"c0.mp4,0", b"c0.mp4,1"), "'c0.mp4' has a different"),
     "a clip stored and failed": ("features-00000.failures.jsonl", lambda data: data + data.replace(b"c1", b"c0"), BOTH),
     "a clip in neither": ("clips.csv", lambda data: data + b"c7.mp4,,,,,\n", neither(2, 7)),
     "a clip not in the list": ("clips.csv", lambda data: data[: data.index(b"c6")], *BEYOND),
-    "no clip list": ("clips.csv", None, "no clips.csv, so nobody can tell whether clips are missing$"),
+    "no clip list": ("clips.csv", None, "no clips.csv, so missing clips cannot be detected$"),
     "a damaged clip list": ("clips.csv", lambda data: data + b"../x,,,,,\n", "cannot be compared .*clips.csv, line 9"),
 }
 
@@ -134,7 +134,7 @@ def test_where_nothing_is_to_inspect_or_to_compare_with(tmp_path):
     for path in (tmp_path, tmp_path / "none", "memory://inspection/none"):
         with pytest.raises(UserError, match="no feature shards"):
             inspect(str(path))
-    with pytest.raises(UserError, match="none: no such folder of npz features"):
+    with pytest.raises(UserError, match="none: no such folder; name the folder of the npz features"):
         compare(write_set(tmp_path), tmp_path / "none")
 
 
@@ -155,7 +155,7 @@ def test_rounding_agrees_and_a_shift_by_one_frame_does_not(tmp_path):
     assert not any(clip.agrees or clip.error for clip in compare(folder, official))
 
 
-# What becomes of the official features of clip c3, which has 5 frames; then its official frames, and the error.
+# Change to the official features of clip c3, which has 5 frames; then its official number of frames, and the error.
 UNLIKE = {
     "pickled": (lambda pair: (np.array([{}], object), pair[1]), 0, "not a file of npz features .*pickle"),
     "wider": (lambda pair: np.pad(pair, [(0, 0), (0, 0), (0, 1)]), 0, r"\[5, 9\], not float \[T, 8\]"),
@@ -237,10 +237,10 @@ def test_a_list_that_is_written_is_read(tmp_path_factory, rows):
     assert [{name: getattr(clip, name) for name in fields} for clip in read_clip_list(path)] == rows
 
 
-# The file that is gone, the command, its exit status, what is told.
+# Removed file, command, exit status, expected output.
 COMMANDS = {
-    "whole": ("", "inspect set", 0, "every shard is whole"),
-    "damaged": ("set/clips.csv", "inspect set --against=npz", 1, "no clips.csv, so nobody can tell"),
+    "whole": ("", "inspect set", 0, "all shards are complete"),
+    "damaged": ("set/clips.csv", "inspect set --against=npz", 1, "no clips.csv, so missing clips"),
     "no shards": ("", "inspect npz", 2, "npz: no feature shards"),
     "agreeing": ("", "inspect set --against=npz", 0, "5 of 5 clips agree"),
     "disagreeing": ("npz/c4.npz", "inspect set --against=npz", 1, "4 of 5 clips agree"),
@@ -280,7 +280,7 @@ def test_clips_prints_a_list_that_can_be_read_and_names_what_is_missing(tmp_path
     files[1].touch()
     command, options = [sys.executable, "-m", "launch.clips"], {"capture_output": True, "encoding": "utf-8"}
     first = subprocess.run([*command, "--dataset=folder", f"--root={tmp_path}"], **options)
-    assert (first.returncode, first.stderr.splitlines()[-1]) == (0, "every file is there")
+    assert (first.returncode, first.stderr.splitlines()[-1]) == (0, "all files exist")
     again.write_text(first.stdout, encoding="utf-8")
     assert [tmp_path / clip.path for clip in read_clip_list(again)] == files
     files[0].unlink()

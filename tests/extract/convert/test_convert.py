@@ -1,4 +1,4 @@
-"""Official weights into .safetensors and back: the same numbers, the same scores, and what is refused."""
+"""Conversion of official weights to .safetensors and back: same numbers, same scores, and rejected files."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ SUPERVISED = {"method": "avh_sup", "head": "mlp", "modality": "both", "normalise
 
 
 def rule_weights(head, modality):
-    """Rule-made weights of an official network, shapes as the official programs were seen to have them."""
+    """Rule-made weights of an official network, with the shapes observed in the official programs."""
     if head == "linear":
         shapes = {"head.weight": (1, 2048 if modality == "both" else 1024), "head.bias": (1,)}
         return {name: torch.tensor(rules.fill(name, shape), dtype=torch.float32) for name, shape in shapes.items()}
@@ -42,7 +42,7 @@ def rule_weights(head, modality):
 
 
 def lightning_file(path, weights, config):
-    """What Lightning's trainer saves, with these hyper-parameters."""
+    """Writes a file as Lightning's trainer saves it, with these hyper-parameters."""
     parameters = list(weights.values())
     optimizer = torch.optim.Adam(parameters[:1])
     parameters[0].grad = torch.ones_like(parameters[0])
@@ -84,7 +84,7 @@ def test_a_lightning_file_comes_back_bit_by_bit(tmp_path, head, modality):
 
 
 def torch_scores(weights, head, modality, visual, audio):
-    """The official network, said plainly."""
+    """Scores with a plain implementation of the official network."""
     features = {"visual": visual, "audio": audio, "video": visual}
     unit = {name: x / x.norm(dim=-1, keepdim=True) for name, x in features.items()}
     names = ("visual", "audio") if modality == "both" else (modality,)
@@ -114,7 +114,7 @@ def test_a_converted_lightning_file_scores_as_in_pytorch(tmp_path, head, modalit
 
 @pytest.fixture(params=["lightning.fabric.utilities.data", "lightning_fabric.utilities", "lightning_utilities.core"])
 def attribute_dict(request):
-    """A class that pickles as Lightning's AttributeDict, and whose import raises when the file is read."""
+    """Creates an object that pickles as Lightning's AttributeDict, whose import raises when the file is read."""
     parts = request.param.split(".")
     names = [".".join(parts[: n + 1]) for n in range(len(parts))]
     for name in names:
@@ -128,7 +128,7 @@ def attribute_dict(request):
 def test_objects_of_lightning_are_inert(tmp_path, attribute_dict):
     inner = attribute_dict(settings("linear", "audio")["model_hparams"])
     config = attribute_dict(model_hparams=inner)
-    config.extra = "state beside the items"
+    config.extra = "state next to the items"
     official = lightning_file(tmp_path / "w.ckpt", rule_weights("linear", "audio"), config)
     for name in [n for n in sys.modules if n.startswith("lightning")]:
         sys.modules[name] = None
@@ -157,9 +157,9 @@ def test_settings_of_other_programs_are_understood(tmp_path, form):
         (("mlp", "video"), ("mlp", "both"), r"fit the official mlp of both: .*proj.weight \(1024, 1024\) for nothing"),
         (("linear", "both"), ("linear", "video"), r"head.weight \(1, 2048\) for \(1, 1024\)"),
         (("linear", "audio"), ("linear", "both"), r"head.weight \(1, 1024\) for \(1, 2048\)"),
-        (("mlp", "both"), ("transformer", "both"), "is head transformer, modality both, which is no official one"),
-        (("mlp", "audio"), (None, None), "does not say whether it is for audio or video"),
-        (("linear", "video"), ("linear", None), "does not say whether it is for audio or video"),
+        (("mlp", "both"), ("transformer", "both"), "as head transformer, modality both, which is not an"),
+        (("mlp", "audio"), (None, None), "could be for audio or video"),
+        (("linear", "video"), ("linear", None), "could be for audio or video"),
         (("mlp", "audio"), (None, "both"), "do not fit"),
     ],
 )
@@ -188,7 +188,7 @@ def test_parameters_of_one_network_alone_need_no_settings(tmp_path, hyper_parame
         ({"normalised": "false"}, "w.ckpt", "always normalise"),
         ({"method": "avh_align", "normalised": "false"}, "w.pt", "always normalise"),
         ({"modality": "audio"}, "w.ckpt", "do not fit the official mlp of audio"),
-        ({"head": "linear", "method": "avh_align"}, "w.pt", "no official one of avh_align"),
+        ({"head": "linear", "method": "avh_align"}, "w.pt", "not an official network of avh_align"),
     ],
 )
 def test_weights_that_have_no_such_official_form(tmp_path, changed, target, message):

@@ -1,4 +1,4 @@
-"""Official npz features into shards."""
+"""Import of official npz features into shards."""
 
 import os
 import re
@@ -59,7 +59,7 @@ def test_features_that_cannot_be_used_are_logged(tmp_path):
         "wide": r"float32 \[5, 9\], not float \[T, 8\]",
         "uneven": "visual has 5 frames, audio 4",
         "nan": "visual features hold NaN",
-        "huge": "leave the range of float16",
+        "huge": "exceed the range of float16",
         "none": "no frame",
         "half": "audio",
         "object": "allow_pickle|Object arrays",
@@ -79,7 +79,7 @@ def test_features_that_cannot_be_used_are_logged(tmp_path):
 
 
 def test_segments_beyond_a_clips_end_are_counted(tmp_path):
-    """In milliseconds or frames they would otherwise show as an average precision of 0."""
+    """Segments in milliseconds or frames would otherwise only show as an average precision of 0."""
     for name in "abcd":
         write_npz(tmp_path / f"{name}.npz", **pair(50))  # 2 s
     segments = {"a": (400.0, 800.0), "b": (1.5, 2.9), "c": (0.5, 3.1), "d": (2.0, 2.5)}

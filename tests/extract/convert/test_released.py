@@ -1,4 +1,4 @@
-"""RawNet2's and MDS's released weights into .safetensors and back: names, shapes, every bit, and what is refused."""
+"""Conversion of RawNet2's and MDS's released weights to .safetensors and back: exact, and safe on bad files."""
 
 import collections
 import dataclasses
@@ -27,7 +27,7 @@ EVERY = [network for networks in official_networks().values() for network in net
 
 
 def draw(network, dtype=torch.float32):
-    """What the official class's state dict holds: parameters, statistics, and counters that have counted."""
+    """Builds the official class's state dict: parameters, statistics and non-zero counters."""
     generator = torch.Generator().manual_seed(0)
     weights = collections.OrderedDict(
         {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in network.shapes.items()}
@@ -39,7 +39,7 @@ def draw(network, dtype=torch.float32):
 
 @pytest.fixture(autouse=True)
 def nothing_is_kept(tmp_path):
-    """The files are large, and pytest would keep those of the last three runs."""
+    """Removes the large files, which pytest would keep for three runs."""
     yield
     shutil.rmtree(tmp_path)
 
@@ -51,7 +51,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def converted(weights, tmp_path_factory):
-    """A .safetensors made of them."""
+    """A .safetensors converted from the weights."""
     folder = tmp_path_factory.mktemp("rawnet2")
     torch.save(weights, folder / "w.pth")
     convert_weights(folder / "w.pth", folder / "w.safetensors")
@@ -60,7 +60,7 @@ def converted(weights, tmp_path_factory):
 
 
 def assert_holds(path, weights, network):
-    """All of these parameters, bit for bit, as float32."""
+    """Checks that a file holds all these parameters, bit for bit, as float32."""
     found = safetensors.torch.load_file(path)
     assert found.keys() == network.shapes.keys()
     for name, value in found.items():
@@ -136,7 +136,7 @@ def test_mds_both_ways(tmp_path, network):
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_other_forms_of_the_same_weights(tmp_path, weights, converted, zipped, wrapped):
-    """Of DataParallel: in a checkpoint, or bare and from before there were counters; in both file formats."""
+    """DataParallel weights in a checkpoint, or bare and without counters, in both file formats."""
     content = {f"module.{name}": value for name, value in weights.items() if wrapped or name in RAWNET2.shapes}
     content = {"state_dict": content, "epoch": 3} if wrapped else content
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
@@ -152,7 +152,7 @@ def test_half_precision_becomes_float32(tmp_path):
 
 
 def test_converted_weights_load(weights, converted):
-    def undrawn(notes, precision):  # the first weights would only be overwritten
+    def undrawn(notes, precision):  # the initial weights would be overwritten anyway
         return nnx.eval_shape(lambda: rawnet2.model_of(notes, precision))
 
     network = dataclasses.replace(rawnet2.METHOD, model_of=undrawn).load_model(converted)
@@ -192,11 +192,11 @@ def test_alignment_weights_are_told_their_ending(tmp_path, wrapped):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "holds no `state_dict`"),
-        ({"epoch": 1}, "holds no `state_dict`"),
-        ([1], "holds no `state_dict`"),
-        ({"first_bn.bias": torch.ones(20), "epoch": 1}, "holds no `state_dict`"),
-        ({"state_dict": {}}, "holds no `state_dict`"),
+        ({}, "has no `state_dict`"),
+        ({"epoch": 1}, "has no `state_dict`"),
+        ([1], "has no `state_dict`"),
+        ({"first_bn.bias": torch.ones(20), "epoch": 1}, "has no `state_dict`"),
+        ({"state_dict": {}}, "has no `state_dict`"),
         ({"state_dict": {"a": 3}}, "holds more than named tensors"),
         ({"state_dict": {1: torch.ones(1)}}, "holds more than named tensors"),
     ],
@@ -219,7 +219,7 @@ def test_an_attack_is_refused(tmp_path, place):
         ({"method": "rawnet2"}, "w.pt", "holds weights of rawnet2, but .pt files do not: .* .pth for rawnet2 and mds"),
         ({"method": "rawnet2"}, "w.ckpt", "holds weights of rawnet2, but .ckpt files do not"),
         ({"method": "rawnet2"}, "w.pth", r"official rawnet2: block0.0.bn2.bias missing for \(20,\), [^;]*$"),
-        ({"method": "mds", "width_multiplier": "0.5"}, "w.pth", "is method mds, width_multiplier 0.5, which is no"),
+        ({"method": "mds", "width_multiplier": "0.5"}, "w.pth", "as method mds, width_multiplier 0.5, which is not an"),
         ({"method": "mds", "image": "128"}, "w.pth", "official mds at 96 pixels: final_bn_aud.bias missing"),
     ],
 )

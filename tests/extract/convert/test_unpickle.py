@@ -1,4 +1,4 @@
-"""Weights and features that strangers made: what they promise is bounded, and what they are is named."""
+"""Untrusted weights and features: their demands are bounded, and errors name the kind of file."""
 
 import gzip
 import io
@@ -37,7 +37,7 @@ TENSOR = name("torch._utils", "_rebuild_tensor_v2")
 
 
 def archive(path, pickled, storages=(), byteorder="little"):
-    """A file of the zip format, with a pickle of one's own."""
+    """Writes a zip-format file with the given pickle."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a/data.pkl", pickled)
         file.writestr("a/byteorder", byteorder)
@@ -47,7 +47,7 @@ def archive(path, pickled, storages=(), byteorder="little"):
 
 
 def legacy(path, pickled, keys, *storages):
-    """A file of the format before it."""
+    """Writes a legacy-format file with the given pickle."""
     head = (0x1950A86A20F9469CFC6C, 1001, {})
     opening = b"".join(pickle.dumps(value, protocol=2) for value in head)
     data = b"".join((len(data) // 4).to_bytes(8, "little") + data for data in storages)
@@ -56,18 +56,18 @@ def legacy(path, pickled, keys, *storages):
 
 
 def storage(kind=FLOATS, count=4):
-    """Opcodes of a storage."""
+    """Returns the opcodes of a storage."""
     return b"(" + text("storage") + kind + text("0") + text("cpu") + integer(count) + b"tQ"
 
 
 def tensor(offset, size, stride, kind=FLOATS, count=4):
-    """Opcodes of a tensor."""
+    """Returns the opcodes of a tensor."""
     sizes = b"".join(b"(" + b"".join(map(integer, part)) + b"t" for part in (size, stride))
     return TENSOR + b"(" + storage(kind, count) + integer(offset) + sizes + b"\x89NtR"
 
 
 def doubled(start, join):
-    """A value that contains the one before it twice, sixty times over."""
+    """Returns opcodes of a value that doubles sixty times."""
     return start + b"q\x00" + (b"0" + join + b"q\x00") * 60
 
 
@@ -90,21 +90,21 @@ HOSTILE = {
     "a tensor beyond its storage": (tensor(1, (2, 2), (2, 1)), "reaches beyond its storage of 4 numbers"),
     "strides beyond its storage": (tensor(0, (2, 2), (4, 1)), "reaches beyond its storage of 4 numbers"),
     "more numbers than its storage": (tensor(0, (8,), (0,)), "reaches beyond its storage of 4 numbers"),
-    "a negative stride": (tensor(3, (4,), (-1,)), "more than whole numbers"),
-    "a negative offset": (tensor(-1, (2,), (1,)), "more than whole numbers"),
+    "a negative stride": (tensor(3, (4,), (-1,)), "more than non-negative integers"),
+    "a negative offset": (tensor(-1, (2,), (1,)), "more than non-negative integers"),
     "a dimension too many": (tensor(0, (1,) * 9, (1,) * 9), "9 dimensions"),
     "one storage as two": (
         tensor(0, (4,), (1,)) + tensor(0, (2,), (1,), kind=name("torch", "LongStorage"), count=2),
         "two",
     ),
-    "less than its storage says": (tensor(0, (4,), (1,), count=5), "5 numbers|another size than its tensors say"),
+    "less than its storage says": (tensor(0, (4,), (1,), count=5), "5 numbers|a storage differs in size"),
 }
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_what_a_pickle_demands_is_bounded(tmp_path, monkeypatch, kind, zipped):
-    monkeypatch.setattr("extract.convert.unpickle.MOST_STEPS", 10_000)  # a hundredth, since the tests check every call
+    monkeypatch.setattr("extract.convert.unpickle.MOST_STEPS", 10_000)  # type checks make calls slow
     opcodes, reason = HOSTILE[kind]
     pickled = b"\x80\x02" + opcodes + b"."
     path = (
@@ -125,11 +125,11 @@ def test_what_a_pickle_demands_is_bounded(tmp_path, monkeypatch, kind, zipped):
 )
 def test_settings_that_contain_themselves_or_double_are_refused(tmp_path, settings):
     pickled = b"\x80\x02}(" + text("model") + b"}" + text("cfg") + settings + b"u."
-    with pytest.raises(UserError, match="settings that contain themselves or too much"):
+    with pytest.raises(UserError, match="settings that contain themselves or are too large"):
         load_avhubert(archive(tmp_path / "x.pt", pickled))
     weights = text("state_dict") + b"}" + text("a") + tensor(0, (4,), (1,)) + b"s"
     archive(tmp_path / "x.ckpt", b"\x80\x02}(" + weights + text("hyper_parameters") + settings + b"u.", [bytes(16)])
-    with pytest.raises(UserError, match="settings that contain themselves or too much"):
+    with pytest.raises(UserError, match="settings that contain themselves or are too large"):
         convert_weights(tmp_path / "x.ckpt", tmp_path / "x.safetensors")
 
 
@@ -138,7 +138,7 @@ def test_storages_that_are_not_filled_are_refused(tmp_path, keys):
     numbers = [np.arange(4, dtype=np.float32).tobytes()] * len(keys)
     pickled = b"\x80\x02" + tensor(0, (4,), (1,)) + b"."
     assert load_restricted(legacy(tmp_path / "w.pt", pickled, ["0"], *numbers[:1] or [bytes(16)])).shape == (4,)
-    with pytest.raises(UserError, match="the storages that it holds are not those of its tensors"):
+    with pytest.raises(UserError, match="its storages are not those of its tensors"):
         load_restricted(legacy(tmp_path / "x.pt", pickled, keys, *numbers))
 
 
@@ -185,7 +185,7 @@ def test_every_protocol_is_read(tmp_path, protocol):
 
 
 def test_a_small_file_of_many_large_parameters_is_refused_before_they_are_made(tmp_path):
-    """Each parameter fits the storage, which all of them share."""
+    """Each parameter fits the storage, but all of them share it."""
     with torch.device("meta"):
         shapes = {
             name: value.shape for name, value in rules.AVHubert(AVHubertConfig(9, 64, 128, 4)).state_dict().items()
@@ -193,7 +193,7 @@ def test_a_small_file_of_many_large_parameters_is_refused_before_they_are_made(t
     numbers = torch.zeros(3_000_000)
     model = {name: numbers[: shape.numel()].view(shape) for name, shape in shapes.items()}
     torch.save({"model": model, "cfg": TINY_SETTINGS | {"encoder_layers": 9}}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="its parameters share their numbers"):
+    with pytest.raises(UserError, match="its parameters share memory"):
         load_avhubert(tmp_path / "x.pt")
 
 
@@ -210,7 +210,7 @@ def test_a_small_file_of_many_large_parameters_is_refused_before_they_are_made(t
 )
 def test_sizes_beyond_any_encoder_are_refused(tmp_path, change, value):
     torch.save({"model": {"a": torch.zeros(3)}, "cfg": TINY_SETTINGS | {change: value}}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="configuration lacks or garbles"):
+    with pytest.raises(UserError, match="incomplete or invalid configuration"):
         load_avhubert(tmp_path / "x.pt")
 
 
@@ -300,7 +300,7 @@ def write_kind(path, kind):
     match kind:
         case "a PyTorch file":
             torch.save({}, path)
-        case "a PyTorch file of old":
+        case "a PyTorch file (legacy)":
             torch.save({}, path, _use_new_zipfile_serialization=False)
         case "a TorchScript program":
             torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
@@ -328,7 +328,7 @@ def write_kind(path, kind):
             path.write_text("sha256: 0123 weightsé\n" * 9999)
 
 
-KINDS = ["a PyTorch file", "a PyTorch file of old", "a TorchScript program", "a .safetensors file", "an HDF5 file"]
+KINDS = ["a PyTorch file", "a PyTorch file (legacy)", "a TorchScript program", "a .safetensors file", "an HDF5 file"]
 KINDS += ["an .npz file", "a zip archive", "a web page", "a pointer of Git LFS", "a gzip archive", "a video file"]
 KINDS += ["an empty file", "a text file"]
 
@@ -338,7 +338,7 @@ KINDS += ["an empty file", "a text file"]
 def test_a_file_of_the_wrong_kind_is_named(tmp_path, kind):
     path = tmp_path / "w.safetensors"
     write_kind(path, kind)
-    named = kind.removesuffix(" of old")
+    named = kind.removesuffix(" (legacy)")
     if kind != "a .safetensors file":
         wanted = rf"w\.safetensors: {named}.*, but \.safetensors weights are expected"
         wanted += "; convert it with launch.convert$" if named == "a PyTorch file" else "$"
@@ -354,10 +354,10 @@ def test_a_file_of_the_wrong_kind_is_named(tmp_path, kind):
 
 def test_an_encoder_and_a_detector_that_are_mistaken_for_each_other(tmp_path):
     torch.save({"model": {"a": torch.zeros(1)}, "cfg": {}}, tmp_path / "encoder.pt")
-    with pytest.raises(UserError, match="as AV-HuBERT's files do: give such a file to --avhubert as it is"):
+    with pytest.raises(UserError, match="as AV-HuBERT files do; pass the file to --avhubert unchanged"):
         convert_weights(tmp_path / "encoder.pt", tmp_path / "w.safetensors")
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "detector.pt")
-    with pytest.raises(UserError, match="as weights of detectors do; convert those with"):
+    with pytest.raises(UserError, match="as detector weights do; convert those with"):
         load_avhubert(tmp_path / "detector.pt")
 
 
@@ -388,12 +388,12 @@ def test_arrays_that_promise_too_much_cost_their_clip_alone(tmp_path):
     with zipfile.ZipFile(tmp_path / "bare.npz", "w") as file:
         file.writestr("visual", b"bytes")
     reasons = {
-        "longer": r"`visual` is float16 \[15001, 8\], larger than it may be",
+        "longer": r"`visual` is float16 \[15001, 8\], larger than allowed",
         "bytes": "the magic string is not correct",
-        "rows": r"\[1099511627776, 8\], larger than it may be",
+        "rows": r"\[1099511627776, 8\], larger than allowed",
         "text": r"<U99999999 \[1\], larger",
-        "lzma": "compressed in a way that numpy does not use",
-        "bare": "holds no array `visual`",
+        "lzma": "a compression method that numpy does not write",
+        "bare": "has no array `visual`",
     }
     clips = [ClipMeta(f"{clip}.mp4") for clip in ("good", *reasons, "longest")]
     assert import_features(clips, tmp_path, tmp_path / "out", width=8).stored == 2

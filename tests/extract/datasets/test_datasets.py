@@ -1,4 +1,4 @@
-"""Released data sets: each layout as it was released, one clear sentence for each mistake, AVH-Align's own lists."""
+"""Released data sets: every released layout, one clear message for each mistake, and AVH-Align's own lists."""
 
 import csv
 import itertools
@@ -21,7 +21,7 @@ RVRA, RVFA, FVRA, FVFA = (f"{v}Video-{a}Audio" for v in ("Real", "Fake") for a i
 
 
 def plant(root, files):
-    """Writes files by path; what is neither text nor bytes, as JSON."""
+    """Writes files by path; content that is neither text nor bytes is written as JSON."""
     for path, content in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         content = content if isinstance(content, str | bytes) else json.dumps(content)
@@ -86,7 +86,7 @@ def test_av_deepfake1m(tmp_path):
         ("train/id00012/v/00001/fake_video_fake_audio.mp4", FAKE, FVFA, "train", "id00012", ((0.5, 1.0), (2.0, 2.25))),
         ("train/id00013/v/00002/real_video_fake_audio.mp4", FAKE, RVFA, "train", "id00013", ((0.0, 0.1),)),
         ("train/lrs3/x/fake_video_real_audio.mp4", FAKE, FVRA, "train", "", ((3.5, 4.0),)),
-        ("val/a.mp4", FAKE, RVRA, "val", "", ((1.0, 2.0),)),  # the segments decide, whatever the type says
+        ("val/a.mp4", FAKE, RVRA, "val", "", ((1.0, 2.0),)),  # the segments decide, not the type
         ("val/id00014/v/b.mp4", REAL, FVFA, "val", "id00014", ()),
         ("test/000002.mp4", UNKNOWN, "", "test", "", ()),
         ("test/000001.mp4", UNKNOWN, "", "test", "", ()),
@@ -167,7 +167,7 @@ def test_what_a_folder_leaves_out_is_said(tmp_path, capsys):
 PICTURES_AND_SOUND = {"avif", "heic", "heif", "mpo", "m4a", "m4b", "isma", "ism", "mka", "mks", "ogg", "ra", "wma"}
 READ = ["mov", "matroska", "avi", "flv", "live_flv", "mxf", "nut", "gif", "h264", "hevc", "m4v", "mjpeg", "dv"]
 WRITTEN = ["asf", "mpegts", "mpeg", "vob", "dvd", "ogv", "rm", "wtv", "gxf", "swf", "amv", "ivf", "3gp", "psp"]
-BY_CONTENT_ONLY = {"mts", "qt", "divx"}  # names that no format of FFmpeg claims
+BY_CONTENT_ONLY = {"mts", "qt", "divx"}  # suffixes that no FFmpeg format lists
 
 
 def test_a_file_of_any_of_ffmpegs_containers_is_media():
@@ -202,7 +202,7 @@ def test_splits_of_a_list_are_kept_by_name():
 @pytest.mark.parametrize(
     ("name", "files", "splits", "reason"),
     [
-        ("lrs3", {}, (), "'lrs3' is no data set of ours; choose of av_deepfake1m, "),
+        ("lrs3", {}, (), "'lrs3' is not a known data set; choose from av_deepfake1m, "),
         ("av_deepfake1m", {"a.txt": ""}, (), "holds none of train_metadata.json, "),
         ("av_deepfake1m", AV1M, ("dev",), "no split 'dev'; choose from train, val, test"),
         ("av_deepfake1m", {"train_metadata.json": []}, ("val",), "val_metadata.json: no such .* of train, val, test"),
@@ -211,7 +211,7 @@ def test_splits_of_a_list_are_kept_by_name():
         ("av_deepfake1m", {"train_metadata.json": "[" * 100_000}, (), "not a readable JSON file"),
         ("av_deepfake1m", {"train_metadata.json": b'[\n"\xff"]'}, (), "line 2: byte 0xff is not UTF-8"),
         ("av_deepfake1m", {"val_metadata.json": [AV1M_TRAIN[0], 3]}, (), "clip 2: has no field 'file'"),
-        ("av_deepfake1m", {"val_metadata.json": [av1m("a", "fake")]}, (), "modify_type 'fake' is none of real, "),
+        ("av_deepfake1m", {"val_metadata.json": [av1m("a", "fake")]}, (), "modify_type 'fake' is not one of real, "),
         (
             "av_deepfake1m",
             {"val_metadata.json": [av1m("a"), av1m("a", "real", [[1, 2]])]},
@@ -223,12 +223,12 @@ def test_splits_of_a_list_are_kept_by_name():
         ("av_deepfake1m", {"train/a.json": av1m(".")}, (), "a.json: .*names no file"),
         ("av_deepfake1m", {"test_files.txt": b"a\n\xff"}, (), "line 2: byte 0xff is not UTF-8"),
         ("fakeavceleb", {}, (), "meta_data.csv: no such file"),
-        ("fakeavceleb", FAVC, ("train",), "fakeavceleb: has no split 'train'; it has none"),
+        ("fakeavceleb", FAVC, ("train",), "fakeavceleb: has no split 'train'; it has no splits"),
         ("fakeavceleb", {"meta_data.csv": "a,b\n1,2\n"}, (), "line 2: has no field 'category'"),
         ("fakeavceleb", {"meta_data.csv": FAVC_HEADER + '"'}, (), "line 2: not readable as CSV"),
         ("fakeavceleb", {"meta_data.csv": FAVC_HEADER + "a,b\n"}, (), "line 2: has another number of fields"),
         ("fakeavceleb", {"meta_data.csv": FAVC_HEADER[:-2] + "\n" + favc()[:-61] + "\n"}, (), "no field 'Unnamed: 9'"),
-        ("fakeavceleb", {"meta_data.csv": FAVC_HEADER + favc("E")}, (), "category 'E' is none of A, B, C, D"),
+        ("fakeavceleb", {"meta_data.csv": FAVC_HEADER + favc("E")}, (), "category 'E' is not one of A, B, C, D"),
         ("fakeavceleb", {"meta_data.csv": FAVC_HEADER + favc("B")}, (), "'B' means RealVideo-FakeAudio, but type is"),
         ("fakeavceleb", {"meta_data.csv": FAVC_HEADER + favc() + favc("B", RVFA)}, (), "line 3: contradicts"),
         ("fakeavceleb", {"meta_data.csv": FAVC_HEADER + favc(file="")}, (), "line 2: .* is empty"),
@@ -238,7 +238,7 @@ def test_splits_of_a_list_are_kept_by_name():
         ("lavdf", {}, (), "metadata.min.json: no such file"),
         ("lavdf", LAV, ("val",), "no split 'val'; choose from train, dev, test"),
         ("lavdf", {"metadata.json": [lav("dev/000009.mp4")]}, ("test",), "metadata.json: .*'test'; choose from dev"),
-        ("lavdf", {"metadata.json": [lav("x.mp4", split="val")]}, (), "split 'val' is none of train, dev, test"),
+        ("lavdf", {"metadata.json": [lav("x.mp4", split="val")]}, (), "split 'val' is not one of train, dev, test"),
         ("lavdf", {"metadata.json": [lav("x.mp4", True)]}, (), "n_fakes is True, not a whole number"),
         ("lavdf", {"metadata.json": [lav("x.mp4", modify_audio=1)]}, (), "modify_audio is 1, not true or false"),
         ("lavdf", {"metadata.json": [lav("x.mp4", 0, [[1, 2]])]}, (), "n_fakes is 0 with 1 fake_periods"),
@@ -351,13 +351,13 @@ def test_the_order_is_the_lists(tmp_path, order, count):
         ("path,label\n", "holds no clip"),
         ("file,label\na/x.mp4,0\n", "line 2: has no field 'path'"),
         ("path\na/x.mp4\n", "line 2: has no field 'label'"),
-        ("path,label\na/x.mp4,2\n", "label '2' is none of 0, 1"),
+        ("path,label\na/x.mp4,2\n", "label '2' is not one of 0, 1"),
         ("path,label\na/x.mp4,1\n", "line 2: labels 'a/x.mp4' 1, but the data set 0"),
         ("source,category,full_path\ni,B,a/x.mp4\n", "labels 'a/x.mp4' 1, but the data set 0"),
-        ("source,category,full_path\ni,real,a/x.mp4\n", "category 'real' is none of A, B, C, D"),
-        ("path,label\na/x.mp4,0\ny.mp4,0\n", "line 3: 'y.mp4' is no clip of the data set"),
-        ("path,label\nc/x.mp4,0\n", "no clip of the data set"),
-        ("path,label\nx.mp4,0\n", "'x.mp4' may be 'a/x.mp4' or 'b/x.mp4'"),
+        ("source,category,full_path\ni,real,a/x.mp4\n", "category 'real' is not one of A, B, C, D"),
+        ("path,label\na/x.mp4,0\ny.mp4,0\n", "line 3: 'y.mp4' is not in the data set"),
+        ("path,label\nc/x.mp4,0\n", "is not in the data set"),
+        ("path,label\nx.mp4,0\n", "'x.mp4' could be 'a/x.mp4' or 'b/x.mp4'"),
         ("path,label\n../a/x.mp4,0\n", "leaves its folder"),
         ("path,label\n,0\n", "empty"),
         ("path,label\nu.mp4,0\nu.mp4,1\n", "line 3: contradicts an earlier entry of 'u.mp4'"),

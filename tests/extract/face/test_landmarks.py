@@ -1,4 +1,4 @@
-"""Landmarks and crops in one pass: equal to two passes; tracked points close to those of every frame; faces counted."""
+"""Landmarks and crops in one pass equal two passes; tracked points are close to per-frame ones; faces are counted."""
 
 import math
 
@@ -23,7 +23,7 @@ FACE_IN_14[1] = np.nan
 
 
 def clip_with_gaps(known: list[bool]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Frames of noise, and points that wander, NaN where not known."""
+    """Frames of noise, and points that wander, NaN where unknown."""
     rng = np.random.default_rng(len(known))
     frames = list(rng.integers(0, 256, (len(known), 80, 90, 3), dtype=np.uint8))
     points = FACE + rng.normal(0, 2, (len(known), 1, 2)).cumsum(axis=0)
@@ -40,7 +40,7 @@ def finder(points: np.ndarray):
     return find
 
 
-@pytest.mark.parametrize("held", [2**29, 80 * 90 * 3 * 2])  # the second holds two frames: decoded twice
+@pytest.mark.parametrize("held", [2**29, 80 * 90 * 3 * 2])  # the second decodes twice
 @hypothesis.settings(max_examples=40, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(known=st.lists(st.booleans(), min_size=1, max_size=40).filter(any))
 def test_one_pass_equals_two(monkeypatch, held, known):
@@ -77,7 +77,7 @@ def test_no_face_at_all_is_told():
 
 
 def eye_distance(points: np.ndarray) -> np.ndarray:
-    """Between the outer corners of the eyes, as 300-W normalises."""
+    """Returns the distance between the outer eye corners, which 300-W normalises by."""
     return np.linalg.norm(points[:, 36] - points[:, 45], axis=1)
 
 
@@ -92,7 +92,7 @@ def test_tracked_points_are_close_to_those_of_every_frame(real_clips, name):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Sizes of the pictures that the detector looks at."""
+    """Records the sizes of the pictures that the detector processes."""
     sizes, run = [], landmarks._run
 
     def counted(grey, upsamplings):
@@ -106,13 +106,13 @@ def runs(monkeypatch):
 def test_the_detector_looks_at_small_pictures_now_and_then(real_clips, runs):
     frames = read_frames(real_clips["testMovie"])[:50]
     detect_landmarks(frames, tracked())
-    assert [upsamplings for _, upsamplings in runs].count(1) == 1  # one search of everything
+    assert [upsamplings for _, upsamplings in runs].count(1) == 1  # one full search
     assert len(runs) <= 1 + 2 * 50 / landmarks.PERIOD
     assert max(np.prod(size) for size, upsamplings in runs if not upsamplings) < 0.75 * frames[0, ..., 0].size
 
 
 def test_a_hard_cut_is_followed_at_once(real_clips, runs):
-    """Another person in another place: from the first frame on, the points are those of that person."""
+    """After a cut to another person elsewhere, the points follow that person from the first frame."""
     one = read_frames(real_clips["testMovie"])[:13]
     other = np.roll(one[:, :, ::-1], 60, axis=2) // 2  # mirrored, moved, darker
     found = detect_landmarks(np.concatenate([one, other]), tracked())[13:]
@@ -127,7 +127,7 @@ def test_a_face_that_leaves_is_a_gap_and_found_again(real_clips):
     shown = [find(frame) for frame in (*frames, *np.zeros_like(frames), *frames)]
     assert all(points is not None for points in shown[:12])
     assert all(points is None for points in shown[12:24])
-    assert shown[24] is not None  # the cut to a bright picture is searched at once
+    assert shown[24] is not None  # the cut to a bright picture is searched immediately
 
 
 def test_a_repeated_picture_costs_nothing(real_clips, runs):
@@ -139,14 +139,14 @@ def test_a_repeated_picture_costs_nothing(real_clips, runs):
 
 
 def counted(find, frames) -> str:
-    """The number of faces in each frame, as digits."""
+    """Returns the number of faces in each frame, as digits."""
     for frame in frames:
         find(frame)
     return "".join(map(str, find.faces()))
 
 
 def covered(frames: np.ndarray, how: str) -> list[np.ndarray]:
-    """Frames whose first face is hidden, or all of them black."""
+    """Hides the first face of frames, or blackens the whole frames."""
     (face, *_), _, _ = detector().run(cv2.cvtColor(frames[0], cv2.COLOR_RGB2GRAY), 1, 0.0)
     reach = face.width() // 3
     place = slice(max(face.top() - reach, 0), face.bottom() + reach), slice(face.left() - reach, face.right() + reach)
@@ -163,7 +163,7 @@ def covered(frames: np.ndarray, how: str) -> list[np.ndarray]:
     [
         ("jwpIntro", "grey", 13),
         ("jwpIntro", "black", 13),
-        # No doubt in the points tells when this face goes, so the frames since the last detection do not count.
+        # The points do not show when this face disappears, so the frames since the last detection do not count.
         ("testMovie", "blurred", 11),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_face_that_is_hidden_does_not_count(real_clips, name, how, left):
 
 
 def test_a_blank_that_lasts_until_another_face_is_taken_does_not_count(real_clips):
-    """The speaker is covered from frame 11 on; at frame 14 the detector takes the man beside him."""
+    """The speaker is covered from frame 11 on; at frame 14 the detector selects the man next to him."""
     frames = read_frames(real_clips["obama_speech"])[:20]
     assert counted(tracked(), [*frames[:11], *covered(frames, "grey")[11:]]) == "2" * 10 + "0" * 4 + "1" * 6
 
@@ -185,7 +185,7 @@ def test_a_face_in_the_second_half_counts_from_its_first_frame(real_clips):
 
 @pytest.mark.parametrize("finder", [every_frame, tracked])
 def test_several_faces_are_counted_until_a_cut(real_clips, finder):
-    """A poster beside the speaker, then the speaker in another scene."""
+    """A poster next to the speaker, then the speaker in another scene."""
     frames = read_frames(real_clips["testMovie"])[:10]
     beside = [np.hstack([frame, frames[0]]) for frame in frames[:5]]
     alone = [np.hstack([frame, np.full_like(frame, 255)]) for frame in frames[5:]]
@@ -220,11 +220,11 @@ def test_given_points_are_used(tmp_path, clip, single):
     ("arrays", "reason"),
     [
         (None, "no such file"),
-        ({"points": np.zeros((30, 68, 2))}, "not a npz file with `landmarks`"),
+        ({"points": np.zeros((30, 68, 2))}, "not an npz file with `landmarks`"),
         ({"landmarks": np.zeros((30, 5, 2))}, r"is \[30, 5, 2\]"),
         ({"landmarks": np.full((30, 68, 2), np.inf)}, "not finite"),
-        ({"landmarks": np.full((30, 68, 2), "x")}, "not a npz file with `landmarks`"),
-        ({"landmarks": np.array([{}], dtype=object)}, "not a npz file with `landmarks`"),
+        ({"landmarks": np.full((30, 68, 2), "x")}, "not an npz file with `landmarks`"),
+        ({"landmarks": np.array([{}], dtype=object)}, "not an npz file with `landmarks`"),
         ({"landmarks": np.zeros((29, 68, 2))}, "has points for 29 frames, not 30"),
         ({"landmarks": np.zeros((36, 68, 2))}, "has points for 36 frames, not 30"),
         ({"landmarks": np.full((30, 68, 2), np.nan)}, "^no face found$"),

@@ -1,4 +1,4 @@
-"""A folder of odd and damaged media, in one run: each gives features or a logged reason, as the table says."""
+"""One run over a folder of odd and damaged media: each has features or a logged reason, as the table says."""
 
 import dataclasses
 import re
@@ -25,21 +25,21 @@ NOT_MEDIA = "cannot be decoded"
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """What the clips are made of."""
+    """Raw material of the clips."""
 
     folder: Path
-    face: list[np.ndarray]  # a second and more of a real speaker, 288x352
-    other: list[np.ndarray]  # of another, brought to the same size
+    face: list[np.ndarray]  # more than a second of a real speaker, 288x352
+    other: list[np.ndarray]  # another speaker, resized to the same size
     two_faces: Path
 
     def write(self, name: str, **options) -> Path:
-        """Encodes the speaker with a tone, unless told otherwise; small options go to `write_media`."""
+        """Encodes the speaker with a tone by default; other options are passed to `write_media`."""
         defaults = {"frames": self.face[:LENGTH], "sound": tone(LENGTH / 25)}
         return write_media(self.folder / name, **(defaults | options))
 
 
 Make = Callable[[Material, str], object]
-TABLE: dict[str, tuple[Make, range | str | None]] = {}  # name -> how to make it; frames, or the reason; None: either
+TABLE: dict[str, tuple[Make, range | str | None]] = {}  # name -> maker; frames or reason; None = both
 
 
 def written(**options) -> Make:
@@ -47,7 +47,7 @@ def written(**options) -> Make:
 
 
 def fast_start(material: Material, name: str, part: float = 1.0, first: bool = True) -> None:
-    """The real clip with its index first or last, cut short."""
+    """Remuxes a clip with its index first or last, and keeps only `part` of its bytes."""
     whole = material.write(f"whole_{name}", sound=SOUND_44, rate=44100)
     with (
         av.open(str(whole)) as source,
@@ -90,7 +90,7 @@ def resized(width: int, height: int, count: int = LENGTH, **options) -> Make:
 
 
 def timed(rate: float, count: int = LENGTH) -> Make:
-    """The speaker's frames shown at another rate."""
+    """Shows the speaker's frames at a different rate."""
     return (
         written(frames=None, times=None)
         if not rate
@@ -101,7 +101,7 @@ def timed(rate: float, count: int = LENGTH) -> Make:
 
 
 def renamed(suffix: str, **options) -> Make:
-    """A file of one kind under the name of another."""
+    """Writes a file of one kind under the suffix of another."""
     return lambda material, name: material.write(f"{name}{suffix}", **options).rename(material.folder / name)
 
 
@@ -113,7 +113,7 @@ def flipped_bytes(data: bytes) -> bytes:
 
 
 def panned(frames: list[np.ndarray]) -> list[np.ndarray]:
-    """The face leaves the picture to the left, halfway through."""
+    """Moves the face out of the picture to the left, halfway through."""
     return [
         np.hstack([frame[:, shift:], np.zeros_like(frame[:, :shift])])
         for frame, shift in zip(frames, [0] * 12 + [350] * 12, strict=True)
@@ -126,7 +126,7 @@ def silent_noise(material: Material, name: str) -> None:
 
 
 def two_sounds(material: Material, name: str) -> None:
-    """A second sound track, silent: the first is the better one."""
+    """Adds a silent second sound track; the first is better."""
     whole = material.write(f"whole_{name}")
     with av.open(str(whole)) as source, av.open(str(material.folder / name), "w") as target:
         kinds = {stream: target.add_stream_from_template(stream) for stream in source.streams}
@@ -146,7 +146,7 @@ def two_sounds(material: Material, name: str) -> None:
 
 
 def turned(material: Material, name: str) -> None:
-    """Stored on its side, with the turn in its header: players show it upright."""
+    """Stores the video on its side with the rotation in its header; players show it upright."""
     side = [np.ascontiguousarray(np.rot90(frame)) for frame in material.face[:LENGTH]]
     rotate(material.write(f"side_{name}", frames=side), material.folder / name)
     (material.folder / f"side_{name}").unlink()
@@ -233,12 +233,12 @@ TABLE |= {
 
 
 def features_of_nothing(network, clips, *options):
-    """Stands in for start_encoding."""
+    """Replaces start_encoding."""
     return lambda: [ClipFeatures(*np.zeros((2, len(clip.audio), network.config.width), np.float32)) for clip in clips]
 
 
 def test_each_kind_gives_features_or_a_reason(tmp_path, real_clips, tiny_checkpoint, monkeypatch):
-    """In one run, and so in one test. The encoder, which sees no file, is left out."""
+    """Uses one run, and so one test. The encoder is left out because it reads no file."""
     monkeypatch.setattr("extract.avhubert.encoder.start_encoding", features_of_nothing)
     face = list(iterate_video(real_clips["testMovie"]))[:60]
     other = [cv2.resize(frame, (352, 288)) for frame in list(iterate_video(real_clips["jwpIntro"]))[:20]]
@@ -260,7 +260,7 @@ def test_each_kind_gives_features_or_a_reason(tmp_path, real_clips, tiny_checkpo
 
 
 def fits(found: int | str, expected: range | str | None) -> bool:
-    """Whether so many frames, or this reason, is what a clip should come to."""
+    """Returns whether this number of frames, or this reason, is the expected outcome of a clip."""
     if expected is None:
         return True
     if isinstance(expected, str) or isinstance(found, str):

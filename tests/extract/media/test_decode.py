@@ -1,4 +1,4 @@
-"""Decoding: frames by presentation time, sound and picture on one timeline, damaged files refused."""
+"""Decoding: frames by presentation time, sound and picture on one timeline, damaged files rejected."""
 
 import wave
 
@@ -13,7 +13,7 @@ from extract.media import read_audio
 from tests.conftest import TESTDATA
 from tests.media import ramp, read_frames, rotate, shown_times, tone, write_media
 
-STEP = 0.025  # seconds: what the bar can resolve
+STEP = 0.025  # seconds: time resolution of the bar
 
 
 def shown(path, **options):
@@ -50,7 +50,7 @@ def test_variable_frame_rate(tmp_path):
 
 
 def test_native_frames_of_a_faster_source_drift_away_from_the_sound(tmp_path):
-    """What resampling is for."""
+    """Only resampling keeps sound and picture in sync."""
     times = [k / 30 for k in range(240)]
     path = write_media(tmp_path / "x.mp4", ramp(times), times)
     at = 150  # six seconds of sound
@@ -192,7 +192,7 @@ def test_a_file_cut_short_is_refused(tmp_path, part):
 
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
 def test_a_streamable_file_cut_short_is_refused(tmp_path, part, real_clips):
-    """Its header comes first, so decoding starts well and just ends early."""
+    """Its header comes first, so decoding starts normally and only ends early."""
     fast = tmp_path / "fast.mp4"
     with (
         av.open(str(real_clips["jwpIntro"])) as source,

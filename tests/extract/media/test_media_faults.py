@@ -1,4 +1,4 @@
-"""Odd but whole media, as users have them: pictures and sound come as those of the clean clip, or with a reason."""
+"""Odd but complete media from practice: pictures and sound match the clean clip, or fail with a reason."""
 
 import itertools
 import subprocess
@@ -18,9 +18,9 @@ from extract.media.audio import read_sound
 from extract.prepare import PrepareSettings, prepare_clip
 from tests.media import pretended_face, ramp, read_frames, rotate, shown_times, tone, write_media
 
-STEP = 0.011  # seconds: what the bar of a ramp can resolve
-LATE = 0.04  # seconds that sound and picture may be off
-SILENT = 800  # samples of 16 kHz before the sound starts
+STEP = 0.011  # seconds: time resolution of the ramp's bar
+LATE = 0.04  # largest offset of sound and picture in seconds
+SILENT = 800  # samples at 16 kHz before the sound starts
 RATE = 48_000
 FRAMES = 100
 LOSSLESS = "-c:v libx264 -crf 4 -preset veryfast -bf 0"
@@ -29,7 +29,7 @@ B_FRAMES = "-c:v libx264 -crf 4 -preset veryfast -bf 3 -b_strategy 0 -g 25"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with the clean clip, base.mkv: four seconds of a ramp, and noise after a moment of silence."""
+    """Folder with the clean clip base.mkv: four seconds of a ramp, and noise after a short silence."""
     folder = tmp_path_factory.mktemp("media")
     rng = np.random.default_rng(0)
     sound = np.cumsum(rng.normal(0, 1, 4 * RATE))  # red noise: most of it survives any codec and rate
@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ffmpeg(folder):
-    """A function that runs ffmpeg there on the clean clip, or on others: the path of the file that it writes."""
+    """Returns a function that runs ffmpeg on the clean clip or others and returns the path of its output."""
     if subprocess.run(["which", "ffmpeg"], capture_output=True, check=False).returncode:
         pytest.skip("ffmpeg is not installed")
 
@@ -60,14 +60,14 @@ def ffmpeg(folder):
 
 
 def picture_lag(path: Path, count: int = FRAMES) -> np.ndarray:
-    """Seconds by which each of the first `count` frames at 25 Hz shows an earlier time than its own."""
+    """Returns the lag in seconds of each of the first `count` frames at 25 Hz behind its own time."""
     shown = shown_times(read_frames(path))[:count]
     assert len(shown) >= count - 1
     return np.arange(len(shown)) / 25 - shown
 
 
 def sound_lag(folder: Path, path: Path) -> np.ndarray:
-    """Seconds by which stretches of the clean clip's sound are found late."""
+    """Returns the lag in seconds of stretches of the clean clip's sound."""
     clean, found = read_audio(folder / "base.mkv"), read_audio(path)
     found = np.pad(found, (1600, 4800))
     lags = []
@@ -101,7 +101,7 @@ def test_pictures_without_presentation_times(folder, ffmpeg, name):
         ffmpeg(f"{B_FRAMES} -an", "raw.h264")
     options, source = ORDERS[name]
     path = ffmpeg(options if "-c:a" in options or "copy" in options else f"{options} -c:a pcm_s16le", name, source)
-    late = 0 if path.suffix == ".avi" else LATE  # an AVI file's order is its time; what is remuxed is a frame late
+    late = 0 if path.suffix == ".avi" else LATE  # AVI stores order instead of times; remuxed files are a frame late
     assert np.abs(picture_lag(path)).max() <= late + STEP
     lost = 2 if name == "invented.mp4" else 0  # an edit list drops two pictures, also with ffmpeg
     frames = list(iterate_video(path))
@@ -132,7 +132,7 @@ def test_sound_of_joined_pieces(folder, ffmpeg):
 
 @pytest.mark.parametrize("clock", [0.98, 1.02])
 def test_a_clock_of_sound_that_is_fast_or_slow(folder, clock):
-    """A recorder's sound card counts more or fewer samples a second than it says."""
+    """A recorder's sound card delivers more or fewer samples per second than it reports."""
     samples = read_audio(folder / "base.mkv")
     path = folder / f"clock_{clock}.mkv"
     with av.open(str(path), "w") as container:
@@ -167,7 +167,7 @@ def test_sound_that_changes_its_rate_or_layout(folder, ffmpeg, first, second):
 
 
 def test_a_recorder_that_starts_anew(folder, ffmpeg):
-    """Two recordings in one file, both from the same time on."""
+    """Concatenates two recordings with the same start time in one file."""
     a = ffmpeg(f"-t 2 {B_FRAMES} -c:a mp2", "a.ts")
     b = ffmpeg(f"{B_FRAMES} -c:a mp2", "b.ts", "-ss 2 -i base.mkv")
     (folder / "anew.ts").write_bytes(a.read_bytes() + b.read_bytes())
@@ -177,7 +177,7 @@ def test_a_recorder_that_starts_anew(folder, ffmpeg):
 
 @pytest.fixture
 def prepare(monkeypatch):
-    """A function that prepares a clip without looking for faces."""
+    """Returns a function that prepares a clip without searching for faces."""
     monkeypatch.setitem(clip_module.FINDERS, "dlib-tracked", pretended_face)
     return lambda path, **options: prepare_clip(ClipMeta(path.name), path.parent, PrepareSettings(**options))
 
@@ -206,7 +206,7 @@ def test_files_that_do_not_start_at_zero(folder, ffmpeg, prepare, options):
 
 @pytest.fixture(scope="module")
 def picture(folder) -> np.ndarray:
-    """A picture in which no orientation looks like another, [48, 64, 3]."""
+    """Returns a picture that looks different in every orientation, [48, 64, 3]."""
     coarse = np.random.default_rng(1).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     return cv2.resize(coarse, (64, 48), interpolation=cv2.INTER_CUBIC)
 
@@ -289,7 +289,7 @@ def test_channels_that_cancel_or_dilute_each_other(folder, ffmpeg, name):
 
 
 def test_silence_ends_with_the_first_channel_that_is_heard(tmp_path):
-    """A whisper in one channel of six, which their mean hides."""
+    """A whisper in one of six channels is hidden by their mean."""
     sound = tone(1, silence=0.5, channels=6)
     sound[2, 1600:8000] = 0.002 * np.sin(np.arange(6400))
     sound = read_sound(write_media(tmp_path / "x.mkv", sound=sound, audio_codec="pcm_s16le"))
@@ -353,7 +353,7 @@ def test_a_wav_file_of_which_half_is_missing(tmp_path):
     with pytest.raises(ClipError, match="cut short"):
         read_audio(path)
     data = whole.index(b"data") + 4
-    unknown = b"\xff" * 4  # sizes, as of a file that was written into a pipe
+    unknown = b"\xff" * 4  # sizes in a file written to a pipe
     path.write_bytes(whole[:4] + unknown + whole[8:data] + unknown + whole[data + 4 :])
     assert len(read_audio(path)) == 32_000
 

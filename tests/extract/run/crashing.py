@@ -1,4 +1,4 @@
-"""A task for processes of a pool, which import this module: it loads no more than the program does."""
+"""A task for pool processes, which import this module and so load no more than the program does."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from extract.run.pool import PrepareTask
 
 
 class CrashingTask(PrepareTask):
-    """Some clips take their process down or hang; the others are all s4."""
+    """Crashes or hangs on some clips; all others are s4."""
 
     def __call__(self, clip):
         if clip.path == "crash.mp4":

@@ -1,4 +1,4 @@
-"""Which task of a job array, or of a launcher's processes, this is."""
+"""Task index and count in job arrays and under launchers."""
 
 import hypothesis
 import pytest
@@ -10,7 +10,7 @@ from extract.run.job import tasks_shards
 
 
 def array(task: object, first: int = 0, last: int = 7, step: int = 1, count: int | None = None) -> dict[str, str]:
-    """The variables of one task of `sbatch --array=FIRST-LAST:STEP`."""
+    """Returns the environment of one task of `sbatch --array=FIRST-LAST:STEP`."""
     values = {"ID": task, "MIN": first, "MAX": last, "STEP": step, "COUNT": count or len(range(first, last + 1, step))}
     return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
 
@@ -21,11 +21,11 @@ def srun(rank: int, ranks: int) -> dict[str, str]:
 
 
 def ranked(rank_name: str, count_name: str, **others: str):
-    """A function: the variables of one of a launcher's processes."""
+    """Returns a function that builds the environment of a launcher's process."""
     return lambda rank, ranks: {rank_name: str(rank), count_name: str(ranks)} | others
 
 
-BATCH = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}  # of a batch script: it runs once
+BATCH = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}  # a batch script, which runs once
 LAUNCHERS = {
     "srun": srun,
     "srun in a batch script": lambda rank, ranks: BATCH | srun(rank, ranks),
@@ -41,7 +41,7 @@ LAUNCHERS = {
 
 
 def assert_partition(tasks: list[tuple[int, int]]) -> None:
-    """Every shard is made by exactly one of these tasks."""
+    """Checks that each shard is assigned to exactly one of these tasks."""
     dealt = [shard for index, count in tasks for shard in tasks_shards(range(23), index, count)]
     assert sorted(dealt) == list(range(23))
 
@@ -59,7 +59,7 @@ def test_a_launchers_processes_share_the_shards(launcher, ranks, capsys):
 @pytest.mark.parametrize("ranks", [None, 1, 3])
 @pytest.mark.parametrize("count", [1, 8])
 def test_an_arrays_tasks_share_the_shards(count, ranks, capsys):
-    """Alone, or each of them split among its processes. (`--array=0-7%2` has the variables of `--array=0-7`.)"""
+    """Tasks run whole or split among processes. (`--array=0-7%2` has the variables of `--array=0-7`.)"""
     tasks = [
         this_task(None, None, array(task, 0, count - 1) | ({} if ranks is None else srun(rank, ranks)))
         for task in range(count)

@@ -1,4 +1,4 @@
-"""Extraction end to end: every clip in a shard or in the failure log, whatever the clip or the machine does."""
+"""Extraction end to end: every clip is in a shard or the failure log, whatever the clip or machine does."""
 
 import dataclasses
 import errno
@@ -35,7 +35,7 @@ ROI = PrepareSettings(input="roi")
 
 
 def extract(clips, media, avhubert, output, settings):
-    """Runs a job on this machine; what it says of its one set."""
+    """Runs a job on this machine and returns the summary of its only set."""
     (summary,) = extract_job(Job(clips, str(media), str(output), settings), avhubert)
     return summary
 
@@ -45,7 +45,7 @@ def settings(prepare=ROI, **options):
 
 
 def give(source, folder, *names):
-    """Copies of s4 under these names."""
+    """Copies s4 under these names."""
     folder.mkdir(exist_ok=True)
     for name in names:
         for suffix in ("_roi.mp4", ".wav"):
@@ -131,7 +131,7 @@ def test_bad_media_is_logged_and_the_run_goes_on(tmp_path, tiny_checkpoint, real
 
 
 def strange(clip, root, prepare):
-    """Stands in for read_clip."""
+    """Replaces read_clip."""
     raise ZeroDivisionError("of a\nlibrary")
 
 
@@ -154,7 +154,7 @@ def test_whatever_a_library_raises_is_the_clips_failure(tmp_path, monkeypatch):
 
 
 def encode_or(monkeypatch, change):
-    """Lets `change` stand before the encoder: it gets (network, clips, multimodal, piece)."""
+    """Calls `change` before the encoder, with (network, clips, multimodal, piece)."""
     monkeypatch.setattr("extract.avhubert.encoder.start_encoding", change)
 
 
@@ -193,7 +193,7 @@ def test_a_batch_too_large_for_memory_is_halved(tmp_path, tiny_checkpoint, short
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
 def test_a_clip_too_large_for_memory_goes_through_in_pieces(tmp_path, tiny_checkpoint, monkeypatch, error):
-    """A clip of 600 frames where 400 fit: halved once, and the shard says so."""
+    """A clip of 600 frames where 400 fit is halved once, and the shard records it."""
 
     def encode(network, clips, multimodal, piece):
         if (piece or len(clips[0].audio)) > 400:
@@ -213,11 +213,11 @@ def test_a_clip_too_large_for_memory_goes_through_in_pieces(tmp_path, tiny_check
     cosine = (shard.visual * wanted.visual).sum(1) / np.prod(
         [np.linalg.norm(x, axis=1) for x in (shard.visual, wanted.visual)], axis=0
     )
-    assert 0.97 < cosine.min() < 0.9999999  # the price of the pieces
+    assert 0.97 < cosine.min() < 0.9999999  # the error due to the pieces
 
 
 def test_both_forms_are_made_from_one_preparation(tmp_path, tiny_checkpoint):
-    """Each of the two sets equals that of a run of its own."""
+    """Each of the two sets equals the set of a separate run."""
     clips = [ClipMeta(f"{name}.mp4", segments=((0.1, 2.0),)) for name in ("trim", "none", "s4")]
     options = {"store": ("crops", "multimodal", "waveform")}
     job = Job(clips, str(TESTDATA), str(tmp_path / "both"), settings(trimmed="both", **options))
@@ -226,7 +226,7 @@ def test_both_forms_are_made_from_one_preparation(tmp_path, tiny_checkpoint):
     for form, folder in (("false", "untrimmed"), ("true", "trimmed")):
         extract(clips, TESTDATA, tiny_checkpoint, tmp_path / form, settings(trimmed=form, **options))
         one, two = (open_shard(path / "features-00000.h5") for path in (tmp_path / form, tmp_path / "both" / folder))
-        assert repr(one.clips) == repr(two.clips)  # NaN equals nothing
+        assert repr(one.clips) == repr(two.clips)  # NaN is not equal to itself
         for name in ("visual", "audio", "multimodal"):
             np.testing.assert_allclose(getattr(one, name), getattr(two, name), rtol=0, atol=1e-5)
         for name in ("waveform", "crops"):
@@ -241,7 +241,7 @@ def test_tasks_of_an_array_make_the_shards_of_one_run(tmp_path, tiny_checkpoint,
     assert [path.name for path in list_shards(job.output)] == ["features-00001.h5"]
     with pytest.raises(UserError, match="shards are missing"):
         merge_sets(job.output)
-    (merged,) = extract_job(job, tiny_checkpoint, 0, 2)  # the last task sums up
+    (merged,) = extract_job(job, tiny_checkpoint, 0, 2)  # the last task writes the summary
     assert (merged.stored, merged.failed) == (5, 1)
     assert merge_sets(job.output) == [merged]
     extract(clips, tmp_path, tiny_checkpoint, tmp_path / "one", settings(clips_per_shard=2))
@@ -262,7 +262,7 @@ def raised_from(cause: BaseException) -> ClipError:
         (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), True),
         (PermissionError(errno.EACCES, "Permission denied"), True),
         (MemoryError(), True),
-        (cv2.error("Insufficient memory"), False),  # OpenCV's own carry a code, see below
+        (cv2.error("Insufficient memory"), False),  # OpenCV's own errors have a code, see below
         (ClipError("media", "no such file: a.mp4", passing=True), True),
         (ClipError("landmarks", "no face found"), False),
         (raised_from(av.error.InvalidDataError(1094995529, "Invalid data")), False),
@@ -290,7 +290,7 @@ def test_memory_that_opencv_lacks_is_a_passing_failure():
 
 
 def test_a_restart_tries_clips_again_that_failed_for_passing_reasons(tmp_path, tiny_checkpoint, short_clips):
-    """In both forms; a run killed between a failure log and its shard is repaired, too."""
+    """Tests both variants, and the repair of a run killed between a failure log and its shard."""
     clips = [ClipMeta(f"{name}.mp4") for name in "abc"]
     give(short_clips, tmp_path / "media", "a", "c")
     job = Job(clips, str(tmp_path / "media"), str(tmp_path / "out"), settings(trimmed="both", clips_per_shard=2))
@@ -314,7 +314,7 @@ def test_a_run_in_which_no_clip_succeeded_is_told(tmp_path, tiny_checkpoint, lau
         status, output = launch("extract", *(f"--{name}={value}" for name, value in flags.items()), *extra)
         assert status == 1
         assert "\n0 of 2 clips succeeded\n" in output
-        assert "2 of them may pass" in output
+        assert "2 of them may be transient" in output
 
 
 def test_shards_at_a_url_are_those_of_a_folder(tmp_path, tiny_checkpoint, short_clips):
@@ -330,7 +330,7 @@ def test_shards_at_a_url_are_those_of_a_folder(tmp_path, tiny_checkpoint, short_
 
 
 def test_sets_from_before_faces_were_counted_are_resumed(tmp_path, tiny_checkpoint):
-    """Where no clip can fail for few faces, the settings in the shards are those from before."""
+    """Where no clip can fail because of few faces, the shards' settings are unchanged."""
     for output, prepare in {"roi": ROI, "any": PrepareSettings(min_face_share=0.0)}.items():
         extract([ClipMeta("s4.mp4")], TESTDATA, tiny_checkpoint, tmp_path / output, settings(prepare))
         recorded = json.loads(open_shard(tmp_path / output / "features-00000.h5").attributes["settings"])
@@ -359,7 +359,7 @@ def test_no_folder_of_media(tmp_path, tiny_checkpoint):
 
 
 def killed_runs(tmp_path, tiny_checkpoint, source, clips: int, kills: int, seed: int) -> None:
-    """Extracts clips, two a shard, killed at random moments; the shards equal those of one unbroken run."""
+    """Kills an extraction with two clips per shard at random; the shards equal those of an uninterrupted run."""
     rng = random.Random(seed)
     media = tmp_path / "media"
     make_media(media, clips, source)
@@ -377,7 +377,7 @@ def killed_runs(tmp_path, tiny_checkpoint, source, clips: int, kills: int, seed:
         process.kill()
         process.wait()
         whole = len(list((tmp_path / "broken").glob("features-*.h5"))) == clips // 2 + 1
-        assert whole or not (tmp_path / "broken" / "failures.jsonl").exists()  # summed up only when all is there
+        assert whole or not (tmp_path / "broken" / "failures.jsonl").exists()  # written only once complete
         _, alive = psutil.wait_procs(workers, timeout=20)
         assert not alive, "workers outlive a killed run"
     assert start(tmp_path / "broken").wait() == 0

@@ -1,4 +1,4 @@
-"""Shards in an object store, through S3's own protocol."""
+"""Shards in an object store, over the S3 protocol."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ moto_server = pytest.importorskip("moto.server")
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """A bucket on an S3 server of this machine; every process finds it by the environment."""
+    """Starts a local S3 server with a bucket; every process finds it through the environment."""
     server = moto_server.ThreadedMotoServer(port=0)
     server.start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.get_host_and_port()[1]}")
@@ -30,7 +30,7 @@ def bucket(monkeypatch):
 
 
 def test_tasks_fill_one_folder_of_a_bucket(tmp_path, tiny_checkpoint, short_clips, bucket):
-    """Two tasks of an array, the first one killed and started again: the shards of one run in a local folder."""
+    """Two tasks of an array, the first killed and restarted, write the same shards as one run in a local folder."""
     media, url = tmp_path / "media", "s3://shards/set"
     make_media(media, 4, short_clips)
     tasks = [{"task_index": index, "task_count": 2} for index in (0, 1)]
@@ -54,7 +54,7 @@ def keys(bucket) -> list[str]:
 
 
 def test_training_reads_shards_from_a_bucket(tmp_path, bucket):
-    """By ranges of bytes, in every placement: the losses of the local files."""
+    """Training on byte ranges, in every placement, has the same losses as on local files."""
     urls, local = {}, {}
     for split in ("train", "val"):
         local[f"data.{split}"] = make_source(tmp_path / split, [9, 1, 2, 20, 3, 17, 1, 30]).path

@@ -1,4 +1,4 @@
-"""Extraction on a Ray cluster: the shards of one machine, whatever dies."""
+"""Extraction on a Ray cluster: the same shards as on one machine, whatever dies."""
 
 import random
 import re
@@ -16,7 +16,7 @@ from tests.test_walls import BLOCK
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory, short_clips):
-    """Twelve clips."""
+    """Folder of twelve clips."""
     folder = tmp_path_factory.mktemp("clips") / "media"
     make_media(folder, 12, short_clips)
     return folder
@@ -24,14 +24,14 @@ def media(tmp_path_factory, short_clips):
 
 @pytest.fixture(scope="module")
 def alone(media, tiny_checkpoint):
-    """The shards that one machine makes of them."""
+    """Shards extracted from them on one machine."""
     assert start_extract(media, tiny_checkpoint, media.with_name("alone")).wait() == 0
     return media.with_name("alone")
 
 
 @pytest.fixture
 def start(media, tmp_path, tiny_checkpoint):
-    """Starts their extraction on Ray, or on this machine."""
+    """Starts their extraction on Ray or on this machine."""
     return lambda output, cluster: start_extract(media, tiny_checkpoint, tmp_path / output, cluster=cluster)
 
 
@@ -45,7 +45,7 @@ def ray_workers(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def kill_workers(process: subprocess.Popen, kills: int, seed: int) -> int:
-    """Kills workers at random moments while the run lasts; how many died."""
+    """Kills workers at random while the run lasts; returns the number killed."""
     rng, killed = random.Random(seed), 0
     while killed < kills and process.poll() is None:
         time.sleep(rng.uniform(0.1, 2.0))
@@ -59,7 +59,7 @@ def kill_workers(process: subprocess.Popen, kills: int, seed: int) -> int:
 
 
 def killed_workers(start, tmp_path, alone, kills: int, seed: int) -> None:
-    """Runs on Ray until so many workers have been killed; each run ends by itself with the right shards."""
+    """Runs on Ray until `kills` workers have been killed; each run finishes with the right shards."""
     run = 0
     while kills > 0:
         process = start(f"ray{run}", "ray")
@@ -75,7 +75,7 @@ def test_shards_of_a_cluster_whose_workers_die_are_those_of_one_machine(start, t
 
 @pytest.mark.slow
 def test_a_dead_nodes_clips_are_done_elsewhere(start, tmp_path, alone, monkeypatch):
-    """Two nodes; the second dies after the first shard."""
+    """The second of two nodes dies after the first shard."""
     cluster = ray.cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     node = cluster.add_node(num_cpus=1)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)

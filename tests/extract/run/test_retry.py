@@ -1,4 +1,4 @@
-"""Restarts that try failed clips again: on npz features, whose import is quick and has the life of an extraction."""
+"""Retries of failed clips after a restart, tested on npz features: their import is fast and resumes the same way."""
 
 import dataclasses
 import json
@@ -19,11 +19,11 @@ CLIPS = [ClipMeta(f"{name}.mp4") for name in "abcde"]
 
 @dataclasses.dataclass
 class Broken:
-    """Five clips in three shards, of which b and d failed for passing reasons, e for a lasting one."""
+    """Five clips in three shards; b and d failed for transient reasons, e for a permanent one."""
 
     npz: Path
-    output: Path  # of a run that found no b and d
-    whole: Path  # of an unbroken run over all files
+    output: Path  # of a run without b and d
+    whole: Path  # of an uninterrupted run over all files
 
     def restart(self, **options: object) -> ExtractionSummary:
         return import_features(CLIPS, self.npz, self.output, width=WIDTH, clips_per_shard=2, **options)
@@ -53,7 +53,7 @@ def broken(tmp_path) -> Broken:
 
 
 def test_only_a_shard_that_gains_a_clip_is_made_again(broken):
-    """One file arrives, then the other; the end is that of an unbroken run."""
+    """One file arrives, then the other; the result equals that of an uninterrupted run."""
     before = broken.written()
     assert broken.restart().failed == 3
     assert broken.written() == before
@@ -73,7 +73,7 @@ def test_lasting_failures_are_tried_again_on_request(broken):
 
 
 def test_a_set_of_an_older_program_is_taken_up(broken):
-    """Its failures have no kind, which counts as lasting, and its settings are in its shards alone."""
+    """Its failures have no `passing`, so they count as permanent, and only its shards hold the settings."""
     for log in broken.output.glob("*.failures.jsonl"):
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         log.write_text("".join(json.dumps({k: line[k] for k in ("path", "stage", "reason")}) + "\n" for line in lines))
@@ -102,7 +102,7 @@ def test_a_run_killed_between_a_log_and_its_shard_is_repaired(broken):
 
 
 def test_a_shard_that_is_made_again_never_loses_a_clip(broken):
-    """b arrives, but a is gone meanwhile: the shard stays, and the log says why b is not in it."""
+    """b arrives, but a has disappeared: the shard stays, and the log records why b is missing."""
     broken.arrive("b")
     (broken.npz / "a.npz").unlink()
     before = broken.written()
@@ -115,7 +115,7 @@ def test_a_shard_that_is_made_again_never_loses_a_clip(broken):
 
 
 def test_a_summary_does_not_outlive_what_it_sums_up(broken, monkeypatch):
-    """A run that is killed while it makes a shard again leaves no counts of before."""
+    """A run killed while it rebuilds a shard leaves no outdated summary."""
     broken.arrive("b")
     monkeypatch.setattr("extract.store.shard.ShardWriter.write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -128,7 +128,7 @@ def test_a_shard_of_another_list_is_refused_and_not_repaired(broken):
     shards = list_shards(broken.output)
     shards[1].replace(shards[0])
     failure_log(shards[1]).replace(failure_log(shards[0]))
-    with pytest.raises(UserError, match="holds other clips than its part of the clip list"):
+    with pytest.raises(UserError, match="holds clips that are not in its part of the clip list"):
         broken.restart()
 
 
@@ -138,7 +138,7 @@ def test_shards_of_different_settings_are_not_summed_up(broken, tmp_path):
     with pytest.raises(UserError, match=r"features-00001.h5: was made with dtype = 'float32', but features-00000.h5"):
         merge(broken.output)
     (broken.output / "features-00001.h5").unlink()
-    with pytest.raises(UserError, match=r"settings.json: was made with dtype = 'float16', this run has 'float32'"):
+    with pytest.raises(UserError, match=r"settings.json: was made with dtype = 'float16', but this run has 'float32'"):
         import_features(CLIPS, broken.npz, broken.output, "float32", width=WIDTH, clips_per_shard=2)
 
 
