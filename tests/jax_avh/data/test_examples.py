@@ -263,8 +263,8 @@ def test_shards_without_what_is_read_are_refused(runs, tmp_path, method, store, 
 @pytest.mark.parametrize(
     ("method", "settings", "reason"),
     [
-        ("rawnet2", {"data.batch_examples": "3"}, "no multiple of the 2 devices"),
-        ("rawnet2", {"data.batch_examples": "10"}, "gives 8 examples, fewer than one batch"),
+        ("rawnet2", {"data.batch_examples": "3"}, "not a multiple of the 2 devices"),
+        ("rawnet2", {"data.batch_examples": "10"}, "has 8 examples, fewer than one batch"),
         ("rawnet2", {"data.placement": "device"}, "reads its examples ahead; use auto"),
         ("rawnet2", {"init": "sync"}, "trained as avh_align; they do not start rawnet2"),
         ("avad", {"method.sync_weights": "nowhere.safetensors"}, "no such file of weights"),

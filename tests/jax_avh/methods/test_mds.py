@@ -244,7 +244,7 @@ def test_weights_of_no_network_are_told(tmp_path, name, value):
     network = rule_filled(32, width_multiplier=1 / 64)
     setattr(network, name, value)
     save_weights(network, tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match=r"w\.safetensors: does not say what mds needs to know of it"):
+    with pytest.raises(UserError, match=r"w\.safetensors: missing or invalid notes for mds"):
         METHODS["mds"].load_model(tmp_path / "w.safetensors")
 
 
