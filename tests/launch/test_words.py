@@ -162,7 +162,7 @@ def test_a_run_says_where_it_stands(sources, capsys):
     assert "resumes" not in first
     train(settings(sources), run)
     again = capsys.readouterr().out
-    assert "this run has ended already; there is nothing to train" in again
+    assert "this run has already ended; nothing to train" in again
     assert again.splitlines()[-1] == first.splitlines()[-1]
     train(settings(sources, **{"train.epochs": "2"}), run)
     longer = capsys.readouterr().out
