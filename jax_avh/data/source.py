@@ -226,7 +226,7 @@ def open_source(path: AnyPath) -> Source:
     _check_together(shards)
     members = tuple((k, n) for k, shard in enumerate(shards) for n in range(len(shard.clips)))
     if not members:
-        raise UserError(f"{path}: its shards hold no clip; see its failures.jsonl")
+        raise UserError(f"{path}: its shards hold no clip; see failures.jsonl there")
     return Source(as_path(path), shards, members)
 
 
@@ -245,7 +245,8 @@ def _check_together(shards: Sequence[ShardTable]) -> None:
             if shard.attributes.get(name) != first.attributes.get(name):
                 found, wanted = (table.attributes.get(name) for table in (shard, first))
                 raise UserError(
-                    f"{shard.path}: its {name} is {found}, but that of {first.path} is {wanted}; put them into separate folders"
+                    f"{shard.path}: its {name} is {found}, but that of {first.path} is {wanted}; "
+                    "put them into separate folders"
                 )
         for clip in shard.clips:
             if (other := seen.setdefault(clip.path, shard.path)) != shard.path:

@@ -286,7 +286,7 @@ def test_what_cannot_be_trained_is_told(corpus, runs, tmp_path, method, settings
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"method": "avad"}, "sync_weights is missing: a trained avh_align"),
+        ({"method": "avad"}, "sync_weights is missing; give a trained avh_align"),
         ({"method": "mds", "method.image": "100"}, "image=100: must be a multiple of 32"),
         ({"method": "mds", "method.width_multiplier": "2"}, "width_multiplier=2.0: must be above 0 and at most 1"),
         ({"method": "avad", "method.sync_weights": "x", "method.windows": "1"}, "windows=1: must be at least 2"),
