@@ -81,8 +81,8 @@ class DataConfig:
     train: str = rules("", FOLDER)  # Folder of feature shards to train on; avh_align leaves out clips labelled fake
     val: str = rules("", FOLDER)  # Folder of feature shards to validate on, likewise
     train_clips: int = rules(0, NOT_NEGATIVE, MOST)  # Training clips to use, drawn by the seed; 0 = all
-    # Visual frames of one step, over all devices; avh_sup fills them with whole clips. At most 111 hours, and no more than
-    # memory can hold.
+    # Visual frames of one step, over all devices; avh_sup fills them with whole clips. At most 111 hours, and no more
+    # than memory can hold.
     batch_frames: int = rules(1024, at_least(1), at_most(10_000_000))
     # Most clips of one step of avh_sup; 1 = as in the official program, 0 = as many as fit.
     batch_clips: int = rules(0, NOT_NEGATIVE, MOST)
@@ -129,7 +129,8 @@ class TrainConfig:
     """Length of a run, its checkpoints and its precision."""
 
     epochs: int = rules(500, NOT_NEGATIVE, MOST)  # Most epochs of the run
-    early_stop: int = rules(10, at_least(1), MOST)  # Epochs without a strictly lower validation loss after which the run ends
+    # Epochs without a strictly lower validation loss after which the run ends.
+    early_stop: int = rules(10, at_least(1), MOST)
     # Steps between checkpoints within an epoch; each epoch also ends with one.
     checkpoint_steps: int = rules(1000, at_least(1), MOST)
     # Precision of the matrix products: "float32", or "bfloat16" (parameters, norms, softmax and Adam stay float32); or

@@ -84,7 +84,7 @@ def test_settings_of_other_methods_are_checked_and_have_no_effect():
         ({"seed": 1.5}, "seed=1.5: not a value of this setting"),
         ({"seed": True}, "seed=True: not a value of this setting"),
         ({"init": None}, "init=None: not a value of this setting"),
-        ({"data": 3}, "--config.data: there is no such setting"),
+        ({"data": 3}, "--config.data: no such setting"),
         ({"method.name": 3}, "method.name=3: must be avh_align or avh_sup"),
     ],
 )
@@ -126,10 +126,10 @@ def test_a_record_is_completed_by_defaults_not_by_what_is_wanted_now():
         ('"x"', "not a run's settings"),
         ("[" * 100_000, "not a run's settings"),
         ("\xff", "not a run's settings"),
-        ('{"epochs": 3}', "--config.epochs: there is no such setting"),
+        ('{"epochs": 3}', "--config.epochs: no such setting"),
         (
             '{"data": {"trian": "x"}}',
-            "--config.data.trian: there is no such setting; did you mean --config.data.train?",
+            "--config.data.trian: no such setting; did you mean --config.data.train?",
         ),
         ('{"train": {"epochs": "many"}}', "--config.train.epochs=many: not a value"),
         ('{"train": {"epochs": [1]}}', "not a value of this setting"),
