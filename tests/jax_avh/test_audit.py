@@ -1,4 +1,4 @@
-"""Audits of made-up shards: known leaks are found and measured right, what cannot be known is said."""
+"""Audits of synthetic shards: known leaks are found and measured correctly, and unknowns are reported as such."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ FRAME = 640  # samples
 
 
 def speech(seed, frames=50, silent=0):
-    """Noise whose first `silent` samples are zeros; the sample after them is the loudest."""
+    """Returns noise whose first `silent` samples are zeros; the sample after them is the loudest."""
     waveform = np.random.default_rng(seed).integers(-9000, 9000, frames * FRAME).astype(np.int16)
     waveform[:silent] = 0
     waveform[silent : silent + 1] = 9000
@@ -32,7 +32,7 @@ def speech(seed, frames=50, silent=0):
 
 
 def write_set(folder, sounds, metas=None, store=("waveform",), shard=0, **attributes):
-    """A shard of clips with these sounds; features are zeros."""
+    """Writes a shard of clips with these sounds and features of zeros."""
     metas = metas or [ClipMeta(f"c{shard}-{n}.mp4", label=n % 2) for n in range(len(sounds))]
     attributes = {"encoder": "test", "weights_sha256": "0", "width": WIDTH, "trimmed": False} | attributes
     zeros = [np.zeros((max(len(sound) // FRAME, 1), WIDTH), np.float32) for sound in sounds]
@@ -43,7 +43,7 @@ def write_set(folder, sounds, metas=None, store=("waveform",), shard=0, **attrib
 
 
 def leaky(count=12):
-    """Every second sound starts with 27 ms of silence."""
+    """Returns sounds, every second of which starts with 27 ms of silence."""
     return [speech(n, silent=432 * (n % 2)) for n in range(count)]
 
 
