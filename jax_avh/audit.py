@@ -133,7 +133,7 @@ class Overlap:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """The contents of `audit.json`."""
+    """Contents of `audit.json`."""
 
     sources: dict[str, SourceAudit]  # by name
     overlaps: list[Overlap]

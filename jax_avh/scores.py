@@ -176,7 +176,15 @@ class ScoreTable:
 
 
 def write_scores(table: ScoreTable, path: str | os.PathLike) -> None:
-    """Writes a score file, whole or not at all."""
+    """Writes a score file, whole or not at all.
+
+    Args:
+      table: the scores.
+      path: the file, local or a URL.
+
+    Raises:
+      UserError: the file cannot be written: no space, no permission, ...
+    """
     with writing_hdf5(path) as file:
         fixed = {"format": SCORE_FORMAT, "version": SCORE_VERSION, "frame_rate": FRAME_RATE, "method": table.method}
         file.attrs.update(table.attributes | fixed)
@@ -189,8 +197,11 @@ def write_scores(table: ScoreTable, path: str | os.PathLike) -> None:
 def open_scores(path: str | os.PathLike) -> ScoreTable:
     """Reads a score file.
 
+    Args:
+      path: the file, local or a URL.
+
     Raises:
-      UserError: the file is missing, cut short, of another format or version, or contradicts itself.
+      UserError: the file is missing, truncated or inconsistent, or has a different format or version.
     """
     file = open_hdf5(path)
     check_format(file, SCORE_FORMAT, SCORE_VERSION)

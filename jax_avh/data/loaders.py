@@ -324,7 +324,7 @@ def choose_placement(placement: str, size: FeatureSize, memory: Memory) -> tuple
         return "stream", f"{amount} are too much for the host's {memory.host / GIGABYTE:.2f} GB"
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if size.shards > descriptors / 2:
-        return "stream", f"more shards than half of the {descriptors} files that may be open"
+        return "stream", f"more shards than half of the {descriptors} files that a process may open"
     return "host", f"{amount} in local files, {memory.host / GIGABYTE:.2f} GB of memory"
 
 

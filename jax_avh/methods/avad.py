@@ -118,7 +118,7 @@ def assemble(divergences: Float[np.ndarray, "E N"], length: int) -> Float[np.nda
       divergences: scores of the clip's sequences at their steps.
       length: windows of the clip, at least two.
     """
-    assert length > 1, "nothing of a clip of one window is predicted"
+    assert length > 1, "a clip of one window has no predictions"
     windows = divergences.shape[1] + 1
     starts = sequence_starts(length, windows)
     position = np.maximum(np.arange(length), 1)
@@ -128,7 +128,7 @@ def assemble(divergences: Float[np.ndarray, "E N"], length: int) -> Float[np.nda
 
 def clip_score(scores: Float[np.ndarray, " n"]) -> float:
     """Returns the mean over all windows but window 0, which is not predicted."""
-    assert len(scores) > 1, "nothing of a clip of one window is predicted"
+    assert len(scores) > 1, "a clip of one window has no predictions"
     return float(np.mean(scores[1:], dtype=np.float64))
 
 
@@ -174,7 +174,7 @@ def valid_steps(lengths: Int[Array, " B"], windows: int) -> Bool[Array, "B N"]:
     return jnp.arange(1, windows, dtype=lengths.dtype)[None] < lengths[:, None]
 
 
-# --- the method ------------------------------------------------------------------------------------------------------
+# --- method ----------------------------------------------------------------------------------------------------------
 
 
 def make_model(config: Config[AVADConfig], source: Source) -> AVAD:

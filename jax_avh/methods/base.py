@@ -53,7 +53,7 @@ class Scores(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Method(abc.ABC):
-    """A detection method."""
+    """Base class of all detection methods."""
 
     name: str  # in flags and score files
     deviation: str = ""  # how it differs from the published system; shown wherever its numbers appear
@@ -66,7 +66,7 @@ class Method(abc.ABC):
 
     unit = "frames"  # unit of its training's speed and progress
 
-    trainable = True  # whether it has weights
+    trainable = True  # whether it is trained, and so needs weights
 
     @abc.abstractmethod
     def scorer(self, network: nnx.Module | None, batch_frames: int | None = None) -> Callable[[Source], Scores]:
@@ -80,7 +80,7 @@ class Method(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TrainableMethod(Method):
-    """A method that can have a network and be trained."""
+    """Base class of methods that can have a network and be trained."""
 
     # (configuration, source of the training clips) -> the untrained network, drawn from the seed
     make_model: Callable[[Config, Source], Any]

@@ -42,7 +42,7 @@ LIFTER = 22
 PRE_EMPHASIS = 97, 100  # sample n minus 97 / 100 of sample n - 1
 LEAST_ENERGY = 2.0**-52  # replaces an energy of zero, which has no logarithm
 # Loss
-LOSS_MARGIN = 0.99  # distance that a fake's embeddings must keep
+LOSS_MARGIN = 0.99  # least distance between the embeddings of a fake that costs nothing
 
 Inputs = dict[str, Array]
 IMAGE_SIZE = Rule(lambda size: size >= REDUCTION and size % REDUCTION == 0, f"must be a multiple of {REDUCTION}")
@@ -206,7 +206,7 @@ def losses(
     return mean(jnp.where(real, together, apart)), cross_entropy(picture_logits), cross_entropy(sound_logits)
 
 
-# --- the method ------------------------------------------------------------------------------------------------------
+# --- method ----------------------------------------------------------------------------------------------------------
 
 
 def make_model(config: Config[MDSConfig], _source: Source) -> MDS:
@@ -222,9 +222,9 @@ def model_of(notes: Mapping[str, str], precision: str) -> MDS:
     """
     image, width_multiplier = int(notes["image"]), float(notes["width_multiplier"])
     if not IMAGE_SIZE.allows(image):
-        raise ValueError(f"images of {image} pixels")
+        raise ValueError(f"image of {image} pixels")
     if not WIDTH_FACTOR.allows(width_multiplier):
-        raise ValueError(f"layers {width_multiplier} times as wide")
+        raise ValueError(f"width_multiplier of {width_multiplier}")
     return MDS(nnx.Rngs(0), image, precision, width_multiplier)
 
 

@@ -33,7 +33,7 @@ class RawNet2Config(MethodConfig):
 
 
 class Cuts(Examples):
-    """The start of every clip's sound."""
+    """Cuts from the start of every clip's sound."""
 
     def __init__(self, source: Source, network: RawNet2):
         super().__init__(source, np.arange(len(source.members)))

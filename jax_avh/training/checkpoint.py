@@ -28,7 +28,7 @@ MOST_TOLD = 300  # characters of a library's error that a message quotes
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints, numbered by training step."""
+    """Checkpoints of a run in one folder, numbered by training step."""
 
     def __init__(self, directory: Path):
         """Opens the folder, or creates it.

@@ -45,8 +45,8 @@ class Objective:
     method: TrainableMethod
     graph: nnx.GraphDef
     mesh: Mesh
-    boundary: str  # of the alignment window
-    seed: int  # of dropout
+    boundary: str  # how the alignment window treats audio frames outside the clip
+    seed: int  # seed of dropout
 
     def __call__(
         self, params: nnx.State, fixed: nnx.State, batch: Batch, key: Key[Array, ""] | None
@@ -62,7 +62,18 @@ def train_step(
     batch: Batch,
     learning_rate: Float[Array, ""],
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """Takes one step of the optimiser; returns the new state and the batch's loss before it."""
+    """Takes one step of the optimiser.
+
+    Args:
+      objective: the loss to minimise.
+      optimizer: the optimiser, as of `make_optimizer`.
+      state: the state before the step.
+      batch: the batch on the devices.
+      learning_rate: factor on the optimiser's updates.
+
+    Returns:
+      The new state, and the loss of the batch before the step.
+    """
     count: Any = optax.tree_utils.tree_get(state.optimizer, "count")
     key = jax.random.fold_in(jax.random.key(objective.seed), count)  # a resumed run draws the same numbers
     gradient, loss = jax.grad(objective, has_aux=True)(state.params, state.fixed, batch, key)

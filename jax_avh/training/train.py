@@ -70,7 +70,7 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
         progress = RunProgress.before(config)
         notes = run.origin(config, train_source)
 
-        # Restore.
+        # Restore the latest checkpoint.
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / run.CHECKPOINTS)))
         profiler = stack.enter_context(contextlib.closing(Profiler(workdir / "profile" if profile and lead else None)))
         state, progress = checkpoints.restore(state, progress)
