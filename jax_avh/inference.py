@@ -1,4 +1,4 @@
-"""Weights and features -> scores: which method is meant, a detector, and files of its scores of shards."""
+"""Scoring: the choice of a method, detectors loaded from weights, and score files of shards."""
 
 import dataclasses
 import functools
@@ -22,25 +22,31 @@ from jax_avh.methods.base import Method, Scores, TrainableMethod
 from jax_avh.models.weights import check_features, read_notes, weights_file
 from jax_avh.scores import POOLINGS, ScoreTable, open_scores, write_scores
 
-DEFAULT = "avh_align"  # what weights that do not say are for: an official file's
-COPIED = ("encoder", "weights_sha256", "trimmed", "dataset")  # attributes of the shards
+DEFAULT = "avh_align"  # method of weights that do not record one, such as an official file's
+COPIED = ("encoder", "weights_sha256", "trimmed", "dataset")  # attributes copied from the shards
 
 
 def choose_method(method: str | None, weights: Path | None) -> Method:
-    """Returns the method that is meant: the one place that looks it up by what weights record.
+    """Returns the method to score with: the named one, or the one that the weights record.
+
+    Args:
+      method: a name of METHODS; None = the method of the weights.
+      weights: a weight file; None = a method without weights.
 
     Raises:
-      UserError: there is no such method, or it does not go with the weights, or with none.
+      UserError: the method is unknown, does not fit the weights, or needs weights and has none.
     """
     trained = read_notes(weights).get("method") if weights else None
     name = method or trained or (DEFAULT if weights else None)
     if name not in METHODS:
-        raise UserError(f"--method={name}: is none of {', '.join(METHODS)}" if name else "--weights is needed")
+        raise UserError(
+            f"--method={name}: unknown; choose from {', '.join(METHODS)}" if name else "--weights is needed"
+        )
     chosen = METHODS[name]
     if chosen.trainable and not weights:
-        raise UserError(f"--method={name} needs --weights: a .safetensors file, or the workdir of a training run")
+        raise UserError(f"--method={name} needs --weights; give a .safetensors file or the workdir of a training run")
     if weights and not chosen.trainable:
-        raise UserError(f"--method={name} takes no --weights; it does not learn")
+        raise UserError(f"--method={name} takes no --weights, because it is not trained; leave them out")
     if trained and trained not in (name, chosen.trained_as):
         raise UserError(f"{weights}: was trained as {trained}, not as {name}")
     return chosen
@@ -48,24 +54,33 @@ def choose_method(method: str | None, weights: Path | None) -> Method:
 
 @dataclasses.dataclass(frozen=True)
 class Detector:
-    """A method, ready to score: with its network and what its weights record, if it has any."""
+    """Method that is ready to score, with its network and the notes of its weights, if it has any."""
 
     method: Method
-    path: Path | None = None  # of the weights
+    path: Path | None = None  # path of the weights
     network: Any = None
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
-    batch_frames: int | None = None  # frames of one step; None = what suits the backend
+    batch_frames: int | None = None  # frames of one step; None = the backend's default
 
     @property
     def attributes(self) -> dict[str, object]:
-        """What its scores record of its weights."""
+        """Attributes of its scores that describe its weights."""
         if self.path is None:
             return {}
         known: dict[str, object] = {"weights": str(self.path), "alignment_sha256": file_sha256(self.path)}
         return known | ({"trained_on": ",".join(found)} if (found := marks(self.notes)) else {})
 
     def check_fits(self, width: int, attributes: Mapping[str, object], what: object) -> None:
-        """Raises a UserError if features of a width and encoder are not those that it was trained on."""
+        """Checks that features match those that the detector was trained on.
+
+        Args:
+          width: width of the features.
+          attributes: attributes of their shards, which name the encoder.
+          what: names the features in messages.
+
+        Raises:
+          UserError: the width or the encoder differs.
+        """
         if self.path is not None and "features" in self.method.reads:
             check_features(self.path, self.network.width, self.notes, {**attributes, "width": width}, what)
 
@@ -77,7 +92,7 @@ class Detector:
         """Scores a source.
 
         Returns:
-          Scores of every frame, if the method scores frames, and of every clip.
+          Frame scores, or None if the method has none, and clip scores, float32; higher = more fake.
 
         Raises:
           UserError: the features or the scores are not finite.
@@ -88,7 +103,7 @@ class Detector:
             clip = POOLINGS[self.method.pooling](frame, offsets(source.lengths))
         if not all(np.isfinite(scores).all() for scores in (frame, clip) if scores is not None):
             source.check_finite()
-            raise UserError("the scores are not finite: the weights hold numbers that are too large")
+            raise UserError(f"{source.path}: the scores are not finite, because the weights are too large")
         return frame, np.asarray(clip).astype(np.float32)
 
 
@@ -98,12 +113,12 @@ def load_detector(
     """Loads a method with its weights.
 
     Args:
-      weights: a .safetensors file, or the workdir of a training run (its best weights); None = a method without any.
-      method: a name of METHODS; None = what the weights were trained as.
-      batch_frames: frames of one step; None = what suits the backend.
+      weights: a .safetensors file, or the workdir of a training run (its best weights); None = the method has none.
+      method: a name of METHODS; None = the method that the weights were trained as.
+      batch_frames: frames of one step; None = the backend's default.
 
     Raises:
-      UserError: weights are missing or damaged, or of another method.
+      UserError: the weights are missing or damaged, or belong to a different method.
     """
     path = None if weights is None else weights_file(weights)
     chosen = choose_method(method, path)
@@ -126,17 +141,17 @@ def score_shards(
     Args:
       features: a folder of shards, or one shard.
       output: the score file to write.
-      method: a name of METHODS; None = what the weights were trained as.
-      weights: of a trainable method: a .safetensors file, or the workdir of a training run (its best weights).
-      notes: what the shards do not record: `dataset`, a name, and `trimmed`, a bool.
-      batch_frames: frames of one step; None = what suits the backend.
+      method: a name of METHODS; None = the method that the weights were trained as.
+      weights: weights of a trainable method: a .safetensors file, or the workdir of a training run (its best weights).
+      notes: attributes that the shards do not record: `dataset`, a name, and `trimmed`, a bool.
+      batch_frames: frames of one step; None = the backend's default.
 
     Returns:
-      What was written.
+      The contents of the score file.
 
     Raises:
-      UserError: the weights or the features are missing, damaged, lack what the method needs, or do not fit; or
-        another run is writing the same score file.
+      UserError: the weights or the features are missing or damaged, lack what the method needs, or do not fit each
+        other; the score file is an input or holds other scores; or another run is writing it.
     """
     detector = load_detector(weights, method, batch_frames)
     chosen = detector.method
@@ -157,18 +172,18 @@ def score_shards(
 
 
 def _check_free(output: str | os.PathLike, source: Source, detector: Detector, fingerprint: object) -> None:
-    """Rejects an output that cannot be written, is an input, would pass for a shard, or holds other scores.
+    """Rejects an output that cannot be written, is an input, is named like a shard, or holds other scores.
 
     Args:
       output: the score file to write.
       source: features to score.
-      detector: the method, and the weights to score them with.
-      fingerprint: of the features; scores of the same method and features may be replaced.
+      detector: the method and weights to score them with.
+      fingerprint: fingerprint of the features; scores of the same method and features may be replaced.
     """
     inputs = [*(shard.path for shard in source.shards), *([detector.path] if detector.path else [])]
     check_outputs({output: HDF5}, inputs)
     if Path(output).match(SHARD_PATTERN):
-        raise UserError(f"{output}: is named like a shard ({SHARD_PATTERN}); name the scores otherwise")
+        raise UserError(f"{output}: is named like a shard ({SHARD_PATTERN}); choose another name")
     if not as_path(output).exists() or not as_path(output).stat().st_size:
         return
     found = open_scores(output).attributes
@@ -185,7 +200,7 @@ def _check_free(output: str | os.PathLike, source: Source, detector: Detector, f
 
 
 def _known(source: Source, notes: Mapping[str, object]) -> dict[str, object]:
-    """What the shards and the notes say of the features."""
+    """Returns the attributes of the features that shards and notes record; raises a UserError if they disagree."""
     known = {name: source.attributes[name] for name in COPIED if name in source.attributes}
     for name, value in notes.items():
         if (found := known.get(name, "unknown")) not in ("unknown", value):

@@ -1,7 +1,7 @@
-"""Frame scores of clips: files of them, and their pooling into clip scores. It needs no jax.
+"""Score files, and the pooling of frame scores into clip scores. This module does not need JAX.
 
-A score file is one HDF5 file that holds all that pooling, metrics and reports need. Poolings are pure functions, under
-the names that tables and flags use.
+A score file is one HDF5 file with all that pooling, metrics and reports need. Poolings are pure functions, under the
+names that tables and flags use.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from avh_shards.hdf5 import HDF5File, open_hdf5, writing_hdf5
 SCORE_FORMAT = "avh-scores"
 SCORE_VERSION = 1
 SHOWN_ATTRIBUTES = ("method", "dataset", "weights", "deviation")  # attributes that tables and pages show
-TOP_SHARE = 10  # topk takes one frame in ten
+TOP_SHARE = 10  # topk averages one frame in ten
 PERCENTILE = 97.0  # FACTOR takes the 3rd percentile of truth scores (Reiss et al. 2023); fakeness is the mirror image
 
 
@@ -30,7 +30,7 @@ PERCENTILE = 97.0  # FACTOR takes the 3rd percentile of truth scores (Reiss et a
 
 @dataclasses.dataclass(frozen=True)
 class PackedScores:
-    """Frame scores of N clips end to end; what several poolings need of them is computed once, when first asked for."""
+    """Concatenated frame scores of N clips, with lazily computed values that several poolings share."""
 
     frame: Float64[np.ndarray, " F"]  # higher = more fake
     offset: Int64[np.ndarray, "borders"]  # clip n is frame[offset[n]:offset[n+1]], at least one frame
@@ -40,36 +40,36 @@ class PackedScores:
 
     @property
     def starts(self) -> Int64[np.ndarray, " N"]:
-        """The first frame of each clip."""
+        """First frame of each clip."""
         return self.offset[:-1]
 
     @functools.cached_property
     def lengths(self) -> Int64[np.ndarray, " N"]:
-        """Frames of each clip."""
+        """Number of frames of each clip."""
         return np.diff(self.offset)
 
     @functools.cached_property
     def peak(self) -> Float64[np.ndarray, " N"]:
-        """The highest score of each clip."""
+        """Highest score of each clip."""
         return np.maximum.reduceat(self.frame, self.starts)
 
     @functools.cached_property
     def exponential(self) -> Float64[np.ndarray, " F"]:
-        """exp(score - peak of the clip): at most 1, so that no score is too high for it."""
+        """exp(score - peak of the clip), which is at most 1 and so never overflows."""
         return np.exp(self.frame - np.repeat(self.peak, self.lengths))
 
     @functools.cached_property
     def exponential_sum(self) -> Float64[np.ndarray, " N"]:
-        """The sum of these over each clip: at least 1."""
+        """Sum of `exponential` over each clip, which is at least 1."""
         return self.sum(self.exponential)
 
     @functools.cached_property
     def ranked(self) -> Float64[np.ndarray, " F"]:
-        """The frame scores, those of each clip in rising order."""
+        """Frame scores, sorted in rising order within each clip."""
         return self.frame[np.lexsort((self.frame, np.repeat(np.arange(len(self.lengths)), self.lengths)))]
 
     def sum(self, values: Float64[np.ndarray, " F"]) -> Float64[np.ndarray, " N"]:
-        """Sums over the frames of each clip."""
+        """Returns the sum over the frames of each clip."""
         return np.add.reduceat(values, self.starts)
 
 
@@ -78,34 +78,34 @@ Pooling = Callable[..., Float64[np.ndarray, " N"] | np.float64]
 
 
 def mean(scores: PackedScores) -> Float64[np.ndarray, " N"]:
-    """Mean over the frames: suits clips that are fake from end to end."""
+    """Returns the mean over the frames, which suits clips that are fake throughout."""
     return scores.sum(scores.frame) / scores.lengths
 
 
 def maximum(scores: PackedScores) -> Float64[np.ndarray, " N"]:
-    """The highest frame."""
+    """Returns the highest frame score."""
     return scores.peak
 
 
 def logsumexp(scores: PackedScores) -> Float64[np.ndarray, " N"]:
-    """Log of the sum of exponentials: a soft maximum, AVH-Align's own. Grows with the logarithm of the length."""
+    """Returns the log-sum-exp, a soft maximum that AVH-Align uses; it grows with the logarithm of the length."""
     return scores.peak + np.log(scores.exponential_sum)
 
 
 def logmeanexp(scores: PackedScores) -> Float64[np.ndarray, " N"]:
-    """Log of the mean of exponentials: the soft maximum without the growth."""
+    """Returns the log of the mean exponential, a soft maximum that does not grow with the length."""
     return logsumexp(scores) - np.log(scores.lengths)
 
 
 def topk(scores: PackedScores) -> Float64[np.ndarray, " N"]:
-    """Mean of the highest tenth of the frames, rounded down, at least one: suits clips that are fake in places."""
+    """Returns the mean of the highest tenth of the frames (rounded down, at least one): suits partly fake clips."""
     count = np.maximum(scores.lengths // TOP_SHARE, 1)
-    borders = np.column_stack([scores.starts, scores.offset[1:] - count])  # of a clip's lower frames, of its highest
+    borders = np.column_stack([scores.starts, scores.offset[1:] - count])  # each clip: lower, highest frames
     return np.add.reduceat(scores.ranked, borders.ravel())[1::2] / count
 
 
 def percentile(scores: PackedScores) -> Float64[np.ndarray, " N"]:
-    """97th percentile, linear between frames: the highest frames but for a few outliers."""
+    """Returns the 97th percentile, linear between frames: close to the maximum, but robust to a few outliers."""
     place = PERCENTILE / 100 * (scores.lengths - 1)
     below = place.astype(np.int64)
     above = np.minimum(below + 1, scores.lengths - 1)
@@ -114,7 +114,7 @@ def percentile(scores: PackedScores) -> Float64[np.ndarray, " N"]:
 
 
 def softmax(scores: PackedScores) -> Float64[np.ndarray, " N"]:
-    """Mean weighted by the softmax of the scores: the mean if all frames are alike, the maximum if one stands out."""
+    """Returns the softmax-weighted mean: the plain mean if scores are equal, near the maximum if one dominates."""
     return scores.sum(scores.exponential * scores.frame) / scores.exponential_sum
 
 
@@ -134,15 +134,15 @@ def pool_all(
     offset: Int64[np.ndarray, "borders"] | None = None,
     names: Iterable[str] = tuple(RULES),
 ) -> dict[str, Float64[np.ndarray, " N"] | np.float64]:
-    """Pools the same scores in several ways, sorted once for all.
+    """Pools the same scores in several ways; what poolings share is computed only once.
 
     Args:
-      frame: frame scores of all clips, end to end, finite.
+      frame: frame scores of all clips, concatenated, finite.
       offset: clip n is frame[offset[n]:offset[n+1]], at least one frame; None = all frames are one clip.
-      names: of the RULES.
+      names: names of poolings in RULES.
 
     Returns:
-      Scores of the clips [N] by pooling; a single number each if `offset` is None.
+      Clip scores [N] by name of the pooling; single numbers if `offset` is None.
     """
     borders = np.array([0, len(frame)]) if offset is None else offset
     scores = PackedScores(frame.astype(np.float64), borders)
@@ -153,7 +153,7 @@ def pool_all(
 def pool(
     name: str, frame: Float[np.ndarray, " F"], offset: Int64[np.ndarray, "borders"] | None = None
 ) -> Float64[np.ndarray, " N"] | np.float64:
-    """Pools in one way; arguments as for `pool_all`."""
+    """Pools scores in one way; arguments as for `pool_all`."""
     return pool_all(frame, offset, [name])[name]
 
 
@@ -165,18 +165,26 @@ POOLINGS: dict[str, Pooling] = {name: functools.partial(pool, name) for name in 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreTable:
-    """Scores of N clips, F frames in all, by one method; higher = more fake."""
+    """Scores of N clips with F frames in total, by one method; higher = more fake."""
 
     method: str
     clips: tuple[ClipMeta, ...]
     offset: Int64[np.ndarray, "borders"]  # clip n is scores offset[n]:offset[n+1]
     frame: Float[np.ndarray, " F"] | None  # float32; None = a method without frame scores
-    clip: Float[np.ndarray, " N"]  # float32, the method's own clip score
+    clip: Float[np.ndarray, " N"]  # float32; the method's own clip scores
     attributes: dict[str, object]  # weights, features, encoder, ...
 
 
 def write_scores(table: ScoreTable, path: str | os.PathLike) -> None:
-    """Writes a score file, whole or not at all."""
+    """Writes a score file, whole or not at all.
+
+    Args:
+      table: the scores.
+      path: the file, local or a URL.
+
+    Raises:
+      UserError: the file cannot be written: no space, no permission, ...
+    """
     with writing_hdf5(path) as file:
         fixed = {"format": SCORE_FORMAT, "version": SCORE_VERSION, "frame_rate": FRAME_RATE, "method": table.method}
         file.attrs.update(table.attributes | fixed)
@@ -189,8 +197,11 @@ def write_scores(table: ScoreTable, path: str | os.PathLike) -> None:
 def open_scores(path: str | os.PathLike) -> ScoreTable:
     """Reads a score file.
 
+    Args:
+      path: the file, local or a URL.
+
     Raises:
-      UserError: the file is missing, cut short, of another format or version, or contradicts itself.
+      UserError: the file is missing, truncated or inconsistent, or has a different format or version.
     """
     file = open_hdf5(path)
     check_format(file, SCORE_FORMAT, SCORE_VERSION)
@@ -204,7 +215,7 @@ def open_scores(path: str | os.PathLike) -> ScoreTable:
 
 
 def _read_column(file: HDF5File, name: str, count: int) -> Float[np.ndarray, " count"]:
-    """Reads scores, float32; raises a ValueError or TypeError if the array holds anything else."""
+    """Reads scores as float32; raises a ValueError or TypeError if the array holds anything else."""
     scores = file.array(name).astype(np.float32, casting="safe")
     if scores.shape != (count,) or not np.isfinite(scores).all():
         raise ValueError(f"/{name} does not fit its clips, or is not finite; score the features again")
@@ -212,11 +223,11 @@ def _read_column(file: HDF5File, name: str, count: int) -> Float[np.ndarray, " c
 
 
 def _check_attributes(attributes: dict[str, object]) -> None:
-    """Raises a ValueError if an attribute is not what evaluation takes it for."""
+    """Raises a ValueError if an attribute is not what evaluation expects."""
     if wrong := [name for name in SHOWN_ATTRIBUTES if not str(attributes.get(name, "")).isprintable()]:
         raise ValueError(f"its attribute {wrong[0]} holds control characters")
     if (pooling := attributes.get("pooling")) not in (None, *POOLINGS):
-        raise ValueError(f"its pooling {pooling!r} is none of {', '.join(POOLINGS)}")
+        raise ValueError(f"its pooling {pooling!r} is not one of {', '.join(POOLINGS)}")
     threshold = attributes.get("threshold", 0.0)
     if not isinstance(threshold, int | float) or not math.isfinite(threshold):
-        raise ValueError(f"its threshold {threshold!r} is no finite number")
+        raise ValueError(f"its threshold {threshold!r} is not a finite number")

@@ -1,4 +1,4 @@
-"""Published settings of the trainable methods: a file for each, under the method's name, with its `get_config()`."""
+"""Published settings of the trainable methods: one module per method, under its name, with a `get_config()`."""
 
 import importlib
 import importlib.util
@@ -19,7 +19,7 @@ PARSERS = {bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags
 
 
 def trainable_methods() -> list[str]:
-    """Returns the names of the methods that have a file here."""
+    """Returns the names of the methods that have a module in this package."""
     return [name for name in METHODS if importlib.util.find_spec(f"{__name__}.{name}")]
 
 
@@ -27,7 +27,7 @@ def get_config(method: str) -> Config:
     """Returns the published settings of a method.
 
     Raises:
-      UserError: there is no such trainable method.
+      UserError: the method is unknown or not trainable.
     """
     if method not in (names := trainable_methods()):
         raise UserError(f"--config.method.name={method}: must be {' or '.join(names)}")
@@ -35,10 +35,10 @@ def get_config(method: str) -> Config:
 
 
 def list_all_settings(method: str = DEFAULT_METHOD) -> dict[str, Setting]:
-    """Returns every setting, by its dotted name: those of a method with its defaults, then other methods' own."""
+    """Returns all settings by dotted name: those of a method, with its defaults, then those of other methods only."""
     names = trainable_methods()
     found = list_settings(get_config(method))
-    comment = f"What is trained: {', '.join(names)}. --config.method=NAME is short for it."
+    comment = f"Method to train: {', '.join(names)}. --config.method=NAME is short for this flag."
     found["method.name"] = found["method.name"]._replace(comment=comment)
     for other in names:
         for name, setting in list_settings(get_config(other)).items():
@@ -49,21 +49,21 @@ def list_all_settings(method: str = DEFAULT_METHOD) -> dict[str, Setting]:
 def make_config(settings: Mapping[str, Any]) -> Config:
     """Returns a method's published configuration with some settings changed.
 
-    Settings of other methods are checked, and have no effect: a sweep over methods may give them.
+    Settings of other methods are checked but have no effect, because a sweep over methods may include them.
 
     Args:
-      settings: dotted field -> value, maybe as text: {"optimizer.learning_rate": "1e-4"}; "method" is short for
+      settings: values by dotted field, possibly as text: {"optimizer.learning_rate": "1e-4"}; "method" is short for
         "method.name".
 
     Raises:
-      UserError: there is no such field or method, or the value is not of the field's type.
+      UserError: a field or the method does not exist, or a value is not of its field's type.
     """
     settings = {"method.name" if name == "method" else name: value for name, value in settings.items()}
     config = get_config(str(settings.get("method.name", DEFAULT_METHOD)))
     own, known = list_settings(config), list_all_settings(config.method.name)
     for name, value in settings.items():
         if name not in known:
-            raise UserError(f"--config.{name}: there is no such setting{nearest(name, known, '--config.')}")
+            raise UserError(f"--config.{name}: no such setting{nearest(name, known, '--config.')}")
         value = _typed(name, value, type(known[name].value))
         if name in own:
             section, _, field = name.rpartition(".")
@@ -74,7 +74,7 @@ def make_config(settings: Mapping[str, Any]) -> Config:
 
 
 def _typed(name: str, value: object, kind: type) -> object:
-    """Returns the value of a flag, or of a JSON file, in the type of its field."""
+    """Converts the value of a flag or of a JSON file to the type of its field."""
     try:
         if isinstance(value, str) and kind in PARSERS:
             return PARSERS[kind].parse(value)
@@ -88,10 +88,13 @@ def _typed(name: str, value: object, kind: type) -> object:
 
 
 def read_settings(path: AnyPath) -> dict[str, Any]:
-    """Returns the settings in a run's config.json, as `make_config` takes them.
+    """Reads the settings of a run's config.json, in the form that `make_config` takes.
+
+    Args:
+      path: the file, local or a URL.
 
     Raises:
-      UserError: it is not such a file.
+      UserError: the file is not a run's config.json, or its settings are invalid.
     """
     try:
         record = json.loads(as_path(path).read_text())

@@ -1,13 +1,13 @@
-r"""AVAD, trained on the window scores that a trained AVH-Align gives real clips.
+r"""AVAD, trained on the window scores of real clips by a trained AVH-Align.
 
 python -m launch.train --config.method=avad --config.method.sync_weights=run --config.data.train=shards/train \
     --config.data.val=shards/val --workdir=avad
 
-The paper gives neither epochs nor the length of the warm-up: those are guesses.
+The paper states neither the number of epochs nor the length of the warm-up, so both are guesses.
 
 Expected time: 289 clips a second on two CPU cores (benchmarks/RESULTS.md), once their window scores are computed.
 
-Expected number: unknown, since ours has another synchronisation network. The published system has an AUC of 84.5 %
+Expected number: unknown, since ours has a different synchronisation network. The published system has an AUC of 84.5 %
 untrimmed and 84.7 % trimmed on FakeAVCeleb, 54.3 % either way on AV-Deepfake1M (the paper's table 2).
 """
 

@@ -3,10 +3,10 @@
 python -m launch.train --config.data.train=shards/train --config.data.val=shards/val --workdir=run
 
 Expected time: 47 minutes an epoch of AV-Deepfake1M's 10.3 million training frames, on two CPU cores at the 3,600 frames
-a second that benchmarks/RESULTS.md measures; on a GPU it is not measured.
+a second that benchmarks/RESULTS.md reports; not measured on a GPU.
 
 Expected number: trained on AV-Deepfake1M, AUC 85.9 % on its untrimmed and 83.5 % on its trimmed clips, and 94.6 % on
-FakeAVCeleb's, either way (the paper's table 2).
+both kinds of FakeAVCeleb's clips (the paper's table 2).
 """
 
 from jax_avh.config import Config

@@ -1,9 +1,9 @@
-"""MDS, trained on mouth crops and sound of clips of both labels; the shards hold them (--store=waveform,crops).
+"""MDS, trained on mouth crops and sound of clips of both labels, which the shards must hold (--store=waveform,crops).
 
 python -m launch.train --config.method=mds --config.data.train=shards/train --config.data.val=shards/val --workdir=run
 
-Expected time: 1.8 seconds of video a second on two CPU cores (benchmarks/RESULTS.md), so use a GPU, on which it is not
-measured.
+Expected time: 1.8 seconds of video a second on two CPU cores (benchmarks/RESULTS.md), so use a GPU, where it is
+not measured.
 
 Expected number: unknown, since ours sees grey mouth crops. The published system, which sees faces, has an AUC of 90.4 %
 untrimmed and 73.8 % trimmed on FakeAVCeleb, 99.2 % and 54.9 % on AV-Deepfake1M, trained and tested within a data set

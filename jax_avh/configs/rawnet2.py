@@ -1,9 +1,9 @@
-r"""RawNet2, trained on the sound of clips of both labels; the shards hold it (--store=waveform).
+r"""RawNet2, trained on the sound of clips of both labels, which the shards must hold (--store=waveform).
 
 python -m launch.train --config.method=rawnet2 --config.data.train=shards/train --config.data.val=shards/val \
     --workdir=run
 
-Expected time: 17 clips a second on two CPU cores (benchmarks/RESULTS.md); on a GPU it is not measured.
+Expected time: 17 clips a second on two CPU cores (benchmarks/RESULTS.md); not measured on a GPU.
 
 Expected number: AUC untrimmed and trimmed, trained and tested within a data set (the paper's table 1): 99.9 % and
 97.3 % on FakeAVCeleb, 99.9 % and 88.1 % on AV-Deepfake1M.

@@ -1,1 +1,1 @@
-"""Shards -> sources -> batches -> loaders."""
+"""Data pipeline: shards -> sources -> batches -> loaders."""

@@ -1,6 +1,6 @@
-"""Batches of static shape, the same for any number of devices and processes: of frames, and of examples.
+"""Batches of frames or examples, of static shape and the same for any number of devices and processes.
 
-A batch is handed out in C equal chunks, one a device; a process reads only the chunks of its own devices. Places beyond
+A batch consists of C equal chunks, one per device; a process reads only the chunks of its own devices. Places beyond
 the last frame or example have weight 0.
 
 Letters: T visual frames, L = T + 2 tau audio frames, N clips, D feature width; B and E examples.
@@ -20,33 +20,39 @@ from avh_shards.clip import UNKNOWN, offsets
 from jax_avh.data.source import Source
 
 PADDING = -1  # clip number of frames that belong to no clip
-READ_THREADS = 2, 8  # of a local disk; of a bucket, where each read waits long
-PREFETCH = 2  # batches read ahead, for each thread
+READ_THREADS = 2, 8  # for a local disk; for a bucket, where each read has high latency
+PREFETCH = 2  # batches read ahead per thread
 OneBatch = TypeVar("OneBatch")
-Seed = tuple[int, int]  # (seed, epoch): the order of a pass is a function of both
+Seed = tuple[int, int]  # (seed, epoch), which determine the order of a pass
 
 
 def pass_order(count: int, seed: Seed | None = None) -> Int[np.ndarray, " count"]:
-    """Returns an order of clips or examples: a function of (seed, epoch); their own order without one."""
+    """Returns the order of `count` clips or examples, as determined by (seed, epoch); None = their own order."""
     return np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
 
 
 def even_borders(count: int, size: int) -> Int[np.ndarray, "borders"]:
-    """Borders of batches of one size; the last batch holds what is left."""
+    """Returns the borders of batches of equal size; the last batch holds the remainder."""
     return np.minimum(np.arange(-(-count // size) + 1) * size, count)
 
 
 def prefetched(batches: Sequence[OneBatch], local: bool, first: int = 0) -> Iterator[OneBatch]:
-    """Yields the batches of a pass, of a local source or not, from `first` on, read ahead in the background."""
+    """Yields the batches of a pass, read ahead in the background.
+
+    Args:
+      batches: the batches.
+      local: whether they are read from local files.
+      first: index of the first batch to yield.
+    """
     threads = READ_THREADS[not local]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH * threads)
     yield from grain.MapDataset.source(batches)[first:].to_iter_dataset(options)
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
-# Clips are laid end to end, each frame with the number of its clip. Batch i is some consecutive frames of the stream: a
-# fixed number, whatever the borders of clips, or as many whole clips as fit. Each chunk has its own halo of tau audio
-# frames on both sides, so that no device needs another's frames.
+# Clips are concatenated to a stream, where each frame has the number of its clip. A batch holds consecutive frames of
+# the stream: a fixed number regardless of the borders of clips, or as many whole clips as fit. Each chunk has its own
+# halo of tau audio frames on both sides, so that no device needs the frames of another.
 
 
 class FrameBatch(NamedTuple):
@@ -57,26 +63,26 @@ class FrameBatch(NamedTuple):
 
     visual: Float[Any, "*chunks T D"]  # on the host or on the devices; not normalised
     audio: Float[Any, "*chunks L D"]
-    clip: Int[Any, "*chunks L"]  # clip number of each audio frame; visual frame t has that of audio frame t + tau
+    clip: Int[Any, "*chunks L"]  # clip number of each audio frame; that of visual frame t is at t + tau
     weight: Float[Any, "*chunks T"]  # 1 = a frame that counts, 0 = padding
-    label: Int[Any, "*chunks T"]  # of the visual frame's clip: 0 real, 1 fake, -1 unknown
+    label: Int[Any, "*chunks T"]  # label of the visual frame's clip: 0 real, 1 fake, -1 unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameStream:
-    """The frames of a source's clips, in an order of the clips."""
+    """Frames of a source's clips, concatenated in some order of the clips."""
 
     source: Source
     order: Int[np.ndarray, " N"]  # clip at each place of the stream
-    border: Int[np.ndarray, "borders"]  # of the places: place n is frames border[n]:border[n+1] of the stream
+    border: Int[np.ndarray, "borders"]  # place n is frames border[n]:border[n+1] of the stream
 
     @property
     def frames(self) -> int:
-        """Length of the stream."""
+        """Number of frames in the stream."""
         return int(self.border[-1])
 
     def features(self, name: str, start: int, stop: int) -> Float[np.ndarray, "T D"]:
-        """Reads `visual` or `audio` features of the frames start:stop; zeros where that reaches beyond the stream."""
+        """Reads `visual` or `audio` features of the frames start:stop; frames beyond the stream are zeros."""
         frames = np.zeros((stop - start, self.source.width), self.source.dtype)
         for place, first, last in self._pieces(start, stop):
             begin = int(self.border[place])
@@ -85,19 +91,19 @@ class FrameStream:
         return frames
 
     def places(self, start: int, stop: int) -> Int[np.ndarray, " T"]:
-        """Returns the place of the clip of each of the frames start:stop; PADDING beyond the stream."""
+        """Returns the place of each frame's clip, for the frames start:stop; PADDING beyond the stream."""
         places = np.full(stop - start, PADDING, np.int32)
         for place, first, last in self._pieces(start, stop):
             places[first - start : last - start] = place
         return places
 
     def labels(self, start: int, stop: int) -> Int[np.ndarray, " T"]:
-        """Returns the label of the clip of each of the frames start:stop; UNKNOWN beyond the stream."""
+        """Returns the label of each frame's clip, for the frames start:stop; UNKNOWN beyond the stream."""
         places = self.places(start, stop)
         return np.where(places == PADDING, UNKNOWN, self.source.labels[self.order[places]]).astype(np.int32)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Yields (place, first, last) of the clips that meet start:stop."""
+        """Yields the place of each clip that overlaps start:stop, with the first and last frame of the overlap."""
         place = max(int(np.searchsorted(self.border, start, side="right")) - 1, 0)
         while place < len(self.order) and self.border[place] < stop:
             yield place, max(start, int(self.border[place])), min(stop, int(self.border[place + 1]))
@@ -105,22 +111,22 @@ class FrameStream:
 
 
 def frame_stream(source: Source, seed: Seed | None = None) -> FrameStream:
-    """Lays a source's clips end to end, in the order of (seed, epoch); None = the source's own order."""
+    """Concatenates a source's clips in the order of (seed, epoch); None = the source's own order."""
     order = pass_order(len(source.members), seed)
     return FrameStream(source, order, offsets(source.lengths[order]))
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameBatches(Sequence[FrameBatch]):
-    """The batches of one pass over a stream; each is a FrameBatch whose arrays have a leading axis of chunks."""
+    """Batches of one pass over a stream; each is a FrameBatch whose arrays have a leading axis of chunks."""
 
     stream: FrameStream
     border: Int[np.ndarray, "borders"]  # batch i is frames border[i]:border[i+1]
-    items: Int[np.ndarray, " steps"]  # of each batch that its loss is summed over: frames, or whole clips
-    room: int  # frames that a batch has place for
-    tau: int  # halo
+    items: Int[np.ndarray, " steps"]  # items that the loss of each batch sums over: frames or whole clips
+    room: int  # capacity of a batch in frames
+    tau: int  # audio frames of halo on each side of a chunk
     whole_clips: bool
-    chunks: int  # C, of the whole batch
+    chunks: int  # C, over all processes
     own: range  # consecutive chunks that this process reads
 
     def __len__(self) -> int:
@@ -128,7 +134,7 @@ class FrameBatches(Sequence[FrameBatch]):
 
     @property
     def chunk_frames(self) -> int:
-        """Visual frames of a chunk."""
+        """Number of visual frames in a chunk."""
         return -(-self.room // self.chunks)
 
     def __getitem__(self, index: int) -> FrameBatch:
@@ -147,9 +153,9 @@ class FrameBatches(Sequence[FrameBatch]):
         )
 
     def _chunks(self, rows: np.ndarray) -> np.ndarray:
-        """Cuts consecutive rows into chunks; those longer than all chunks together overlap."""
+        """Cuts consecutive rows into chunks, which overlap if the rows include a halo."""
         if len(self.own) == 1:
-            return rows[None]  # without copying them
+            return rows[None]  # no copy
         starts = range(0, len(self.own) * self.chunk_frames, self.chunk_frames)
         length = len(rows) - starts[-1]
         return np.stack([rows[start : start + length] for start in starts])
@@ -169,23 +175,23 @@ def frame_batches(
 
     Args:
       stream: the frames.
-      frames: of a batch; of whole clips, at most, unless a single one is longer.
+      frames: frames of a batch; with whole clips, at most, unless a single clip is longer.
       tau: audio frames of halo on each side of a chunk.
-      whole_clips: end each batch with a clip.
-      clips: whole clips of a batch at most; 0 = as many as fit.
-      chunks: of the whole batch, one a device.
+      whole_clips: whether each batch ends with a clip.
+      clips: most clips of a batch of whole clips; 0 = as many as fit.
+      chunks: chunks of a batch over all processes, one per device.
       own: consecutive chunks that this process reads; None = all.
     """
     own = own or range(chunks)
     if not whole_clips:
         border = even_borders(stream.frames, frames)
         return FrameBatches(stream, border, np.diff(border), frames, tau, whole_clips, chunks, own)
-    # Room for any order of the clips: another shape would be another program.
+    # Capacity for any order of the clips, because each other shape would compile another program.
     longest = np.sort(np.diff(stream.border))[::-1]
     room = max(frames, int(longest[0]))
     if clips:
         room = min(room, int(longest[:clips].sum()))
-    fit = np.searchsorted(stream.border, stream.border + room, side="right") - 1  # the clip after a full batch
+    fit = np.searchsorted(stream.border, stream.border + room, side="right") - 1  # place after a batch from each place
     first = [0]
     while first[-1] < len(stream.order):
         end = int(fit[first[-1]])
@@ -194,49 +200,49 @@ def frame_batches(
 
 
 # --- examples --------------------------------------------------------------------------------------------------------
-# What a network on sound or pictures takes at once: a fixed-size piece of a clip.
+# An example is a fixed-size piece of a clip, which a network on sound or pictures takes as one input.
 
 
 class ExampleBatch(NamedTuple):
     """B examples; a batch for several devices has a leading axis of chunks."""
 
-    inputs: dict[str, Shaped[Any, "..."]]  # as they are stored; on the host or on the devices
-    label: Int[Any, "*chunks B"]  # of the example's clip: 0 real, 1 fake, -1 unknown
+    inputs: dict[str, Shaped[Any, "..."]]  # as stored; on the host or on the devices
+    label: Int[Any, "*chunks B"]  # label of the example's clip: 0 real, 1 fake, -1 unknown
     weight: Float[Any, "*chunks B"]  # 1 = an example that counts, 0 = padding
 
 
 class Examples(abc.ABC):
-    """All examples of a source, clip by clip."""
+    """Examples of a source, clip by clip."""
 
     def __init__(self, source: Source, clip: Int[np.ndarray, " E"]):
         self.source = source
-        self.clip = clip  # the clip that each example is of, in rising order
+        self.clip = clip  # clip of each example, in rising order
 
     @abc.abstractmethod
     def read(self, example: int) -> dict[str, np.ndarray]:
-        """Reads an example's inputs; the shapes are the same for all."""
+        """Reads an example's inputs, whose shapes are the same for all examples."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExampleBatches(Sequence[ExampleBatch]):
-    """The batches of one pass over examples; their arrays have a leading axis of chunks."""
+    """Batches of one pass over examples; their arrays have a leading axis of chunks."""
 
     examples: Examples
     order: Int[np.ndarray, " E"]  # example at each place of the pass
-    size: int  # B, of the whole batch; a multiple of `chunks`
-    full_only: bool = False  # whether an incomplete last batch is left out
-    chunks: int = 1  # C, of the whole batch
+    size: int  # B, over all processes; a multiple of `chunks`
+    full_only: bool = False  # whether to leave out an incomplete last batch
+    chunks: int = 1  # C, over all processes
     own: range | None = None  # consecutive chunks that this process reads; None = all
 
     @property
     def border(self) -> Int[np.ndarray, "borders"]:
-        """Batch i is the examples order[border[i]:border[i+1]]."""
+        """Borders of the batches: batch i holds the examples order[border[i]:border[i+1]]."""
         count = len(self.order) // self.size * self.size if self.full_only else len(self.order)
         return even_borders(count, self.size)
 
     @property
     def items(self) -> Int[np.ndarray, " steps"]:
-        """Examples of each batch."""
+        """Number of examples in each batch."""
         return np.diff(self.border)
 
     def __len__(self) -> int:

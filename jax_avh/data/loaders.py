@@ -1,8 +1,8 @@
-"""Loaders: the batches of an epoch, on the devices; where the features are kept between epochs, and why there.
+"""Loaders, which put the batches of an epoch on the devices, and the choice of where features are kept between epochs.
 
-A loader yields batches as the compiled loop of training takes them: a tuple of one batch that was read when its turn
-came (`StreamingLoader`), or many at once that the loop gathers by itself out of features that stay on the devices
-(`DeviceLoader`). Both give the same batches.
+A loader yields batches in the form that the compiled loop of training takes: a tuple of one batch, read when it is due
+(`StreamingLoader`), or many batches that the loop gathers from features that stay on the devices (`DeviceLoader`). Both
+yield the same batches.
 """
 
 import abc
@@ -39,10 +39,10 @@ from jax_avh.data.batches import (
 from jax_avh.data.source import PAIRED_FEATURES, Source
 from jax_avh.parallel import DATA_AXIS, by_device, on_own_part, own_devices, put_copies, put_parts
 
-LOOP_STEPS = 100  # most steps of one compiled loop: seconds at most between two looks at the losses
-SHARE = 0.6  # of a memory that features may take: the rest is for the computation
+LOOP_STEPS = 100  # most steps of one compiled loop, so that losses arrive every few seconds
+SHARE = 0.6  # share of a memory that features may take; the rest is for the computation
 GIGABYTE = 1e9
-STATIC = {"static": True}  # of a field that is a constant of compiled programs
+STATIC = {"static": True}  # metadata of a field that is a constant of compiled programs
 
 Batch = FrameBatch | ExampleBatch
 
@@ -52,16 +52,16 @@ Batch = FrameBatch | ExampleBatch
 class DeviceBatches:
     """Consecutive batches of features on the devices, each gathered when a compiled loop asks for it.
 
-    A batch is gathered by index: every device looks up the rows that it holds, and what travels between devices is of
-    the batch's size. (A slice of the sharded features would bring all of them to every device first.)
+    A batch is gathered by index: every device looks up the rows that it holds, so that only data of the batch's size
+    moves between devices. (A slice of the sharded features would first copy all of them to every device.)
     """
 
     visual: Float[Array, "F D"]  # sharded over the devices, in the source's order
     audio: Float[Array, "F D"]
-    row: Int[Array, " S"]  # of the features, for each frame of the stream and the padding around; -1 = none
-    place: Int[Array, " S"]  # of its clip in the stream
+    row: Int[Array, " S"]  # row of the features of each frame of the stream and of the padding around it; -1 = none
+    place: Int[Array, " S"]  # place of its clip in the stream
     label: Int[Array, " S"]
-    border: Int[Array, "borders"]  # of the batches in the stream
+    border: Int[Array, "borders"]  # borders of the batches in the stream
     steps: int = dataclasses.field(metadata=STATIC)
     chunk_frames: int = dataclasses.field(metadata=STATIC)
     tau: int = dataclasses.field(metadata=STATIC)
@@ -71,14 +71,14 @@ class DeviceBatches:
         return self.steps
 
     def __getitem__(self, index: int | Int[Array, ""]) -> FrameBatch:
-        """Gathers a batch, a chunk for each device."""
+        """Gathers a batch, one chunk per device."""
         size, tau = self.chunk_frames, self.tau
 
         def own_chunk(stream: tuple[Array, ...], part: tuple[Array, Array]) -> FrameBatch:
             row, place, label, start, end = stream
             rows = self._chunks(row, start)
             own = jax.lax.axis_index(DATA_AXIS)
-            # One device has each row, all others zeros, so their sum is the row, bit for bit.
+            # One device holds each row and all others zeros, so the sum over devices is the row, bit for bit.
             found = jnp.concatenate([_own_rows(rows[:, tau : tau + size], part[0]), _own_rows(rows, part[1])], axis=1)
             features = jax.lax.psum_scatter(found, DATA_AXIS, tiled=True)
             weight = (start + own * size + jnp.arange(size) < end).astype(jnp.float32)
@@ -91,7 +91,7 @@ class DeviceBatches:
         return on_own_part(self.mesh, own_chunk)(stream, (self.visual, self.audio))
 
     def _chunks(self, stream: Int[Array, " S"], start: Int[Array, ""]) -> Int[Array, "C L"]:
-        """A batch's part of the stream in chunks, each with its halo."""
+        """Returns a batch's part of the stream in chunks, each with its halo."""
         size, tau = self.chunk_frames, self.tau
         part = jax.lax.dynamic_slice_in_dim(stream, start, self.mesh.size * size + 2 * tau)
         starts = range(0, self.mesh.size * size, size)
@@ -99,46 +99,51 @@ class DeviceBatches:
 
 
 def _own_rows(row: Int[Array, "C T"], part: Float[Array, "F D"]) -> Float[Array, "C T D"]:
-    """Rows of the sharded features that this device holds; zeros for all others."""
+    """Returns the rows of the sharded features that this device holds, and zeros for all others."""
     local = row - jax.lax.axis_index(DATA_AXIS) * len(part)
     here = (local >= 0) & (local < len(part))
     return jnp.where(here[..., None], jnp.take(part, local, axis=0, mode="clip"), jnp.zeros((), part.dtype))
 
 
-Batches = tuple[Batch] | DeviceBatches  # consecutive ones, as many as run in one compiled loop: len(), [index]
+Batches = tuple[Batch] | DeviceBatches  # consecutive batches of one compiled loop: len(), [index]
 
 
 class Epoch(NamedTuple):
     """One pass over a source."""
 
-    frames: Int[np.ndarray, " steps"]  # of the batch of each step; examples, where those are trained on
-    items: Int[np.ndarray, " steps"]  # of each batch that its loss is summed over: frames, whole clips or examples
-    batches: Iterator[Batches]  # from the step on that was asked for
+    frames: Int[np.ndarray, " steps"]  # frames, or examples, in the batch of each step
+    items: Int[np.ndarray, " steps"]  # items that the loss of each batch sums over: frames, whole clips or examples
+    batches: Iterator[Batches]  # from the requested step on
 
 
 @dataclasses.dataclass(frozen=True)
 class Loader(abc.ABC):
-    """The batches of a source, on the devices."""
+    """Base class of loaders, which put the batches of a source on the devices."""
 
     source: Source
     mesh: Mesh
-    batches: Callable[[Seed | None], FrameBatches | ExampleBatches]  # of a pass
+    batches: Callable[[Seed | None], FrameBatches | ExampleBatches]  # (seed, epoch) -> batches of a pass
 
     def epoch(self, seed: Seed | None, first_step: int = 0) -> Epoch:
-        """Returns a pass in the order of (seed, epoch), from a step on; None = the source's own order."""
+        """Returns a pass over the source.
+
+        Args:
+          seed: (seed, epoch), which determine the order; None = the source's own order.
+          first_step: step at which the batches start.
+        """
         batches = self.batches(seed)
         return Epoch(np.diff(batches.border), batches.items, self.on_devices(batches, first_step))
 
     @abc.abstractmethod
     def on_devices(self, batches: Any, first: int) -> Iterator[Batches]:
-        """Yields the batches of a pass from step `first` on."""
+        """Yields the batches of a pass, on the devices, from step `first` on."""
 
 
-Loaders = tuple[Loader, Loader, str]  # to train with, to validate with; in words where their data is kept
+Loaders = tuple[Loader, Loader, str]  # for training, for validation; a phrase that says where their data is kept
 
 
 class StreamingLoader(Loader):
-    """Reads each batch, from the shards or from host memory, when its turn comes; any number of features will do."""
+    """Loader that reads each batch from the shards or from host memory when it is due; features may be of any size."""
 
     def on_devices(self, batches: FrameBatches | ExampleBatches, first: int) -> Iterator[tuple[Batch]]:
         """See Loader."""
@@ -147,19 +152,19 @@ class StreamingLoader(Loader):
 
 @dataclasses.dataclass(frozen=True)
 class DeviceLoader(Loader):
-    """Holds all features on the devices, each a part; many steps run in one compiled loop."""
+    """Loader that keeps all features on the devices, sharded, so that many steps run in one compiled loop."""
 
     visual: Float[Array, "F D"]
     audio: Float[Array, "F D"]
-    loop_steps: int  # at most
+    loop_steps: int  # most steps of one loop
 
     def on_devices(self, batches: FrameBatches, first: int) -> Iterator[DeviceBatches]:
-        """See Loader; loops end at the same steps, wherever the pass starts."""
+        """See Loader; loops end at the same steps wherever the pass starts."""
         row, place, label = put_copies(self.mesh, self._index(batches))
         while first < len(batches):
             end = min(first - first % self.loop_steps + self.loop_steps, len(batches))
             if batches.whole_clips and end - first < self.loop_steps:
-                end = first + 1  # the number of steps changes with the order: no new program for each
+                end = first + 1  # their number changes with the order, and each would compile a new program
             yield DeviceBatches(
                 visual=self.visual,
                 audio=self.audio,
@@ -175,12 +180,12 @@ class DeviceLoader(Loader):
             first = end
 
     def _index(self, batches: FrameBatches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Row, place and label of every frame of a stream, and of the padding that a batch may reach on both sides.
+        """Returns row, place and label of every frame of a stream, and of the padding that batches may reach around it.
 
-        As long for every order of the clips: another length would be another program.
+        Their length is the same for every order of the clips, because each length would compile a new program.
         """
         stream, lengths = batches.stream, self.source.lengths
-        begin = offsets(lengths)[stream.order]  # row of each clip's first frame
+        begin = offsets(lengths)[stream.order]  # row of the first frame of each clip
         row = np.arange(stream.frames) + np.repeat(begin - stream.border[:-1], lengths[stream.order])
         index = row, stream.places(0, stream.frames), stream.labels(0, stream.frames)
         around = (batches.tau, self.mesh.size * batches.chunk_frames + batches.tau)
@@ -189,15 +194,24 @@ class DeviceLoader(Loader):
 
 
 def stream_frames(source: Source, mesh: Mesh, frames: int, tau: int, **cut: Any) -> StreamingLoader:
-    """Returns a loader that reads a source's frames when their turn comes; see frame_batches."""
+    """Returns a loader that reads a source's frames batch by batch; arguments as for `frame_batches`."""
     return StreamingLoader(source, mesh, functools.partial(_cut, source, mesh, frames, tau, **cut))
 
 
 def hold_frames(
     source: Source, mesh: Mesh, frames: int, tau: int, loop_steps: int = LOOP_STEPS, **cut: Any
 ) -> DeviceLoader:
-    """Puts a source's features on the devices, and returns their loader; see frame_batches."""
-    assert source.lengths.sum() < 2**31  # frames are numbered by int32
+    """Puts a source's features on the devices, and returns their loader.
+
+    Args:
+      source: the clips.
+      mesh: the devices.
+      frames: frames of a batch.
+      tau: audio frames of halo on each side of a chunk.
+      loop_steps: most steps of one compiled loop, up to LOOP_STEPS.
+      cut: further arguments of `frame_batches`.
+    """
+    assert source.lengths.sum() < 2**31  # frame numbers are int32
     visual, audio = (_on_devices(frame_stream(source), name, mesh) for name in PAIRED_FEATURES)
     batches = functools.partial(_cut, source, mesh, frames, tau, **cut)
     return DeviceLoader(source, mesh, batches, visual, audio, min(loop_steps, LOOP_STEPS))
@@ -208,7 +222,7 @@ def _cut(source: Source, mesh: Mesh, frames: int, tau: int, seed: Seed | None, *
 
 
 def _on_devices(stream: FrameStream, name: str, mesh: Mesh) -> Float[Array, "F D"]:
-    """All features of a stream, sharded by rows; each process reads the rows of its own devices."""
+    """Returns all features of a stream, sharded by rows; each process reads the rows of its own devices."""
     rows = -(-stream.frames // mesh.size)
 
     def part(index: Any) -> np.ndarray:
@@ -220,7 +234,7 @@ def _on_devices(stream: FrameStream, name: str, mesh: Mesh) -> Float[Array, "F D
 
 
 def stream_examples(examples: Examples, mesh: Mesh, size: int, full_only: bool = False) -> StreamingLoader:
-    """Returns a loader of batches of `size` examples; see ExampleBatches."""
+    """Returns a loader of batches of `size` examples; arguments as for `ExampleBatches`."""
 
     def batches(seed: Seed | None) -> ExampleBatches:
         order = pass_order(len(examples.clip), seed)
@@ -233,37 +247,37 @@ def stream_examples(examples: Examples, mesh: Mesh, size: int, full_only: bool =
 
 
 class FeatureSize(NamedTuple):
-    """How much the features of a run are."""
+    """Size of the features of a run."""
 
     nbytes: int
-    local: bool  # files of this machine
+    local: bool  # whether they are files of this machine
     shards: int
 
 
 class Memory(NamedTuple):
     """Available memory in bytes."""
 
-    devices: int  # all devices of the mesh together
+    devices: int  # of all devices of the mesh together
     host: int
     accelerators: bool  # whether the devices have memory of their own
 
 
 def frame_loaders(config: Config, mesh: Mesh, train: Source, val: Source, *, tau: int, whole_clips: bool) -> Loaders:
-    """Puts the features where the configuration says, or where they fit.
+    """Builds the loaders of frames, with the features where the configuration says or where they fit.
 
     Args:
-      config: of the run.
+      config: the run's settings.
       mesh: the devices.
       train: the clips to train on.
       val: the clips to validate on.
-      tau: audio frames on each side of a visual frame that training needs.
-      whole_clips: end each batch with a clip.
+      tau: audio frames that training needs on each side of a visual frame.
+      whole_clips: whether each batch ends with a clip.
 
     Returns:
-      The loaders of both sources, and in words which placement and why.
+      The loaders of both sources, and a phrase with the placement and its reason.
 
     Raises:
-      UserError: features that do not fit the devices' memory.
+      UserError: the features do not fit the devices' memory, which the configuration asks for.
     """
     size = FeatureSize(train.nbytes + val.nbytes, train.local and val.local, len(train.shards) + len(val.shards))
     placement, reason = choose_placement(config.data.placement, size, measure_memory(mesh))
@@ -278,10 +292,18 @@ def frame_loaders(config: Config, mesh: Mesh, train: Source, val: Source, *, tau
 
 
 def choose_placement(placement: str, size: FeatureSize, memory: Memory) -> tuple[str, str]:
-    """Returns the placement, and why.
+    """Chooses where to keep the features.
+
+    Args:
+      placement: the setting: "stream", "host", "device", or "auto" to choose by size.
+      size: size of the features.
+      memory: available memory.
+
+    Returns:
+      The placement, and the reason as a phrase.
 
     Raises:
-      UserError: features that do not fit the devices' memory, where they were asked to be.
+      UserError: the setting is "device", but the features do not fit there.
     """
     fits_devices = size.nbytes <= SHARE * memory.devices
     fits_host = size.nbytes <= SHARE * memory.host
@@ -302,7 +324,7 @@ def choose_placement(placement: str, size: FeatureSize, memory: Memory) -> tuple
         return "stream", f"{amount} are too much for the host's {memory.host / GIGABYTE:.2f} GB"
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if size.shards > descriptors / 2:
-        return "stream", f"more shards than half of the {descriptors} files that may be open"
+        return "stream", f"more shards than half of the {descriptors} files that a process may open"
     return "host", f"{amount} in local files, {memory.host / GIGABYTE:.2f} GB of memory"
 
 
@@ -310,6 +332,6 @@ def measure_memory(mesh: Mesh) -> Memory:
     """Measures the memory of this machine and of the mesh's devices."""
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" not in stats:  # devices that are the host's own cores
+    if "bytes_limit" not in stats:  # the devices are the host's own cores
         return Memory(host, host, accelerators=False)
     return Memory(stats["bytes_limit"] * mesh.size, host, accelerators=True)

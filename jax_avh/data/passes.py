@@ -1,6 +1,6 @@
-"""One pass over all frames of a source, or over all examples, on all devices: for scoring.
+"""Passes over all frames or examples of a source, on all devices, for scoring.
 
-Letters: T frames, E examples, K outputs of each.
+Letters: T frames, E examples, K outputs per frame or example.
 """
 
 import functools
@@ -15,8 +15,8 @@ from jax_avh.data.batches import ExampleBatches, Examples, frame_batches, frame_
 from jax_avh.data.source import Source
 from jax_avh.parallel import compile_on_own_parts, make_mesh, put_copies
 
-PASS_FRAMES = {"cpu": 2048}  # backend -> frames of a step: what stays in its caches
-LARGE_BATCH_FRAMES = 16384  # of all other backends
+PASS_FRAMES = {"cpu": 2048}  # backend -> frames of a step, chosen to stay in its caches
+LARGE_BATCH_FRAMES = 16384  # frames of a step on all other backends
 Clips = tuple[Float[np.ndarray, "T K"], Int64[np.ndarray, "borders"]]
 
 
@@ -27,17 +27,17 @@ def frame_pass(
     tau: int = 0,
     batch_frames: int | None = None,
 ) -> Callable[[Source], Iterator[Clips]]:
-    """Makes a pass over frames; those of equal outputs and graphs share their compiled program.
+    """Builds a pass over frames; passes with equal outputs and graphs share their compiled program.
 
     Args:
-      outputs: (graph, fixed, frames) -> what is wanted of them, on each device of its own frames.
-      graph: of a network; a constant of the program.
-      fixed: arrays that are the same for every batch: a network's parameters.
-      tau: audio frames on each side that a frame needs.
-      batch_frames: of one step; None = what suits the backend.
+      outputs: (graph, fixed, frames) -> outputs of these frames; each device calls it with its own frames.
+      graph: graph of a network; a constant of the program.
+      fixed: arrays that are the same for every batch, such as a network's parameters.
+      tau: audio frames needed on each side of a frame.
+      batch_frames: frames of one step; None = the backend's default.
 
     Returns:
-      A function: outputs of all frames of a source, some whole clips at a time, with the clips' borders.
+      A function that yields the outputs of a source's frames, several whole clips at a time, with the clips' borders.
     """
     frames = batch_frames or PASS_FRAMES.get(jax.default_backend(), LARGE_BATCH_FRAMES)
     mesh = make_mesh()
@@ -56,16 +56,16 @@ def frame_pass(
 def example_pass(
     outputs: Callable[..., Float[Array, "E K"]], graph: Hashable, fixed: object, batch_size: int
 ) -> Callable[[Examples], Float[np.ndarray, "E K"]]:
-    """Makes a pass over examples; those of equal outputs and graphs share their compiled program.
+    """Builds a pass over examples; passes with equal outputs and graphs share their compiled program.
 
     Args:
-      outputs: (graph, fixed, inputs as they are stored) -> what is wanted of each example, on each device of its own.
-      graph: of a network; a constant of the program.
-      fixed: arrays that are the same for every batch: a network's parameters.
+      outputs: (graph, fixed, stored inputs) -> outputs of these examples; each device calls it with its own examples.
+      graph: graph of a network; a constant of the program.
+      fixed: arrays that are the same for every batch, such as a network's parameters.
       batch_size: examples of one step on each device.
 
     Returns:
-      A function: outputs of all examples.
+      A function that returns the outputs of all examples.
     """
     mesh = make_mesh()
     compiled = functools.partial(compile_on_own_parts(mesh, outputs, graph), put_copies(mesh, fixed))
@@ -82,12 +82,12 @@ def example_pass(
 
 
 def _end_to_end(chunks: np.ndarray) -> np.ndarray:
-    """Lays chunks end to end: each device takes its own as it is; out of an axis of chunks it would be copied."""
+    """Concatenates chunks, so that each device takes its own without the copy that indexing an axis of chunks makes."""
     return chunks.reshape(-1, *chunks.shape[2:])
 
 
 def _whole_clips(outputs: Iterable[Float[np.ndarray, "T K"]], border: Int64[np.ndarray, "borders"]) -> Iterator[Clips]:
-    """Yields outputs of the clips that are complete, and their borders; holds back what the next batch continues."""
+    """Yields the outputs of complete clips and their borders; holds back a clip that the next batch continues."""
     waiting = []
     clip = start = 0
     for rows in outputs:

@@ -1,4 +1,4 @@
-"""Feature shards as one long sequence of clips."""
+"""Sources: feature shards as one sequence of clips."""
 
 import dataclasses
 import functools
@@ -16,16 +16,16 @@ from avh_shards.format import ShardTable, list_shards, read_shard_table
 from avh_shards.hdf5 import Extent, read_bytes
 from avh_shards.paths import AnyPath, FilePath, as_path
 
-SOURCE_ATTRIBUTES = ("width", "weights_sha256", "trimmed")  # equal in all shards that belong together
+SOURCE_ATTRIBUTES = ("width", "weights_sha256", "trimmed")  # must be equal in all shards of a source
 PAIRED_FEATURES = ("visual", "audio")
 
 Rows = Callable[[ShardTable, str, int, int], np.ndarray]  # (shard, content, first, last)
 
 
 def rows_of_file(shard: ShardTable, content: str, first: int, last: int) -> Shaped[np.ndarray, "T ..."]:
-    """Reads the rows first:last of features, or of the waveforms' or crops' values.
+    """Reads the rows first:last of a shard's features, waveforms or crops.
 
-    It holds no file open, so that any number of shards will do.
+    It keeps no file open, so that the number of shards is not limited.
 
     Raises:
       UserError: the file has become shorter, or its file system fails.
@@ -35,9 +35,13 @@ def rows_of_file(shard: ShardTable, content: str, first: int, last: int) -> Shap
 
 
 def rows_in_memory(shards: Sequence[ShardTable]) -> Rows:
-    """The same function, out of host memory: local files are memory-mapped; of others, the features are read at once.
+    """Returns a function like `rows_of_file` that reads from host memory.
 
-    What else these others hold is still read by ranges of bytes: training does not touch it.
+    Local shards are memory-mapped. Of remote shards, the features are read immediately; their other contents are still
+    read by ranges of bytes, because training does not use them.
+
+    Args:
+      shards: the shards that the function can read.
     """
     arrays = {shard.path: _shard_in_memory(shard) for shard in shards}
 
@@ -51,23 +55,23 @@ def rows_in_memory(shards: Sequence[ShardTable]) -> Rows:
 def _shard_in_memory(shard: ShardTable) -> dict[str, np.ndarray]:
     if not isinstance(shard.path, Path):
         return {name: rows_of_file(shard, name, 0, shard.features[name].shape[0]) for name in ("visual", "audio")}
-    buffer = np.memmap(shard.path, np.uint8, "r")  # one map a file: each costs a descriptor
+    buffer = np.memmap(shard.path, np.uint8, "r")  # one map per file, because each costs a descriptor
     return {name: shard.extent(name).within(buffer) for name in (*shard.features, *shard.ragged)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Clips of one or more shards, local or at a URL. Features stay there until they are asked for."""
+    """Clips of one or more shards, local or at a URL, whose contents are read on demand."""
 
     path: FilePath
     shards: tuple[ShardTable, ...]
     members: tuple[tuple[int, int], ...]  # clip -> (shard, clip within the shard)
     rows: Rows = rows_of_file
-    longest: int | None = None  # frames of a clip at most: the first ones; None = all
+    longest: int | None = None  # most frames of a clip, which is cut to its first ones; None = all
 
     @functools.cached_property
     def clips(self) -> list[ClipMeta]:
-        """What is known of each clip."""
+        """Metadata of each clip."""
         return [self.shards[shard].clips[clip] for shard, clip in self.members]
 
     @property
@@ -77,14 +81,14 @@ class Source:
 
     @functools.cached_property
     def dtype(self) -> np.dtype:
-        """Of the stored features."""
+        """Dtype of the stored features."""
         return np.result_type(
             *(shard.features[modality].dtype for shard in self.shards for modality in PAIRED_FEATURES)
         )
 
     @property
     def attributes(self) -> Mapping[str, object]:
-        """Of the first shard: encoder, settings, ..."""
+        """Attributes of the first shard: encoder, settings, ..."""
         return self.shards[0].attributes
 
     @property
@@ -94,37 +98,40 @@ class Source:
 
     @functools.cached_property
     def lengths(self) -> Int[np.ndarray, " N"]:
-        """Frames of each clip."""
+        """Number of frames of each clip."""
         per_shard = [np.minimum(np.diff(shard.offset), self.longest or np.inf) for shard in self.shards]
         return np.array([per_shard[shard][clip] for shard, clip in self.members], dtype=np.int64)
 
     @functools.cached_property
     def labels(self) -> Int[np.ndarray, " N"]:
-        """0 real, 1 fake, -1 unknown, of each clip."""
+        """Label of each clip: 0 real, 1 fake, -1 unknown."""
         return np.array([clip.label for clip in self.clips], dtype=np.int32)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the clips' features."""
+        """Size of the clips' features in bytes."""
         return int(self.lengths.sum()) * self.width * self.dtype.itemsize * len(PAIRED_FEATURES)
 
     def features(self, modality: str, clip: int, first: int = 0, last: int | None = None) -> Float[np.ndarray, "T D"]:
-        """A clip's `visual` or `audio` features: its frames first:last, by default all."""
+        """Reads `visual` or `audio` features of a clip's frames first:last, by default all."""
         shard, index = self.members[clip]
         start = int(self.shards[shard].offset[index])
         last = int(self.lengths[clip]) if last is None else last
         return self.rows(self.shards[shard], modality, start + first, start + last)
 
     def crops(self, clip: int, first: int, last: int) -> UInt8[np.ndarray, "T 96 96"]:
-        """Grey mouth crops of a clip's frames first:last; only where `has("crops")`."""
+        """Reads the grey mouth crops of a clip's frames first:last; requires `has("crops")`."""
         shard, index = self.members[clip]
         start = int(self.shards[shard].offset[index])
         return self.rows(self.shards[shard], "crops", start + first, start + last)
 
     def waveform(self, clip: int, first: int = 0, last: int | None = None) -> Int16[np.ndarray, " S"]:
-        """A clip's 16 kHz sound, full scale 32768: its samples first:last, or as many of them as there are.
+        """Reads the 16 kHz sound of a clip, full scale 32768; requires `has("waveform")`.
 
-        By default all; only where `has("waveform")`.
+        Args:
+          clip: index of the clip.
+          first: first sample.
+          last: sample after the last; None, or beyond the end = the end of the clip.
         """
         shard, index = self.members[clip]
         borders, _ = self.shards[shard].ragged["waveform"]
@@ -133,19 +140,19 @@ class Source:
         return self.rows(self.shards[shard], "waveform", min(start + first, last), last)
 
     def has(self, content: str) -> bool:
-        """Returns whether all shards hold a content: features (always), waveform, crops or multimodal."""
+        """Returns whether all shards hold a content: features (always held), waveform, crops or multimodal."""
         return self._first_without(content) is None
 
     def check_has(self, content: str) -> None:
-        """Raises a UserError that names the first shard without a content, if there is one."""
+        """Raises a UserError that names the first shard without a content, if any."""
         if shard := self._first_without(content):
             raise UserError(f"{shard.path}: its shards hold no {content}; extract them with --store={content}")
 
     def labelled(self, *labels: int) -> "Source":
-        """The clips with these labels, REAL or FAKE or both.
+        """Returns the clips with these labels: REAL, FAKE or both.
 
         Raises:
-          UserError: there are none of one of them.
+          UserError: no clip has one of the labels.
         """
         for label in labels:
             if label not in self.labels:
@@ -157,30 +164,33 @@ class Source:
         return dataclasses.replace(self, members=tuple(members))
 
     def sample(self, clips: int, seed: int) -> "Source":
-        """So many of the clips at most, drawn by the seed, in their own order."""
+        """Returns at most `clips` of the clips, drawn by the seed, in their own order."""
         if clips >= len(self.members):
             return self
         drawn = np.sort(np.random.default_rng((seed, len(self.members))).permutation(len(self.members))[:clips])
         return dataclasses.replace(self, members=tuple(self.members[clip] for clip in drawn))
 
     def heads(self, frames: int) -> "Source":
-        """The same clips, of each the first frames at most."""
+        """Returns the same clips, each cut to at most its first `frames` frames."""
         return dataclasses.replace(self, longest=frames)
 
     def in_memory(self) -> "Source":
-        """The same clips, their features in host memory."""
+        """Returns the same clips with their features in host memory; see `rows_in_memory`."""
         return dataclasses.replace(self, rows=rows_in_memory(self.shards))
 
     def fingerprint(self) -> str:
-        """Hash of the clips' names, labels and lengths, and of what encoded them: the same wherever the set lies."""
+        """Returns the SHA-256 of the clips' paths, labels and lengths, their encoder and their dtype.
+
+        It does not depend on where the shards are stored.
+        """
         known = [[clip.path, clip.label, int(n)] for clip, n in zip(self.clips, self.lengths, strict=True)]
         made_by = [self.attributes.get(name) for name in SOURCE_ATTRIBUTES]
         return hashlib.sha256(json.dumps([known, made_by, str(self.dtype)]).encode()).hexdigest()
 
     def check_unchanged(self) -> None:
-        """Raises an UserError if a local shard differs in size from what it was when it was opened.
+        """Raises a UserError if the size of a local shard has changed since it was opened.
 
-        It may be mapped into memory, and touching a page beyond its new end would kill the process.
+        The shard may be memory-mapped, and touching a page beyond its new end would kill the process.
         """
         for shard in self.shards if self.local else ():
             size = shard.path.stat().st_size if shard.path.exists() else 0
@@ -190,12 +200,12 @@ class Source:
                 )
 
     def check_finite(self) -> None:
-        """Raises an UserError that names the first clip with NaN or infinity, if there is one."""
+        """Raises a UserError that names the first clip whose features hold NaN or infinity, if any."""
         for clip, (shard, _) in enumerate(self.members):
             if not all(np.isfinite(self.features(modality, clip)).all() for modality in PAIRED_FEATURES):
                 where = self.shards[shard].path
                 raise UserError(
-                    f"{where}: the features of {self.clips[clip].path!r} hold NaN; extract this shard again"
+                    f"{where}: the features of {self.clips[clip].path!r} hold NaN or infinity; extract this shard again"
                 )
 
     def _first_without(self, content: str) -> ShardTable | None:
@@ -206,8 +216,11 @@ class Source:
 def open_source(path: AnyPath) -> Source:
     """Opens a folder of shards, or one shard.
 
+    Args:
+      path: the folder or shard, local or a URL.
+
     Raises:
-      UserError: there is no shard, one is damaged, or they do not belong together.
+      UserError: no shard is found, a shard is damaged or holds no clip, or the shards do not belong together.
     """
     shards = tuple(read_shard_table(file) for file in list_shards(path))
     _check_together(shards)
@@ -218,7 +231,7 @@ def open_source(path: AnyPath) -> Source:
 
 
 def source_of_clip(clip: ClipMeta, visual: Float[np.ndarray, "T D"], audio: Float[np.ndarray, "T D"]) -> Source:
-    """Makes a source of one clip, whose features are in memory already."""
+    """Returns a source of one clip whose features are already in memory."""
     features = {"visual": visual, "audio": audio}
     extents = {name: Extent(0, array.dtype, array.shape) for name, array in features.items()}
     table = ShardTable(Path(clip.path), 0, (clip,), np.array([0, len(visual)]), {}, extents, {})
@@ -232,7 +245,8 @@ def _check_together(shards: Sequence[ShardTable]) -> None:
             if shard.attributes.get(name) != first.attributes.get(name):
                 found, wanted = (table.attributes.get(name) for table in (shard, first))
                 raise UserError(
-                    f"{shard.path}: its {name} is {found}, but that of {first.path} is {wanted}; they are not one set"
+                    f"{shard.path}: its {name} is {found}, but that of {first.path} is {wanted}; "
+                    "put them into separate folders"
                 )
         for clip in shard.clips:
             if (other := seen.setdefault(clip.path, shard.path)) != shard.path:

@@ -1,4 +1,7 @@
-"""Detectors under the names of flags and score files: a module for each that is trained, one for the others."""
+"""Detection methods by their names in flags and score files.
+
+Each trainable method has its own module; `untrained` holds all others.
+"""
 
 from jax_avh.methods import avad, avh_align, avh_sup, mds, rawnet2, untrained
 from jax_avh.methods.base import ClipMethod, ExampleMethod, FrameMethod, Method, TrainableMethod

@@ -1,4 +1,4 @@
-"""AVH-Align: trained on real clips to tell a frame's own audio from the audio around it; a poor match means fake.
+"""AVH-Align: trained on real clips to pick a frame's own audio out of the audio around it; a poor match means fake.
 
 Source: AVH-Align (Smeu et al., CVPR 2025), section 4.
 """
@@ -16,11 +16,11 @@ from jax_avh.models.windows import window_scores, windowed_softmax_loss
 
 @dataclasses.dataclass
 class AVHAlignConfig(MethodConfig):
-    """AVH-Align, on real clips only."""
+    """Settings of AVH-Align, which is trained on real clips only."""
 
     name: str = "avh_align"
     head: str = rules("mlp", one_of(NETWORKS))  # "mlp", or "linear" for the ablation of the paper's table 5
-    modality: str = rules("both", one_of(("both",)))  # of avh_sup also "audio" or "video"
+    modality: str = rules("both", one_of(("both",)))  # always "both"; avh_sup also takes "audio" or "video"
 
 
 def frame_losses(network: FrameNetwork, batch: FrameBatch, boundary: str) -> Float[Array, " T"]:
@@ -29,16 +29,16 @@ def frame_losses(network: FrameNetwork, batch: FrameBatch, boundary: str) -> Flo
     Args:
       network: the alignment network.
       batch: frames of the stream.
-      boundary: of the window: see window_scores.
+      boundary: how the window treats audio frames outside the clip; see `window_scores`.
 
     Returns:
-      Losses, padding included: weigh them.
+      Losses in nats, not reduced and padding included: multiply by `batch.weight`.
     """
     return windowed_softmax_loss(*window_scores(network, batch, boundary))
 
 
 def outputs(score: PairScorer, batch: FrameBatch) -> Float[Array, "T 1"]:
-    """Fakeness of each frame: minus the score of its own pair."""
+    """Returns the fakeness of each frame: minus the score of its own pair."""
     return -score(batch.visual, batch.audio)[:, None]
 
 

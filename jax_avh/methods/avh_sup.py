@@ -1,4 +1,4 @@
-"""AVH-Align/sup: the same features and network, trained on clips labelled real and fake. It picks up shortcuts easily.
+"""AVH-Align/sup: the same features and network, trained on clips labelled real and fake. It is prone to shortcuts.
 
 Source: AVH-Align (Smeu et al., CVPR 2025), section 3 and table 5.
 """
@@ -17,7 +17,7 @@ from jax_avh.models.alignment import MODALITY_FEATURES, NETWORKS, FrameNetwork
 
 @dataclasses.dataclass
 class AVHSupConfig(MethodConfig):
-    """AVH-Align/sup, on clips of both labels."""
+    """Settings of AVH-Align/sup, which is trained on clips of both labels."""
 
     name: str = "avh_sup"
     head: str = rules("mlp", one_of(NETWORKS))  # "mlp", or "linear" for the ablation of the paper's table 5
@@ -25,19 +25,19 @@ class AVHSupConfig(MethodConfig):
 
 
 def frame_logits(network: FrameNetwork, batch: FrameBatch, boundary: str) -> Float[Array, " T"]:
-    """Computes the fakeness of every frame, padding included; no frame looks at its neighbours."""
+    """Computes the fakeness of every frame, padding included, without regard to its neighbours."""
     return network(batch.visual, batch.audio)
 
 
 def clip_cross_entropy(
     logits: Float[Array, " T"], clip: Int[Array, " T"], label: Int[Array, " T"], weight: Float[Array, " T"]
 ) -> Float[Array, ""]:
-    """Sum over whole clips of the cross-entropy of their labels, P(fake) = sigmoid(2 s), s = log-sum-exp of a clip.
+    """Sums the cross-entropies of the labels of whole clips, with P(fake) = sigmoid(2 s), s = log-sum-exp of the clip.
 
     Args:
       logits: fakeness of each frame.
       clip: number of each frame's clip, rising by one from clip to clip.
-      label: of its clip, 0 real, 1 fake.
+      label: label of each frame's clip, 0 real, 1 fake.
       weight: 1 = a frame that counts, 0 = one that is left out.
 
     Returns:
@@ -57,7 +57,7 @@ def clip_cross_entropy(
 
 
 def outputs(score: PairScorer, batch: FrameBatch) -> Float[Array, "T 1"]:
-    """Fakeness of each frame."""
+    """Returns the fakeness of each frame."""
     return score(batch.visual, batch.audio)[:, None]
 
 

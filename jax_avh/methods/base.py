@@ -1,9 +1,9 @@
-"""What a detection method is: what it reads, how it is trained if it is, and its scores. Higher = more fake.
+"""Base classes of detection methods: what a method reads, how it is trained, and how it scores. Higher = more fake.
 
-A method is one object of one of three classes, which take its batches through loaders, losses and scores: `FrameMethod`
+Each method is one object of one of three classes, which implement its loaders, losses and scores: `FrameMethod`
 (features, frame by frame), `ExampleMethod` (fixed-size pieces of clips), `ClipMethod` (whole clips, no network).
 
-Letters: T frames, N clips, B or E examples, K outputs of each.
+Letters: T frames, N clips, B or E examples, K outputs per frame or example.
 """
 
 import abc
@@ -32,16 +32,16 @@ from jax_avh.models.alignment import HIDDEN_WIDTHS, NETWORKS, Folded, FrameNetwo
 from jax_avh.models.weights import load_weights
 from jax_avh.parallel import DATA_AXIS, on_own_part
 
-CLIPS_AT_ONCE = 4096  # whose examples are held at once
+CLIPS_AT_ONCE = 4096  # clips whose examples are held in memory together
 
-SplitNetwork = tuple[nnx.GraphDef, nnx.State, nnx.State]  # its graph, its trained parameters, its other arrays
+SplitNetwork = tuple[nnx.GraphDef, nnx.State, nnx.State]  # graph, trained parameters, other arrays
 
 
 class BatchLoss(NamedTuple):
     """Loss of one batch."""
 
-    total: Float[Array, ""]  # sum over its items, in nats
-    fixed: nnx.State  # the network's other arrays afterwards: running statistics move
+    total: Float[Array, ""]  # sum over the items of the batch, in nats
+    fixed: nnx.State  # the network's other arrays after the step, with updated running statistics
 
 
 class Scores(NamedTuple):
@@ -53,66 +53,70 @@ class Scores(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Method(abc.ABC):
-    """A detection method."""
+    """Base class of all detection methods."""
 
     name: str  # in flags and score files
-    deviation: str = ""  # what makes it another system than the published one; shown wherever its numbers appear
+    deviation: str = ""  # how it differs from the published system; shown wherever its numbers appear
     reads: tuple[str, ...] = ("features",)  # contents of the shards: features, waveform, crops
-    real_only: bool = False  # clips labelled fake are left out of its training
-    trained: nnx.filterlib.Filter = nnx.Param  # what of its network is trained
-    trained_as: str = ""  # method whose weights it takes, if not its own
-    pooling: str = ""  # of its frame scores to its clip score; "" = it scores clips itself
-    threshold: float | None = None  # clip score from which on a clip is called fake, if the method has one
+    real_only: bool = False  # whether training leaves out clips labelled fake
+    trained: nnx.filterlib.Filter = nnx.Param  # parameters of its network that are trained
+    trained_as: str = ""  # method whose weights it uses, if not its own
+    pooling: str = ""  # pools its frame scores to its clip score; "" = it scores clips itself
+    threshold: float | None = None  # clips with this score or more are called fake; None = no threshold
 
-    unit = "frames"  # what its training counts
+    unit = "frames"  # unit of its training's speed and progress
 
-    trainable = True  # whether it has weights
+    trainable = True  # whether it is trained, and so needs weights
 
     @abc.abstractmethod
     def scorer(self, network: nnx.Module | None, batch_frames: int | None = None) -> Callable[[Source], Scores]:
-        """Returns a function that scores the clips of a source; compiled once for any number of sources.
+        """Returns a function that scores the clips of a source; it is compiled once for any number of sources.
 
         Args:
-          network: with its parameters; None = a method without one.
-          batch_frames: frames of one step; None = what suits the backend.
+          network: the network with its parameters; None = the method has none.
+          batch_frames: frames of one step; None = the backend's default.
         """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TrainableMethod(Method):
-    """A method with a network."""
+    """Base class of methods that can have a network and be trained."""
 
-    # (configuration, source of the training clips) -> the network before training, drawn from the seed
+    # (configuration, source of the training clips) -> the untrained network, drawn from the seed
     make_model: Callable[[Config, Source], Any]
 
     @abc.abstractmethod
     def load_model(self, path: Path, precision: str = "float32") -> Any:
-        """Loads the network of a file of weights.
+        """Loads the network of a weight file.
+
+        Args:
+          path: the file.
+          precision: precision of the matrix products: "float32", "bfloat16" or "float64".
 
         Raises:
-          UserError: they are damaged, or of another kind of network.
+          UserError: the weights are damaged, or belong to another kind of network.
         """
 
     @abc.abstractmethod
     def make_loaders(self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source) -> Loaders:
-        """Makes the loaders of both sources.
+        """Builds the loaders of the training and the validation source.
 
         Raises:
-          UserError: settings that do not fit the data, the devices or their memory.
+          UserError: the settings do not fit the data, the devices or their memory.
         """
 
     @abc.abstractmethod
     def batch_loss(
         self, network: SplitNetwork, batch: Any, key: Key[Array, ""] | None, mesh: Mesh, boundary: str
     ) -> tuple[Float[Array, ""], BatchLoss]:
-        """Returns what a step lowers, and the loss of a batch.
+        """Returns the objective that a step minimises, and the loss of a batch.
 
         Args:
-          network: in its parts.
-          batch: a chunk for each device.
-          key: of dropout; None = nothing is trained: no dropout, and running statistics rest.
+          network: the parts of the network.
+          batch: a batch with a leading axis of chunks, one per device.
+          key: key of dropout; None = evaluation: no dropout, and running statistics stay as they are.
           mesh: the devices.
-          boundary: of the alignment window.
+          boundary: how the alignment window treats audio frames outside the clip.
         """
 
 
@@ -122,7 +126,7 @@ PairScorer = Callable[[Array, Array], Array]  # scores of visual [T, D] and audi
 
 
 def make_frame_network(config: Config, source: Source) -> FrameNetwork:
-    """Draws a network on frames of the configuration's head and modality."""
+    """Builds a randomly initialised network with the head and modality of the configuration."""
     network = NETWORKS[config.method.head]
     return network(
         source.width,
@@ -136,32 +140,32 @@ def make_frame_network(config: Config, source: Source) -> FrameNetwork:
 def weighted_sum(
     losses: Float[Array, " T"], clip: Int[Array, " T"], label: Int[Array, " T"], weight: Float[Array, " T"]
 ) -> Float[Array, ""]:
-    """Sums the losses of the frames that count."""
+    """Returns the sum of the losses, weighted frame by frame."""
     return (losses * weight.astype(losses.dtype)).sum()
 
 
 @functools.partial(jax.jit, static_argnames="graph")
 def fold(graph: nnx.GraphDef, params: nnx.State) -> Folded:
-    """Folds the linear maps of a network."""
+    """Folds the linear maps of a network into one."""
     return nnx.merge(graph, params).fold()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FrameMethod(TrainableMethod):
-    """Scores frames by their features; a pooling of them is the clip's score."""
+    """A method that scores frames by their features, and pools the frame scores to clip scores."""
 
-    outputs: Callable[[Any, FrameBatch], Float[Array, "T K"]]  # (its network's PairScorer; None = it has none, frames)
-    tau: int = 0  # audio frames on each side that a frame's score needs
+    outputs: Callable[[Any, FrameBatch], Float[Array, "T K"]]  # (PairScorer of its network or None, frames)
+    tau: int = 0  # audio frames needed on each side to score a frame
     # Outputs of whole clips and the clips' borders -> frame scores.
     frame_scores: Callable[[Float[np.ndarray, "T K"], Int64[np.ndarray, "borders"]], Float[np.ndarray, " T"]] = (
         lambda outputs, border: outputs[:, 0]
     )
     make_model: Callable[[Config, Source], FrameNetwork] = make_frame_network
-    # (network, frames, boundary of the window) -> unreduced: a value of each frame; None = it is not trained
+    # (network, frames, boundary of the window) -> a value per frame, not reduced; None = the method is not trained
     loss: Callable[[FrameNetwork, FrameBatch, str], Float[Array, " T"]] | None = None
-    # (values, clip numbers, labels, weights of the frames of a batch) -> sum of its losses, in nats
+    # (values, clip numbers, labels, weights of the frames of a batch) -> sum of the losses, in nats
     reduce: Callable[[Array, Array, Array, Array], Float[Array, ""]] = weighted_sum
-    whole_clips: bool = False  # the loss is a sum over whole clips; otherwise over frames
+    whole_clips: bool = False  # whether the loss sums over whole clips; otherwise it sums over frames
 
     @property
     def trainable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] (a method without a loss)
@@ -178,30 +182,30 @@ class FrameMethod(TrainableMethod):
         tau = 0 if self.whole_clips else config.model.tau
         if frames < mesh.size:
             raise UserError(
-                f"--config.data.batch_frames={frames}: fewer than the {mesh.size} devices, each of which needs a frame"
+                f"--config.data.batch_frames={frames}: fewer than the {mesh.size} devices; give each at least one frame"
             )
         memory = measure_memory(mesh).devices
-        # A batch's features, and the hidden layers that training keeps.
+        # The batch's features, and the hidden layers that the backward pass needs.
         needed = 4 * frames * (2 * train.width + (2 * tau + 1) * sum(HIDDEN_WIDTHS[1:]))
         if needed > memory:
             raise UserError(
                 f"--config.data.batch_frames={frames}: a step takes about {needed / GIGABYTE:.3g} GB, "
-                f"more than the {memory / GIGABYTE:.3g} GB of memory; lower it"
+                f"more than the {memory / GIGABYTE:.3g} GB of memory; choose a smaller batch"
             )
         return frame_loaders(config, mesh, train, val, tau=tau, whole_clips=self.whole_clips)
 
     def batch_loss(
         self, network: SplitNetwork, batch: FrameBatch, key: Key[Array, ""] | None, mesh: Mesh, boundary: str
     ) -> tuple[Float[Array, ""], BatchLoss]:
-        """See TrainableMethod. A step lowers the sum of losses: a short last batch weighs as its items do."""
+        """See TrainableMethod. A step minimises the sum, so the items of a short last batch count like any other."""
         graph, params, fixed = network
         assert self.loss is not None
         loss = self.loss
 
         def own_losses(params: nnx.State, chunks: FrameBatch) -> Float[Array, " T"]:
-            # Each device works on its own copy, so that gradients are summed over the devices once, at the very end.
+            # Each device works on its own copy, so that gradients are summed over the devices only once, at the end.
             params = jax.tree.map(lambda p: jax.lax.pcast(p, DATA_AXIS, to="varying"), params)
-            chunk = jax.tree.map(lambda array: array[0], chunks)  # a device has one
+            chunk = jax.tree.map(lambda array: array[0], chunks)  # each device has one chunk
             return loss(nnx.merge(graph, params, fixed), chunk, boundary)
 
         losses = on_own_part(mesh, own_losses)(params, batch)
@@ -213,7 +217,13 @@ class FrameMethod(TrainableMethod):
     def frame_outputs(
         self, graph: nnx.GraphDef | None, fixed: tuple[nnx.State, Folded] | None, frames: FrameBatch
     ) -> Float[Array, "T K"]:
-        """Returns the outputs by a network's parameters and its folded linear maps; None = the method has none."""
+        """Computes the outputs of frames; a method without a network takes None for `graph` and `fixed`.
+
+        Args:
+          graph: the network's graph.
+          fixed: the network's parameters and its folded linear maps.
+          frames: the frames.
+        """
         if graph is None or fixed is None:
             return self.outputs(None, frames)
         params, folded = fixed
@@ -222,7 +232,7 @@ class FrameMethod(TrainableMethod):
 
     def scorer(self, network: FrameNetwork | None, batch_frames: int | None = None) -> Callable[[Source], Scores]:
         """See Method."""
-        # The same for every batch: the network's parameters, its linear maps folded into one.
+        # The parameters are the same for every batch, so their linear maps are folded only once.
         graph, fixed = None, None
         if network is not None:
             graph, params = nnx.split(network)
@@ -240,17 +250,17 @@ class FrameMethod(TrainableMethod):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ExampleMethod(TrainableMethod):
-    """Has a network of its own on fixed-size pieces of clips: cuts, chunks, sequences."""
+    """A method with its own network on fixed-size pieces of clips: cuts, chunks, sequences."""
 
-    model_of: Callable[[Mapping[str, str], str], nnx.Module]  # (notes of weights, precision) -> a network of that kind
-    examples: Callable[[Source, Any], Examples]  # of a source, for a network
-    batch_size: int  # examples of a step when scoring, on each device
-    # (inputs as they are stored) -> (inputs of the network), each example on its own; nothing here is trained
+    model_of: Callable[[Mapping[str, str], str], nnx.Module]  # (notes of weights, precision) -> network
+    examples: Callable[[Source, Any], Examples]  # (source, network)
+    batch_size: int  # examples per device in a step of scoring
+    # stored inputs -> inputs of the network, example by example; it has no trained parameters
     prepare: Callable[[dict[str, Array]], Any]
-    # (network, inputs, labels, weights, key) -> mean loss in nats; no key = no dropout, and running statistics rest
+    # (network, inputs, labels, weights, key) -> mean loss in nats; no key = evaluation: see TrainableMethod
     loss: Callable[[Any, Any, Int[Array, " B"], Float[Array, " B"], Key[Array, ""] | None], Float[Array, ""]]
     outputs: Callable[[Any, Any], Float[Array, "B K"]]  # (network, inputs)
-    # (outputs of a clip's examples, its frames) -> its score and, if the method has them, its frames' scores
+    # (outputs of a clip's examples, number of its frames) -> clip score, frame scores or None
     clip_score: Callable[[Float[np.ndarray, "E K"], int], tuple[float, Float[np.ndarray, " T"] | None]]
 
     unit = "examples"
@@ -263,15 +273,17 @@ class ExampleMethod(TrainableMethod):
                 return self.model_of(notes, precision)
             except (KeyError, ValueError, TypeError, ArithmeticError) as error:  # notes may hold anything
                 reason = one_line(str(error)[:200])
-                raise UserError(f"{path}: does not say what {self.name} needs to know of it ({reason})") from error
+                raise UserError(f"{path}: missing or invalid notes for {self.name} ({reason})") from error
 
         return load_weights(path, precision, make)
 
     def make_loaders(self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source) -> Loaders:
-        """See TrainableMethod. Of the first source, only full batches are trained on."""
+        """See TrainableMethod. Training leaves out an incomplete last batch."""
         size = config.data.batch_examples
         if size % mesh.size:
-            raise UserError(f"--config.data.batch_examples={size}: is no multiple of the {mesh.size} devices")
+            raise UserError(
+                f"--config.data.batch_examples={size}: not a multiple of the {mesh.size} devices; choose one that is"
+            )
         if config.data.placement == "device":
             raise UserError(f"--config.data.placement=device: {self.name} reads its examples ahead; use auto")
         train_examples, val_examples = (
@@ -280,7 +292,7 @@ class ExampleMethod(TrainableMethod):
         counts = len(train_examples.clip), len(val_examples.clip)
         if counts[0] < size:
             raise UserError(
-                f"{train.path}: gives {counts[0]} examples, fewer than one batch; lower "
+                f"{train.path}: has {counts[0]} examples, fewer than one batch; lower "
                 f"--config.data.batch_examples={size}"
             )
         loaders = stream_examples(train_examples, mesh, size, full_only=True), stream_examples(val_examples, mesh, size)
@@ -289,24 +301,24 @@ class ExampleMethod(TrainableMethod):
     def batch_loss(
         self, network: SplitNetwork, batch: ExampleBatch, key: Key[Array, ""] | None, mesh: Mesh, boundary: str
     ) -> tuple[Float[Array, ""], BatchLoss]:
-        """See TrainableMethod. A step lowers the mean; statistics are those of the whole batch, over all devices."""
+        """See TrainableMethod. A step minimises the mean; batch statistics are taken over all devices."""
 
         def prepared(_: tuple, chunks: dict[str, Array]) -> object:
-            return self.prepare({name: chunk[0] for name, chunk in chunks.items()})  # a device has one
+            return self.prepare({name: chunk[0] for name, chunk in chunks.items()})  # each device has one chunk
 
         inputs = on_own_part(mesh, prepared)((), batch.inputs)
-        model = nnx.merge(*network, copy=True)  # its statistics move
+        model = nnx.merge(*network, copy=True)  # a copy, because its statistics change
         label, weight = batch.label.reshape(-1), batch.weight.reshape(-1)
         mean = self.loss(model, inputs, label, weight.astype(model.dtype), key)
         _, _, fixed = nnx.split(model, self.trained, ...)
         return mean, BatchLoss(mean * jnp.sum(weight).astype(mean.dtype), fixed)
 
     def example_outputs(self, graph: nnx.GraphDef, params: nnx.State, inputs: dict[str, Array]) -> Float[Array, "E K"]:
-        """Returns the outputs by a network's parameters, from inputs as they are stored."""
+        """Computes the outputs of stored inputs with the network of a graph and parameters."""
         return self.outputs(nnx.merge(graph, params), self.prepare(inputs))
 
     def scorer(self, network: nnx.Module | None, batch_frames: int | None = None) -> Callable[[Source], Scores]:
-        """See Method. It takes some thousands of clips at a time, so that any number of them will do."""
+        """See Method. It scores some thousands of clips at a time, to bound the memory that their examples take."""
         graph, params = nnx.split(network)
         run = example_pass(self.example_outputs, graph, params, self.batch_size)
 
@@ -332,9 +344,9 @@ class ExampleMethod(TrainableMethod):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ClipMethod(Method):
-    """Scores whole clips, without a network."""
+    """A method that scores whole clips, without a network."""
 
-    score: Callable[[Source, int], float]  # of a clip of a source
+    score: Callable[[Source, int], float]  # (source, clip) -> score
 
     trainable = False
 

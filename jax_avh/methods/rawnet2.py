@@ -1,6 +1,6 @@
-"""RawNet2: trained on clips labelled real and fake to hear the difference in raw sound. It learns shortcuts gladly.
+"""RawNet2: trained on clips labelled real and fake to separate them by raw sound. It is prone to shortcuts.
 
-Source: the baseline of ASVspoof 2021 (Tak et al., ICASSP 2021), as AVH-Align compares with it.
+Source: the baseline of ASVspoof 2021 (Tak et al., ICASSP 2021), which AVH-Align is compared with.
 """
 
 import dataclasses
@@ -18,44 +18,48 @@ from jax_avh.data.source import Source
 from jax_avh.methods.base import ExampleMethod
 from jax_avh.models.rawnet2 import SAMPLES, RawNet2, loudness
 
-CLASS_WEIGHTS = 0.1, 0.9  # of fake and real in the loss, in the order of the network's outputs
-LEAST_SAMPLES = 3211  # of a cut that leave a step after all poolings
-MOST_SAMPLES = 600 * SAMPLE_RATE  # of a cut: 10 minutes, the longest clip
+CLASS_WEIGHTS = 0.1, 0.9  # weights of fake and real in the loss, in the order of the network's outputs
+LEAST_SAMPLES = 3211  # shortest cut that leaves a step after all poolings
+MOST_SAMPLES = 600 * SAMPLE_RATE  # longest cut: 10 minutes, the longest clip
 
 
 @dataclasses.dataclass
 class RawNet2Config(MethodConfig):
-    """RawNet2, on the sound of clips of both labels."""
+    """Settings of RawNet2, which is trained on the sound of clips of both labels."""
 
     name: str = "rawnet2"
-    # Of a cut, at 16 kHz; a clip's first ones.
+    # Samples at 16 kHz that the network takes from the start of each clip.
     samples: int = rules(SAMPLES, at_least(LEAST_SAMPLES), at_most(MOST_SAMPLES))
 
 
 class Cuts(Examples):
-    """The start of every clip's sound."""
+    """Cuts from the start of every clip's sound."""
 
     def __init__(self, source: Source, network: RawNet2):
         super().__init__(source, np.arange(len(source.members)))
         self._samples = network.samples
 
     def read(self, example: int) -> dict[str, np.ndarray]:
-        """Reads the samples of a cut."""
+        """Reads the samples of a cut, int16."""
         return {"sound": cut(self.source.waveform(example, 0, self._samples), self._samples)}
 
 
 def cut(waveform: Int16[np.ndarray, " S"], samples: int = SAMPLES) -> Int16[np.ndarray, " samples"]:
-    """Returns the first samples; a shorter clip is repeated, whole, until there are enough. No sound is silence."""
+    """Returns the first samples of a clip; a shorter one is repeated to fill them, one without sound yields silence."""
     return np.resize(waveform[:samples], samples)
 
 
 def make_model(config: Config[RawNet2Config], _source: Source) -> RawNet2:
-    """Makes the network before training; it reads no features."""
+    """Builds the untrained network; it reads no features, so the source does not matter."""
     return RawNet2(nnx.Rngs(config.seed), config.train.precision, samples=config.method.samples)
 
 
 def model_of(notes: Mapping[str, str], precision: str) -> RawNet2:
-    """Makes the network that the notes of a weight file describe; released files have none."""
+    """Builds the network that the notes of a weight file describe; released files have no notes.
+
+    Raises:
+      ValueError: the notes are invalid.
+    """
     samples = int(notes.get("samples", SAMPLES))
     if not LEAST_SAMPLES <= samples <= MOST_SAMPLES:
         raise ValueError(f"cuts of {samples} samples")
@@ -63,7 +67,7 @@ def model_of(notes: Mapping[str, str], precision: str) -> RawNet2:
 
 
 def prepare(inputs: dict[str, Array]) -> Float[Array, "B U F"]:
-    """Applies the frozen filters."""
+    """Converts the sound to loudness by the frozen filters."""
     return loudness(inputs["sound"].astype(jnp.float32) / FULL_SCALE)
 
 
@@ -74,21 +78,21 @@ def loss(
     weight: Float[Array, " B"],
     key: Key[Array, ""] | None,
 ) -> Float[Array, ""]:
-    """Returns the mean weighted cross-entropy, in nats; there is no dropout."""
+    """Returns the mean weighted cross-entropy, in nats; the network has no dropout, so `key` only marks training."""
     return weighted_cross_entropy(network.classify(heard, training=key is not None), label, weight)
 
 
 def weighted_cross_entropy(
     log_probs: Float[Array, "B 2"], label: Int[Array, " B"], weight: Float[Array, " B"]
 ) -> Float[Array, ""]:
-    """Returns the mean of -log p of each cut's own class, in nats, in which a real cut weighs nine times a fake one.
+    """Returns the weighted mean of -log p of each cut's own class, in nats; a real cut weighs nine times a fake one.
 
     Args:
-      log_probs: of fake and real.
+      log_probs: log-probabilities of fake and real.
       label: 0 real, 1 fake.
       weight: 1 = a cut that counts, 0 = padding; at least one counts.
     """
-    own = (label == REAL).astype(label.dtype)  # the outputs' order is the other way round
+    own = (label == REAL).astype(label.dtype)  # the outputs are in the opposite order of the labels
     weight = weight * jnp.asarray(CLASS_WEIGHTS, weight.dtype)[own]
     losses = -jnp.take_along_axis(log_probs, own[:, None], axis=1)[:, 0]
     return jnp.sum(weight * losses) / jnp.sum(weight)

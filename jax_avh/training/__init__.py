@@ -1,4 +1,4 @@
-"""Training: steps, optimiser, state, checkpoints, the files of a run."""
+"""Training: steps, optimiser, checkpoints, logs and the workdir of a run."""
 
 from jax_avh.training.train import train
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run by Orbax: the latest, to resume from, and the best."""
+"""Orbax checkpoints of a run: the latest, to resume from, and the best."""
 
 import contextlib
 import dataclasses
@@ -21,24 +21,24 @@ from jax_avh.training.progress import RunProgress
 from jax_avh.training.step import TrainState
 
 policies = ocp.training.preservation_policies
-SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in TensorStore's errors, which are ValueErrors
-HALF = "*.orbax-checkpoint-tmp"  # folders of checkpoints that are not whole
-METADATA_BYTES = 2**20  # of a checkpoint, apart from its arrays; usually a tenth of it
-MOST_TOLD = 300  # characters of a library's error
+SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in the ValueErrors that TensorStore raises
+HALF = "*.orbax-checkpoint-tmp"  # folders of incomplete checkpoints
+METADATA_BYTES = 2**20  # reserved for a checkpoint's files other than arrays, which usually take a tenth of it
+MOST_TOLD = 300  # characters of a library's error that a message quotes
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints, numbered by training step."""
+    """Checkpoints of a run in one folder, numbered by training step."""
 
     def __init__(self, directory: Path):
-        """Opens the folder, and makes it if it is new.
+        """Opens the folder, or creates it.
 
         Raises:
-          UserError: it cannot be written, or a checkpoint in it is damaged.
+          UserError: the folder cannot be written, or holds a damaged checkpoint.
         """
         self._directory = directory.absolute()
         logging.getLogger("absl").addFilter(_not_raised_again)
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax drops its other reads when one fails
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # silences the reads that Orbax abandons when one fails
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["val_loss"],
             reverse=True,
@@ -58,15 +58,23 @@ class Checkpoints:
                     raise ValueError(f"the metrics of {checkpoint.step} are not finite")
 
     def save(self, step: int, state: TrainState, progress: RunProgress, val_loss: float | None = None) -> None:
-        """Saves the run at a step, whole or not at all, unless it is there already; returns when it is on disk.
+        """Saves the run at a step unless that checkpoint exists; returns when it is on disk.
+
+        A checkpoint is written whole or not at all.
+
+        Args:
+          step: number of the checkpoint; it must grow from one to the next.
+          state: arrays of the run.
+          progress: progress of the run.
+          val_loss: validation loss by which the best checkpoint is kept; None = within an epoch.
 
         Raises:
-          UserError: it cannot be written: no space, no permission, ...
+          UserError: the checkpoint cannot be written: no space, no permission, ...
         """
         if (latest := self._checkpointer.latest) and latest.step == step:
             return
         metrics: Any = None if val_loss is None else {"val_loss": val_loss}
-        # Asked beforehand: on a full disk Orbax's threads fail one after the other. A quota shows only in writing.
+        # Checked first, because on a full disk Orbax's threads fail one after the other. A quota only shows in writing.
         needed = sum(array.nbytes for array in jax.tree.leaves(state)) + METADATA_BYTES
         disk = shutil.disk_usage(self._directory)
         if disk.total and disk.free < needed:  # some network file systems report zeros
@@ -78,10 +86,10 @@ class Checkpoints:
             self._checkpointer.save(step, _stored(state, progress), metrics=metrics, force=True)
 
     def restore(self, state: TrainState, progress: RunProgress) -> tuple[TrainState, RunProgress]:
-        """Restores the latest checkpoint, placed as `state` is; returns what was given if there is none.
+        """Restores the latest checkpoint, placed on the devices as `state` is; without one, returns the arguments.
 
         Raises:
-          UserError: the checkpoint cannot be read or is of another network.
+          UserError: the checkpoint cannot be read or belongs to a different network.
         """
         if self._checkpointer.latest is None:
             return state, progress
@@ -90,9 +98,9 @@ class Checkpoints:
         return _restored(stored, state)
 
     def close(self) -> None:
-        """Frees the folder, and removes what a failed save left there."""
+        """Closes the folder, and removes what a failed save left there."""
         try:
-            with self._told():  # raises again what ended a save
+            with self._told():  # closing raises the error of a failed save again
                 self._checkpointer.close()
         finally:
             if jax.process_index() == 0:
@@ -101,31 +109,31 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _told(self, damage: str = "") -> Iterator[None]:
-        """Turns a failure to write, or any to read, into an UserError.
+        """Turns any failure to read, and the system's failures to write, into a UserError.
 
         Args:
-          damage: what errors mean that are not of a full disk, in reading; "" = in writing, where others than the
-            system's are raised as they are.
+          damage: the message for errors in reading, except those of a full disk; "" = writing, where errors that are
+            not the system's pass unchanged.
         """
         try:
             yield
-        except Exception as error:  # JSON, asyncio, TensorStore and Orbax's handlers have each their own
+        except Exception as error:  # JSON, asyncio, TensorStore and Orbax all raise their own
             found = _system_error(error)
             if found and (not damage or found.errno in FULL):
                 raise unwritable(self._directory, found) from error
             if not damage:
                 raise
             reason = one_line(error)[:MOST_TOLD]
-            raise UserError(f"{self._directory}: {damage} ({reason}); remove this folder to train anew") from error
+            raise UserError(f"{self._directory}: {damage} ({reason}); remove this folder to start over") from error
 
 
 def _not_raised_again(record: logging.LogRecord) -> bool:
-    """Leaves out the tracebacks of Orbax's threads, which print what the main thread raises."""
+    """Filters out the tracebacks of Orbax's threads, because the main thread raises the same errors."""
     return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """The error of a full disk or the like that another one was raised for."""
+    """Returns the system's error, such as a full disk, in the chain of an error's causes; None if it has none."""
     while error is not None:
         code = SYSTEM_ERROR.search(str(error))
         number = int(code[1]) if code else getattr(error, "errno", None)
@@ -135,8 +143,8 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return None
 
 
-# What is stored keeps the form of the first versions, so that their checkpoints resume: of the optimiser only the part
-# that holds arrays, under the name of the one that there was.
+# The stored form is that of the first versions, so that their checkpoints resume: only the part of the optimiser that
+# holds arrays, under the name "adam", then the only optimiser.
 def _stored(state: TrainState, progress: RunProgress) -> dict[str, Any]:
     parts = [part for part in state.optimizer if jax.tree.leaves(part)]
     assert len(parts) == 1, "one part of an optimiser holds its arrays"

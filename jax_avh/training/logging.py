@@ -1,4 +1,4 @@
-"""What a run writes about itself: a line an epoch in `metrics.jsonl` and for TensorBoard, progress bars, traces."""
+"""Logs of a run: metrics per epoch in `metrics.jsonl` and for TensorBoard, progress bars, profiler traces."""
 
 import collections
 import io
@@ -21,29 +21,29 @@ from avh_shards.paths import atomic_write, unwritable
 from jax_avh.data.loaders import Epoch
 from jax_avh.training.run import EVENTS, METRICS_FILE
 
-EVENTS_PB2: Any = event_pb2  # protocol buffers make their classes at import
+EVENTS_PB2: Any = event_pb2  # Any, because protocol buffers create their classes at import
 SUMMARY_PB2: Any = summary_pb2
-EVENT_FILE = "brain.Event:2"  # version of TensorBoard's format
-WARM_UP, TRACED = 2, 8  # compiled loops of steps before a trace, and in it
+EVENT_FILE = "brain.Event:2"  # format version of TensorBoard's files
+WARM_UP, TRACED = 2, 8  # compiled loops of steps before a trace, and within it
 LOOPS_AHEAD = 2  # loops handed to the devices before the losses of an earlier one are fetched
 
 
 class MetricsLog:
-    """Writes metrics; lines after the restored epoch are cut back first, so that a killed run leaves no trace.
+    """Writer of metrics; it first drops lines after the restored epoch, which a killed run may have left.
 
-    TensorBoard's own writer has a thread, whose errors (a full disk) end in a traceback; an epoch's event can wait.
+    TensorBoard's own writer is not used: errors in its thread, such as a full disk, end in a traceback.
     """
 
     def __init__(self, workdir: Path, last_epoch: int, caveat: str = ""):
-        """Starts the files of a run.
+        """Opens the files of a run.
 
         Args:
-          workdir: of the run.
-          last_epoch: that was restored; -1 = none.
-          caveat: what must accompany every number of the run; its first word is TensorBoard's group of the charts.
+          workdir: the run's folder.
+          last_epoch: the restored epoch; -1 = none.
+          caveat: the sentence that accompanies every number of the run; its first word groups TensorBoard's charts.
 
         Raises:
-          UserError: they cannot be written, or contain something other than metrics.
+          UserError: the files cannot be written, or contain something other than metrics.
         """
         self._caveat = caveat
         self.path = workdir / METRICS_FILE
@@ -53,14 +53,14 @@ class MetricsLog:
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
         self._events = workdir / EVENTS / name
         self._add_event(file_version=EVENT_FILE)
-        restart = EVENTS_PB2.SessionLog(status=EVENTS_PB2.SessionLog.START)  # tells TensorBoard to forget what was cut
+        restart = EVENTS_PB2.SessionLog(status=EVENTS_PB2.SessionLog.START)  # makes TensorBoard drop later events
         self._add_event(step=last_epoch + 1, session_log=restart)
 
     def write(self, metrics: dict[str, int | float]) -> None:
-        """Appends an epoch's line; it is on disk when this returns.
+        """Appends the metrics of an epoch; they are on disk when this returns.
 
         Raises:
-          UserError: it cannot be written: no space, ...
+          UserError: they cannot be written: no space, ...
         """
         line = metrics | ({"caveat": self._caveat} if self._caveat else {})
         _append(self.path, json.dumps(line).encode() + b"\n")
@@ -76,7 +76,7 @@ class MetricsLog:
 
 
 class Profiler:
-    """Traces a few compiled loops with jax.profiler, once the first have compiled; nothing without a folder."""
+    """Tracer of a few compiled loops by jax.profiler, after the first ones have compiled; without a folder, idle."""
 
     def __init__(self, directory: Path | None):
         self._directory = directory
@@ -84,7 +84,7 @@ class Profiler:
         self._tracing = False
 
     def loop_started(self, losses: jax.Array) -> None:
-        """Notes that a loop of steps was handed to the devices."""
+        """Counts a loop of steps handed to the devices, and starts or ends the trace accordingly."""
         self._seen += 1
         if self._directory and self._seen == WARM_UP:
             jax.block_until_ready(losses)
@@ -95,16 +95,17 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """Ends the trace, if one is under way."""
+        """Ends the trace if one is running."""
         if self._tracing:
             jax.profiler.stop_trace()
         self._tracing = False
 
 
 class LossMeter:
-    """Sums losses of an epoch. They are fetched a little late, so that neither the devices nor the host wait for long.
+    """Sum of the losses of an epoch, with a progress bar.
 
-    The bar shows the speed and the time left of the steps whose losses have come, and the latest loss.
+    Losses are fetched a few loops late, so that neither the devices nor the host wait for long. The bar shows the
+    speed, the remaining time and the latest loss, by the steps whose losses have arrived.
     """
 
     def __init__(self, title: str, epoch: Epoch, unit: str, first_step: int = 0, shown: bool = True):
@@ -129,13 +130,13 @@ class LossMeter:
         self._bar.close()
 
     def add(self, losses: jax.Array) -> None:
-        """Adds the losses of some steps, which the devices may not have computed yet."""
+        """Adds the losses of consecutive steps, which the devices may not have computed yet."""
         self._pending.append(losses)
         while len(self._pending) > LOOPS_AHEAD:
             self._fetch()
 
     def take(self) -> float:
-        """Waits for all steps; returns the sum of the losses since it was last taken."""
+        """Waits for all steps, and returns the sum of the losses since the last call."""
         while self._pending:
             self._fetch()
         total = math.fsum(self._sums)
@@ -153,10 +154,10 @@ class LossMeter:
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Adds all of some bytes to a file, or none of them; they are on disk when this returns."""
+    """Appends bytes to a file, all or none; they are on disk when this returns."""
     try:
         path.parent.mkdir(exist_ok=True)
-        with path.open("ab", buffering=0) as file:  # a buffer would be written once more when the file is closed
+        with path.open("ab", buffering=0) as file:  # a buffer would be written again on closing
             size, rest = file.tell(), memoryview(data)
             try:
                 while rest:
@@ -170,16 +171,16 @@ def _append(path: Path, data: bytes) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, int | float]]:
-    """The whole lines of a metrics file; none if there is no file.
+    """Reads the complete lines of a metrics file, up to the first that was cut off; a missing file has none.
 
     Raises:
-      UserError: the file holds something else than metrics.
+      UserError: the file contains something other than metrics.
     """
     lines = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             lines.append(json.loads(line))
-        except (ValueError, RecursionError):  # cut off by a kill: this and what would follow never happened
+        except (ValueError, RecursionError):  # cut off when the run was killed; the rest is dropped
             break
     if not all(isinstance(line, dict) and isinstance(line.get("epoch"), int) for line in lines):
         raise UserError(f"{path}: not the metrics of a run; choose another --workdir")

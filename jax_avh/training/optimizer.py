@@ -1,6 +1,6 @@
-"""The optimiser, as an optax chain without its learning rate, and the rate's schedule of a cosine.
+"""The optimiser, as an optax chain without a learning rate, and the cosine schedule of the rate.
 
-The rule of the other schedule, which cuts the rate when the validation loss rests, needs that loss: see RunProgress.
+The other schedule cuts the rate when the validation loss stops improving; it needs that loss: see RunProgress.
 """
 
 import functools
@@ -14,19 +14,20 @@ import optax
 
 from jax_avh.config import OptimizerConfig
 
-ADAM_DECAYS = 0.9, 0.999  # of Adam's two moments
-ADAM_EPSILON = 1e-8  # Adam's
+ADAM_DECAYS = 0.9, 0.999  # decay rates of Adam's two moments
+ADAM_EPSILON = 1e-8  # added to Adam's denominator
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Returns the optimiser of a run; its updates are those of a learning rate of -1: see train_step.
+    """Returns the optimiser of a run.
 
-    One part of the chain holds arrays, among them the count of steps; checkpoints rely on that.
+    Its updates are those of a learning rate of -1; `train_step` scales them. Exactly one part of the chain holds
+    arrays, among them the count of steps; checkpoints rely on that.
     """
     return _make_optimizer(config.name, config.weight_decay, config.clip_norm)
 
 
-@functools.cache  # runs of the same settings share their compiled programs, which equal functions would not
+@functools.cache  # the same for equal settings, which then share programs
 def _make_optimizer(name: str, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
@@ -39,10 +40,10 @@ def _make_optimizer(name: str, weight_decay: float, clip_norm: float) -> optax.G
 
 
 def scale_by_exact_adam() -> optax.GradientTransformation:
-    """Returns Adam as a transformation of gradients, with an exact bias correction.
+    """Returns Adam as a gradient transformation with exact bias correction.
 
-    optax's own takes 1 - 0.999**n in float32, which is 1e-5 off in the first steps; that moved the losses of supervised
-    training by 1e-3 within twenty steps.
+    optax's own computes 1 - 0.999**n in float32, which is 1e-5 off in the first steps; that moved the losses of
+    supervised training by 1e-3 within twenty steps.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
@@ -60,11 +61,17 @@ def scale_by_exact_adam() -> optax.GradientTransformation:
 
 
 def cosine_rate(config: OptimizerConfig, epochs: int, epoch: int) -> float:
-    """Returns the learning rate of an epoch, counted from 0: a linear warm-up, then half a cosine, 0 after the last."""
+    """Returns the learning rate of an epoch: a linear warm-up, then half a cosine that reaches 0 after the last epoch.
+
+    Args:
+      config: the optimiser's settings.
+      epochs: epochs of the run.
+      epoch: the epoch, counted from 0.
+    """
     rate, warmup = config.learning_rate, config.warmup_epochs
     schedule = optax.cosine_decay_schedule(rate, max(epochs - warmup, 1))
     if warmup:
         rising = optax.linear_schedule(rate / warmup, rate + rate / warmup, warmup)
         schedule = optax.join_schedules([rising, schedule], [warmup])
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # in float32 the rate would have 7 digits
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # float32 would keep only 7 digits of the rate
         return float(np.asarray(schedule(epoch)))

@@ -1,4 +1,4 @@
-"""How far a run is: the rules that cut its learning rate and end it, and SIGTERM, which stops it before its end."""
+"""Progress of a run: the rules that cut its learning rate and end it, and SIGTERM, which stops it early."""
 
 import dataclasses
 import math
@@ -12,34 +12,41 @@ from jax.experimental import multihost_utils
 from jax_avh.config import Config
 from jax_avh.training.optimizer import cosine_rate
 
-PLATEAU_THRESHOLD = 1e-4  # relative improvement that counts for the plateau rule; PyTorch's default
-SMALLEST_CUT = 1e-8  # of the learning rate; PyTorch leaves out smaller ones
-TOGETHER = 8  # looks after which processes tell each other: often enough to stop in time, and hardly any cost
+PLATEAU_THRESHOLD = 1e-4  # least relative improvement for the plateau rule; PyTorch's default
+SMALLEST_CUT = 1e-8  # cuts of the learning rate by no more than this are skipped, as in PyTorch
+TOGETHER = 8  # calls between two exchanges among processes: often enough to stop in time, at hardly any cost
 
 
 @dataclasses.dataclass(frozen=True)
 class RunProgress:
-    """Where a run is: plain numbers, saved with the arrays."""
+    """Progress of a run: plain numbers, saved with the arrays."""
 
-    epoch: int  # completed epochs; -1 = not even the losses before training are measured
-    step: int  # completed steps of the epoch under way
-    loss_sum: float  # over the items of those steps
+    epoch: int  # completed epochs; -1 = the losses before training are not measured yet
+    step: int  # completed steps of the current epoch
+    loss_sum: float  # sum of the losses of the items of those steps
     learning_rate: float
     best_loss: float = math.inf  # lowest validation loss so far
-    stale_epochs: int = 0  # since then
+    stale_epochs: int = 0  # epochs since the lowest loss
     plateau_best: float = math.inf  # validation loss that the plateau rule compares with
-    plateau_epochs: int = 0  # without a relative improvement on it
+    plateau_epochs: int = 0  # epochs without a relative improvement on it
 
     def after_steps(self, step: int, loss_sum: float) -> "RunProgress":
-        """Returns the progress when an epoch has come to a step, with the sum of the losses since the last one."""
+        """Returns the progress at a later step of the same epoch.
+
+        Args:
+          step: completed steps of the epoch.
+          loss_sum: sum of the losses of the steps since this progress.
+        """
         return dataclasses.replace(self, step=step, loss_sum=self.loss_sum + loss_sum)
 
     def after_epoch(self, loss: float, config: Config) -> "RunProgress":
         """Returns the progress after an epoch with this validation loss.
 
-        The rate is cut on the epoch after `plateau_patience` without a relative improvement of 1e-4; the best epoch is
-        the one with the strictly lowest loss. (optax's reduce_on_plateau counts steps, and keeps a scale in the state
-        of the optimiser; PyTorch's rule, which the paper used, counts epochs of validation.)
+        The plateau rule cuts the rate on the epoch after `plateau_patience` epochs without a relative improvement of
+        1e-4. The best epoch is the one with the strictly lowest loss.
+
+        PyTorch's rule, which the paper used, counts epochs of validation. optax's reduce_on_plateau counts steps
+        instead, and keeps a scale in the optimiser's state.
         """
         better = loss < self.best_loss
         improved = loss < self.plateau_best * (1 - PLATEAU_THRESHOLD)
@@ -71,27 +78,27 @@ class RunProgress:
         return RunProgress(epoch=-1, step=0, loss_sum=0.0, learning_rate=rate)
 
     def finished(self, config: Config) -> bool:
-        """Returns whether no epoch follows."""
+        """Returns whether the run has reached its last epoch or stops early."""
         return self.epoch >= config.train.epochs or self.stale_epochs >= config.train.early_stop
 
     @property
     def best_epoch(self) -> int:
-        """The epoch with the lowest validation loss."""
+        """Epoch with the lowest validation loss."""
         return self.epoch - self.stale_epochs
 
 
 class Preempted(Exception):  # noqa: N818 (no error)
-    """A run stops before its end, to resume later."""
+    """Raised to stop a run before its end; it can resume later."""
 
 
 class Preemption:
-    """Notices SIGTERM while the block lasts; several processes agree on the step at which they stop."""
+    """Context that notices SIGTERM; the processes of a run agree on the step at which they stop."""
 
     def __enter__(self) -> "Preemption":
         self._noticed = False
         self._looks = 0
         self._before = None
-        if threading.current_thread() is threading.main_thread():  # Python refuses handlers to all others
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             self._before = signal.signal(signal.SIGTERM, self._notice)
         return self
 
@@ -100,7 +107,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def reached(self) -> bool:
-        """Returns whether it is time to stop; every process must look equally often."""
+        """Returns whether it is time to stop; every process must call it equally often."""
         self._looks += 1
         if jax.process_count() == 1:
             return self._noticed

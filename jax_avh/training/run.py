@@ -1,4 +1,4 @@
-"""A run: what it starts from; its folder, with its settings, written once and compared ever after, and its result."""
+"""Start and workdir of a run: its sources and initial network, its recorded settings, its lock and its result."""
 
 import contextlib
 import dataclasses
@@ -27,20 +27,20 @@ from jax_avh.models.weights import BEST_WEIGHTS, read_notes, weights_file
 from jax_avh.training.progress import RunProgress
 
 METRICS_FILE, EVENTS, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
-RESUMABLE = {  # settings that a restarted run may change: how long it lasts, where its features are and are kept
+RESUMABLE = {  # settings that a resumed run may change: its length, and where its features are and are kept
     "train": ("epochs", "checkpoint_steps"),
     "data": ("train", "val", "placement"),
 }
 
 
-# --- what it starts from ---------------------------------------------------------------------------------------------
+# --- start -----------------------------------------------------------------------------------------------------------
 
 
 def open_sources(method: Method, config: Config) -> tuple[Source, Source]:
     """Opens the clips to train on, and those to validate on.
 
     Raises:
-      UserError: there are none.
+      UserError: shards are missing or damaged, or lack the contents or labels that the method needs.
     """
     train, val = (open_source(path) for path in (config.data.train, config.data.val))
     for source, content in itertools.product((train, val), method.reads):
@@ -53,7 +53,7 @@ def open_sources(method: Method, config: Config) -> tuple[Source, Source]:
 
 
 def overlap_warning(train: Source, val: Source) -> str:
-    """Returns a warning if clips of the same path, label and length are in both sources; "" if none are."""
+    """Returns a warning if the sources share clips of the same path, label and length; otherwise ""."""
     trained, validated = (
         {(clip.path, clip.label, length) for clip, length in zip(source.clips, source.lengths.tolist(), strict=True)}
         for source in (train, val)
@@ -61,13 +61,18 @@ def overlap_warning(train: Source, val: Source) -> str:
     if not trained & validated:
         return ""
     return (
-        f"warning: {len(trained & validated)} of the {len(val.clips)} validation clips are training clips, too; the "
-        "validation loss will not show overfitting: give --config.data.val other clips"
+        f"warning: {len(trained & validated)} of the {len(val.clips)} validation clips are training clips, too, so the "
+        "validation loss will not show overfitting; give --config.data.val other clips"
     )
 
 
 def origin(config: Config, source: Source) -> dict[str, str]:
-    """Returns the notes of weights trained on these features, from the weights that the configuration names."""
+    """Returns the notes to store with the trained weights: method, features, and random or simulated origins.
+
+    Args:
+      config: the run's settings, whose initial and frozen weights pass on their origins.
+      source: the training clips.
+    """
     known = {name: str(source.attributes[name]) for name in SOURCE_ATTRIBUTES if name in source.attributes}
     earlier = [read_notes(weights_file(path)) for path in (config.init, *config.method.weights_read()) if path]
     trained_on = {"trained_on": ",".join(found)} if (found := marks(*earlier)) else {}
@@ -75,38 +80,38 @@ def origin(config: Config, source: Source) -> dict[str, str]:
 
 
 def initial_model(method: TrainableMethod, config: Config, source: Source) -> Any:
-    """Returns the network before training: of a file, or drawn from the seed.
+    """Returns the network before training: loaded from `config.init`, or drawn from the seed.
 
     Raises:
-      UserError: the file does not do, or the precision is switched off.
+      UserError: the file does not fit the method or the settings, or JAX does not allow the precision.
     """
     if config.train.precision == "float64" and not jax.config.read("jax_enable_x64"):
-        raise UserError("--config.train.precision=float64 needs JAX_ENABLE_X64=1 in the environment")
+        raise UserError("--config.train.precision=float64: disabled in JAX; set JAX_ENABLE_X64=1 in the environment")
     network = method.make_model(config, source)
     if not config.init:
         return network
     trained = read_notes(config.init).get("method")
     if trained not in (None, method.name):
-        raise UserError(f"{config.init}: weights trained as {trained}; they do not start {method.name}")
+        raise UserError(f"{config.init}: weights trained as {trained}; give weights of {method.name}")
     given = method.load_model(Path(config.init), config.train.precision)
     if given.kind != network.kind:
         wanted, found = (", ".join(f"{name} {value}" for name, value in n.kind.items()) for n in (network, given))
-        raise UserError(f"{config.init}: weights of another kind than asked for: {found}, not {wanted}")
+        raise UserError(f"{config.init}: weights of a network with {found}, but the settings ask for {wanted}")
     return given
 
 
 def frozen(network: nnx.Module, trained: nnx.filterlib.Filter) -> dict[str, str]:
-    """Hashes the network's parameters that are not trained; returns nothing if all are."""
+    """Returns the hash of the network's frozen parameters as {"frozen": SHA-256}; empty if it has none."""
     arrays = jax.tree.leaves(nnx.state(network, nnx.All(nnx.Param, nnx.Not(trained))))
     digest = hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in arrays))
     return {"frozen": digest.hexdigest()} if arrays else {}
 
 
 def check_fit(network: Any, train: Source, val: Source) -> None:
-    """Rejects features that fit neither each other nor the network.
+    """Checks that the features fit each other and the network.
 
     Raises:
-      UserError: saying which.
+      UserError: they do not; it names the folder and the difference.
     """
     for name in SOURCE_ATTRIBUTES:
         found, wanted = val.attributes.get(name), train.attributes.get(name)
@@ -120,19 +125,19 @@ def check_fit(network: Any, train: Source, val: Source) -> None:
             raise UserError(f"{source.path}: features of width {source.width}, but the network takes {network.width}")
 
 
-# --- its folder ------------------------------------------------------------------------------------------------------
+# --- workdir ---------------------------------------------------------------------------------------------------------
 
 
 def open_workdir(workdir: AnyPath, config: Config) -> Path:
-    """Returns the folder of a run, which may be new, once it is clear that the run replaces nothing but its own files.
+    """Returns the folder of a run, new or existing, after checking that the run can only replace its own files.
 
     Raises:
-      UserError: the folder is a URL or a file, holds shards or files of no run, cannot be written to, or holds the
-        weights that the run reads.
+      UserError: the folder is a URL or a file, holds shards or files that no run wrote, cannot be written to, or holds
+        the weights that the run reads.
     """
     if "://" in str(workdir):
-        raise UserError(f"--workdir={workdir}: a URL; give a folder that all processes see")
-    folder = cast(Path, results_folder(workdir))  # it is not a URL
+        raise UserError(f"--workdir={workdir}: is a URL; give a folder that all processes see")
+    folder = cast(Path, results_folder(workdir))  # a Path, because it is not a URL
     read = [config.init] if config.init else []
     read += [weights_file(path) for path in config.method.weights_read()]
     check_outputs({folder / SETTINGS: rb"\{", folder / BEST_WEIGHTS: SAFETENSORS}, read)
@@ -144,10 +149,10 @@ def open_workdir(workdir: AnyPath, config: Config) -> Path:
 
 @contextlib.contextmanager
 def claimed(workdir: Path) -> Iterator[None]:
-    """Keeps other runs out of a workdir while the block lasts; the lead process holds the lock for all of its run.
+    """Locks a workdir against other runs while the block lasts; the lead process holds the lock for its whole run.
 
     Raises:
-      UserError: another run is writing there; every process of this one is told so.
+      UserError: another run is writing there; every process of this run raises it.
     """
     refusal = None
     with contextlib.ExitStack() as stack:
@@ -162,10 +167,16 @@ def claimed(workdir: Path) -> Iterator[None]:
 
 
 def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> None:
-    """Writes the settings and the data's fingerprints into a workdir, once every process has found that they fit it.
+    """Writes the settings and the data's fingerprints into a workdir, once every process has compared them.
+
+    Args:
+      workdir: the run's folder.
+      config: the run's settings.
+      data: fingerprints by name: `train`, `val`, and `frozen` if the network has frozen parameters.
+      lead: whether this process writes.
 
     Raises:
-      UserError: the workdir holds another run, or something else.
+      UserError: the workdir holds a run of other settings or features, or an invalid file.
     """
     path, record = workdir / SETTINGS, dataclasses.asdict(config) | {"fingerprint": data}
     if path.exists():
@@ -186,7 +197,7 @@ def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> No
 
 
 def write_result(workdir: Path, progress: RunProgress, caveat: str = "") -> None:
-    """Writes what a finished run came to, and what must accompany its numbers."""
+    """Writes the result of a finished run, with the caveat that accompanies its numbers."""
     result = {
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
@@ -201,7 +212,7 @@ def _write(path: Path, record: dict) -> None:
 
 
 def _in_words(name: str, pair: tuple[object, object], where: dict[str, str], config: Config) -> str:
-    """How one setting, or the features of one folder, differ from those of the run that a workdir holds."""
+    """Describes how a setting, or the features of a folder, differ from those of the run in a workdir."""
     if name in where:
         split = name.rpartition(".")[2]
         return f"--config.data.{split}={getattr(config.data, split)} holds other features than {where[name]} did"
@@ -211,7 +222,7 @@ def _in_words(name: str, pair: tuple[object, object], where: dict[str, str], con
 
 
 def _what_matters(record: dict) -> dict:
-    """A run's record less what a restart may change."""
+    """Returns a run's record without the settings that a resumed run may change."""
     kept = {
         section: {name: value for name, value in record[section].items() if name not in names}
         for section, names in RESUMABLE.items()

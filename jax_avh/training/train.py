@@ -1,4 +1,4 @@
-"""Training: epochs over a source, validation, checkpoints, an end."""
+"""Training loop: epochs over a source, validation, checkpoints and the result."""
 
 import contextlib
 import dataclasses
@@ -30,17 +30,18 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
     """Trains a method's network on a folder of shards; resumes a run that was stopped.
 
     Args:
-      method: the one that the configuration names.
+      method: the method that the configuration names.
       config: the run's settings.
-      workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `best.safetensors` and, at the end,
-        `result.json`. All processes of a run must see it.
-      profile: trace some early steps into `profile/`.
+      workdir: folder for `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `best.safetensors` and, at the
+        end, `result.json`. All processes of a run must see it.
+      profile: whether to trace some early steps into `profile/`.
 
     Returns:
-      Where the run ended; after SIGTERM, where it will resume.
+      The progress at which the run ended; after SIGTERM, that from which it will resume.
 
     Raises:
-      UserError: a setting, the features, the initial weights, or a workdir of another run, or of one still under way.
+      UserError: a setting, the features or the initial weights are invalid, the loss is not finite, or the workdir
+        cannot be written, belongs to another run, or is in use.
     """
     check_config(config)
     workdir = run.open_workdir(workdir, config)
@@ -54,7 +55,7 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
         stack.enter_context(run.claimed(workdir))
         preemption = stack.enter_context(Preemption())
 
-        # What the run is made of.
+        # Build everything that the run needs.
         train_source, val_source = run.open_sources(method, config)
         network = run.initial_model(method, config, train_source)
         run.check_fit(network, train_source, val_source)
@@ -69,7 +70,7 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
         progress = RunProgress.before(config)
         notes = run.origin(config, train_source)
 
-        # Restore.
+        # Restore the latest checkpoint.
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir / run.CHECKPOINTS)))
         profiler = stack.enter_context(contextlib.closing(Profiler(workdir / "profile" if profile and lead else None)))
         state, progress = checkpoints.restore(state, progress)
@@ -78,7 +79,7 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
         say(parameter_table(network), f"{devices}, {config.train.precision}", placement)
         say(*filter(None, [caveat(notes), run.overlap_warning(train_source, val_source)]))
         if progress.finished(config):
-            say(f"{workdir}: this run has ended already; there is nothing to train")
+            say(f"{workdir}: this run has already ended; nothing to train")
         elif progress.epoch >= 0:
             say(f"{workdir}: resumes after epoch {progress.epoch}, step {progress.step}")
 
@@ -90,7 +91,7 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
             say("  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
 
         def save(val_loss: float | None = None) -> None:
-            frames = int(train_source.lengths.sum())  # an epoch has fewer steps, however it is cut
+            frames = int(train_source.lengths.sum())  # no epoch has more steps, so checkpoint numbers grow
             checkpoints.save(progress.epoch * (frames + 1) + progress.step, state, progress, val_loss)
 
         def evaluate(loader: Loader, title: str) -> float:
@@ -141,17 +142,17 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
                 report(train_loss, val_loss, rate, speed)
                 if better and lead:
                     save_weights(nnx.merge(graph, state.params, state.fixed), workdir / BEST_WEIGHTS, notes)
-                # Last: what a checkpoint says was done has been done, and what it does not say is done again.
+                # Last, so that all that a checkpoint records is on disk; what it does not record is done again.
                 save(val_loss)
         except Preempted:
             done = "nothing"
             if progress.epoch >= 0:
                 save()
                 done = f"epoch {progress.epoch}, step {progress.step}"
-            say(f"stopped by SIGTERM, saved after {done}; the same command goes on from there")
+            say(f"stopped by SIGTERM, saved after {done}; the same command resumes from there")
             return progress
 
-        # The end.
+        # Write the result.
         if lead:
             run.write_result(workdir, progress, caveat(notes))
         if not math.isfinite(progress.best_loss):
@@ -166,11 +167,11 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
 def _mean_loss(
     objective: Objective, state: TrainState, loader: Loader, title: str, shown: bool, preemption: Preemption
 ) -> float:
-    """Returns the mean loss of a source, over its frames, clips or examples, in its own order.
+    """Returns the mean loss of a source over its frames, clips or examples, in the source's order.
 
     Raises:
-      UserError: it is not finite.
-      Preempted: it is time to stop.
+      UserError: the loss is not finite.
+      Preempted: SIGTERM was received.
     """
     epoch = loader.epoch(None)
     with LossMeter(title, epoch, objective.method.unit, shown=shown) as meter:
@@ -181,12 +182,12 @@ def _mean_loss(
         mean = meter.take() / epoch.items.sum()
     if not math.isfinite(mean):
         loader.source.check_finite()
-        raise UserError(f"the loss on {loader.source.path} is {mean}; the weights hold NaN or infinity")
+        raise UserError(f"{loader.source.path}: the loss is {mean}, because the weights hold NaN or infinity")
     return mean
 
 
 def _check_loss(progress: RunProgress, source: Source) -> None:
-    """Raises a UserError if the sum of the losses of an epoch is not finite."""
+    """Raises a UserError if the sum of the losses is not finite."""
     if not math.isfinite(progress.loss_sum):
         source.check_finite()
         raise UserError(

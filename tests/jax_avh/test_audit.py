@@ -1,4 +1,4 @@
-"""Audits of made-up shards: known leaks are found and measured right, what cannot be known is said."""
+"""Audits of synthetic shards: known leaks are found and measured correctly, and unknowns are reported as such."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ FRAME = 640  # samples
 
 
 def speech(seed, frames=50, silent=0):
-    """Noise whose first `silent` samples are zeros; the sample after them is the loudest."""
+    """Returns noise whose first `silent` samples are zeros; the sample after them is the loudest."""
     waveform = np.random.default_rng(seed).integers(-9000, 9000, frames * FRAME).astype(np.int16)
     waveform[:silent] = 0
     waveform[silent : silent + 1] = 9000
@@ -32,7 +32,7 @@ def speech(seed, frames=50, silent=0):
 
 
 def write_set(folder, sounds, metas=None, store=("waveform",), shard=0, **attributes):
-    """A shard of clips with these sounds; features are zeros."""
+    """Writes a shard of clips with these sounds and features of zeros."""
     metas = metas or [ClipMeta(f"c{shard}-{n}.mp4", label=n % 2) for n in range(len(sounds))]
     attributes = {"encoder": "test", "weights_sha256": "0", "width": WIDTH, "trimmed": False} | attributes
     zeros = [np.zeros((max(len(sound) // FRAME, 1), WIDTH), np.float32) for sound in sounds]
@@ -43,7 +43,7 @@ def write_set(folder, sounds, metas=None, store=("waveform",), shard=0, **attrib
 
 
 def leaky(count=12):
-    """Every second sound starts with 27 ms of silence."""
+    """Returns sounds, every second of which starts with 27 ms of silence."""
     return [speech(n, silent=432 * (n % 2)) for n in range(count)]
 
 
@@ -94,18 +94,16 @@ def test_a_leak_is_found_and_trimming_ends_it(tmp_path):
     assert silence.label["fake"].histogram == [0] * 5 + [6] + [0] * 15
     text = verdict(result)
     assert (
-        "test: labels can be told from leading silence alone: AUC 1.00, 95 % 1.00-1.00 "
+        "test: labels can be predicted from leading silence: AUC 1.00, 95 % 1.00-1.00 "
         "(fakes: median 27 ms, real clips: 0 ms)" in text
     )
-    assert any(t.startswith("test: labels cannot be told from the largest amplitude in the first 30 ms") for t in text)
-    assert (
-        "test: labels can be told from the largest amplitude in the first 10 ms, the most telling of 8: AUC 1.00"
-        in text
-    )
+    amplitude = "predicted from the largest amplitude in the first"
+    assert any(t.startswith(f"test: labels cannot be {amplitude} 30 ms") for t in text)
+    assert f"test: labels can be {amplitude} 10 ms, the best of 8: AUC 1.00" in text
     trimmed = [sound[frames_of_silence(first_sound(sound)) * FRAME :] for sound in leaky()]
     result = audit({"test": write_set(tmp_path / "trimmed", trimmed, trimmed=True)})
     assert result.sources["test"].leading_silence_ms.auc == 0.5
-    assert "test: labels cannot be told from leading silence (AUC 0.50, 95 % 0.50-0.50)" in verdict(result)
+    assert "test: labels cannot be predicted from leading silence (AUC 0.50, 95 % 0.50-0.50)" in verdict(result)
 
 
 def test_every_auc_is_that_of_scikit_learn(tmp_path):
@@ -161,7 +159,7 @@ def test_poor_sets_are_audited_and_drawn(tmp_path, sounds, labels):
     found = json.loads((tmp_path / "out" / "audit.json").read_text())["sources"]["s"]
     defined = set(labels) >= {0, 1}
     assert (found["leading_silence_ms"]["auc"] is not None) == defined
-    assert ("is not defined: that takes real clips and fakes" in text) != defined
+    assert ("is undefined without both real and fake clips" in text) != defined
     assert (tmp_path / "out" / "s_auc.png").exists() == defined
 
 
@@ -174,12 +172,12 @@ def test_what_extraction_noted_stands_in_for_waveforms(tmp_path):
     assert found.leading_silence_ms.label["real"].quartiles[1] == 0.5
     assert found.amplitude is found.by_threshold is found.by_moment is None
     text = "\n".join(verdict(result))
-    assert "leading silence is what extraction noted, of 10 of 11 clips" in text
-    assert "labels can be told from leading silence before trimming alone: AUC 1.00" in text
+    assert "leading silence is taken from extraction, which recorded it for 10 of 11 clips" in text
+    assert "labels can be predicted from leading silence before trimming: AUC 1.00" in text
     json.dumps(dataclasses.asdict(result), allow_nan=False)
     result = audit({"x": write_set(tmp_path / "unknown", leaky(5), store=())})
     assert result.sources["x"].leading_silence_ms is None
-    assert "leading silence is not known: its shards hold no waveform" in "\n".join(verdict(result))
+    assert "leading silence is unknown: its shards hold no waveform" in "\n".join(verdict(result))
 
 
 def test_length_tells_by_its_mirror_image_too(tmp_path):
@@ -187,7 +185,7 @@ def test_length_tells_by_its_mirror_image_too(tmp_path):
     result = audit({"x": write_set(tmp_path, sounds)})
     assert result.sources["x"].length_s.auc == 0.0
     told = (
-        "x: labels can be told from length alone: AUC 0.00, mirrored 1.00, 95 % 0.00-0.00 "
+        "x: labels can be predicted from length: AUC 0.00, mirrored 1.00, 95 % 0.00-0.00 "
         "(fakes: median 1.6 s, real clips: 4 s)"
     )
     assert told in verdict(result)
@@ -198,8 +196,8 @@ def test_a_threshold_that_tells_more_is_told(tmp_path):
     for sound in sounds[1::2]:
         sound[:500] = 40  # faint, but above the usual threshold
     text = "\n".join(verdict(audit({"x": write_set(tmp_path, sounds)})))
-    assert "x: labels cannot be told from leading silence (AUC 0.50, 95 % 0.50-0.50)" in text
-    assert "x: labels can be told from leading silence at threshold 0.00133, the most telling of 26: AUC 1.00" in text
+    assert "x: labels cannot be predicted from leading silence (AUC 0.50, 95 % 0.50-0.50)" in text
+    assert "x: labels can be predicted from leading silence at threshold 0.00133, the best of 26: AUC 1.00" in text
 
 
 def test_identities_come_from_the_path_where_they_are_not_told():
@@ -223,10 +221,10 @@ def test_what_splits_share_is_counted(tmp_path):
     sounds = {"train": (leaky(6), train), "test": (leaky(4), test), "other": (leaky(1), other)}
     result = audit({name: write_set(tmp_path / name, *rows) for name, rows in sounds.items()})
     text = verdict(result)
-    assert "2 of the 2 test identities are in train too" in text
-    assert "1 of the 4 test clips are in train too" in text
+    assert "2 of the 2 test identities are also in train" in text
+    assert "1 of the 4 test clips are also in train" in text
     assert "none of the 1 other clips are in test" in text
-    assert "other, train: whether they share identities is not known: other names none" in text
+    assert "other, train: shared identities unknown, because other names none" in text
     assert overlap("other", other, "train", train).identities.share is None
 
 
@@ -255,8 +253,8 @@ def test_the_command_writes_numbers_and_pictures(tmp_path, launch):
     features = f"--features={tmp_path}/train,{tmp_path}/test"
     status, text = launch("audit", features, f"--output={tmp_path}/out")
     assert status == 0, text
-    assert "test: labels can be told from leading silence alone: AUC 1.00" in text
-    assert "12 of the 12 test clips are in train too" in text
+    assert "test: labels can be predicted from leading silence: AUC 1.00" in text
+    assert "12 of the 12 test clips are also in train" in text
     names = {f"{source}_{kind}.png" for source in ("train", "test") for kind in ("start", "auc", "length")}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"audit.json", *names}
     for name in names:

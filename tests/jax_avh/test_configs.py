@@ -1,4 +1,4 @@
-"""Configurations: published settings, settings by flags in any form, and those of another run."""
+"""Configurations: published settings, settings by flags in any form, and settings of another run."""
 
 import dataclasses
 import importlib
@@ -15,7 +15,7 @@ from jax_avh.methods.avh_align import AVHAlignConfig
 from tests.conftest import TESTDATA
 from tests.jax_avh.data.test_batches import make_source
 
-# Settings in which the methods' papers differ from AVH-Align's.
+# Published settings of each method that differ from those of AVH-Align.
 PUBLISHED = {
     "avh_align": {},
     "avh_sup": {"optimizer.learning_rate": 1e-3, "optimizer.plateau_factor": 1.0, "train.epochs": 100},
@@ -84,7 +84,7 @@ def test_settings_of_other_methods_are_checked_and_have_no_effect():
         ({"seed": 1.5}, "seed=1.5: not a value of this setting"),
         ({"seed": True}, "seed=True: not a value of this setting"),
         ({"init": None}, "init=None: not a value of this setting"),
-        ({"data": 3}, "--config.data: there is no such setting"),
+        ({"data": 3}, "--config.data: no such setting"),
         ({"method.name": 3}, "method.name=3: must be avh_align or avh_sup"),
     ],
 )
@@ -126,10 +126,10 @@ def test_a_record_is_completed_by_defaults_not_by_what_is_wanted_now():
         ('"x"', "not a run's settings"),
         ("[" * 100_000, "not a run's settings"),
         ("\xff", "not a run's settings"),
-        ('{"epochs": 3}', "--config.epochs: there is no such setting"),
+        ('{"epochs": 3}', "--config.epochs: no such setting"),
         (
             '{"data": {"trian": "x"}}',
-            "--config.data.trian: there is no such setting; did you mean --config.data.train?",
+            "--config.data.trian: no such setting; did you mean --config.data.train?",
         ),
         ('{"train": {"epochs": "many"}}', "--config.train.epochs=many: not a value"),
         ('{"train": {"epochs": [1]}}', "not a value of this setting"),
@@ -146,7 +146,7 @@ def test_what_is_no_config_file_is_told(tmp_path, content, reason):
 
 
 def test_flags_are_taken_in_any_form_and_order(tmp_path, fork):
-    """What arrives is what is wrong with it: no run is needed."""
+    """Checks flags by the errors that they cause, so that no run is needed."""
     train = ["train", f"--workdir={tmp_path}/run", "--config.data.train=a"]
     (tmp_path / "f.flags").write_text("--config.method=mds\n--config.data.batch_examples=0\n")
     for flags, told in {

@@ -1,4 +1,4 @@
-"""A lone clip is scored as it is in its shards."""
+"""Detectors: a single clip gets the same scores as in its shards."""
 
 import numpy as np
 from flax import nnx

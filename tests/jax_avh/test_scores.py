@@ -1,4 +1,4 @@
-"""Poolings: every clip as if it were alone, whatever its length and the size of its scores."""
+"""Poolings: each clip is pooled independently, whatever its length and the size of its scores."""
 
 import hypothesis
 import numpy as np
@@ -24,7 +24,7 @@ scale_st = st.sampled_from([0.5, 1.0, 30.0, 1e4])
 
 
 def draw_frames(lengths, seed, scale):
-    """Scores with many ties, as float32."""
+    """Returns scores with many ties, as float32."""
     frame = np.random.default_rng(seed).standard_normal(sum(lengths)).round(1)
     return (scale * frame).astype(np.float32)
 

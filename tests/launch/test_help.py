@@ -64,7 +64,7 @@ def test_help_holds_the_comments_and_the_defaults_of_settings(fork):
         (["train", "--workdri=w"], "--workdri: unknown flag; did you mean --workdir?"),
         (["train", "--config.data.tarin=x"], "--config.data.tarin: unknown flag; did you mean --config.data.train?"),
         (["sweep", "--paralel=2", "--workdir=w"], "--paralel: unknown flag; did you mean --parallel?"),
-        (["sweep", "--config.sede=2", "--workdir=w"], "there is no such setting; did you mean --config.seed?"),
+        (["sweep", "--config.sede=2", "--workdir=w"], "no such setting; did you mean --config.seed?"),
         (["train", "--grain_nmu_threads=2"], "--grain_nmu_threads: unknown flag"),
         (["extract", "--medai=x"], "--medai: unknown flag; did you mean --media?"),
     ],

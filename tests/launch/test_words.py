@@ -126,11 +126,11 @@ def test_too_few_clips_have_no_interval(tmp_path, labels, few):
 @pytest.mark.parametrize(
     ("lengths", "labels", "told"),
     [
-        ([5, 9], [0, 1], "too few clips to say whether labels can be told from length \\(1 real, 1 fake\\)"),
+        ([5, 9], [0, 1], "too few clips to say whether labels can be predicted from length \\(1 real, 1 fake\\)"),
         ([5, 9, 7, 6, 8, 5, 9], [0, 1, 1, 1, 1, 1, 1], "too few clips to say .* \\(1 real, 6 fake\\)"),
         ([5, 7, 7, 5, 9, 6, 6, 9, 8, 8], [0, 1] * 5, "too few clips to say .*AUC 0.50, 95 %"),
-        ([5, 7] * 40, [0, 0, 1, 1] * 20, "labels cannot be told from length"),
-        ([5, 7] * 5, [0, 1] * 5, "labels can be told from length alone"),
+        ([5, 7] * 40, [0, 0, 1, 1] * 20, "labels cannot be predicted from length"),
+        ([5, 7] * 5, [0, 1] * 5, "labels can be predicted from length:"),
     ],
 )
 def test_an_audit_of_few_clips_does_not_judge(tmp_path, lengths, labels, told):
@@ -162,7 +162,7 @@ def test_a_run_says_where_it_stands(sources, capsys):
     assert "resumes" not in first
     train(settings(sources), run)
     again = capsys.readouterr().out
-    assert "this run has ended already; there is nothing to train" in again
+    assert "this run has already ended; nothing to train" in again
     assert again.splitlines()[-1] == first.splitlines()[-1]
     train(settings(sources, **{"train.epochs": "2"}), run)
     longer = capsys.readouterr().out

@@ -241,9 +241,9 @@ def test_a_network_is_made_only_of_what_its_file_holds(tmp_path, notes, arrays):
 @pytest.mark.parametrize(
     ("notes", "reason"),
     [
-        ({"method": "rawnet2", "samples": "9" * 12}, "rawnet2 needs to know of it .cuts of 999999999999 samples"),
-        ({"method": "mds", "image": "9" * 5000, "width_multiplier": "1"}, "mds needs to know of it"),
-        ({"method": "mds", "image": "96", "width_multiplier": "nan"}, "mds needs to know of it"),
+        ({"method": "rawnet2", "samples": "9" * 12}, "invalid notes for rawnet2 .cuts of 999999999999 samples"),
+        ({"method": "mds", "image": "9" * 5000, "width_multiplier": "1"}, "invalid notes for mds"),
+        ({"method": "mds", "image": "96", "width_multiplier": "nan"}, "invalid notes for mds"),
         ({"method": "avad", "windows": "50", "tau": "15", "boundary": "\x1b[2J", "sync_width": "8"}, r"\\x1b\[2J"),
         ({"method": "avad", "windows": "50", "tau": "15", "boundary": "mask", "sync_width": "0"}, "width 0"),
     ],

@@ -1,4 +1,4 @@
-"""Frame stream and batches: nothing lost, nothing twice, the same for any number of devices."""
+"""Frame stream and batches: no frame lost or repeated, and the same for any number of devices."""
 
 import hypothesis
 import numpy as np
@@ -17,7 +17,7 @@ WIDTH = 4
 
 
 def make_source(folder, lengths, per_shard=3, labels=None, name="c", **attributes):
-    """Clips whose features tell their own clip and frame: visual[t] = (clip, t, ...), audio = minus that."""
+    """Returns a source whose features hold their clip and frame: visual[t] = (clip, t, ...), audio = -visual."""
     clips = [ClipMeta(f"{name}{n}.mp4", label=0 if labels is None else labels[n]) for n in range(len(lengths))]
     fixed = {"encoder": "test", "weights_sha256": "0", "width": WIDTH, "trimmed": False, "settings": "{}"}
     attributes = fixed | attributes
@@ -67,7 +67,7 @@ def test_batches_hold_every_frame_once_in_order(tmp_path_factory, lengths, size,
         assert batch.visual.shape == (chunks, per_chunk, WIDTH)
         assert batch.audio.shape == (chunks, per_chunk + 2 * tau, WIDTH)
         assert batch.clip.shape == (chunks, per_chunk + 2 * tau)
-        # The middle of the audio is the visual frames' own.
+        # The middle of the audio belongs to the visual frames.
         own = batch.audio[:, tau : tau + per_chunk]
         np.testing.assert_array_equal(own, -batch.visual)
     counted = np.concatenate([batch.visual[batch.weight > 0] for batch in batches])

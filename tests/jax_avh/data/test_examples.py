@@ -1,4 +1,4 @@
-"""Methods on cuts, chunks and sequences, with small networks: batches, training, devices, scores, complaints."""
+"""Methods on cuts, chunks and sequences, with small networks: batches, training, devices, scores, errors."""
 
 import dataclasses
 import itertools
@@ -34,13 +34,13 @@ from tests.small import use_small_networks
 
 CORPUS = Corpus(8, 4, 6, fakes=True, kinds=("local",), frames=(20, 60), width=8)
 NAMES = ("rawnet2", "mds", "avad")
-EPOCHS = {"rawnet2": 3, "mds": 3, "avad": 5}  # until a run has learnt something, at these rates
+EPOCHS = {"rawnet2": 3, "mds": 3, "avad": 5}  # enough for the loss to fall, at these rates
 RATES = {"rawnet2": "1e-2", "mds": "1e-2", "avad": "3e-3"}
-LOOKS = {"rawnet2": 7, "mds": 9, "avad": 5}  # for a wish to stop, of which the last lies within an epoch
+LOOKS = {"rawnet2": 7, "mds": 9, "avad": 5}  # checks for SIGTERM, the last of them within an epoch
 
 
 class Numbers(Examples):
-    """Examples that tell their own number."""
+    """Examples whose inputs hold their own number."""
 
     def read(self, example):
         return {"number": np.array([example, -example])}
@@ -70,7 +70,7 @@ def test_batches_hold_every_example_once_whatever_the_chunks(tmp_path_factory, c
 
 @pytest.fixture(scope="module")
 def small():
-    """The same methods with small networks."""
+    """Replaces the methods' networks by small ones."""
     with pytest.MonkeyPatch.context() as patch:
         use_small_networks(patch)
         yield
@@ -78,7 +78,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory, small) -> Path:
-    """Simulated shards, and an alignment network trained on them."""
+    """Creates simulated shards, and an alignment network trained on them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulation, "CORPORA", {"av_deepfake1m": CORPUS})
         root = tmp_path_factory.mktemp("corpus")
@@ -98,7 +98,7 @@ def run_config(root: Path, method: str, settings=None):
 
 @pytest.fixture(scope="module")
 def runs(corpus, tmp_path_factory):
-    """A function: the workdir of a method's unbroken run."""
+    """Returns a function that returns the workdir of a method's uninterrupted run."""
     done = {}
 
     def run(method: str) -> Path:
@@ -118,7 +118,7 @@ def test_a_run_learns(corpus, runs, method):
 
 @pytest.mark.parametrize("method", NAMES)
 def test_a_run_stopped_within_an_epoch_ends_bit_for_bit_the_same(corpus, runs, tmp_path, monkeypatch, method):
-    """Statistics, dropout and order of the examples included."""
+    """Also compares statistics, dropout and the order of the examples."""
     looks = itertools.count(1)
     stop = len(open_source(corpus / "val").clips) // 2 + LOOKS[method]
     with monkeypatch.context() as patch:
@@ -140,7 +140,7 @@ def test_one_device_gives_the_losses_and_scores_of_two(corpus, runs, tmp_path, m
     score_shards(corpus / "test", tmp_path / "two.h5", weights=runs(method))
     for module in ("training.train", "data.passes"):
         monkeypatch.setattr(sys.modules[f"jax_avh.{module}"], "make_mesh", one_device)
-    # Rounding moves MDS's first embeddings, some hundred long, and Adam then goes its own way: see the slow test below.
+    # Rounding moves MDS's first embeddings, of norm 100 or so, and Adam then diverges: see the slow test below.
     epochs = 0 if method == "mds" else EPOCHS[method]
     train(run_config(corpus, method, {"train.epochs": str(epochs)}), tmp_path / "run")
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(runs(method))[: epochs + 1], rtol=1e-5)
@@ -153,8 +153,8 @@ def test_one_device_gives_the_losses_and_scores_of_two(corpus, runs, tmp_path, m
 @pytest.mark.slow
 @pytest.mark.parametrize("method", NAMES)
 def test_four_devices_give_the_losses_of_one(corpus, tmp_path, method, monkeypatch):
-    """The networks as they are, in double precision, by the command."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # they compute for longer than they compile
+    """Runs the command with the real networks, in double precision."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # computing takes longer than compiling
     monkeypatch.setenv("XLA_FLAGS", "")
     settings = {"data.train": corpus / "train", "data.val": corpus / "val", "train.epochs": 1, "method.name": method}
     settings |= {"method.image": 32, "method.samples": 8000, "data.batch_examples": 4, "method.windows": 30}
@@ -204,7 +204,7 @@ def test_sliding_scores_every_frame_and_short_clips_alike(corpus, runs, tmp_path
 
 
 def write_clips(folder, lengths, store, sound=None):
-    """Clips of noise, labels in turn; without sound or pictures where `store` does not name them."""
+    """Writes clips of noise with alternating labels; `store` names the contents besides features."""
     rng, stored = np.random.default_rng(0), []
     for n, frames in enumerate(lengths):
         features = ClipFeatures(*rng.standard_normal((2, frames, 8)).astype(np.float32))
@@ -220,7 +220,7 @@ def write_clips(folder, lengths, store, sound=None):
 
 @pytest.mark.parametrize("method", [*NAMES, "avad_sliding"])
 def test_short_clips_and_silent_ones_have_scores(runs, tmp_path, method):
-    """One frame, less than a chunk, one chunk and a half; then digital silence."""
+    """Scores clips of one frame, less than a chunk, and one and a half chunks; then digital silence."""
     for name, sound in (("noise", None), ("silence", 0)):
         shards = write_clips(tmp_path / name, [1, 2, 24, 37], ("waveform", "crops"), sound)
         weights = runs(METHODS[method].name.removesuffix("_sliding"))
@@ -263,10 +263,10 @@ def test_shards_without_what_is_read_are_refused(runs, tmp_path, method, store, 
 @pytest.mark.parametrize(
     ("method", "settings", "reason"),
     [
-        ("rawnet2", {"data.batch_examples": "3"}, "no multiple of the 2 devices"),
-        ("rawnet2", {"data.batch_examples": "10"}, "gives 8 examples, fewer than one batch"),
+        ("rawnet2", {"data.batch_examples": "3"}, "not a multiple of the 2 devices"),
+        ("rawnet2", {"data.batch_examples": "10"}, "has 8 examples, fewer than one batch"),
         ("rawnet2", {"data.placement": "device"}, "reads its examples ahead; use auto"),
-        ("rawnet2", {"init": "sync"}, "trained as avh_align; they do not start rawnet2"),
+        ("rawnet2", {"init": "sync"}, "trained as avh_align; give weights of rawnet2"),
         ("avad", {"method.sync_weights": "nowhere.safetensors"}, "no such file of weights"),
         ("avad", {"method.sync_weights": "rawnet2"}, "weights of rawnet2; --config.method.sync_weights needs"),
         ("avad", {"method.sync_weights": "wide"}, "takes features of width 16, but"),
@@ -286,7 +286,7 @@ def test_what_cannot_be_trained_is_told(corpus, runs, tmp_path, method, settings
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"method": "avad"}, "sync_weights is missing: a trained avh_align"),
+        ({"method": "avad"}, "sync_weights is missing; give a trained avh_align"),
         ({"method": "mds", "method.image": "100"}, "image=100: must be a multiple of 32"),
         ({"method": "mds", "method.width_multiplier": "2"}, "width_multiplier=2.0: must be above 0 and at most 1"),
         ({"method": "avad", "method.sync_weights": "x", "method.windows": "1"}, "windows=1: must be at least 2"),

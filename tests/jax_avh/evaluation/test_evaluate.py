@@ -183,9 +183,9 @@ def replaced(name, value):
         (lambda f: f.attrs.update(dataset="a\nb"), "its attribute dataset holds control"),
         (lambda f: f.attrs.update(weights="a\x07.pt"), "its attribute weights holds control"),
         (lambda f: f.attrs.update(weights_sha256=["random", "0"]), "not one number or one text"),
-        (lambda f: f.attrs.update(pooling="median"), "its pooling 'median' is none of logsumexp"),
-        (lambda f: f.attrs.update(threshold=np.nan), "its threshold nan is no finite number"),
-        (lambda f: f.attrs.update(threshold="high"), "its threshold 'high' is no finite number"),
+        (lambda f: f.attrs.update(pooling="median"), "its pooling 'median' is not one of logsumexp"),
+        (lambda f: f.attrs.update(threshold=np.nan), "its threshold nan is not a finite number"),
+        (lambda f: f.attrs.update(threshold="high"), "its threshold 'high' is not a finite number"),
         (replaced("clips/category", h5py.ExternalLink("other.h5", "x")), "a link into another file"),
     ],
 )

@@ -1,4 +1,4 @@
-"""AVAD: its decoder against the official program's outputs, its scores by two ways, clips of any length."""
+"""AVAD: its decoder against the official program's outputs, its scores computed in two ways, clips of any length."""
 
 import hypothesis
 import jax
@@ -45,13 +45,13 @@ def network():
 
 @pytest.fixture(scope="module")
 def outputs(network):
-    """A function: the decoder's logits of scores [B, 50, W], compiled once; with a key, with dropout."""
+    """Returns the decoder as a compiled function of scores [B, 50, W]; with a key, it applies dropout."""
     forward = nnx.jit(lambda network, scores, key: network(scores, key))
     return lambda scores, key=None: forward(network, jnp.asarray(scores[:, :-1]), key)
 
 
 def case_input(official, case, name="raw"):
-    """Scores [2, 50, W] of a recorded case, zeros behind the end of its clips."""
+    """Returns the scores [2, 50, W] of a recorded case, with zeros after the end of its clips."""
     scores = official["in_prob" if case == "prob" else f"in_{name}"].copy()
     scores[:, LENGTHS[case] :] = 0
     return scores
@@ -76,7 +76,7 @@ def test_parameters_are_the_official_ones(shared, official, network):
 def test_predictions_and_scores_are_the_official_ones(official, outputs, case):
     length, scores = LENGTHS[case], case_input(official, case)
     logits = outputs(scores)
-    seen = official[f"{case}_mask"] == 0  # steps that start from a window of the clip: one more than are scored
+    seen = official[f"{case}_mask"] == 0  # steps that start from a window of the clip: one more than the scored ones
     lengths = jnp.array([length, length])
     assert (valid_steps(lengths + 1, WINDOWS) == seen).all()
     assert_near(logits[seen], official[f"{case}_logits"][seen], 1e-4)
@@ -104,7 +104,7 @@ def test_every_layer_is_the_official_one(official, network, case):
 
 
 def test_the_official_score_is_that_of_the_first_fifty_windows(official, outputs):
-    """Of 70 windows, too: ours are the same there, and go on."""
+    """Checks clips of 70 windows, of which the official program scores only the first 50."""
     longer = np.concatenate([official["in_raw"], official["in_raw"][:, :20]], axis=1)
     for clip, official_score, of_first in zip(longer, official["raw_n70_score"], official["raw_kl"], strict=True):
         sequences = cut(clip, WINDOWS)
@@ -118,7 +118,7 @@ def test_the_official_score_is_that_of_the_first_fifty_windows(official, outputs
 
 @pytest.mark.parametrize("case", ["raw", "raw_n30"])
 def test_the_activations_branch_is_the_same_network(official, outputs, case):
-    """The released program may add the squared distance to the next window's activations; its default is not to."""
+    """Checks the branch of the released program's optional loss, the squared distance to the next activations."""
     length = LENGTHS[case]
     unit = np.asarray(normalise(jnp.asarray(case_input(official, case, "feat"))))
     logits = np.asarray(outputs(unit))
@@ -135,7 +135,7 @@ def test_the_activations_branch_is_the_same_network(official, outputs, case):
 
 @pytest.mark.parametrize("changed", [1, 17, 48])
 def test_no_window_reaches_a_step_before_it(official, outputs, changed):
-    """So whatever stands behind a clip's end changes nothing that is scored."""
+    """Shows that padding after the end of a clip cannot change its scores."""
     scores = official["in_raw"].copy()
     before = outputs(scores)
     scores[:, changed:] = 1e3
@@ -161,7 +161,7 @@ def test_dropout_needs_a_key_and_obeys_it(official, outputs):
 
 
 def test_dropout_is_where_the_official_program_has_it(official, network, monkeypatch):
-    """In each block: on the attention's weights, after the norm, after the ReLU, after the norm again."""
+    """Checks each block: on the attention's weights, after the norm, after the ReLU, after the second norm."""
     calls = []
     monkeypatch.setattr(avad, "dropout", lambda inputs, rate, key: calls.append((inputs, rate, key)) or inputs)
     network(jnp.asarray(official["in_raw"][:, :-1]), jax.random.key(0))
@@ -177,7 +177,7 @@ def test_dropout_is_where_the_official_program_has_it(official, network, monkeyp
 
 
 def test_training_moves_every_parameter(official, network):
-    """Each gets a finite gradient from the steps that count; steps that don't give none."""
+    """Checks that each gets a finite gradient from the steps that count, and none from the others."""
     scores, valid = jnp.asarray(official["in_raw"]), valid_steps(jnp.array([30, 1]), WINDOWS)
 
     def loss(network, key):

@@ -1,4 +1,4 @@
-"""MDS: parity with the official program in every stored array; cepstra, frames, convolutions, losses by themselves."""
+"""MDS: parity with the official program in every stored array; cepstra, frames, convolutions and losses."""
 
 import functools
 import re
@@ -31,7 +31,7 @@ ELSEWHERE = ("video_input", "audio_input", "loss_", "grad", "trainbn", "mfcc")  
 
 
 class Case(NamedTuple):
-    """A rule-filled network in parts, its inputs, and what the official program made of them."""
+    """Split network with rule-made parameters, its inputs, and the official program's outputs for them."""
 
     graph: nnx.GraphDef
     params: nnx.State
@@ -59,12 +59,12 @@ def case(request, shared):
     return Case(*nnx.split(network, nnx.Param, ...), frames, jnp.asarray(audio), stored)
 
 
-# Gradients and training are stored of the official size alone.
+# Gradients and training are only stored for the official size.
 of_official_size = pytest.mark.parametrize("case", [pytest.param("mds", marks=pytest.mark.slow)], indirect=True)
 
 
 def every_stage(network, frames, cepstra):
-    """What the stages give one after the other, official axes (channels second), and what the network does at once."""
+    """Returns the outputs of every stage and of the whole network, with official axes (channels second)."""
     lip, stages = network.netcnnlip, {}
     hidden = lip.stem(frames, True)
     stages["v_stem"] = nnx.relu(hidden)
@@ -116,7 +116,7 @@ def test_losses_equal_the_official_ones(case, stages):
     assert len(compared) == 8
     for name in compared:
         margin, real = re.fullmatch(r"loss_margin(.*)_labels_(.*)", name).groups()
-        label = jnp.asarray([1 - int(y) for y in real])  # officially 1 is real
+        label = jnp.asarray([1 - int(y) for y in real])  # the official program uses 1 for real
         ours = losses(*map(jnp.asarray, outputs), label, jnp.ones(2), float(margin))
         np.testing.assert_allclose([*ours, sum(ours)], case.stored[name], rtol=1e-5, err_msg=name)
 
@@ -146,7 +146,7 @@ def test_gradients_equal_the_official_ones(case):
         for stored in (name for name in case.stored if name.startswith(f"grad_margin{margin}__")):
             wanted = case.stored[stored]
             difference = np.abs(ours[stored.partition("__")[2]] - wanted).max()
-            # The official first layer's, in float32, is itself 2e-3 from float64's: many norms lie in between.
+            # The official gradient of the first layer, in float32, is itself 2e-3 from float64, because of many norms.
             tolerance = 1e-2 if "conv1" in stored else 1e-4
             assert difference <= tolerance * np.abs(wanted).max(), stored
 
@@ -168,7 +168,7 @@ def test_training_mode_equals_the_official_one(case):
 
 
 def compare_statistics(stored, network, count):
-    """Running statistics after a training step: all that are stored."""
+    """Compares all stored running statistics after a training step."""
     named = named_arrays(network)
     compared = {name: name.partition("__")[2] for name in stored if name.startswith("trainbn_after__")}
     assert len(compared) == count
@@ -177,7 +177,7 @@ def compare_statistics(stored, network, count):
 
 
 def test_audio_stream_in_training_equals_the_official_one(case, shared):
-    """It is the same at all sizes of frames, so the stored training of one size serves for all."""
+    """Compares the audio stream, which does not depend on the size of frames, with the one stored training."""
     stored = dict(np.load(shared("methods/mds.npz")))
 
     @jax.jit
@@ -244,7 +244,7 @@ def test_weights_of_no_network_are_told(tmp_path, name, value):
     network = rule_filled(32, width_multiplier=1 / 64)
     setattr(network, name, value)
     save_weights(network, tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match=r"w\.safetensors: does not say what mds needs to know of it"):
+    with pytest.raises(UserError, match=r"w\.safetensors: missing or invalid notes for mds"):
         METHODS["mds"].load_model(tmp_path / "w.safetensors")
 
 
@@ -277,7 +277,7 @@ def test_dropout_needs_a_key(case):
 
 
 def reference(sound):
-    """python_speech_features with the official settings, in float64."""
+    """Computes cepstra by python_speech_features with the official settings, in float64."""
     return python_speech_features.mfcc(sound, 16000, nfft=2048).T
 
 
@@ -312,7 +312,7 @@ clicks = arrays(np.int16, 16000, elements=st.integers(-32768, 32767))
 @hypothesis.given(tones, clicks, st.integers(0, 1000), st.integers(0, 16000))
 @hypothesis.settings(max_examples=30)
 def test_cepstra_of_any_sound_equal_the_references(tones, clicks, noise, silent):
-    """Tones, clicks and noise after a silence: pure loud tones, whose overtones are rounding, are the hardest."""
+    """Compares tones, clicks and noise after silence; loud pure tones, whose overtones are rounding, are hardest."""
     seconds = np.arange(16000) / 16000
     sound = clicks + np.random.default_rng(noise).uniform(-noise, noise, 16000)
     for frequency, amplitude, decay in tones:

@@ -1,4 +1,4 @@
-"""Every method against the official programs' outputs, and by two ways to compute it."""
+"""Methods on frames and clips, against the official programs' outputs and a second computation."""
 
 import dataclasses
 import itertools
@@ -42,7 +42,7 @@ KINDS = [(head, modality) for head in NETWORKS for modality in MODALITY_FEATURES
 
 
 def write_shard(folder, clips, waveforms=None, **attributes):
-    """A shard of clips: (path, label, visual, audio)."""
+    """Writes a shard of clips: (path, label, visual, audio)."""
     fixed = {"encoder": "test", "weights_sha256": "0", "width": clips[0][2].shape[1], "trimmed": False}
     writer = ShardWriter(folder, "float32", fixed | attributes, () if waveforms is None else ("waveform",))
     waveforms = waveforms or [None] * len(clips)
@@ -64,7 +64,7 @@ def supervised(shared):
 
 @pytest.fixture(scope="module")
 def supervised_shards(tmp_path_factory):
-    """The recorded runs' clips in their order, once and twice."""
+    """Writes the recorded runs' clips in their order, once and twice."""
     clips = [(path, fake, *rules.feature_clip(path, frames, fake)) for path, frames, fake in rules.CLIPS["test"]]
     folder = tmp_path_factory.mktemp("supervised")
     twice = clips + [(f"again/{path}", *rest) for path, *rest in clips]
@@ -73,7 +73,7 @@ def supervised_shards(tmp_path_factory):
 
 @pytest.mark.parametrize(("head", "modality"), KINDS)
 def test_one_clip_a_step_is_the_official_training(supervised, supervised_shards, tmp_path, head, modality):
-    """Scores before, the loss of each step, and scores after."""
+    """Compares the scores before, the loss of each step, and the scores after."""
     record = supervised[f"{head}/{modality}"]
     network = write_rule_network(tmp_path / "w.safetensors", record["keys"], modality)
     once, twice = supervised_shards
@@ -95,7 +95,7 @@ def test_one_clip_a_step_is_the_official_training(supervised, supervised_shards,
 
 
 def start(config, network, mesh):
-    """What a run's steps start from."""
+    """Returns the initial state of a run's steps."""
     method, optimizer = METHODS[config.method.name], make_optimizer(config.optimizer)
     graph, state = init_state(network, method.trained, optimizer)
     objective = Objective(method, graph, mesh, config.model.boundary, config.seed)
@@ -112,7 +112,7 @@ def write_rule_network(path, keys, modality):
 @hypothesis.given(lengths_st, st.integers(0, 99), st.sampled_from([1, 30, 300]))
 @hypothesis.settings(max_examples=30)
 def test_packed_cross_entropy_is_that_of_each_clip(lengths, seed, scale):
-    """With frames around that do not count, of other clips or of none."""
+    """Adds frames around that do not count, from other clips or none."""
     rng, frames = np.random.default_rng(seed), sum(lengths)
     logits = (scale * rng.standard_normal(80)).astype(np.float32)
     counted = np.arange(2, 2 + frames)
@@ -151,7 +151,7 @@ def test_batches_of_whole_clips_hold_each_clip_once(tmp_path_factory, lengths, f
 
 @pytest.fixture(scope="module")
 def separable(tmp_path_factory):
-    """Shards of clips whose fakes show it in their audio, and a run's configuration."""
+    """Writes shards whose fakes are recognisable by their audio, and returns a run's configuration."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("separable")
     for split in ("train", "val"):
         clips = []
@@ -167,7 +167,7 @@ def separable(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unbroken(separable, tmp_path_factory):
-    """The losses of a streamed run on one device that nothing stops."""
+    """Returns the losses of an uninterrupted streamed run on one device."""
     workdir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["jax_avh.training.train"], "make_mesh", lambda: mesh_of(1))
@@ -204,7 +204,7 @@ def test_a_supervised_run_learns_what_its_labels_show(separable, unbroken, tmp_p
 
 
 def test_epochs_of_packed_clips_on_the_devices_share_their_programs(separable):
-    """Each order of the clips makes other batches; none may need another program."""
+    """Checks that no order of the clips, each of which has different batches, compiles a new program."""
     source, mesh = open_source(separable.data.train).labelled(REAL, FAKE), make_mesh()
     loader = hold_frames(source, mesh, 40, 0, loop_steps=3, whole_clips=True)
     network = NETWORKS["linear"](source.width, rngs=nnx.Rngs(0))
@@ -220,12 +220,12 @@ def test_epochs_of_packed_clips_on_the_devices_share_their_programs(separable):
     assert train_steps._cache_size() <= before + 2  # of three steps, and of one
 
 
-# --- methods that need no training -----------------------------------------------------------------------------------
+# --- methods without training ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def similarity_cases(shared, tmp_path_factory):
-    """The recorded cases as a shard; where lengths differ, cut to fit as each official program does it."""
+    """Writes the recorded cases as a shard; where lengths differ, they are cut as in each official program."""
     record = json.loads(shared("methods/scores.json").read_text())["cases"]
     folder = tmp_path_factory.mktemp("cases")
     made = {name: similarity_clip(name) for name in record}
@@ -265,7 +265,7 @@ def test_scores_without_training_equal_the_official_programs(similarity_cases, t
 
 @pytest.mark.parametrize("batch_frames", [7, 64, 8192])
 def test_speech_forensics_hears_the_first_50_seconds(tmp_path, batch_frames):
-    """As if each clip were cut there: by the definition, clip by clip, whatever the batches."""
+    """Compares with the definition on clips cut there, clip by clip and for any batches."""
     rng, tau = np.random.default_rng(0), untrained.TAU
     lengths = [1300, 5, 1250, 1251, 17] if batch_frames > 7 else [5, 17, 3]
     clips = [(f"{n}.mp4", 0, *rng.standard_normal((2, n, 8)).astype(np.float32)) for n in lengths]
@@ -297,7 +297,7 @@ def test_length_and_silence_are_scores_of_clips(tmp_path):
         assert open_scores(tmp_path / f"{method}.h5").frame is None
 
 
-# --- which method is meant -------------------------------------------------------------------------------------------
+# --- choice of the method --------------------------------------------------------------------------------------------
 
 
 def test_methods_that_do_not_go_with_shards_or_weights(tmp_path):
@@ -342,10 +342,10 @@ def test_initial_weights_of_another_kind_are_refused(tmp_path):
     make_source(tmp_path / "s", [5, 5], labels=[0, 1])
     save_weights(NETWORKS["linear"](4, rngs=nnx.Rngs(0)), tmp_path / "w.safetensors")
     settings = {"method": "avh_sup", "data.train": f"{tmp_path}/s", "data.val": f"{tmp_path}/s"}
-    with pytest.raises(UserError, match="weights of another kind than asked for"):
+    with pytest.raises(UserError, match=r"weights of a network with .*, but the settings ask for"):
         train(make_config(settings | {"init": f"{tmp_path}/w.safetensors"}), tmp_path / "run")
     save_weights(NETWORKS["mlp"](4, rngs=nnx.Rngs(0)), tmp_path / "w.safetensors", {"method": "avh_align"})
-    with pytest.raises(UserError, match="trained as avh_align; they do not start avh_sup"):
+    with pytest.raises(UserError, match="trained as avh_align; give weights of avh_sup"):
         train(make_config(settings | {"init": f"{tmp_path}/w.safetensors"}), tmp_path / "run")
     make_source(tmp_path / "real", [5, 5])
     with pytest.raises(UserError, match="none of its 2 clips is labelled fake"):

@@ -1,4 +1,4 @@
-"""Adding a method takes its own file, its file of settings, and a line of the registry; the commands do the rest."""
+"""Adding a method takes its module, its settings file and a line in the registry; all commands then work with it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""RawNet2: every number of the official program, its filters and recurrent layers by two ways, cuts of any length."""
+"""RawNet2: parity with the official program; filters and recurrent layers in two ways; cuts of any length."""
 
 import functools
 import re
@@ -40,7 +40,7 @@ def everything(network, sound, training=False):
 
 
 def as_recorded(found, key):
-    """What is stored under a key, of [B, T, C] arrays: at every so manieth step, or their mean over time."""
+    """Returns what is stored of [B, T, C] arrays under a key: every n-th step, or the mean over time."""
     name, _, every = key.partition("__t")
     if name.endswith("_timemean"):
         return found[name.replace("timemean", "out")].mean(axis=1)
@@ -62,7 +62,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def small():
-    """A narrow one, as it starts."""
+    """Returns a narrow, randomly initialised network."""
     return nnx.jit(lambda: RawNet2(nnx.Rngs(0), **SMALL))()
 
 
@@ -75,7 +75,7 @@ def noise(official):
 
 @pytest.fixture(scope="module")
 def tones(official):
-    """A sweep, and a square wave that comes and goes: far apart, where noise is alike."""
+    """Returns a sweep and an intermittent square wave, which differ more than two noises do."""
     time = np.arange(SAMPLES) / 16000
     sweep = 0.5 * np.sin(2 * np.pi * (200 * time + 800 * time**2))
     square = np.where(time % 0.5 < 0.25, 0.8 * np.sign(np.sin(2 * np.pi * 110 * time)), 0)
@@ -100,7 +100,7 @@ def test_arrays_are_the_official_ones(shared, network):
 def test_filters_equal_the_official_ones(official, noise):
     bank = sinc_bank()
     assert_near(band_edges(), official["mel_edges_hz"], 1e-9)
-    assert_near(bank, official["sinc_filters"], 2e-7)  # which are made in float32
+    assert_near(bank, official["sinc_filters"], 2e-7)  # the official ones are computed in float32
     assert_near(bank.astype(np.float32), official["sinc_filters_f64"], 0)
     filtered = jax.jit(lambda sound: fft_correlate(sound, bank))
     for sound, wanted in zip(noise, official["sinc_out__t64"], strict=True):
@@ -206,7 +206,7 @@ def test_cuts_are_the_official_ones(official, length):
     np.testing.assert_array_equal(found[::997], official[f"pad_{length}_idx__s997"])
 
 
-# --- two ways to compute a thing -------------------------------------------------------------------------------------
+# --- second computations ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [1025, 8192, 8193, 20001])
@@ -228,7 +228,7 @@ def test_cuts_one_by_one_and_all_at_once_are_heard_alike(monkeypatch):
 
 
 def test_recurrent_layers_equal_pytorchs():
-    """In float64, outputs and gradients."""
+    """Compares outputs and gradients in float64."""
     inputs, cotangent = draw(0, (3, 9, 5)), draw(1, (3, 9, 7))
     reference = torch.nn.GRU(5, 7, 3, batch_first=True, dtype=torch.float64)
     inputs_there = torch.tensor(inputs, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Many devices and many processes: the same batches, the same losses, one end, checkpoints that fit everywhere."""
+"""Many devices and processes: same batches and losses, a common end, and checkpoints that fit any topology."""
 
 import signal
 import time
@@ -25,7 +25,7 @@ TOPOLOGIES = [  # processes, devices of each, placement, float64
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """A short run, at the official learning rate."""
+    """Returns the settings of a short run at the official learning rate."""
     folder = tmp_path_factory.mktemp("data")
     data = {f"data.{split}": make_source(folder / split, LENGTHS).path for split in ("train", "val")}
     return {**data, "data.batch_frames": 25, "train.epochs": 2}
@@ -33,7 +33,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_one_device(settings, tmp_path_factory):
-    """Losses of one process on one device, by whether in float64."""
+    """Returns the losses of one process on one device, in float32 and in float64."""
     found = {}
     for x64 in (False, True):
         workdir = tmp_path_factory.mktemp("one") / "run"
@@ -55,7 +55,7 @@ def test_any_devices_and_processes_give_one_curve(
 
 
 def test_three_processes_over_unequal_shards_end_together(tmp_path):
-    """Shards of 3, 3 and 1 clips, a batch that three devices cannot share equally, a last one of a single frame."""
+    """Trains on shards of 3, 3 and 1 clips in batches of 7 frames on 3 devices; the last batch is a single frame."""
     run = {"data.batch_frames": 7, "train.epochs": 1, "optimizer.learning_rate": 1e-3}
     for split in ("train", "val"):
         run[f"data.{split}"] = make_source(tmp_path / split, [9, 1, 2, 20, 3, 7, 1]).path
@@ -64,11 +64,11 @@ def test_three_processes_over_unequal_shards_end_together(tmp_path):
     for line, wanted in zip(losses(tmp_path / "three"), losses(tmp_path / "one"), strict=True):
         assert line == pytest.approx(wanted, abs=1e-9)
     assert (tmp_path / "one.0.log").read_text().count("epoch 1  train_loss") == 1
-    assert all("train_loss" not in (tmp_path / f"three.{k}.log").read_text() for k in (1, 2))  # the first alone speaks
+    assert all("train_loss" not in (tmp_path / f"three.{k}.log").read_text() for k in (1, 2))  # only the first prints
 
 
 def test_a_run_of_many_stopped_by_sigterm_goes_on_elsewhere(tmp_path, settings, on_one_device):
-    """One of two processes is told to stop: both save, end well, and one process on other devices goes on."""
+    """Sends SIGTERM to one of two processes: both save and exit cleanly, and one process on other devices resumes."""
     run = settings | {"train.epochs": 200}
     started = start_training(tmp_path / "run", 2, 1, x64=True, **run)
     wait_for_epoch(tmp_path / "run", 1)
@@ -82,14 +82,14 @@ def test_a_run_of_many_stopped_by_sigterm_goes_on_elsewhere(tmp_path, settings, 
     assert len(found) == run["train.epochs"] + 1
     for line, wanted in zip(found, on_one_device[True], strict=False):
         assert line == pytest.approx(wanted, abs=1e-9)
-    if ended > 2:  # what followed the stop, against a run that never stopped
+    if ended > 2:  # the resumed part, against an uninterrupted run
         finish(start_training(tmp_path / "whole", x64=True, **run), tmp_path / "whole")
         for line, wanted in zip(found, losses(tmp_path / "whole"), strict=True):
             assert line == pytest.approx(wanted, abs=1e-9)
 
 
 def wait_for_epoch(workdir, epoch: int) -> None:
-    """Waits until so many epochs have been logged."""
+    """Waits until epoch `epoch` has been logged."""
     for _ in range(600):
         if len(curve(workdir)) > epoch:
             return

@@ -1,4 +1,4 @@
-"""Optimisers and learning rates: PyTorch's own numbers, gradients that are clipped, rates of a cosine, checkpoints."""
+"""Optimisers and learning rates: parity with PyTorch, gradient clipping, the cosine schedule, checkpoints."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ TORCH = {
 
 
 def trajectory(config: OptimizerConfig) -> np.ndarray:
-    """Parameters after each of some steps down a bowl, from gradients of very different sizes."""
+    """Returns the parameters after each of several steps in a quadratic bowl with gradients of very different sizes."""
     optimizer = make_optimizer(config)
     parameters = jnp.asarray([1.0, -2.0, 3.0], jnp.float32)
     state, found = optimizer.init(parameters), []
@@ -57,7 +57,7 @@ def test_steps_are_pytorchs(name):
 
 
 def test_adam_corrects_its_bias_exactly():
-    """The first step's length is the learning rate but for epsilon; optax's own is 1e-5 off at the second."""
+    """Checks that steps have the length of the learning rate up to epsilon; optax's Adam is 1e-5 off at the second."""
     gradient = jnp.asarray([1.0], jnp.float32)
     optimizer = make_optimizer(OptimizerConfig())
     state = optimizer.init(gradient)
@@ -83,7 +83,7 @@ def test_a_gradient_is_scaled_down_to_its_largest_norm(name):
 
 
 def test_equal_settings_give_one_optimiser():
-    """So that runs share their compiled programs."""
+    """Checks the cache by which runs share their compiled programs."""
     assert make_optimizer(OptimizerConfig()) == make_optimizer(OptimizerConfig(learning_rate=1.0))
 
 
@@ -120,7 +120,7 @@ def run_config(tmp_path, epochs=2, **optimizer) -> Config:
         if not (tmp_path / split).exists():
             make_source(tmp_path / split, [5, 9, 7, 11])
     config = Config(
-        AVHAlignConfig(head="linear"),  # compiles at once
+        AVHAlignConfig(head="linear"),  # compiles quickly
         data=DataConfig(str(tmp_path / "train"), str(tmp_path / "val"), batch_frames=8),
         optimizer=OptimizerConfig(1e-3, **optimizer),
     )

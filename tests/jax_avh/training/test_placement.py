@@ -1,4 +1,4 @@
-"""Features streamed, in host memory, or on the devices: the same batches, the same losses; which of them and why."""
+"""Placement of features, streamed, in host memory or on the devices: same batches and losses, and its choice."""
 
 import itertools
 import re
@@ -53,7 +53,7 @@ def test_batches_gathered_on_the_devices_are_those_of_the_stream(
 
 @hypothesis.given(st.integers(1, 30), st.integers(1, 9), st.data())
 def test_loops_end_at_the_same_steps_wherever_they_start(tmp_path_factory, mesh, steps, loop_steps, data):
-    """So that a run that goes on within an epoch compiles and computes what the unbroken one does."""
+    """Checks that a run resumed within an epoch compiles and computes the same as the uninterrupted one."""
     loader = hold_frames(make_source(tmp_path_factory.mktemp("s"), [steps * 2]), mesh, 2, 1, loop_steps)
 
     def ends(first):
@@ -128,7 +128,7 @@ COLLECTIVES = re.compile(r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-
 
 @pytest.mark.parametrize("kind", [stream_frames, hold_frames])
 def test_the_compiled_steps_move_gradients_once_and_features_by_the_batch(tmp_path, mesh, kind):
-    """Not all features, and no gradient for each offset of the window: both were seen."""
+    """Guards against moving all features, or a gradient per offset of the window; both have happened."""
     frames, batch_frames, tau = 4000, 16, 15
     source = make_source(tmp_path, [frames])
     options = {"loop_steps": 5} if kind is hold_frames else {}

@@ -1,4 +1,4 @@
-"""Training: the official curve, exact resume, the same numbers on any number of devices, rules of rate and end."""
+"""Training: the official curve, exact resume, equal numbers on any devices, rules of learning rate and early stop."""
 
 import contextlib
 import dataclasses
@@ -50,7 +50,7 @@ def init(tmp_path_factory):
 
 
 def official_config(shards, init, **train_options) -> Config:
-    """The settings of the official run."""
+    """Returns the settings of the official run."""
     return Config(
         AVHAlignConfig(),
         data=DataConfig(str(shards["train"]), str(shards["val"]), batch_frames=256, shuffle=False),
@@ -61,7 +61,7 @@ def official_config(shards, init, **train_options) -> Config:
 
 
 def latest(workdir, config) -> list[np.ndarray]:
-    """Arrays of the latest checkpoint."""
+    """Returns the arrays of the latest checkpoint."""
     method, optimizer = METHODS[config.method.name], make_optimizer(config.optimizer)
     network = initial_model(method, config, open_sources(method, config)[0])
     with contextlib.closing(Checkpoints(workdir / CHECKPOINTS)) as checkpoints:
@@ -73,7 +73,7 @@ def latest(workdir, config) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def official_run(rule_shards, init, tmp_path_factory):
-    """(config, workdir) of a run with the official settings."""
+    """Returns (config, workdir) of a run with the official settings."""
     workdir, config = tmp_path_factory.mktemp("run"), official_config(rule_shards, init)
     train(config, workdir)
     return config, workdir
@@ -131,7 +131,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
-    """(config, workdir) of a run on a few tiny clips, saved after every step."""
+    """Returns (config, workdir) of a run on a few tiny clips, saved after every step."""
     folder = tmp_path_factory.mktemp("small")
     config = small_config(folder, train=TrainConfig(epochs=4, checkpoint_steps=1))
     train(config, folder / "run")
@@ -141,7 +141,7 @@ def small_run(tmp_path_factory):
 @pytest.mark.parametrize("place", ["after a step", "before a save", "after a save", "after the line", "after the best"])
 @pytest.mark.parametrize("nth", [1, 4])
 def test_a_run_that_dies_anywhere_ends_the_same(small_run, tmp_path, monkeypatch, place, nth):
-    """Dies at its nth passing of a place; the files of the restarted run equal those of the unbroken one."""
+    """Kills a run when it passes a place the nth time; resumed, it writes the same files as the uninterrupted run."""
     config, unbroken = small_run
     target, name = {
         "after a step": (TRAIN, "train_steps"),
@@ -170,7 +170,7 @@ def test_a_run_that_dies_anywhere_ends_the_same(small_run, tmp_path, monkeypatch
 
 
 def assert_equal_runs(one, other, config) -> None:
-    """Bit by bit: the curve, the best weights, the latest checkpoint."""
+    """Compares the curve, the best weights and the latest checkpoint bit by bit."""
     assert curve(one) == curve(other)
     assert (one / "best.safetensors").read_bytes() == (other / "best.safetensors").read_bytes()
     for a, b in zip(latest(one, config), latest(other, config), strict=True):
@@ -178,7 +178,7 @@ def assert_equal_runs(one, other, config) -> None:
 
 
 def killed_runs(tmp_path, rule_shards, kills: int, seed: int, devices=(1,), x64=False) -> None:
-    """Trains in a process that is killed at random moments, on each number of devices in turn; follows an unbroken run.
+    """Kills training at random moments, on each number of devices in turn, and compares it with an uninterrupted run.
 
     On the same devices it ends bit-equal.
     """
@@ -216,7 +216,7 @@ def test_a_run_killed_twenty_times_goes_on(tmp_path, rule_shards, devices, x64):
 
 
 def test_sigterm_saves_and_ends_well(tmp_path, rule_shards):
-    """Stopped wherever it is just then, between its checkpoints; goes on bit-equal."""
+    """Stops a run at some point between its checkpoints; it resumes bit-equal."""
     settings = {"data.batch_frames": 64, "data.train": rule_shards["train"], "data.val": rule_shards["val"]}
     (process,) = start_training(tmp_path / "run", **settings, **{"train.epochs": 500})
     while not (tmp_path / "run" / "checkpoints" / "0").exists() and process.poll() is None:
@@ -243,7 +243,7 @@ def test_one_device_gives_the_curve_of_two(rule_shards, init, tmp_path, monkeypa
 
 
 def small_config(tmp_path, head="linear", **options) -> Config:
-    """A run of two epochs of four steps on a few tiny clips."""
+    """Returns the settings of a run of two epochs of four steps on a few tiny clips."""
     for name in ("train", "val"):
         if not (tmp_path / name).exists():
             make_source(tmp_path / name, [5, 9, 7, 11])
@@ -254,7 +254,7 @@ def small_config(tmp_path, head="linear", **options) -> Config:
 
 @pytest.mark.parametrize("nth", [1, 8, 10, 13, 16])
 def test_a_run_stopped_anywhere_and_once_more_ends_the_same(tmp_path, monkeypatch, nth):
-    """At the nth look (8 in epoch 0, then 4 in training and 4 in validation), and at the first after that."""
+    """Stops at the nth check (8 in epoch 0, then 4 in training and 4 in validation), and at the first after that."""
     train(small_config(tmp_path), tmp_path / "unbroken")
     for stop in (nth, 1):
         looks = iter(range(1, 100))
@@ -277,7 +277,7 @@ def test_a_run_is_a_function_of_its_seed(tmp_path):
 
 
 def test_a_batch_need_not_fit_the_devices_nor_the_data(tmp_path):
-    """7 frames on 2 devices, 32 frames in all: the padding weighs nothing."""
+    """Trains on batches of 7 frames on 2 devices, 32 frames in all: padding has no weight."""
     losses = []
     for size in (7, 8, 32, 1000):
         config = small_config(tmp_path, train=TrainConfig(epochs=0))
@@ -322,7 +322,7 @@ def test_other_features_at_the_same_place_are_refused_and_the_same_elsewhere_are
     train(small_config(tmp_path), tmp_path / "run")
     before = curve(tmp_path / "run")
     shutil.move(tmp_path / "train", tmp_path / "moved")
-    config = small_config(tmp_path)  # makes the same features anew
+    config = small_config(tmp_path)  # creates the same features again
     shutil.rmtree(tmp_path / "train")
     config.data.train = str(tmp_path / "moved")
     train(config, tmp_path / "run")
@@ -366,7 +366,7 @@ def test_training_and_validation_features_of_different_encoders_are_refused(tmp_
 
 
 def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):
-    """Validation clips of another kind get worse with training: the first epoch stays the best."""
+    """Validates on different clips, whose loss rises in training, so that the first epoch stays the best."""
     config = small_config(tmp_path, train=TrainConfig(epochs=6, early_stop=2), optimizer=OptimizerConfig(0.3))
     train(config, tmp_path / "run")
     lines = curve(tmp_path / "run")[1:]
@@ -436,11 +436,11 @@ def test_a_damaged_checkpoint_is_told(tmp_path, launch):
     status, output = launch("train", f"--workdir={tmp_path}/run", *(f"--config.{k}={v}" for k, v in flags.items()))
     assert status == 2
     assert "latest checkpoint cannot be restored" in output
-    assert "/jax_avh/" not in output  # no traceback of ours (Orbax's abandoned reads may still complain)
+    assert "/jax_avh/" not in output  # no traceback from this project (Orbax's abandoned reads may still print one)
 
 
 def test_damaged_metrics_of_a_checkpoint_are_told(tmp_path):
-    """At the start, not when the next checkpoint is compared with them."""
+    """Checks that they are found at the start, not when the next checkpoint is compared with them."""
     config = small_config(tmp_path)
     train(config, tmp_path / "run")
     file = max((tmp_path / "run" / "checkpoints").glob("*/metrics/metrics"))
