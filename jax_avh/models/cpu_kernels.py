@@ -6,7 +6,7 @@ on two cores of an Intel Xeon in float32, at the sizes of the released networks:
 | function | used in | pass | gain |
 |---|---|---|---|
 | `convolve` | MDS, all convolutions | gradients | 1.2 to 1.6 times as fast, 8 to 10 times for 3-D with strides |
-| `max_pool_3x3` | MDS, poolings | both, in training | 2.5 times as fast (its forward pass alone takes longer) |
+| `max_pool_3x3` | MDS, poolings | both, in training | 2.5 times as fast (only the forward pass is slower) |
 | `gru_states` | RawNet2, recurrent layers | both, in training | 2 to 3 times as fast |
 | `fft_correlate` | RawNet2, sinc filters | forward; they are frozen | 9 times as fast, one cut at a time |
 

@@ -143,7 +143,7 @@ def test_names_that_are_no_video_are_told(video, tiny_checkpoint, narrow_weights
 
 def test_weights_that_do_not_fit_the_encoder(tmp_path, tiny_checkpoint):
     weights = rules.write_alignment_weights(tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match=r"width 1024, but those of .* have 64"):
+    with pytest.raises(UserError, match=r"width 1024, but .* has width 64"):
         detect(["x.mp4"], str(tiny_checkpoint), str(weights))
 
 

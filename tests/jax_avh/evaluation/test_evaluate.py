@@ -68,7 +68,7 @@ def test_several_score_files_stand_side_by_side(tmp_path):
     assert list(rows) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
     assert rows["a.mp4"]["avh_align@b/-/mean"] == ""
     assert float(rows["b.mp4"]["avh_align@b/-/mean"]) == 0
-    assert "avh_align@a and avh_align@b scored different clips: 2 in common, 1 and 1 of one alone" in text
+    assert "avh_align@a and avh_align@b scored different clips: 2 in common, 1 and 1 by only one" in text
     comparisons = json.loads((tmp_path / "out" / "metrics.json").read_text())["comparisons"]
     assert [(c["one"], c["other"], c["clips"]) for c in comparisons] == [
         ("avh_align@a", "avh_align@b", 2),
@@ -123,7 +123,7 @@ def test_a_threshold_may_be_given(tmp_path):
     write_scores(make_table(), tmp_path / "a.h5")
     (result,) = evaluate([tmp_path / "a.h5"], thresholds={"avh_align": 0.1}).metrics.results[:1]
     assert (result.threshold, result.threshold_rule, result.metrics.accuracy) == (0.1, "given", 0.5)
-    with pytest.raises(UserError, match="names 'x', but the methods are avh_align"):
+    with pytest.raises(UserError, match="no scores of method 'x'; choose from avh_align"):
         evaluate([tmp_path / "a.h5"], thresholds={"x": 0.1})
 
 
@@ -150,7 +150,7 @@ def test_coverage_counts_what_the_list_promised(tmp_path):
 def test_files_that_disagree_on_a_label_are_refused(tmp_path):
     write_scores(make_table(), tmp_path / "a.h5")
     write_scores(make_table("other", labels=(1, 1, -1)), tmp_path / "b.h5")
-    with pytest.raises(UserError, match=r"clip 'a\.mp4' has label 1 in other, but 0 in avh_align"):
+    with pytest.raises(UserError, match=r"clip 'a\.mp4': has label 1 in other, but 0 in avh_align"):
         evaluate([tmp_path / "a.h5", tmp_path / "b.h5"])
     write_scores(make_table("other", labels=(1, 1, -1), dataset="another"), tmp_path / "b.h5")
     assert len(evaluate([tmp_path / "a.h5", tmp_path / "b.h5"], resamples=5).scored_sets) == 2
@@ -329,7 +329,7 @@ def test_shards_at_a_url_are_scored(tmp_path):
 def test_what_cannot_be_scored_is_told(tmp_path):
     weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=5)
     make_source(tmp_path / "s", [3])
-    with pytest.raises(UserError, match=r"width 5, but those of .* have 4"):
+    with pytest.raises(UserError, match=r"width 5, but .* has width 4"):
         score_shards(tmp_path / "s", tmp_path / "scores.h5", weights=weights)
     with pytest.raises(UserError, match=r"holds no best\.safetensors"):
         score_shards(tmp_path / "s", tmp_path / "scores.h5", weights=tmp_path)

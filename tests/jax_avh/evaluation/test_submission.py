@@ -90,8 +90,8 @@ def test_random_weights_are_said(submit):
 REFUSED = {
     "no such clip": ("b.mp4\nd.mp4\ne.mp4\n", "2 of its 3 files have no score, the first is 'd.mp4'"),
     "part of a name": ("p4\n", "1 of its 1 files"),
-    "an ambiguous name": ("a.mp4\n", "'a.mp4' may be the clip 'test/a.mp4' or 'val/a.mp4'"),
-    "one clip by two names": ("c.mp4\nx/c.mp4\n", "mean one clip"),
+    "an ambiguous name": ("a.mp4\n", "'a.mp4' matches 'test/a.mp4' and 'val/a.mp4'"),
+    "one clip by two names": ("c.mp4\nx/c.mp4\n", "are the same clip"),
     "an empty list": ("\n\n", "test_files.txt: names no file"),
     "a separator": ("b.mp4\n\na;b.mp4\n", "line 3: 'a;b.mp4' is not a file name"),
     "a line twice": ("b.mp4\nc.mp4\nb.mp4\n", "line 3: 'b.mp4' is also in line 1"),
