@@ -285,7 +285,7 @@ def test_little_is_shown_as_little(browser, tmp_path, chosen, method):
         check_numbers(page, as_json(evaluation.metrics))
         check_look(page, PHONE[0])
         assert ("ROC, trimming unknown" in page.content()) == defined
-        assert ("most sure" in page.content()) == (method != "silence")
+        assert ("most certain" in page.content()) == (method != "silence")
         first = page.locator("[data-key='results/0/metrics/auc']").first.inner_text()
         assert (first == "undefined") != defined
 
