@@ -207,7 +207,7 @@ def test_the_demo_makes_real_clips_and_fakes_of_them(tmp_path, real_clips):
 def test_a_clip_of_another_content_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("apps.demo._download", lambda folder: None)
     (tmp_path / "jwpIntro.mp4").write_bytes(b"other")
-    with pytest.raises(UserError, match=r"jwpIntro\.mp4: missing, or not the clip expected"):
+    with pytest.raises(UserError, match=r"jwpIntro\.mp4: missing, or not the expected clip"):
         fetch_clips(tmp_path)
 
 
