@@ -125,7 +125,12 @@ class FrameNetwork(nnx.Module):
         return self._score(functools.reduce(jnp.add, shares))
 
     def share(self, name: str, features: Float[Array, "*T D"]) -> Float[Array, "*T H"]:
-        """Returns a feature's share of the first layer's pre-activation; the first feature's includes the bias."""
+        """Returns a feature's share of the first layer's pre-activation; the first feature's includes the bias.
+
+        Args:
+          name: "visual" or "audio".
+          features: the frames' features of this name, not normalised.
+        """
         projection, kernel, layer_bias = self.first(name)
         features = normalise(features, self.dtype) if self.normalised else features.astype(self.dtype)
         if projection is None:

@@ -126,7 +126,13 @@ def neighbours(inputs: Float[Array, "*S"], axis: int, size: int, stride: int) ->
 def max_pool_3x3(
     inputs: Float[Array, "*B H W C"], strides: tuple[int, int], padding: int = 0
 ) -> Float[Array, "*B I J C"]:
-    """Takes the largest value of every 3 x 3 pixels, along one axis after the other."""
+    """Takes the largest value of every 3 x 3 pixels, along one axis after the other.
+
+    Args:
+      inputs: maps with channels last.
+      strides: stride along height and width.
+      padding: pixels of -inf added on each side.
+    """
     around = [(0, 0)] * (inputs.ndim - 3) + [(padding, padding)] * 2 + [(0, 0)]
     largest = jnp.pad(inputs, around, constant_values=-jnp.inf)
     for axis, stride in zip((inputs.ndim - 3, inputs.ndim - 2), strides, strict=True):

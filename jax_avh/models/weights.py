@@ -50,7 +50,13 @@ class Named(NamedTuple):
 
 
 def save_weights(network: Any, path: str | os.PathLike, notes: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Writes a network's arrays in float32, with its kind and notes on its origin in the file's metadata."""
+    """Writes a network's arrays in float32, with its kind and notes in the file's metadata.
+
+    Args:
+      network: the network, with a `kind`.
+      path: the .safetensors file to write.
+      notes: notes on the origin of the weights; the network's kind takes precedence.
+    """
     arrays = {name: v.official(np.asarray(v.variable[...], np.float32)) for name, v in named_arrays(network).items()}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with atomic_write(path) as temporary:
@@ -165,6 +171,12 @@ def weights_file(weights: str | os.PathLike) -> Path:
 
 def frame_network(path: Path, shapes: Shapes, notes: Mapping[str, str], precision: str) -> FrameNetwork:
     """Builds a network of the kind that a file's shapes and notes describe, with arrays yet to be loaded.
+
+    Args:
+      path: the file, for messages.
+      shapes: shapes of the file's arrays, by their official names.
+      notes: notes of the file.
+      precision: a key of layers.DTYPES.
 
     Raises:
       UserError: the file does not identify the kind of its network.

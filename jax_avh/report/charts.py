@@ -111,7 +111,16 @@ def roc_chart(name: str, label: str, lines: Sequence[Line]) -> Markup:
 
 
 def precision_recall_chart(name: str, label: str, lines: Sequence[Line]) -> Markup:
-    """Draws precision against recall, in steps whose area is the average precision; recall rises along each line."""
+    """Draws precision against recall, in steps whose area is the average precision.
+
+    Args:
+      name: as for `roc_chart`.
+      label: as for `roc_chart`.
+      lines: recall (x), rising, and precision (y).
+
+    Returns:
+      The SVG element.
+    """
 
     def draw(axes: Axes) -> None:
         for line in lines:
@@ -122,7 +131,16 @@ def precision_recall_chart(name: str, label: str, lines: Sequence[Line]) -> Mark
 
 
 def histogram_chart(name: str, label: str, groups: Mapping[str, tuple[int, np.ndarray]]) -> Markup:
-    """Draws histograms of scores in percent of each group (name -> line number, scores); "real" is filled."""
+    """Draws histograms of clip scores, in percent of each group; the group "real" is filled.
+
+    Args:
+      name: as for `roc_chart`.
+      label: as for `roc_chart`.
+      groups: name of each group -> (line number, scores).
+
+    Returns:
+      The SVG element.
+    """
     edges = _edges(np.concatenate([score for _, score in groups.values()]).astype(np.float64))
 
     def draw(axes: Axes) -> None:
@@ -140,7 +158,17 @@ def histogram_chart(name: str, label: str, groups: Mapping[str, tuple[int, np.nd
 def timeline_chart(
     name: str, label: str, frames: Mapping[int, Float[np.ndarray, " T"]], segments: Sequence[tuple[float, float]]
 ) -> Markup:
-    """Draws frame scores over time (line number -> scores, 25 per second); fake segments, in seconds, are shaded."""
+    """Draws frame scores over time, with fake segments shaded.
+
+    Args:
+      name: as for `roc_chart`.
+      label: as for `roc_chart`.
+      frames: line number -> frame scores, 25 per second.
+      segments: start and end of each fake segment, in seconds.
+
+    Returns:
+      The SVG element.
+    """
 
     def draw(axes: Axes) -> None:
         for start, end in segments:

@@ -41,7 +41,7 @@ class Verdict:
 
     @property
     def faces(self) -> str:
-        """Describes both shares of faces; "" if unknown."""
+        """Description of both shares of faces; "" if unknown."""
         if self.face_share is None or self.several_faces is None:
             return ""
         several = f", several faces in {self.several_faces:.0%}" if self.several_faces else ""
