@@ -22,7 +22,7 @@ from jax_avh.scores import open_scores
 from jax_avh.training import train
 
 TEST_DATASETS = {"fakeavceleb": "FakeAVCeleb", "av_deepfake1m": "AV-Deepfake1M"}  # folder -> name, in the tables' order
-TRAINING_SHARES = (0.1, 0.5)  # of the real training clips: the ablation of the training set's size
+TRAINING_SHARES = (0.1, 0.5)  # shares of the real training clips, for the ablation of the training set's size
 MAIN = "av_deepfake1m"  # data set that AVH-Align is trained on
 SUPERVISED = {"avh_sup": False, "rawnet2": True, "mds": True}  # method -> whether only tested on its training data set
 UNTRAINED = ("leading_silence", "leading_amplitude", "speech_forensics", "factor", "clip_length")

@@ -17,7 +17,7 @@ from extract.media.decode import open_media, timed_pictures
 
 PLAYED = {"h264", "vp8", "vp9", "av1"}  # video codecs
 HEARD = {"aac", "mp3", "opus", "vorbis", "flac"}  # audio codecs
-PIXELS = {"yuv420p", "yuvj420p"}  # formats: 8 bits
+PIXELS = {"yuv420p", "yuvj420p"}  # 8-bit pixel formats
 PLAYABLE_SUFFIXES = {".mp4", ".m4v", ".webm"}
 TIME_BASE = Fraction(1, 90_000)  # seconds: time base of the copy's pictures, MPEG's clock, which fits all frame rates
 LATE = 0.1  # seconds: a file that starts later is converted, since some players wait for its start and others do not

@@ -29,7 +29,7 @@ AR_PROPOSALS = (50, 30, 20, 10, 5)
 class FrameMetrics:
     """How well frame scores separate fake frames from real ones; None = undefined."""
 
-    frame_auc: float | None  # over all frames together
+    frame_auc: float | None  # over the frames of all clips together
     frame_ap: float | None
     clip_auc: float | None  # AUC within each clip that has both kinds of frames, mean over these clips
     left_out: int  # clips whose fake segments are not known

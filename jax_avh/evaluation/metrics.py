@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from avh_shards.clip import FAKE, REAL
 
 FALSE_POSITIVE_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_01": 0.001}  # metric -> the highest rate it allows
-PERCENTILES = (2.5, 97.5)  # of the resamples: a 95 % interval
+PERCENTILES = (2.5, 97.5)  # percentiles of the resamples: a 95 % interval
 QUANTILE = statistics.NormalDist().inv_cdf(0.975)  # standard errors on either side: a 95 % interval
 FEWEST = 5  # clips per class; with fewer, resamples are uninformative (those of one clip are all the same)
 DRAWS = 1 << 18  # clips drawn at a time, so that intermediate results stay in the cache

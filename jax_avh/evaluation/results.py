@@ -75,10 +75,10 @@ class ScoredSet(Row):
 class Result(Row):
     """How well clip scores separate the fake clips of a group from its real ones."""
 
-    pooling: str  # of the frame scores; "clip" = a score that is not pooled
+    pooling: str  # pooling of the frame scores; "clip" = a score that is not pooled
     own: bool  # whether it is the method's own clip score
     group: str  # "all", "category" (its fakes against all real clips) or "split"
-    value: str  # of the category or split; "" for all
+    value: str  # name of the category or split; "" for all
     threshold_rule: str  # where the threshold comes from
     real: int  # clips
     fake: int
@@ -173,7 +173,7 @@ def name_scored_sets(
             return scored_sets
     ((_, method, _), count), *_ = keys.most_common(1)
     if count > 1:
-        raise UserError(f"{method}: is the name of two score files; rename one")
+        raise UserError(f"score files: two are named {method!r}; rename one")
     return scored_sets
 
 

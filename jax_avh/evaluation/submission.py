@@ -17,8 +17,8 @@ from avh_shards.paths import ZIP, as_path, atomic_write, check_outputs, file_loc
 from jax_avh.evaluation.localisation import confidence, table_proposals
 from jax_avh.scores import ScoreTable, open_scores
 
-SCORES_MEMBER = "prediction.txt"  # names in the zip
-SEGMENTS = "prediction.json"
+SCORES_MEMBER = "prediction.txt"  # name in the zip
+SEGMENTS = "prediction.json"  # name in the zip
 SEPARATOR = ";"  # between a file's name and its score
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold; a fixed time keeps the bytes reproducible
 

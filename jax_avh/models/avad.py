@@ -150,7 +150,7 @@ class Decoder(nnx.Module):
     def embed(self, scores: Float[Array, "B N W"]) -> Float[Array, "B N D"]:
         """Returns the first block's input: each window's mapped scores plus the embedding of its position."""
         steps = self.pos_embedding.shape[1]
-        assert scores.shape[1] == steps, f"{scores.shape[1]} windows for a decoder that has learnt {steps} positions"
+        assert scores.shape[1] == steps, f"{scores.shape[1]} windows, but the decoder has {steps} positions"
         mapped = apply_linear(self.lin1, scores.astype(self.dtype), DTYPES[self.precision][1])
         return nnx.relu(mapped) + self.pos_embedding[...]
 

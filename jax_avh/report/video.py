@@ -25,7 +25,7 @@ TIMELINE_WIDTH, TIMELINE_HEIGHT = 1000, 100  # size of the timeline in its own c
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Scores of a video; higher = more fake, compared with real videos under the same weights."""
+    """Verdict on a video; higher scores = more fake, compared with real videos under the same weights."""
 
     path: str
     seconds: float = 0.0
