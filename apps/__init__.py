@@ -1,1 +1,1 @@
-"""What needs both sides at once: PyTorch for the features and JAX for the scores."""
+"""Applications that combine both sides: PyTorch for the features and JAX for the scores."""

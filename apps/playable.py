@@ -1,4 +1,4 @@
-"""Videos in a form that every browser plays."""
+"""Conversion of videos to a form that every browser plays."""
 
 import contextlib
 import itertools
@@ -17,16 +17,19 @@ from extract.media.decode import open_media, timed_pictures
 
 PLAYED = {"h264", "vp8", "vp9", "av1"}  # video codecs
 HEARD = {"aac", "mp3", "opus", "vorbis", "flac"}  # audio codecs
-PIXELS = {"yuv420p", "yuvj420p"}  # formats: 8 bits
+PIXELS = {"yuv420p", "yuvj420p"}  # 8-bit pixel formats
 PLAYABLE_SUFFIXES = {".mp4", ".m4v", ".webm"}
-TIME_BASE = Fraction(1, 90_000)  # seconds, of the copy's pictures: MPEG's clock, which all frame rates fit
-LATE = 0.1  # seconds: a file that starts later is copied, since players differ in whether they wait
-FIRST = 32  # packets that show how times are stored
+TIME_BASE = Fraction(1, 90_000)  # seconds: time base of the copy's pictures, MPEG's clock, which fits all frame rates
+LATE = 0.1  # seconds: a file that starts later is converted, since some players wait for its start and others do not
+FIRST = 32  # packets inspected to find out how times are stored
 
 
 @contextlib.contextmanager
 def playable(video: Path) -> Iterator[Path]:
-    """The video itself if browsers play it as it was scored, else a copy in H.264 and AAC for the time of the block."""
+    """Yields the video if browsers play it as it was scored, else a temporary copy in H.264 and AAC.
+
+    The copy is deleted at the end of the `with` block.
+    """
     if _plays(video):
         yield video
         return
@@ -37,7 +40,7 @@ def playable(video: Path) -> Iterator[Path]:
 
 
 def _plays(video: Path) -> bool:
-    """Whether browsers show a video upright, with its shape and at its times, and sound it."""
+    """Returns whether browsers show a video upright, with the right shape and timing, and with its sound."""
     if video.suffix.lower() not in PLAYABLE_SUFFIXES:
         return False
     with open_media(video) as source:
@@ -51,7 +54,7 @@ def _plays(video: Path) -> bool:
         if (source.start_time or 0) > LATE * av.time_base or picture.sample_aspect_ratio not in (None, 1):
             return False
         times = [packet.pts for packet in itertools.islice(source.demux(picture), FIRST) if packet.pts is not None]
-        if codec.has_b_frames and times == sorted(times):  # times of decoding: see extract/media/decode.py
+        if codec.has_b_frames and times == sorted(times):  # decoding times: see extract/media/decode.py
             return False
         source.seek(0)
         frame: Any = next(source.decode(picture))
@@ -59,7 +62,7 @@ def _plays(video: Path) -> bool:
 
 
 def _encode(video: Path, copy: Path) -> None:
-    """Writes the pictures and the sound that are scored, at their times."""
+    """Writes the pictures and the sound that are scored, with the same timing."""
     with open_media(video) as source:
         silent = source.streams.best("audio") is None
     with av.open(str(copy), "w") as target:
@@ -70,7 +73,7 @@ def _encode(video: Path, copy: Path) -> None:
         last = -1
         for time, picture in timed_pictures(video):
             if last < 0:
-                seen.height, seen.width = (side // 2 * 2 for side in picture.shape[:2])  # as H.264 wants them
+                seen.height, seen.width = (side // 2 * 2 for side in picture.shape[:2])  # even, as H.264 requires
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame = frame.reformat(seen.width, seen.height, "yuv420p")
             frame.pts = max(round(time / TIME_BASE), last + 1)

@@ -1,22 +1,23 @@
-"""Simulated clips: features, sound and mouth crops made by rule, to try every program without anyone's data.
+"""Simulated clips: features, sound and mouth crops made by rule, to try every program without real data.
 
-A clip's two modalities follow one slow latent path (speech), each seen through its own fixed random matrix, plus noise;
-the matrices have a half in common, as encoders trained on both modalities bring them near each other.
-A fake breaks that bond: in a stretch of the clip the audio follows another path ("local"), or it runs late ("shifted"),
-or it belongs to another clip altogether ("swapped").
+Both modalities of a clip follow one slow latent path (speech), each observed through its own fixed random matrix, plus
+noise. The two matrices have a correlation of one half, since encoders trained on both modalities map them close to each
+other. A fake breaks this correspondence: its audio follows a different path in one segment ("local"), is late
+("shifted"), or belongs to a different clip ("swapped").
 
-One coordinate of the path opens the mouth in the crops, as it is seen, and makes the sound loud, as it is heard. Heard
-by itself, a fake's loudness is like a real clip's, without a jump where a stretch starts or ends.
+One coordinate of the path opens the mouth in the crops and makes the sound loud. On its own, the loudness of a fake is
+like a real clip's, without a jump at the borders of a segment.
 
-Fakes also bear the shortcut of the real data sets: their sound starts with a short digital silence, by default of
-27 ms on average, that of real clips with 1 ms. Its features are those of silence (one vector) and of speech, in the
-proportion of their lengths in each frame of 40 ms. Nothing else tells the classes apart, save jumps in a local fake's
-audio features at its stretch's ends, deep in their noise; and no method's result is built in.
+Fakes also have the shortcut of the real data sets: their sound starts with a short digital silence, by default of
+27 ms on average, against 1 ms in real clips. In each frame of 40 ms, the audio features mix a vector for silence with
+speech in proportion to their durations. The only other difference between the classes is a jump in a local fake's audio
+features at the borders of its segment, far below the noise. No method's result is built in.
 
-A corpus is written as npz files, or as feature shards laid out as launch.paper wants real ones: to see the paper's
-story in minutes. The shards stand in for AV-Deepfake1M and FakeAVCeleb: every other clip is a fake whose sound starts
-with a short silence and leaves the picture for a stretch. The second set's stretches are longer, its noise is lower.
-Only what the run reads is written: trimmed, the test sets alone; crops, for those and for training on the first set.
+A corpus is written as npz files, or as feature shards in the layout that launch.paper expects, which reproduces the
+paper's story in minutes. The shards represent AV-Deepfake1M and FakeAVCeleb: every other clip is a fake whose sound
+starts with a short silence and departs from the picture for one segment. The second data set has longer segments and
+less noise. Only what the run reads is written: trimmed shards only for the test sets, crops only for the test sets and
+for training on the first data set.
 """
 
 import csv
@@ -38,63 +39,69 @@ from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 
 LATENT = 24  # dimensions of the path
 SHARED = 0.5  # correlation of the two modalities' matrices
-PATH_MEMORY = 0.8  # of the path, from one frame to the next
-SHIFT = 6  # frames that a shifted fake's audio runs late
+PATH_MEMORY = 0.8  # correlation of the path between consecutive frames
+SHIFT = 6  # frames by which a shifted fake's audio is late
 FAKE_KINDS = ("local", "shifted", "swapped")
 SILENCE_SPREAD = 0.003  # seconds, standard deviation of the silence before a fake's sound
 SILENCE_OF_REAL = 0.001  # seconds, mean of an exponential distribution
 
-STEEPNESS = 1.5  # of the opening against the latent path
+STEEPNESS = 1.5  # slope of the sigmoid from the latent path to the mouth's opening
 LOUDNESS = 0.1  # root mean square of the sound of an open mouth; full scale = 1
-QUIET = 0.35  # of that, with the mouth shut: never silent, so that exact zeros are leading silence alone
+QUIET = 0.35  # loudness of a shut mouth relative to an open one; never 0, so only leading silence has exact zeros
 BREATH = 0.2  # share of noise in the sound's power
 PITCH = (90.0, 220.0)  # Hz, lowest and highest mean of a clip
-WANDER, WANDER_RATE = 0.1, 0.5  # how far the pitch strays from that mean, relative, and how often, Hz
-OVERTONE = 0.7  # amplitude of a harmonic, against that of the one below
+WANDER, WANDER_RATE = 0.1, 0.5  # relative deviation of the pitch from this mean, and its frequency in Hz
+OVERTONE = 0.7  # amplitude of a harmonic relative to the one below
 
 CROP = RAGGED["crops"][1][0]  # pixels, side of a crop
-SKIN = (120.0, 200.0)  # grey level, darkest and lightest clip
-SHADE = 0.3  # how much darker skin is at the crop's corners
-HALF_WIDTH = (18.0, 24.0)  # pixels, of the mouth, narrowest and widest clip
+SKIN = (120.0, 200.0)  # grey level of the skin, darkest and lightest clip
+SHADE = 0.3  # relative darkening of the skin at the crop's corners
+HALF_WIDTH = (18.0, 24.0)  # pixels, half the mouth's width, narrowest and widest clip
 SHUT, OPEN = 1.0, 14.0  # pixels, half the mouth's height
-LIP, LIP_TONE = 5.0, 0.75  # pixels of thickness; their level against the skin's
+LIP, LIP_TONE = 5.0, 0.75  # thickness of the lips in pixels; their grey level relative to the skin's
 CAVITY = 25.0  # grey level of the mouth's inside
-GRAIN = 6  # grey levels, most that the sensor's noise adds or takes
+GRAIN = 6  # grey levels, maximum deviation by sensor noise
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """What a simulated corpus is like."""
+    """Parameters of a simulated corpus."""
 
     train: int = 40  # clips, all real unless `fakes`
-    val: int = 10
-    test: int = 40  # half of them fake
-    fakes: bool = False  # half of the training and validation clips fake, too
+    val: int = 10  # clips, all real unless `fakes`
+    test: int = 40  # clips, half of them fake
+    fakes: bool = False  # whether half of the training and validation clips are fake, too
     kinds: tuple[str, ...] = FAKE_KINDS
-    stretch: float = 1 / 3  # of a clip, in which the audio of a local fake follows another path
+    stretch: float = 1 / 3  # share of a clip in which the audio of a local fake follows a different path
     frames: tuple[int, int] = (60, 140)  # shortest and longest clip
-    width: int = 1024
-    noise: float = 4.0  # standard deviation, against a signal of 1: hard enough that the poolings differ
+    width: int = 1024  # feature width
+    noise: float = 4.0  # standard deviation, for a signal of 1: hard enough for the poolings to differ
     silence: float = 0.027  # seconds before a fake's sound, on average; 0 = no clip starts with silence
     seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class SimulatedClip:
-    """A clip as it would come out of the extraction, untrimmed."""
+    """A clip as extraction would return it, untrimmed."""
 
     visual: Float[np.ndarray, "T D"]
     audio: Float[np.ndarray, "T D"]
-    waveform: Int16[np.ndarray, " S"]  # at 16 kHz, 640 samples a frame
+    waveform: Int16[np.ndarray, " S"]  # at 16 kHz, 640 samples per frame
     crops: UInt8[np.ndarray, "T 96 96"]  # grey
-    segments: tuple[tuple[float, float], ...]  # fake stretches, in seconds
+    segments: tuple[tuple[float, float], ...]  # fake segments, in seconds
 
 
 # --- features --------------------------------------------------------------------------------------------------------
 
 
 def simulate_clip(name: str, kind: str, corpus: Corpus) -> SimulatedClip:
-    """A clip; the same for the same name, kind and corpus."""
+    """Simulates a clip, reproducibly for the same name, kind and corpus.
+
+    Args:
+      name: name of the clip, which seeds its random numbers.
+      kind: "real" or one of FAKE_KINDS.
+      corpus: parameters of the corpus.
+    """
     key = (corpus.seed, zlib.crc32(name.encode()))
     rng = np.random.default_rng(key)
     media_rng = np.random.default_rng((*key, 1))
@@ -123,25 +130,25 @@ def simulate_clip(name: str, kind: str, corpus: Corpus) -> SimulatedClip:
 
 
 def _silence(fake: bool, corpus: Corpus, rng: np.random.Generator) -> float:
-    """Seconds of a clip's leading silence, a whole number of samples."""
+    """Draws the duration of a clip's leading silence in seconds, a whole number of samples."""
     seconds = rng.normal(corpus.silence, SILENCE_SPREAD) if fake else rng.exponential(SILENCE_OF_REAL)
     return round(max(seconds, 0.0) * SAMPLE_RATE) / SAMPLE_RATE
 
 
 def _with_silence(audio: Float[np.ndarray, "T D"], seconds: float, corpus: Corpus) -> Float[np.ndarray, "T D"]:
-    """Features whose first frames are, in part, silence's."""
+    """Mixes silence into the features of the first frames, in proportion to its duration."""
     share = np.clip(seconds * FRAME_RATE - np.arange(len(audio)), 0, 1)[:, None]
     silence = np.random.default_rng((corpus.seed, 2)).standard_normal(corpus.width) * audio.std()
     return (1 - share) * audio + share * silence
 
 
 def _path(frames: int, rng: np.random.Generator) -> Float[np.ndarray, "T K"]:
-    """A stationary first-order autoregressive path of variance 1."""
+    """Draws a stationary first-order autoregressive path of variance 1."""
     return _walk(rng.standard_normal((frames, LATENT)))
 
 
 def _walk(steps: Float[np.ndarray, "T K"]) -> Float[np.ndarray, "T K"]:
-    """The path of such steps."""
+    """Returns the path with the given steps."""
     path = steps.copy()
     for t in range(1, len(steps)):
         path[t] = PATH_MEMORY * path[t - 1] + np.sqrt(1 - PATH_MEMORY**2) * steps[t]
@@ -149,7 +156,7 @@ def _walk(steps: Float[np.ndarray, "T K"]) -> Float[np.ndarray, "T K"]:
 
 
 def _steps(path: Float[np.ndarray, "T K"]) -> Float[np.ndarray, "T K"]:
-    """The steps of a path."""
+    """Returns the steps of a path, the inverse of `_walk`."""
     steps = path.copy()
     steps[1:] = (path[1:] - PATH_MEMORY * path[:-1]) / np.sqrt(1 - PATH_MEMORY**2)
     return steps
@@ -158,10 +165,10 @@ def _steps(path: Float[np.ndarray, "T K"]) -> Float[np.ndarray, "T K"]:
 def _without_jumps(
     heard: Float[np.ndarray, "T K"], seen: Float[np.ndarray, "T K"], start: int, stop: int
 ) -> Float[np.ndarray, "T K"]:
-    """A path of the heard one's steps in the stretch start:stop and the seen one's elsewhere.
+    """Returns the path with the steps of `heard` in start:stop and the steps of `seen` elsewhere.
 
-    All of them independent of each other, so that it is distributed like any path. It glides into the heard path and,
-    after the stretch, back into the seen one.
+    All these steps are independent, so the result is distributed like any path. It glides into the heard path and,
+    after the segment, back into the seen one.
     """
     steps = _steps(seen)
     steps[start:stop] = _steps(heard[start:stop])
@@ -171,7 +178,7 @@ def _without_jumps(
 def _observed(
     latent: Float[np.ndarray, "T K"], modality: int, corpus: Corpus, rng: np.random.Generator
 ) -> Float[np.ndarray, "T D"]:
-    """A path mixed by the modality's own matrix, and noised."""
+    """Returns noisy observations of a path through the modality's own matrix."""
     common, own = (
         np.random.default_rng((corpus.seed, n)).standard_normal((LATENT, corpus.width)) for n in (3, modality)
     )
@@ -180,7 +187,7 @@ def _observed(
 
 
 def _standardised(features: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T D"]:
-    """Each frame of mean 0 and variance 1."""
+    """Scales each frame to mean 0 and variance 1."""
     features = (features - features.mean(axis=1, keepdims=True)) / features.std(axis=1, keepdims=True)
     return features.astype(np.float32)
 
@@ -189,17 +196,22 @@ def _standardised(features: Float[np.ndarray, "T D"]) -> Float[np.ndarray, "T D"
 
 
 def opening(path: Float[np.ndarray, "T K"]) -> Float[np.ndarray, " T"]:
-    """How far the mouth is open on a latent path, from 0 to 1: a smooth function of its first coordinate."""
+    """Returns how far the mouth is open, from 0 to 1: a smooth function of the path's first coordinate."""
     return 1 / (1 + np.exp(-STEEPNESS * path[:, 0]))
 
 
 def draw_sound(opened: Float[np.ndarray, " T"], silence: float, rng: np.random.Generator) -> Int16[np.ndarray, " S"]:
-    """Sound at 16 kHz, 640 samples a frame, as loud as the mouth is open.
+    """Draws sound at 16 kHz, 640 samples per frame, whose loudness follows the mouth's opening.
 
-    A pulse train whose pitch wanders about the clip's own, and noise; its first `silence` seconds are exact zeros.
+    The sound is a pulse train, whose pitch wanders about the clip's mean, plus noise.
+
+    Args:
+      opened: how far the mouth is open in each frame, from 0 to 1.
+      silence: seconds of exact zeros at the start.
+      rng: source of the random numbers.
     """
     seconds = np.arange(len(opened) * SAMPLES_PER_FRAME) / SAMPLE_RATE
-    # A frame's opening is that of its middle.
+    # The opening of a frame refers to the middle of the frame.
     loudness = np.interp(seconds * FRAME_RATE - 0.5, np.arange(len(opened)), QUIET + (1 - QUIET) * opened)
     noise = rng.standard_normal(len(seconds), np.float32)
     source = np.sqrt(1 - BREATH) * _pulses(_pitch(seconds, rng)) + np.sqrt(BREATH) * noise
@@ -209,7 +221,7 @@ def draw_sound(opened: Float[np.ndarray, " T"], silence: float, rng: np.random.G
 
 
 def draw_crops(opened: Float[np.ndarray, " T"], rng: np.random.Generator) -> UInt8[np.ndarray, "T 96 96"]:
-    """Grey crops at 25 Hz: lips on shaded skin round a dark mouth that is open so far, and a sensor's noise."""
+    """Draws grey crops at 25 Hz: shaded skin, lips around a dark mouth as open as `opened`, and sensor noise."""
     skin = rng.uniform(*SKIN)
     half_width = rng.uniform(*HALF_WIDTH)
     x = np.arange(CROP, dtype=np.float32) - (CROP - 1) / 2
@@ -224,14 +236,14 @@ def draw_crops(opened: Float[np.ndarray, " T"], rng: np.random.Generator) -> UIn
 
 
 def _pitch(seconds: Float[np.ndarray, " S"], rng: np.random.Generator) -> Float[np.ndarray, " S"]:
-    """A clip's pitch in Hz at each moment."""
+    """Draws a clip's pitch in Hz at each sample."""
     mean = rng.uniform(*PITCH)
     start = rng.uniform(0, 2 * np.pi)
     return mean * (1 + WANDER * np.sin(2 * np.pi * WANDER_RATE * seconds + start))
 
 
 def _pulses(pitch: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S"]:
-    """A harmonic sound of variance 1: the sum over k of OVERTONE**k sin(k phase), in closed form."""
+    """Returns a harmonic sound of variance 1: the sum over k of OVERTONE**k sin(k phase), in closed form."""
     phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
     variance = OVERTONE**2 / (1 - OVERTONE**2) / 2
     return OVERTONE * np.sin(phase) / (1 - 2 * OVERTONE * np.cos(phase) + OVERTONE**2) / np.sqrt(variance)
@@ -240,10 +252,11 @@ def _pulses(pitch: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S"]:
 def _ellipses(
     x: Float32[np.ndarray, " P"], half_width: float, half_height: Float[np.ndarray, " T"]
 ) -> Float32[np.ndarray, "T P P"]:
-    """How much of each pixel lies in an ellipse about the middle, from 0 to 1, for one ellipse a frame."""
+    """Returns the share of each pixel inside a centred ellipse, for one ellipse per frame."""
     height = half_height.astype(np.float32)[:, None, None]
     distance = (x / np.float32(half_width)) ** 2 + (x[:, None] / height) ** 2
-    # Near the upper and lower rim, pixels from it: edges move by parts of a pixel, as a camera's do.
+    # The product approximates the distance in pixels near the upper and lower rim: as in a camera, edges move by
+    # fractions of a pixel.
     return ((1 - distance) * (height / 2) + np.float32(0.5)).clip(0, 1)
 
 
@@ -251,7 +264,7 @@ def _ellipses(
 
 
 def clip_names(split: str, count: int, corpus: Corpus) -> list[tuple[str, str]]:
-    """(name, kind) of a split's clips: every other one a fake, of the kinds in turn."""
+    """Returns (name, kind) of a split's clips; if it has fakes, every other clip is one, of each kind in turn."""
     fakes = corpus.fakes or split == "test"
     kinds = (corpus.kinds[index // 2 % len(corpus.kinds)] if fakes and index % 2 else "real" for index in range(count))
     return [(f"{split}/c{index:03d}", kind) for index, kind in enumerate(kinds)]
@@ -260,7 +273,11 @@ def clip_names(split: str, count: int, corpus: Corpus) -> list[tuple[str, str]]:
 def simulate_corpus(root: str | os.PathLike, corpus: Corpus) -> None:
     """Writes `<split>.csv` (path, label, category, identity) and `<split>/cNNN.npz` under `root`.
 
-    The features (visual, audio) carry a mark, `simulated`, which follows them into shards and all that is made of them.
+    The features (visual, audio) are marked as `simulated`, and shards and results derived from them keep this mark.
+
+    Args:
+      root: the folder.
+      corpus: parameters of the corpus.
     """
     for split, count in (("train", corpus.train), ("val", corpus.val), ("test", corpus.test)):
         (Path(root) / split).mkdir(parents=True, exist_ok=True)
@@ -276,17 +293,17 @@ def simulate_corpus(root: str | os.PathLike, corpus: Corpus) -> None:
 
 # --- two corpora as shards -------------------------------------------------------------------------------------------
 
-# Seconds of silence before a fake's sound. The real sets' 30 ms are lost on RawNet2, whose filters' middle starts 32 ms
-# into the clip: it learns them with many more clips than there are here.
+# Seconds of silence before a fake's sound. The 30 ms of the real data sets would be too short for RawNet2, whose
+# filters are first centred 32 ms into the clip: to detect so little, it needs many more clips than are simulated.
 LEADING_SILENCE = 0.06
-# Clips of two to four seconds: of longer ones the first second, which MDS can tell, weighs less in their scores.
+# Clips of two to four seconds: in longer ones, the first second, which MDS can classify, has less weight in the score.
 BOTH = Corpus(fakes=True, kinds=("local",), frames=(50, 100), width=256, silence=LEADING_SILENCE)
 CORPORA = {
     "av_deepfake1m": dataclasses.replace(BOTH, train=240, val=60, test=160, stretch=0.25, noise=3.2),
     "fakeavceleb": dataclasses.replace(BOTH, train=200, val=40, test=120, stretch=0.5, noise=2.8),
 }
-# Training that suits so small a corpus and little time, as flags of launch.paper. MDS, of 80 million parameters, is a
-# sixteenth as wide here and sees small pictures: as released it would take hours.
+# Flags of launch.paper that suit a corpus this small and little time. MDS (80 million parameters) is a sixteenth as
+# wide and sees small pictures: as released, it would take hours.
 FLAGS = """\
 --config.data.batch_frames=256
 --avh_align.optimizer.learning_rate=1e-3
@@ -310,17 +327,21 @@ FLAGS = """\
 --avad.train.epochs=20
 """
 FLAG_FILE = "paper.flags"
-TRAINED_WITH_CROPS = "av_deepfake1m"  # the one whose crops launch.paper trains on
+TRAINED_WITH_CROPS = "av_deepfake1m"  # data set whose training crops are written
 CLIPS_PER_SHARD = 64
 
 
 def simulate(root: str | os.PathLike) -> None:
-    """Writes ROOT/<data set>/<untrimmed, trimmed>/<train, val, test>/features-*.h5, and a file of flags to train by.
+    """Writes ROOT/<data set>/<untrimmed, trimmed>/<train, val, test>/features-*.h5, and a file of training flags.
 
-    Trimmed, there is `test` alone. All hold waveforms; the sets to train on but av_deepfake1m's hold no crops.
+    Trimmed shards are written only for `test`. All shards hold waveforms; of the training and validation shards, only
+    av_deepfake1m's hold crops.
+
+    Args:
+      root: the folder ROOT, which must be empty or missing.
 
     Raises:
-      UserError: ROOT holds something already, or another run is writing to it.
+      UserError: ROOT is not empty, or another run is writing to it.
     """
     output = as_path(root)
     lock = output / ".lock"
@@ -335,7 +356,7 @@ def simulate(root: str | os.PathLike) -> None:
 
 
 def _simulate_split(root: FilePath, dataset: str, split: str, names: list[tuple[str, str]]) -> None:
-    """Writes a split in all variants in which it is read."""
+    """Writes a split in all variants that launch.paper reads."""
     variants = list(Variant) if split == "test" else [Variant.UNTRIMMED]
     store = ("waveform", "crops") if split == "test" or dataset == TRAINED_WITH_CROPS else ("waveform",)
     for shard, start in enumerate(range(0, len(names), CLIPS_PER_SHARD)):
@@ -346,7 +367,7 @@ def _simulate_split(root: FilePath, dataset: str, split: str, names: list[tuple[
 
 
 def _stored(name: str, kind: str, corpus: Corpus) -> tuple[StoredClip, StoredClip]:
-    """A clip untrimmed and trimmed, as the extraction would store it."""
+    """Simulates a clip and returns it untrimmed and trimmed, as extraction would store it."""
     clip = simulate_clip(name, kind, corpus)
     split = name.split("/")[1]
     label = int(kind != "real")

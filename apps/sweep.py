@@ -1,4 +1,4 @@
-"""A grid of training runs, each in a process of its own: restartable, with a table of results at the end."""
+"""Sweeps over a grid of training runs, each in its own process: restartable, with a table of results."""
 
 import collections
 import dataclasses
@@ -21,10 +21,10 @@ from jax_avh.config import RESULT, SETTINGS, Config, check_config, complete_reco
 from jax_avh.configs import make_config, read_settings
 
 PREFIX = "--config."
-LOG = "train.log"  # in a run's workdir: what it printed
+LOG = "train.log"  # a run's output, in its workdir
 RESULT_FIELDS = ("epochs", "best_epoch", "best_val_loss")
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-POLL = 0.1  # seconds between looks at the runs
+POLL = 0.1  # seconds between checks of the runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +33,19 @@ class Trial:
 
     workdir: FilePath
     settings: dict[str, str]  # every field that was given
-    varied: dict[str, str]  # those with several values
-    config: Config  # what they make
-    config_file: str | None = None  # of another run, whose settings are the defaults
+    varied: dict[str, str]  # fields with several values in the grid
+    config: Config  # the resulting configuration
+    config_file: str | None = None  # config.json of another run, whose settings are the defaults
 
     @property
     def command(self) -> list[str]:
-        """Returns the command that starts or resumes it."""
+        """Returns the command that starts or resumes the run."""
         flags = [f"{PREFIX}{name}={value}" for name, value in self.settings.items()]
         flags += [f"--config_file={self.config_file}"] if self.config_file else []
         return [sys.executable, "-m", "launch.train", *flags, f"--workdir={self.workdir}"]
 
     def result(self) -> dict[str, Any] | None:
-        """Returns the run's result; None if it has not ended with these very settings, or its files are damaged."""
+        """Returns the run's result; None if it has not ended with exactly these settings, or its files are damaged."""
         try:
             record = json.loads((self.workdir / SETTINGS).read_text())
             result = json.loads((self.workdir / RESULT).read_text())
@@ -65,13 +65,13 @@ def make_trials(flags: Sequence[str], workdir: str, config_file: str | None = No
       config_file: config.json of another run, whose settings are the defaults.
 
     Raises:
-      UserError: there is something else among the flags, or a setting is invalid.
+      UserError: a flag is not of this form, a field is given twice, or a setting is invalid.
     """
     grid: dict[str, list[str]] = {}
     for flag in flags:
         name, equals, values = flag.removeprefix(PREFIX).partition("=")
         if not flag.startswith(PREFIX) or not equals or name in grid:
-            raise UserError(f"{flag}: give {PREFIX}FIELD=VALUE,VALUE,... once for each field")
+            raise UserError(f"{flag}: is invalid or repeated; give {PREFIX}FIELD=VALUE,VALUE,... once for each field")
         grid[name] = list(dict.fromkeys(values.split(",")))
     folder = results_folder(workdir)
     defaults = read_settings(config_file) if config_file else {}
@@ -87,15 +87,22 @@ def make_trials(flags: Sequence[str], workdir: str, config_file: str | None = No
 
 
 def sweep(trials: Sequence[Trial], parallel: int) -> list[Trial]:
-    """Runs the trials that have not ended yet, `parallel` at a time; returns those that failed.
+    """Runs the unfinished trials, `parallel` at a time, and returns those that failed.
 
-    A run ignores the terminal's signals: the sweep handles a Ctrl-C, and what kills the process group kills them all.
-    At the first SIGINT, SIGTERM or SIGHUP the sweep tells its runs to save their state and end, and waits for them; at
-    a second SIGINT it kills them.
+    Runs ignore the terminal's signals, so the sweep handles Ctrl-C; a signal that kills the process group still reaches
+    them all. On the first SIGINT, SIGTERM or SIGHUP, the sweep asks its runs to save their state and end, and waits
+    for them; on a second SIGINT, it kills them.
+
+    Args:
+      trials: the trials, with workdirs in the same folder.
+      parallel: number of runs at a time.
+
+    Returns:
+      The trials without a result.
 
     Raises:
       UserError: another sweep is running in the same folder.
-      KeyboardInterrupt: after such a signal, once no run is left.
+      KeyboardInterrupt: a signal was received, and all runs have ended.
     """
     signals: list[int] = []
     running: dict[subprocess.Popen, Trial] = {}
@@ -122,7 +129,7 @@ def sweep(trials: Sequence[Trial], parallel: int) -> list[Trial]:
                     ending = "stopped" if signals else f"exit status {process.returncode}, without a result"
                     print(f"{trial.workdir.name}: {'done' if trial.result() else ending}", flush=True)
     finally:
-        for process in running:  # none, unless the sweep itself failed: nobody would know of them
+        for process in running:  # empty unless the sweep itself failed, which must not leave orphans
             process.terminate()
         for process in running:
             process.wait()
@@ -135,7 +142,7 @@ def sweep(trials: Sequence[Trial], parallel: int) -> list[Trial]:
 
 def _start(trial: Trial) -> subprocess.Popen:
     trial.workdir.mkdir(parents=True, exist_ok=True)
-    # The run inherits the mask; a signal that arrives meanwhile waits for the sweep, so that none is lost.
+    # The run inherits the mask. A signal that arrives meanwhile is pending for the sweep, so none is lost.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
     try:
         with (trial.workdir / LOG).open("ab") as log:
@@ -145,7 +152,7 @@ def _start(trial: Trial) -> subprocess.Popen:
 
 
 def format_results(trials: Sequence[Trial]) -> str:
-    """Returns a line for each trial, the lowest validation loss first; then those without a result, and why."""
+    """Formats a line per trial by rising validation loss, then the trials without a result and the reasons."""
     results = [(trial, trial.result()) for trial in trials]
     ended = [(trial, result) for trial, result in results if result]
     names = list(trials[0].varied)
@@ -158,7 +165,7 @@ def format_results(trials: Sequence[Trial]) -> str:
 
 
 def format_trials(trials: Sequence[Trial]) -> str:
-    """Returns the trials' commands, a line each: for a job array, or a shell."""
+    """Formats the trials' commands, one per line, for a job array or a shell."""
     return "\n".join(shlex.join(trial.command) for trial in trials)
 
 

@@ -1,4 +1,4 @@
-"""Evaluates scores: metrics and how sure they are, comparisons, coverage, localisation, submissions."""
+"""Evaluation of scores: metrics with intervals, comparisons, coverage, localisation and submissions."""
 
 from jax_avh.evaluation.evaluate import evaluate
 from jax_avh.scores import POOLINGS

@@ -1,4 +1,4 @@
-"""Evaluates score files together: every number of `metrics.json`, and a warning for all that could not be compared."""
+"""Evaluates score files together: computes every number of `metrics.json` and warns of what could not be compared."""
 
 import itertools
 import os
@@ -52,21 +52,25 @@ def evaluate(
 
     Args:
       scores: score files.
-      listed: clips that ought to be scored, for coverage.
-      failed: paths of those that could not be extracted.
-      thresholds: method -> clip score from which on a clip is called fake.
-      resamples: of the bootstrap.
-      names: of the score files' methods in the comparison; None = by their methods and weights.
+      listed: clips that should be scored, for coverage.
+      failed: paths of listed clips that could not be extracted.
+      thresholds: method -> lowest clip score at which a clip is called fake.
+      resamples: number of bootstrap resamples.
+      names: name of each score file's method in the comparison; None = derived from method and weights.
+
+    Returns:
+      The numbers of `metrics.json`, and the scores that they come from.
 
     Raises:
-      UserError: a file is missing or damaged, or two contradict each other.
+      UserError: a file is missing or damaged, two files contradict each other, or a threshold is for a method
+        without scores.
     """
     scored_sets = name_scored_sets([(Path(path), open_scores(path)) for path in scores], names)
     _check_labels(scored_sets, listed)
     thresholds = thresholds or {}
     methods = dict.fromkeys(scored.method for scored in scored_sets)
     if unknown := thresholds.keys() - methods.keys():
-        raise UserError(f"--threshold names {min(unknown)!r}, but the methods are {', '.join(methods)}")
+        raise UserError(f"--threshold: no scores of method {min(unknown)!r}; choose from {', '.join(methods)}")
     metrics = EvaluationMetrics(
         resamples=resamples,
         confidence=CONFIDENCE,
@@ -89,7 +93,7 @@ def _key(scored: ScoredSet) -> dict:
 
 
 def _results(scored: ScoredSet, given: float | None, resamples: int) -> Iterator[Result]:
-    """Yields the results of the method's own clip score, by group; and of the other poolings of its frame scores."""
+    """Yields results of the method's own clip score by group, then of the other poolings of its frame scores."""
     threshold, rule = given, "given"
     if given is None:
         own = scored.table.attributes.get("threshold")
@@ -110,7 +114,7 @@ def _results(scored: ScoredSet, given: float | None, resamples: int) -> Iterator
 def _measured(
     label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], threshold: float | None, resamples: int
 ) -> dict:
-    """Returns the numbers of a `Result`, with intervals unless the clips are too few."""
+    """Returns the numbers of a `Result`, without intervals if there are too few clips."""
     detection = detection_metrics(label, score, threshold)
     intervals = DetectionMetrics(**dict.fromkeys(METRIC_NAMES))
     if not _too_few(detection.real, detection.fake):
@@ -119,12 +123,12 @@ def _measured(
 
 
 def _too_few(*counts: int) -> bool:
-    """Whether a class has some clips, but too few for intervals and p-values."""
+    """Returns whether a class has some clips, but too few for intervals and p-values."""
     return any(0 < count < FEWEST for count in counts)
 
 
 def _groups(scored: ScoredSet) -> Iterator[tuple[str, str, Bool[np.ndarray, " N"]]]:
-    """Yields (group, its value, clips): all; the fakes of each category against all real clips; each split."""
+    """Yields (group, value, mask of clips): all clips; each category's fakes with all real clips; each split."""
     label = scored.label
     category, split = (np.array([getattr(clip, name) for clip in scored.clips]) for name in ("category", "split"))
     yield "all", "", np.ones(len(label), bool)
@@ -136,14 +140,14 @@ def _groups(scored: ScoredSet) -> Iterator[tuple[str, str, Bool[np.ndarray, " N"
 
 
 def _pairs(scored_sets: Sequence[ScoredSet]) -> Iterator[tuple[ScoredSet, ScoredSet]]:
-    """Yields methods that scored the same data set in the same state."""
+    """Yields the pairs of scored sets of the same data set in the same state."""
     for one, other in itertools.combinations(scored_sets, 2):
         if (one.dataset, one.trimmed) == (other.dataset, other.trimmed):
             yield one, other
 
 
 def _comparison(one: ScoredSet, other: ScoredSet) -> Comparison:
-    """Tests whether the difference of two methods' AUCs on the clips that both scored may be chance."""
+    """Tests whether two methods' AUCs on the clips that both scored differ by more than chance."""
     common = [path for path in one.rows if path in other.rows]
     mine, theirs = (np.array([scored.rows[path] for path in common], np.int64) for scored in (one, other))
     label = one.label[mine]
@@ -162,13 +166,13 @@ def _comparison(one: ScoredSet, other: ScoredSet) -> Comparison:
 
 
 def _coverage(scored: ScoredSet, listed: Sequence[ClipMeta], failed: set[str]) -> Coverage:
-    """Counts the clips of the list that were scored, and bounds the metrics if the others had got the worst scores."""
+    """Counts the listed clips that were scored, and bounds the metrics by giving the others the worst scores."""
     rows = [scored.rows[clip.path] for clip in listed if clip.path in scored.rows]
     absent = [clip for clip in listed if clip.path not in scored.rows]
     lost = sum(clip.path in failed for clip in absent)
     label, score = scored.label[rows], scored.score[rows]
     worst_auc, worst_ap = worst_case(label, score, np.array([clip.label for clip in absent], dtype=np.int64))
-    if any(clip.label == UNKNOWN for clip in absent):  # nobody knows what a clip of unknown label would do
+    if any(clip.label == UNKNOWN for clip in absent):  # the worst score of an unlabelled clip is undefined
         worst_auc = worst_ap = None
     return Coverage(
         **_key(scored),
@@ -184,7 +188,7 @@ def _coverage(scored: ScoredSet, listed: Sequence[ClipMeta], failed: set[str]) -
 
 
 def _warnings(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> Iterator[str]:
-    """Yields what the reader must know besides the numbers."""
+    """Yields what a reader must know to interpret the numbers, one sentence each."""
     notes = {scored.method: scored.table.attributes.get("deviation") for scored in scored_sets}
     yield from (f"{method} is not the published system: {note}." for method, note in notes.items() if note)
     for scored in scored_sets:
@@ -195,44 +199,50 @@ def _warnings(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> I
             yield f"{name}: {unknown} of {len(label)} clips have no label and are left out of all metrics."
         frames = np.diff(scored.table.offset).tolist()
         if scored.table.frame is not None and (beyond := sum(map(ends_beyond, scored.clips, frames))):
-            yield f"{name}: {beyond} clips have fake segments beyond their end, so what is said of frames is wrong."
+            yield f"{name}: {beyond} clips have fake segments beyond their end, so the metrics of frames are wrong."
         counts = {kind: int((label == value).sum()) for kind, value in (("real", REAL), ("fake", FAKE))}
         if _too_few(*counts.values()):
             many = f"{counts['real']} real and {counts['fake']} fake clips"
-            yield f"{name}: {many} are too few to say how sure its numbers are."
+            yield f"{name}: {many} are too few for intervals and p-values."
         for kind, count in counts.items():
             if not count:
-                yield f"{name}: no clip is labelled {kind}, so what compares both is undefined."
+                yield f"{name}: no clip is labelled {kind}, so metrics that need both classes are undefined."
         inside = _in_list(scored, listed)
         if listed and not inside:
-            yield f"{name}: none of its clips is in the list, so there is no coverage of it."
+            yield f"{name}: none of its clips is in the list, so it has no coverage."
         elif listed and (others := len(scored.clips) - inside):
             yield f"{name}: {others} of its clips are not in the list; coverage leaves them out."
         if lost := sum(clip.label == UNKNOWN and clip.path not in scored.rows for clip in listed):
-            yield f"{name}: {lost} clips of the list have neither score nor label, so the worst case is undefined."
+            yield f"{name}: {lost} listed clips have neither score nor label, so the worst case is undefined."
     for one, other in _pairs(scored_sets):
         mine, theirs = one.rows.keys(), other.rows.keys()
         if mine != theirs:
             yield (
                 f"{one.title} and {other.title} scored different clips: {len(mine & theirs)} in common, "
-                f"{len(mine - theirs)} and {len(theirs - mine)} of one alone; each is evaluated on its own, "
-                "and they are compared on those in common."
+                f"{len(mine - theirs)} and {len(theirs - mine)} by only one; each is evaluated on all its clips, "
+                "and they are compared on the common ones."
             )
 
 
 def _in_list(scored: ScoredSet, listed: Sequence[ClipMeta]) -> int:
-    """Counts the clips of a list that are scored."""
+    """Counts the listed clips that are scored."""
     return sum(clip.path in scored.rows for clip in listed)
 
 
 def _check_labels(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> None:
-    """Raises a UserError if files contradict each other, or the list."""
+    """Raises a UserError if labels differ between files, or between a file and the list."""
     known: dict[tuple[str, str], tuple[int, str]] = {}
     in_list = {clip.path: clip.label for clip in listed}
     for scored in scored_sets:
         for clip in scored.clips:
             label, title = known.setdefault((scored.dataset, clip.path), (clip.label, scored.title))
             if label != clip.label:
-                raise UserError(f"clip {clip.path!r} has label {clip.label} in {scored.title}, but {label} in {title}")
+                raise UserError(
+                    f"clip {clip.path!r}: has label {clip.label} in {scored.title}, but {label} in {title}; "
+                    "correct one of them"
+                )
             if UNKNOWN not in (label, other := in_list.get(clip.path, UNKNOWN)) and label != other:
-                raise UserError(f"clip {clip.path!r} has label {label} in {title}, but {other} in the clip list")
+                raise UserError(
+                    f"clip {clip.path!r}: has label {label} in {title}, but {other} in the clip list; "
+                    "correct one of them"
+                )

@@ -1,4 +1,4 @@
-"""Locates what is fake within clips: labels and metrics of frames, proposed segments and their metrics."""
+"""Localisation of fakes within clips: labels and metrics of frames, proposed segments and their metrics."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from avh_shards.clip import FAKE, FRAME_RATE, REAL, UNKNOWN
 from jax_avh.evaluation.metrics import average_precision, roc_auc
 from jax_avh.scores import ScoreTable
 
-SMOOTHING = 5  # frames; the median fake segment of AV-Deepfake1M has 8, a longer mean would drown it
-# Shares of all frames that reach a threshold, the best guess first. A segment of 8 frames in three of four clips of
-# some 220 makes 3 % fake; smoothing widens it by 4 frames, to 5 %. The others, twice and half as much, find what that
-# misses.
+SMOOTHING = 5  # frames; the median fake segment of AV-Deepfake1M has 8, which a longer mean would blur
+# Shares of all frames that reach a threshold, the best guess first. With a segment of 8 frames in three of four clips
+# of about 220 frames, 3 % of frames are fake; smoothing widens each segment by 4 frames, to 5 %. The other shares,
+# from 8 times as much to a quarter, find what the first one misses.
 THRESHOLD_SHARES = (0.05, 0.1, 0.025, 0.2, 0.0125, 0.4)
-MOST_PROPOSALS = 100  # a clip; twice the most that recall looks at
+MOST_PROPOSALS = 100  # per clip; twice the most that average recall considers
 
 # The official rule: avdeepfake1m 0.0.4, evaluation.ap_ar_1d with the arguments of its README.
 AP_IOU = (0.5, 0.75, 0.9, 0.95)
@@ -29,28 +29,28 @@ AR_PROPOSALS = (50, 30, 20, 10, 5)
 class FrameMetrics:
     """How well frame scores separate fake frames from real ones; None = undefined."""
 
-    frame_auc: float | None  # over all frames together
+    frame_auc: float | None  # over the frames of all clips together
     frame_ap: float | None
-    clip_auc: float | None  # mean over the clips with frames of both kinds of each one's own AUC
+    clip_auc: float | None  # AUC within each clip that has both kinds of frames, mean over these clips
     left_out: int  # clips whose fake segments are not known
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentMetrics:
-    """How well proposed segments match the fake ones; None without fake segments."""
+    """How well proposed segments match the fake ones; None = undefined, for lack of fake segments."""
 
     ap: dict[float, float | None]  # average precision, by the IoU that a proposal must exceed
-    ar: dict[int, float | None]  # average recall, by the number of proposals of a clip
+    ar: dict[int, float | None]  # average recall, by the number of proposals per clip
 
 
 def localisation(table: ScoreTable) -> tuple[FrameMetrics, SegmentMetrics] | None:
-    """Measures how well a method's frame scores locate what is fake in clips.
+    """Measures how well a method's frame scores locate fake segments.
 
     Args:
       table: scores of clips; those whose fake segments are not known are left out.
 
     Returns:
-      Metrics of the frames and of `table_proposals`; None without frame scores or without any fake segment.
+      Metrics of the frames and of `table_proposals`; None without frame scores or fake segments.
     """
     truth = {clip.path: np.reshape(clip.segments, (-1, 2)) for clip in table.clips if _located(clip)}
     if table.frame is None or not any(map(len, truth.values())):
@@ -60,17 +60,17 @@ def localisation(table: ScoreTable) -> tuple[FrameMetrics, SegmentMetrics] | Non
 
 
 def frame_labels(clip: ClipMeta, frames: int) -> Bool[np.ndarray, " T"]:
-    """Marks the fake frames of a clip: floor(25 start) to floor(25 end) of each segment, that one included.
+    """Marks the fake frames of a clip: floor(25 start) to floor(25 end), inclusive, of each segment.
 
-    This is how AVH-Align's authors label the frames of AV-Deepfake1M. Ends are taken to 1/1000 of a frame: in float32,
-    they are off by 25 * 2e-6 frames at 60 s.
+    AVH-Align's authors label the frames of AV-Deepfake1M in this way. Segment ends are first rounded to 1/1000 of a
+    frame, because in float32 they are off by 25 * 2e-6 frames at 60 s.
 
     Args:
-      clip: its segments in seconds of the stored clip.
-      frames: length T of the stored clip; what lies beyond is cut off.
+      clip: clip with segments in seconds of the stored clip.
+      frames: length T of the stored clip; segments are cut off there.
     """
     label = np.zeros(frames, bool)
-    # Rounded first: in binary, 25 * 1.16 is less than 29, the more so when read from float32.
+    # Rounded first, because in floating point 25 * 1.16 is less than 29, even more so for 1.16 in float32.
     borders = np.round(np.clip(FRAME_RATE * np.reshape(clip.segments, (-1, 2)), 0, frames), 3)
     for first, last in borders.astype(np.int64):
         label[first : last + 1] = True
@@ -84,7 +84,7 @@ def frame_metrics(
 
     Args:
       clips: N clips; those of unknown label, and fake ones without segments, are left out.
-      offset: clip n is frame[offset[n]:offset[n+1]].
+      offset: borders of the clips; clip n is frame[offset[n]:offset[n+1]].
       frame: frame scores of all clips, end to end; higher = more fake.
     """
     label = np.full(len(frame), UNKNOWN)
@@ -105,16 +105,16 @@ def frame_metrics(
 
 
 def clip_roc_auc(fake: Bool[np.ndarray, " T"], score: Float[np.ndarray, " T"]) -> float:
-    """Computes the area under the ROC curve of one clip's frames, as scikit-learn does in 1 ms a clip, in 0.1 ms."""
+    """Computes the area under the ROC curve of one clip's frames, in 0.1 ms per clip (scikit-learn takes 1 ms)."""
     count = int(fake.sum())
     above = rankdata(score)[fake].sum() - count * (count + 1) / 2
     return float(above / (count * (len(fake) - count)))
 
 
 def confidence(score: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """Maps scores of any size to 0..1 in the same order: 1 - c for s >= 0, else c, with c = 1 / (2 + 2 |s|).
+    """Maps scores to (0, 1) in the same order: 1 - c for s >= 0, else c, with c = 1 / (2 + 2 |s|).
 
-    A sigmoid in float32, the official program's precision, takes all scores above 18 for one; this map still tells
+    In float32, the official program's precision, a sigmoid maps all scores above 18 to 1; this map still distinguishes
     1000 from 1001.
     """
     score = score.astype(np.float64)
@@ -129,12 +129,12 @@ def segments_of(
 
     Args:
       frame: frame scores of one clip.
-      threshold: the least smoothed score of a fake frame.
-      smoothing: frames of the centred moving mean, odd; at the clip's borders it has fewer.
+      threshold: lowest smoothed score of a fake frame.
+      smoothing: frames of the centred moving mean, odd; fewer at the clip's borders.
 
     Returns:
-      (confidence, start, end) of each run, by falling confidence: its highest smoothed score as `confidence` maps it;
-      seconds of the stored clip, frame k lasting from k/25 to (k+1)/25.
+      (confidence, start, end) of each run, by falling confidence. Confidence is the highest smoothed score, mapped by
+      `confidence`; start and end are in seconds of the stored clip, where frame k lasts from k/25 to (k+1)/25.
     """
     smoothed = _smooth(frame, smoothing)
     above = np.concatenate([[False], smoothed >= threshold, [False]])
@@ -146,20 +146,21 @@ def segments_of(
 def proposals(
     frame: Float[np.ndarray, " T"], thresholds: Float[np.ndarray, " Q"], smoothing: int = SMOOTHING
 ) -> Float[np.ndarray, "P 3"]:
-    """Finds the segments of one clip by several thresholds, each segment once.
+    """Finds distinct segments of one clip with several thresholds.
 
-    Segments of two thresholds lie one in the other, often under one peak. Were they equally confident, most of the
-    first ones would be false: so all of an earlier threshold are more confident than those that a later one adds.
+    Segments of different thresholds are nested, often under one peak. If they were equally confident, most of the top
+    proposals would be false, so segments of an earlier threshold are always more confident than those that a later one
+    adds.
 
     Args:
       frame: frame scores of one clip.
-      thresholds: the best guess first.
+      thresholds: thresholds, the best guess first.
       smoothing: as for `segments_of`.
 
     Returns:
-      As `segments_of`, the confidence of threshold q brought into (1 - (q+1) / (Q+1), 1 - q / (Q+1)); at most
-      MOST_PROPOSALS. The clip's highest frame always comes last, as threshold Q: the official program breaks off at a
-      clip without proposals.
+      At most MOST_PROPOSALS segments, as returned by `segments_of`, with the confidence of threshold q mapped into
+      (1 - (q+1) / (Q+1), 1 - q / (Q+1)). The clip's highest smoothed score serves as threshold Q, so that each clip has
+      a proposal: the official program fails on a clip without any.
     """
     smoothed = _smooth(frame, smoothing)
     layers = [segments_of(smoothed, threshold, smoothing=1) for threshold in (*thresholds, smoothed.max())]
@@ -173,7 +174,7 @@ def proposals(
 def table_proposals(table: ScoreTable) -> dict[str, Float[np.ndarray, "_ 3"]]:
     """Proposes segments for every clip, by path.
 
-    The thresholds are quantiles of all smoothed frames of the table: THRESHOLD_SHARES of them are above.
+    The thresholds are the quantiles of all smoothed frame scores that THRESHOLD_SHARES of the frames exceed.
     """
     assert table.frame is not None
     frames = np.split(table.frame, table.offset[1:-1])
@@ -188,18 +189,17 @@ def segment_metrics(
 ) -> SegmentMetrics:
     """Computes average precision and recall of proposals by the official rule of AV-Deepfake1M, in its float32.
 
-    A proposal matches a segment if their intersection over union (IoU) is above a threshold, not at it.
+    A proposal matches a segment if their intersection over union (IoU) exceeds a threshold; equality is no match.
 
-    Average precision: each segment takes the first proposal of its file that matches it and is not taken yet; the area
-    under the precision envelope of all proposals by falling confidence, from the recall of the first proposal on (the
-    official program's rule: all found and nothing else is not 1, but 1 less one segment's share).
-    Average recall: the share of segments that one of the first proposals of a file matches, its mean over IoU
-    0.5:0.05:0.95.
+    Average precision: each segment takes the first proposal of its file that matches it and is not yet taken. The
+    value is the area under the precision envelope of all proposals by falling confidence, starting at the recall of
+    the first proposal. By this official rule, a perfect result scores 1 less one segment's share, not 1.
+    Average recall: the share of segments matched by one of a file's first proposals, averaged over IoU 0.5:0.05:0.95.
 
     Args:
-      proposed: (confidence, start, end) by file, by falling confidence; files that `truth` lacks are ignored.
-      truth: (start, end) of the fake segments by file, none for a real one. Its order decides between proposals of
-        equal confidence in different files.
+      proposed: (confidence, start, end) by file, by falling confidence; files not in `truth` are ignored.
+      truth: (start, end) of the fake segments by file, empty for a real one. Its order breaks ties between proposals
+        of equal confidence in different files.
     """
     if not (total := sum(map(len, truth.values()))):
         return SegmentMetrics(dict.fromkeys(AP_IOU), dict.fromkeys(AR_PROPOSALS))
@@ -230,7 +230,7 @@ def _average_segment_precision(
 
 
 def _taken(hit: Bool[np.ndarray, "P S"]) -> Bool[np.ndarray, " P"]:
-    """Marks the proposals that segments take: each in its turn the first that matches it and is free."""
+    """Marks the proposals that segments take: each segment in turn takes the first free one that matches it."""
     taken = np.zeros(len(hit), bool)
     for free in hit.T:
         taken[np.flatnonzero(free & ~taken)[:1]] = True
@@ -243,7 +243,7 @@ def _average_segment_recall(ious: list[np.ndarray], count: int) -> float:
 
 
 def _located(clip: ClipMeta) -> bool:
-    """Whether it is known which frames of a clip are fake."""
+    """Returns whether the fake frames of a clip are known."""
     return clip.label == REAL or (clip.label == FAKE and len(clip.segments) > 0)
 
 

@@ -1,8 +1,7 @@
 """Detection metrics of clip scores, None where a class is absent; bootstrap intervals and DeLong's test.
 
-Fake is the positive class. A clip is called fake if its score is at least the threshold. Point estimates are
-scikit-learn's. Resamples are measured by a vectorised kernel, hundreds at a time; it gives the numbers that
-scikit-learn gives.
+Fake is the positive class. A clip is called fake if its score is at least the threshold. Point estimates come from
+scikit-learn. A vectorised kernel computes the same metrics for hundreds of resamples at a time.
 
 Letters: N clips, R resamples of them, K distinct scores, P = K + 1 operating points.
 """
@@ -20,10 +19,10 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from avh_shards.clip import FAKE, REAL
 
 FALSE_POSITIVE_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_01": 0.001}  # metric -> the highest rate it allows
-PERCENTILES = (2.5, 97.5)  # of the resamples: a 95 % interval
+PERCENTILES = (2.5, 97.5)  # percentiles of the resamples: a 95 % interval
 QUANTILE = statistics.NormalDist().inv_cdf(0.975)  # standard errors on either side: a 95 % interval
-FEWEST = 5  # clips of a class, below which resamples say nothing: of one clip, all are the same
-DRAWS = 1 << 18  # clips drawn at a time, so that what is computed of them stays in the cache
+FEWEST = 5  # clips per class; with fewer, resamples are uninformative (those of one clip are all the same)
+DRAWS = 1 << 18  # clips drawn at a time, so that intermediate results stay in the cache
 
 Interval = tuple[float, float]  # low and high end
 Value = TypeVar("Value")
@@ -31,11 +30,11 @@ Value = TypeVar("Value")
 
 @dataclasses.dataclass(frozen=True)
 class DetectionMetrics(Generic[Value]):
-    """A value for each detection metric, e.g. an estimate or an interval; the first five need both classes."""
+    """One value per detection metric, e.g. an estimate or an interval; the first five need both classes."""
 
     auc: Value  # area under the ROC curve; ties count half
     ap: Value  # average precision
-    eer: Value  # where false positive and false negative rate are equal, linear between operating points
+    eer: Value  # rate at which false positives and false negatives are equal, interpolated between operating points
     tpr_at_fpr_1: Value  # the highest true positive rate of an operating point with at most 1 % false positives
     tpr_at_fpr_01: Value  # likewise with at most 0.1 %
     accuracy: Value  # at a threshold
@@ -51,7 +50,7 @@ class Detection:
 
     real: int  # clips
     fake: int
-    threshold: float | None  # score from which on a clip is called fake; None = undefined
+    threshold: float | None  # lowest score at which a clip is called fake; None = undefined
     metrics: DetectionMetrics[float | None]  # None = undefined
 
 
@@ -63,11 +62,11 @@ def detection_metrics(
     Args:
       label: 0 real, 1 fake; clips with other labels are ignored.
       score: higher = more fake; may be infinite.
-      threshold: score from which on clips are called fake; None = the operating point nearest to equal error, the
-        higher of two.
+      threshold: lowest score at which a clip is called fake; None = that of the operating point nearest to equal
+        error, or the higher of two equally near ones.
 
     Returns:
-      The metrics. The threshold is undefined without clips; if not given, also where a class is absent.
+      The metrics. The threshold is undefined without clips and, unless given, also if a class is absent.
     """
     fake, score, rank = _ranked(label, score)
     fakes = int(fake.sum())
@@ -77,11 +76,11 @@ def detection_metrics(
         values["auc"] = float(sklearn.metrics.roc_auc_score(fake, rank))
         values["ap"] = float(sklearn.metrics.average_precision_score(fake, rank))
         fpr, tpr, lowest_rank = sklearn.metrics.roc_curve(fake, rank, drop_intermediate=False)
-        # False positive rate less false negative rate; times both counts it is a whole number, so that ties are seen.
+        # False positive rate less false negative rate, times both counts: whole numbers, which makes ties exact.
         gap = np.rint((fpr + tpr - 1) * fakes * reals)
         values["eer"] = float(np.interp(0, gap, fpr))
         for name, rate in FALSE_POSITIVE_RATES.items():
-            values[name] = float(tpr[fpr <= rate].max())  # both are rounded quotients: 3 of 300 are at most 0.01
+            values[name] = float(tpr[fpr <= rate].max())  # both are rounded alike: 3 / 300 is at most 0.01
         if threshold is None:
             threshold = float(score[rank == lowest_rank[1 + np.abs(gap[1:]).argmin()]][0])
     if not len(fake):
@@ -119,7 +118,7 @@ def roc_points(
 def precision_recall_points(
     label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"]
 ) -> tuple[Float64[np.ndarray, " P"], Float64[np.ndarray, " P"]]:
-    """Returns recall, rising from 0 to 1, and precision, 1 where no clip is called fake; there must be fakes."""
+    """Returns recall, rising from 0 to 1, and precision, 1 where no clip is called fake; fakes must be present."""
     fake, _, rank = _ranked(label, score)
     precision, recall, _ = sklearn.metrics.precision_recall_curve(fake, rank)
     return recall[::-1], precision[::-1]
@@ -128,9 +127,9 @@ def precision_recall_points(
 def worst_case(
     label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], missing_label: Int[np.ndarray, " M"]
 ) -> tuple[float | None, float | None]:
-    """Computes AUC and AP as if clips without a score had the worst: each fake below all others, each real above.
+    """Computes AUC and AP with the worst scores for clips without one: fakes below all others, real clips above.
 
-    Whatever scores these clips had, AUC would not be lower, nor would AP if no two scores are equal.
+    No scores of these clips could make AUC lower, nor AP if no two scores are equal.
 
     Args:
       label: 0 real, 1 fake; clips with other labels are ignored.
@@ -142,7 +141,7 @@ def worst_case(
     """
     assert not np.isnan(score).any(), "a score is NaN"
     rank = np.unique(score, return_inverse=True)[1]
-    place = np.arange(len(missing_label))  # fakes at one score would all be found at the precision of the last
+    place = np.arange(len(missing_label))  # distinct ranks: tied fakes would all get the precision of the last
     missing = np.where(missing_label == FAKE, -1 - place, len(rank) + place)
     ranks = np.concatenate([rank, missing]).astype(np.float64)
     labels = np.concatenate([label, missing_label])
@@ -152,9 +151,9 @@ def worst_case(
 def _ranked(
     label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"]
 ) -> tuple[Int64[np.ndarray, " M"], Float64[np.ndarray, " M"], Int64[np.ndarray, " M"]]:
-    """Returns the clips of known label: 0 real, 1 fake; scores; ranks of the distinct scores, rising from 0.
+    """Returns labels (0 real, 1 fake), scores and ranks of the clips with known labels.
 
-    scikit-learn accepts no infinite scores.
+    Ranks number the distinct scores from 0, rising; they replace scores in scikit-learn, which rejects infinite ones.
     """
     known = np.isin(label, (REAL, FAKE))
     score = score[known].astype(np.float64)
@@ -172,21 +171,22 @@ def bootstrap_intervals(
     resamples: int = 1000,
     seed: int = 0,
 ) -> DetectionMetrics[Interval | None]:
-    """Computes 95 % percentile intervals of the detection metrics, over clips drawn with replacement.
+    """Computes 95 % percentile intervals of the detection metrics over clips drawn with replacement.
 
-    Under one seed, two methods' scores of the same clips are resampled alike.
+    With the same seed, scores of two methods on the same clips are resampled identically.
 
     Args:
       label: 0 real, 1 fake; clips with other labels are ignored.
       score: higher = more fake; may be infinite.
-      threshold: score from which on clips are called fake, in all resamples; None = that of `detection_metrics`.
+      threshold: lowest score at which a clip is called fake, in all resamples; None = that of `detection_metrics`.
       resamples: number of resamples; those that lack a class of the clips are left out.
-      seed: of the draws.
+      seed: seed of the draws.
 
     Returns:
       The intervals; None where the metric is undefined.
 
-    Source: Efron and Tibshirani 1993, section 13.3 (percentile intervals).
+    References:
+      Efron and Tibshirani 1993, section 13.3 (percentile intervals).
     """
     fake, score, _ = _ranked(label, score)
     if not len(fake):
@@ -205,7 +205,7 @@ def bootstrap_intervals(
 
 
 def draw_clips(clips: int, resamples: int, seed: int) -> Iterator[Int64[np.ndarray, "R N"]]:
-    """Yields how often each resample holds each clip, some resamples at a time, which does not change the draws."""
+    """Yields the counts of each clip in each resample, in groups of resamples; grouping does not change the draws."""
     generator = np.random.default_rng(seed)
     rows = max(1, DRAWS // clips)
     for start in range(0, resamples, rows):
@@ -220,19 +220,19 @@ def resampled_metrics(
     weight: Int64[np.ndarray, "R N"],
     threshold: float | None,
 ) -> dict[str, Float64[np.ndarray, " R"]]:
-    """Computes those of the METRICS that are defined, of many resamples at once.
+    """Computes the defined detection metrics of many resamples together.
 
     Args:
-      fake: the class of each clip, the highest score first.
-      score: falling.
-      weight: how often each resample holds each clip.
-      threshold: score from which on clips are called fake; None leaves accuracy and F1 out.
+      fake: whether each clip is fake, by falling score.
+      score: scores, falling.
+      weight: count of each clip in each resample.
+      threshold: lowest score at which a clip is called fake; None leaves out accuracy and F1.
 
     Returns:
-      The metrics by name. Those of curves are left out unless all resamples have both classes; F1 is NaN where no clip
-      is fake or called fake.
+      The metrics by name. AUC, AP, EER and the true positive rates are left out unless all resamples have both
+      classes; F1 is NaN where no clip is fake or called fake.
     """
-    last = np.flatnonzero(score != np.append(score[1:], np.nan))  # place of the last clip with each distinct score
+    last = np.flatnonzero(score != np.append(score[1:], np.nan))  # index of the last clip with each distinct score
     true = _called(weight * fake, last)  # fakes called fake
     false = _called(weight * ~fake, last)  # reals called fake
     fakes, reals = true[:, -1], false[:, -1]
@@ -240,30 +240,30 @@ def resampled_metrics(
     metrics = {}
     if fakes.all() and reals.all():
         metrics["auc"] = (np.diff(false) * (true[:, 1:] + true[:, :-1])).sum(1) / (2 * fakes * reals)
-        called = np.maximum(true[:, 1:] + false[:, 1:], 1)  # 0 where a resample holds no clip so high
+        called = np.maximum(true[:, 1:] + false[:, 1:], 1)  # the sum is 0 where a resample has no clip that high
         metrics["ap"] = (np.diff(true) * (true[:, 1:] / called)).sum(1) / fakes
         # False positive rate less false negative rate, times the clips of both classes.
         gap = false * fakes[:, None] - (fakes[:, None] - true) * reals[:, None]
-        after = (gap < 0).sum(1)  # the first operating point beyond the crossing of both rates, or on it
+        after = (gap < 0).sum(1)  # first operating point at or beyond the crossing of the two rates
         below, above = gap[rows, after - 1], gap[rows, after]
         step = false[rows, after] - false[rows, after - 1]
         metrics["eer"] = (false[rows, after - 1] + step * (below / (below - above))) / reals
         for name, rate in FALSE_POSITIVE_RATES.items():
-            # A quotient is rounded as the rate itself was: 3 of 300 are at most 0.01.
+            # The quotient and the rate are rounded alike: 3 / 300 is at most 0.01.
             place = (false / reals[:, None] <= rate).sum(1) - 1
             metrics[name] = true[rows, place] / fakes
     if threshold is not None:
         assert not np.isnan(threshold), "the threshold is NaN"
         place = np.count_nonzero(score[last] >= threshold)
         hits, alarms = true[:, place], false[:, place]
-        both = hits + alarms + fakes  # called fake and fake, each time it occurs
+        both = hits + alarms + fakes  # clips called fake plus fake clips
         metrics["accuracy"] = (hits + reals - alarms) / (fakes + reals)
         metrics["f1"] = np.divide(2 * hits, both, out=np.full(len(both), np.nan), where=both > 0)
     return metrics
 
 
 def _called(clips: Int64[np.ndarray, "R N"], last: Int64[np.ndarray, " K"]) -> Int64[np.ndarray, "R P"]:
-    """Counts clips at a threshold above all scores, then at each distinct score, falling."""
+    """Counts the clips called fake at a threshold above all scores, then at each distinct score, falling."""
     called = np.cumsum(clips, axis=1)[:, last]
     return np.concatenate([np.zeros((len(clips), 1), np.int64), called], axis=1)
 
@@ -281,11 +281,11 @@ def _interval(values: Float64[np.ndarray, " R"]) -> Interval | None:
 
 @dataclasses.dataclass(frozen=True)
 class DeLong:
-    """The AUC of one method less that of another."""
+    """DeLong's test of the difference between two methods' AUCs."""
 
-    difference: float
+    difference: float  # AUC of the first minus AUC of the second
     interval: Interval  # 95 %
-    p_value: float  # two-sided, of no difference
+    p_value: float  # two-sided, for no difference
 
 
 def delong_test(
@@ -296,19 +296,20 @@ def delong_test(
     Args:
       label: 0 real, 1 fake; clips with other labels are ignored.
       one: clip scores, higher = more fake; may be infinite.
-      other: those of the other method.
+      other: clip scores of the other method.
 
     Returns:
-      The difference and how sure it is, or None if a class has fewer than two clips, which have no variance. Without
-      variance between clips the p-value is 1 if the difference is 0, else 0.
+      The difference with its interval and p-value, or None if a class has fewer than two clips and hence no variance.
+      If the variance is zero, the p-value is 1 for a difference of 0, else 0.
 
-    Source: DeLong, DeLong and Clarke-Pearson 1988; in O(N log N) as Sun and Xu 2014.
+    References:
+      DeLong, DeLong and Clarke-Pearson 1988; in O(N log N) as in Sun and Xu 2014.
     """
     fake, real = label == FAKE, label == REAL
     fakes, reals = int(fake.sum()), int(real.sum())
     if min(fakes, reals) < 2:
         return None
-    # Whole and half clips until the last division: equal methods differ by exactly 0.
+    # Counts in whole and half clips until the last division, so that equal methods differ by exactly 0.
     of_fakes = _clips_below(one[fake], one[real]) - _clips_below(other[fake], other[real])
     of_reals = _clips_below(one[real], one[fake]) - _clips_below(other[real], other[fake])
     difference = float(of_fakes.sum() / (fakes * reals))
@@ -319,7 +320,7 @@ def delong_test(
 
 
 def _clips_below(score: Float[np.ndarray, " A"], others: Float[np.ndarray, " B"]) -> Float64[np.ndarray, " A"]:
-    """Counts how many of the others score lower, ties half: a clip's midrank among all less that in its own class."""
+    """Counts the others that score lower, ties as half: a clip's midrank among all less its midrank in its class."""
     assert not np.isnan(np.append(score, others)).any(), "a score is NaN"
     ranked = np.sort(others)
     return (np.searchsorted(ranked, score, "left") + np.searchsorted(ranked, score, "right")) / 2

@@ -1,4 +1,4 @@
-"""The results of an evaluation: numbers as they stand in `metrics.json`, and the scores that they come from."""
+"""Results of an evaluation: the numbers of `metrics.json`, and the scores that they come from."""
 
 import collections
 import dataclasses
@@ -16,36 +16,36 @@ from jax_avh.evaluation.localisation import FrameMetrics, SegmentMetrics
 from jax_avh.evaluation.metrics import DetectionMetrics, Interval
 from jax_avh.scores import ScoreTable, pool_all
 
-STATES: dict[bool | None, str] = {False: "untrimmed", True: "trimmed", None: "trimming not known"}
+STATES: dict[bool | None, str] = {False: "untrimmed", True: "trimmed", None: "trimming unknown"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What scores, and a row of results, are about: a method on a data set in a state."""
+    """Subject of a set of scores or a row of results: a method on a data set in a state."""
 
     dataset: str  # "" = unknown; marked if its features are random or simulated
     method: str  # name in the comparison
-    trimmed: bool | None  # leading silence dropped; None = not known
+    trimmed: bool | None  # whether leading silence was dropped; None = unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoredSet(Row):
-    """The contents of a score file: a method's scores of one data set in one state."""
+    """Contents of a score file: a method's scores of one data set in one state."""
 
     table: ScoreTable
 
     @property
     def title(self) -> str:
-        """Method, data set and state, for sentences."""
+        """Method, data set and state, for use in sentences."""
         state = "" if self.trimmed is None else STATES[self.trimmed]
         where = " ".join(part for part in (self.dataset, state) if part)
-        if not where or where.startswith("("):  # an unknown data set, marked: the parentheses are there
+        if not where or where.startswith("("):  # an unknown data set with a mark, which has its own parentheses
             return f"{self.method} {where}".rstrip()
         return f"{self.method} ({where})"
 
     @property
     def clips(self) -> tuple[ClipMeta, ...]:
-        """The scored clips."""
+        """Scored clips."""
         return self.table.clips
 
     @functools.cached_property
@@ -57,17 +57,17 @@ class ScoredSet(Row):
 
     @functools.cached_property
     def rows(self) -> dict[str, int]:
-        """The position of each clip, by its path."""
+        """Position of each clip, by its path."""
         return {clip.path: n for n, clip in enumerate(self.clips)}
 
     @functools.cached_property
     def label(self) -> Int64[np.ndarray, " N"]:
-        """0 real, 1 fake, -1 unknown."""
+        """Label of each clip: 0 real, 1 fake, -1 unknown."""
         return np.array([clip.label for clip in self.clips], dtype=np.int64)
 
     @property
     def score(self) -> Float[np.ndarray, " N"]:
-        """The method's own clip scores; higher = more fake."""
+        """Method's own clip scores; higher = more fake."""
         return self.table.clip
 
 
@@ -75,35 +75,35 @@ class ScoredSet(Row):
 class Result(Row):
     """How well clip scores separate the fake clips of a group from its real ones."""
 
-    pooling: str  # of the frame scores; "clip" = a score that is not pooled
+    pooling: str  # pooling of the frame scores; "clip" = a score that is not pooled
     own: bool  # whether it is the method's own clip score
     group: str  # "all", "category" (its fakes against all real clips) or "split"
-    value: str  # of the category or split; "" for all
+    value: str  # name of the category or split; "" for all
     threshold_rule: str  # where the threshold comes from
     real: int  # clips
     fake: int
-    threshold: float | None  # clip score from which on a clip is called fake
+    threshold: float | None  # lowest clip score at which a clip is called fake
     metrics: DetectionMetrics[float | None]
-    intervals: DetectionMetrics[Interval | None]  # 95 %; None also where the clips are too few
+    intervals: DetectionMetrics[Interval | None]  # 95 %; None also for too few clips
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two methods on the clips that both scored."""
+    """Comparison of two methods on the clips that both scored."""
 
     dataset: str
     trimmed: bool | None
     one: str  # method
     other: str
-    clips: int  # that both scored
-    difference: float | None  # AUC of the one less that of the other
-    interval: Interval | None  # 95 %; None also where the clips are too few, as for the p-value
+    clips: int  # clips that both scored
+    difference: float | None  # AUC of `one` minus AUC of `other`
+    interval: Interval | None  # 95 %; None, like the p-value, also for too few clips
     p_value: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Coverage(Row):
-    """How many clips of the list were scored, and what the others could do to the metrics."""
+    """Number of listed clips that were scored, and bounds on the metrics if the others had been."""
 
     listed: int  # clips
     scored: int
@@ -111,7 +111,7 @@ class Coverage(Row):
     missing: int  # neither scored nor failed
     auc: float | None  # of the scored clips
     ap: float | None
-    worst_case_auc: float | None  # if every other clip had got the worst score
+    worst_case_auc: float | None  # if every other clip had the worst score
     worst_case_ap: float | None
 
 
@@ -122,10 +122,10 @@ class Localisation(SegmentMetrics, FrameMetrics, Row):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationMetrics:
-    """The contents of `metrics.json`."""
+    """Contents of `metrics.json`."""
 
-    resamples: int  # of the bootstrap
-    confidence: float  # of the intervals
+    resamples: int  # number of bootstrap resamples
+    confidence: float  # level of the intervals
     warnings: list[str]  # sentences
     results: list[Result]
     comparisons: list[Comparison]
@@ -135,7 +135,7 @@ class EvaluationMetrics:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What `metrics.json`, `clips.csv` and `report.html` are made of."""
+    """Contents of `metrics.json`, `clips.csv` and `report.html`."""
 
     metrics: EvaluationMetrics
     scored_sets: tuple[ScoredSet, ...]
@@ -144,14 +144,17 @@ class Evaluation:
 def name_scored_sets(
     tables: Sequence[tuple[Path, ScoreTable]], names: Sequence[str] | None = None
 ) -> tuple[ScoredSet, ...]:
-    """Gives score files names that tell their methods apart.
+    """Names the methods of score files such that they can be distinguished.
 
     Args:
       tables: the files and their contents.
-      names: the methods' names; None = the method, if need be with the name of its weights or else of the file.
+      names: name of each file's method; None = the method, if necessary with the name of its weights or of the file.
+
+    Returns:
+      The contents of the files under these names.
 
     Raises:
-      UserError: two files have the same name, method, data set and state.
+      UserError: two files would have the same name, data set and state.
     """
     if names is not None:
         return _named(tables, names)
@@ -170,7 +173,7 @@ def name_scored_sets(
             return scored_sets
     ((_, method, _), count), *_ = keys.most_common(1)
     if count > 1:
-        raise UserError(f"two score files are named {method!r}; rename one")
+        raise UserError(f"score files: two are named {method!r}; rename one")
     return scored_sets
 
 
@@ -185,6 +188,6 @@ def _named(tables: Sequence[tuple[Path, ScoreTable]], names: Sequence[str]) -> t
 
 
 def _weights_name(path: Path, table: ScoreTable) -> str:
-    """A training run is named after its folder."""
+    """Returns the name of a score file's weights: that of their training run's folder, or of the file of weights."""
     weights = Path(str(table.attributes.get("weights", path)))
     return weights.parent.name if weights.stem == "best" else weights.stem

@@ -1,4 +1,4 @@
-"""Networks on frames, window scores and their loss, and files of weights."""
+"""Networks, window scores with their loss, and weight files."""
 
 from jax_avh.models.alignment import AlignmentNetwork
 from jax_avh.models.windows import windowed_softmax_loss

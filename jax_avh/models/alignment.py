@@ -1,16 +1,16 @@
-"""The networks on frames: does this visual frame belong to this audio frame?
+"""Networks that score frames: does this visual frame belong to this audio frame?
 
-Each modality is normalised and projected; a head scores the pair: an MLP (the alignment network), or one linear layer
-(the ablation of the paper's table 5). `plain_scores` is the paper's forward pass. What trains and scores is the same
-function, rearranged; exact algebra saves most of the arithmetic:
+Each modality is normalised and projected, and a head scores the pair. The head is an MLP (the alignment network) or
+one linear layer (the ablation of the paper's table 5). `plain_scores` is the paper's forward pass. Training and
+scoring use a rearranged form of the same function, in which exact algebra saves most of the arithmetic:
 
-- All that comes before the MLP's first layer norm is linear, so each frame needs its pre-activation once, and a pair
-  costs one addition instead of three matrix products (6.7 instead of 54 M multiply-adds a frame at a window of 31).
-  With fixed weights all linear maps of a modality fold into one matrix.
-- A layer norm takes the mean off what a linear layer gives. Taking it off the layer's weights comes to the same, once
-  for all pairs; what is left to do for a pair is the division by the root mean square.
-- That of the first layer norm follows from the two frames' own mean squares and their inner product
-  (windows.mean_squares), and its scale is applied to frames, not to pairs.
+- Everything before the MLP's first layer norm is linear, so the pre-activation is computed once per frame, and a pair
+  costs one addition instead of three matrix products (6.7 instead of 54 M multiply-adds per frame at a window of 31).
+  With fixed weights, all linear maps of a modality fold into one matrix.
+- A layer norm subtracts the mean of a linear layer's outputs. Centring the layer's weights has the same effect and is
+  done once for all pairs; each pair then only needs the division by the root mean square.
+- For the first layer norm, the mean square of a pair follows from the mean squares of its two frames and their inner
+  product (windows.mean_squares), and the scale is applied to frames, not to pairs.
 
 Source: AVH-Align, section 4. Letters: T frames, D feature width, P projection width, H width of the first layer.
 """
@@ -39,23 +39,30 @@ from jax_avh.models.layers import (
     row,
 )
 
-# Modality of a network, by its official name -> the features that it takes.
+# Official name of a network's modality -> features that the network takes.
 MODALITY_FEATURES = {"both": ("visual", "audio"), "audio": ("audio",), "video": ("visual",)}
-PROJECTION_WIDTH = 512  # of each of two modalities; one alone has twice that
+PROJECTION_WIDTH = 512  # per modality; a network of one modality uses twice that
 HIDDEN_WIDTHS = (512, 256, 128)
 
 
 class Folded(NamedTuple):
-    """A network's linear maps up to its first layer."""
+    """A network's linear maps up to and including its first layer, folded into one per feature."""
 
-    kernels: dict[str, Float[Array, "D H"]]  # of each of its features
+    kernels: dict[str, Float[Array, "D H"]]  # by feature name
     bias: Float[Array, " H"]
 
 
 class FrameNetwork(nnx.Module):
-    """Scores frames by their visual features, their audio features, or both.
+    """A network that scores frames by their visual features, their audio features, or both.
 
-    A head gives `build`, `first`, `weigh` and `score`.
+    Subclasses implement the head: `build`, `first`, `weigh` and `score`.
+
+    Args:
+      width: feature width D.
+      rngs: source of the initial parameters.
+      modality: a key of MODALITY_FEATURES.
+      normalised: whether features are scaled to unit length first.
+      precision: a key of layers.DTYPES.
     """
 
     head: str
@@ -77,38 +84,38 @@ class FrameNetwork(nnx.Module):
 
     @property
     def kind(self) -> dict[str, str]:
-        """What its weights record of it."""
+        """Description of the network that its weight file records."""
         return {"head": self.head, "modality": self.modality, "normalised": str(self.normalised).lower()}
 
     @abc.abstractmethod
     def build(self, rngs: nnx.Rngs) -> None:
-        """Draws the parameters."""
+        """Creates the layers with random parameters."""
 
     @abc.abstractmethod
     def first(self, name: str) -> tuple[Any, Float[Array, "P H"], Float[Array, " H"]]:
-        """Returns the projection of a feature, if any, its part of the first layer's kernel, and that layer's bias."""
+        """Returns a feature's projection (or None), its part of the first layer's kernel, and that layer's bias."""
 
     @abc.abstractmethod
     def weigh(self, share: Float[Array, "*T H"]) -> Float[Array, "*T H"]:
-        """Applies what can be done to a share once a frame, not once a pair."""
+        """Applies the part of the head that can be applied to a share, once per frame instead of once per pair."""
 
     @abc.abstractmethod
     def score(self, weighed: Float[Array, "*T H"], mean_square: Float[Array, "*T"]) -> Float[Array, "*T"]:
         """Scores sums of weighed shares; NaN where a feature was NaN or infinite.
 
         Args:
-          weighed: the sums.
-          mean_square: of the sums of the same shares, not weighed.
+          weighed: sums of the shares that `weigh` returned.
+          mean_square: mean squares of the same sums before weighing.
         """
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of the features that it takes."""
+        """Names of the features that the network takes."""
         return MODALITY_FEATURES[self.modality]
 
     @property
     def dtype(self) -> DTypeLike:
-        """Of parameters, norms and scores."""
+        """Dtype of parameters, norms and scores."""
         return DTYPES[self.precision][0]
 
     def __call__(self, visual: Float[Array, "*T D"], audio: Float[Array, "*T D"]) -> Float[Array, "*T"]:
@@ -118,13 +125,18 @@ class FrameNetwork(nnx.Module):
         return self._score(functools.reduce(jnp.add, shares))
 
     def share(self, name: str, features: Float[Array, "*T D"]) -> Float[Array, "*T H"]:
-        """Returns a feature's share of the first layer's pre-activation; the first one's includes the layer's bias."""
+        """Returns a feature's share of the first layer's pre-activation; the first feature's includes the bias.
+
+        Args:
+          name: "visual" or "audio".
+          features: the frames' features of this name, not normalised.
+        """
         projection, kernel, layer_bias = self.first(name)
         features = normalise(features, self.dtype) if self.normalised else features.astype(self.dtype)
         if projection is None:
             share = self._product(features, kernel)
         else:
-            # Two linear layers in a row: for more frames than a frame is wide, multiplying them first is cheaper.
+            # Of two linear layers in a row, folding the kernels first is cheaper for more than `width` frames.
             if math.prod(features.shape[:-1]) > self.width:
                 share = self._product(features, product(projection.kernel[...], kernel))
             else:
@@ -133,9 +145,9 @@ class FrameNetwork(nnx.Module):
         return share + row(layer_bias, features.ndim) if name == self.features[0] else share
 
     def fold(self) -> Folded:
-        """Folds the linear maps: worthwhile for weights that stay as they are."""
+        """Folds the linear maps, which pays off when the weights no longer change."""
         kernels = {}
-        _, _, bias = self.first(self.features[0])  # of the layer: the same for all
+        _, _, bias = self.first(self.features[0])  # the layer's bias, which is the same for every feature
         for name in self.features:
             projection, kernel, _ = self.first(name)
             kernels[name] = kernel if projection is None else product(projection.kernel[...], kernel)
@@ -146,9 +158,9 @@ class FrameNetwork(nnx.Module):
     def score_folded(
         self, folded: Folded, visual: Float[Array, "T D"], audio: Float[Array, "T D"]
     ) -> Float[Array, " T"]:
-        """Returns what calling the network gives, with its linear maps folded."""
+        """Returns the same scores as `__call__`, computed with folded linear maps."""
         given = {"visual": visual, "audio": audio}
-        # Frames are scaled after the product, where they are narrower.
+        # Scales frames after the product, where they are narrower.
         shares = (
             self._product(given[name], kernel) * (inverse_norm(given[name], self.dtype) if self.normalised else 1)
             for name, kernel in folded.kernels.items()
@@ -159,21 +171,22 @@ class FrameNetwork(nnx.Module):
         return self.score(self.weigh(pairs), jnp.mean(jnp.square(pairs), axis=-1))
 
     def _product(self, inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"]) -> Float[Array, "*T K"]:
-        """A matrix product in the precision asked for."""
+        """Multiplies matrices in the network's precision."""
         dtype = DTYPES[self.precision][1]
         return product(inputs.astype(dtype), kernel.astype(dtype)).astype(self.dtype)
 
 
 class AlignmentNetwork(FrameNetwork):
-    """Scores pairs of a visual and an audio frame; higher = they belong together. 1,740,545 parameters at D = 1024.
+    """Alignment network: scores pairs of a visual and an audio frame; higher = they belong together.
 
-    With one modality it is the network of AVH-Align/sup's ablations, which scores the frames of that modality only.
+    It has 1,740,545 parameters at D = 1024. With one modality it is the network of AVH-Align/sup's ablations, which
+    scores only the frames of that modality.
     """
 
     head = "mlp"
 
     def build(self, rngs: nnx.Rngs) -> None:
-        """Draws the parameters."""
+        """See FrameNetwork."""
         if self.modality == "both":
             self.visual_proj = linear(self.width, PROJECTION_WIDTH, rngs, self.dtype)
             self.audio_proj = linear(self.width, PROJECTION_WIDTH, rngs, self.dtype)
@@ -187,7 +200,7 @@ class AlignmentNetwork(FrameNetwork):
         self.mlp: Any = nnx.Sequential(*layers, linear(inputs, 1, rngs, self.dtype))
 
     def first(self, name: str) -> tuple[Any, Float[Array, "P H"], Float[Array, " H"]]:
-        """See FrameNetwork; the first layer's outputs have mean 0."""
+        """See FrameNetwork; the kernel and bias are centred, so that the first layer's outputs have mean 0."""
         kernel, bias = centred(self.mlp.layers[0])
         if self.modality != "both":
             return self.proj, kernel, bias
@@ -215,32 +228,32 @@ class AlignmentNetwork(FrameNetwork):
 def plain_scores(
     network: AlignmentNetwork, visual: Float[Array, "T D"], audio: Float[Array, "T D"]
 ) -> Float[Array, " T"]:
-    """Scores pairs of frames as the paper describes it, layer by layer: what the fast forward pass must equal.
+    """Scores pairs of frames layer by layer, as the paper describes: the reference for the fast forward pass.
 
     Args:
-      network: of both modalities.
+      network: a network of both modalities.
       visual: features of the visual frames.
-      audio: features of the audio frame that each is paired with.
+      audio: features of the audio frames; frame t is paired with visual frame t.
     """
     if network.normalised:
         visual = normalise(visual)
         audio = normalise(audio)
     hidden = jnp.concatenate([network.visual_proj(visual), network.audio_proj(audio)], axis=-1)
-    for layer in network.mlp.layers:  # three times linear, layer norm and ReLU; then linear
+    for layer in network.mlp.layers:  # linear, layer norm and ReLU, three times; then linear
         hidden = layer(hidden)
     return hidden[:, 0]
 
 
 class LinearNetwork(FrameNetwork):
-    """Scores frames linearly: 2,049 parameters at D = 1024 with both modalities.
+    """A linear network on frames: 2,049 parameters at D = 1024 with both modalities.
 
-    As an alignment network it cannot be trained: the visual frame's share is the same for all frames of its window.
+    It cannot be trained on the alignment task: a visual frame adds the same share to all scores of its window.
     """
 
     head = "linear"
 
     def build(self, rngs: nnx.Rngs) -> None:
-        """Draws the parameters."""
+        """See FrameNetwork."""
         self.head_layer: Any = linear(self.width * len(self.features), 1, rngs, self.dtype)
 
     def first(self, name: str) -> tuple[None, Float[Array, "D 1"], Float[Array, "1"]]:
@@ -249,12 +262,12 @@ class LinearNetwork(FrameNetwork):
         return None, self.head_layer.kernel[...][start : start + self.width], self.head_layer.bias[...]
 
     def weigh(self, share: Float[Array, "*T 1"]) -> Float[Array, "*T 1"]:
-        """Returns a share as it is."""
+        """Returns a share unchanged."""
         return share
 
     def score(self, weighed: Float[Array, "*T 1"], mean_square: Float[Array, "*T"]) -> Float[Array, "*T"]:
-        """See FrameNetwork; there is no norm, so the mean square does not matter."""
+        """See FrameNetwork; without a norm, the mean square is unused."""
         return weighed[..., 0]
 
 
-NETWORKS = {network.head: network for network in (AlignmentNetwork, LinearNetwork)}  # by the name of their head
+NETWORKS = {network.head: network for network in (AlignmentNetwork, LinearNetwork)}  # by head name

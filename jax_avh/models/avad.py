@@ -1,10 +1,10 @@
-"""AVAD's decoder: predicts how well each delay will fit a clip's next window, from how well each fitted so far.
+"""AVAD's decoder: predicts how well each delay will fit a clip's next window, from the windows before it.
 
-Its parameters have the official names, part by part of the modules' tree. The official `compress_fn.conv` of each
-block is left out: the released program never applies it.
+The module tree mirrors the official parameter names. The official `compress_fn.conv` of each block is left out, since
+the released program never applies it.
 
-Source: AVAD (Feng et al., "Self-supervised video forensics by audio-visual anomaly detection", CVPR 2023), and where
-the released program differs from it (scores in, not probabilities; attention's scale), the program.
+Source: AVAD (Feng et al., "Self-supervised video forensics by audio-visual anomaly detection", CVPR 2023); the
+released program where it differs from the paper (scores as inputs, not probabilities; the scale in attention).
 Letters: B sequences, N steps, W delays, D model width, H heads, K width of a head, M = N + 1 keys.
 """
 
@@ -20,12 +20,12 @@ from jax_avh.models.layers import DTYPES, apply_linear, dropout, linear, row, to
 
 DECODER_WIDTH = 256
 HEADS = 16
-NORM_EPSILON = 1e-6  # of the norm, added to the standard deviation
+NORM_EPSILON = 1e-6  # added to the standard deviation
 AVAD_DROPOUT = 0.1
 
 
 class Attention(nnx.Module):
-    """Causal attention of many heads, with an additional learnt key and value, which every step sees."""
+    """Causal multi-head attention with an extra learnt key and value that every step sees."""
 
     def __init__(self, rngs: nnx.Rngs, precision: str = "float32"):
         dtype, self.product_dtype = DTYPES[precision]
@@ -37,36 +37,36 @@ class Attention(nnx.Module):
         self.to_out = linear(DECODER_WIDTH, DECODER_WIDTH, rngs, dtype)
 
     def __call__(self, hidden: Float[Array, "B N D"], key: Key[Array, ""] | None = None) -> Float[Array, "B N D"]:
-        """Returns what each step takes from itself and those before it; with a key, drops some of the weights."""
+        """Attends from each step to itself and the steps before it; with a key, applies dropout to the weights."""
         queries, keys, values = jnp.split(apply_linear(self.to_qkv, hidden, self.product_dtype), 3, axis=-1)
         keys, values = prepend(self.null_k[...], keys), prepend(self.null_v[...], values)
         logits = self._einsum("bnhk,bmhk->bhnm", split_heads(queries), split_heads(keys))
-        # Step n sees the learnt key and steps 0 to n. A shorter clip's padding needs no mask of its own: it comes after
-        # every step that counts.
+        # Step n sees the learnt key and steps 0 to n. The padding of a shorter clip needs no mask of its own, because
+        # it follows every real step.
         visible = jnp.tri(*logits.shape[2:], k=1, dtype=bool)[None, None]
-        scaled = logits * DECODER_WIDTH**-0.5  # by the width of the model, not of a head
+        scaled = logits * DECODER_WIDTH**-0.5  # the width of the model, not of a head
         weights = dropout(jax.nn.softmax(jnp.where(visible, scaled, -jnp.inf)), AVAD_DROPOUT, key)
         mixed = self._einsum("bhnm,bmhk->bnhk", weights, split_heads(values))
         return apply_linear(self.to_out, mixed.reshape(hidden.shape), self.product_dtype)
 
     def _einsum(self, subscripts: str, inputs: Array, others: Array) -> Array:
-        """Takes the sum of products in their own dtype; accelerators would round float32 to less."""
+        """Sums products in `product_dtype` at full precision; by default, accelerators round float32 to less."""
         narrow = inputs.astype(self.product_dtype), others.astype(self.product_dtype)
         return jnp.einsum(subscripts, *narrow, precision=jax.lax.Precision.HIGHEST).astype(self.null_k.dtype)
 
 
 def prepend(learnt: Float[Array, "1 1 D"], given: Float[Array, "B N D"]) -> Float[Array, "B M D"]:
-    """Puts a learnt vector before the vectors of each sequence."""
+    """Prepends a learnt vector to each sequence."""
     return jnp.concatenate([jnp.broadcast_to(learnt, (len(given), 1, DECODER_WIDTH)), given], axis=1)
 
 
 def split_heads(vectors: Float[Array, "B N D"]) -> Float[Array, "B N H K"]:
-    """Splits each vector into its heads' parts."""
+    """Splits each vector into one part per head."""
     return vectors.reshape(*vectors.shape[:2], HEADS, -1)
 
 
 class Norm(nnx.Module):
-    """Layer norm by the unbiased standard deviation."""
+    """Layer norm that divides by the unbiased standard deviation."""
 
     def __init__(self, dtype: DTypeLike = jnp.float32):
         self.a_2 = nnx.Param(jnp.ones(DECODER_WIDTH, dtype))
@@ -80,7 +80,7 @@ class Norm(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Two linear layers, no wider between them, and a ReLU."""
+    """Two linear layers of the model's width with a ReLU between them."""
 
     def __init__(self, rngs: nnx.Rngs, precision: str = "float32"):
         dtype, self.product_dtype = DTYPES[precision]
@@ -88,13 +88,13 @@ class FeedForward(nnx.Module):
         self.w_2 = linear(DECODER_WIDTH, DECODER_WIDTH, rngs, dtype)
 
     def __call__(self, hidden: Float[Array, "B N D"], key: Key[Array, ""] | None = None) -> Float[Array, "B N D"]:
-        """Maps each step by itself; with a key, drops some of what the ReLU lets through."""
+        """Maps each step on its own; with a key, applies dropout after the ReLU."""
         inner = nnx.relu(apply_linear(self.w_1, hidden, self.product_dtype))
         return apply_linear(self.w_2, dropout(inner, AVAD_DROPOUT, key), self.product_dtype)
 
 
 class Block(nnx.Module):
-    """Attention, then the feed-forward layers, each added to its input and normalised: both times by the same norm."""
+    """Attention and feed-forward layers, each added to its input and normalised by the same norm."""
 
     def __init__(self, rngs: nnx.Rngs, precision: str = "float32"):
         self.docoder = Attention(rngs, precision)  # the official spelling
@@ -102,20 +102,22 @@ class Block(nnx.Module):
         self.ff = FeedForward(rngs, precision)
 
     def __call__(self, hidden: Float[Array, "B N D"], key: Key[Array, ""] | None = None) -> Float[Array, "B N D"]:
-        """Returns the next block's input; with a key, dropout in both parts and after each norm."""
+        """Returns the next block's input; with a key, applies dropout in both parts and after each norm."""
         of_attention, of_first, of_ff, of_second = split_key(key, 4)
         hidden = dropout(self.norm(hidden + self.docoder(hidden, of_attention)), AVAD_DROPOUT, of_first)
         return dropout(self.norm(hidden + self.ff(hidden, of_ff)), AVAD_DROPOUT, of_second)
 
 
 class Decoder(nnx.Module):
-    """Predicts windows 1, 2, ... of a sequence, each from all before it. 818,719 parameters as released.
+    """Causal decoder that predicts each window of a sequence after the first from all windows before it.
+
+    It has 818,719 parameters as released.
 
     Args:
-      rngs: draws the parameters.
-      windows: of a sequence, N + 1; the positions are learnt, so all sequences have this length.
-      delays: of sound against picture that are scored for each window, W.
-      precision: of DTYPES.
+      rngs: source of the initial parameters.
+      windows: windows per sequence, N + 1; positions are learnt, so all sequences have this length.
+      delays: W, the number of delays between sound and picture scored per window.
+      precision: a key of DTYPES.
     """
 
     def __init__(self, rngs: nnx.Rngs, windows: int = 50, delays: int = 31, precision: str = "float32"):
@@ -130,36 +132,45 @@ class Decoder(nnx.Module):
 
     @property
     def dtype(self) -> DTypeLike:
-        """Of parameters, norms and logits."""
+        """Dtype of parameters, norms and logits."""
         return DTYPES[self.precision][0]
 
     def __call__(self, scores: Float[Array, "B N W"], key: Key[Array, ""] | None = None) -> Float[Array, "B N W"]:
-        """Returns the logits of the delays in the window after each one given.
+        """Predicts, for each window given, the logits of the delays in the window after it.
 
         Args:
-          scores: of all windows but the last, as the synchronisation network gives them, no softmax taken. Beyond a
-            clip's end they may be any finite numbers; zeros, as released.
-          key: of the dropout, in training; None = no dropout.
+          scores: the synchronisation network's scores of all windows but the last, before any softmax. Beyond a
+            clip's end they may be any finite numbers; the released program uses zeros.
+          key: dropout key for training; None = no dropout.
         """
         of_first, of_second = split_key(key, 2)
         hidden = self.decoder2(self.decoder1(self.embed(scores), of_first), of_second)
         return apply_linear(self.lin2, hidden, DTYPES[self.precision][1])
 
     def embed(self, scores: Float[Array, "B N W"]) -> Float[Array, "B N D"]:
-        """Returns the first block's input: each window's scores, mapped, and its place in the sequence."""
+        """Returns the first block's input: each window's mapped scores plus the embedding of its position."""
         steps = self.pos_embedding.shape[1]
-        assert scores.shape[1] == steps, f"{scores.shape[1]} windows for a decoder that has learnt {steps} positions"
+        assert scores.shape[1] == steps, f"{scores.shape[1]} windows, but the decoder has {steps} positions"
         mapped = apply_linear(self.lin1, scores.astype(self.dtype), DTYPES[self.precision][1])
         return nnx.relu(mapped) + self.pos_embedding[...]
 
 
 def split_key(key: Key[Array, ""] | None, parts: int) -> list[Key[Array, ""] | None]:
-    """Returns a key for each part that drops; without a key, none for any."""
+    """Splits a dropout key into one per part; without a key, returns None for each."""
     return [None] * parts if key is None else list(jax.random.split(key, parts))
 
 
 class AVAD(Decoder):
-    """The decoder, and the frozen network that gives it its scores."""
+    """AVAD's decoder together with the frozen synchronisation network that computes its inputs.
+
+    Args:
+      sync: the synchronisation network.
+      rngs: source of the decoder's initial parameters.
+      windows: windows per sequence.
+      tau: largest delay, in frames; 2 tau + 1 delays are scored.
+      boundary: treatment of frames outside the clip, as for windows.window_scores.
+      precision: a key of DTYPES.
+    """
 
     def __init__(self, sync: FrameNetwork, rngs: nnx.Rngs, windows: int, tau: int, boundary: str, precision: str):
         super().__init__(rngs, windows, 2 * tau + 1, precision)
@@ -167,12 +178,12 @@ class AVAD(Decoder):
 
     @property
     def width(self) -> int:
-        """Of the features."""
+        """Feature width."""
         return self.sync.width
 
     @property
     def kind(self) -> dict[str, str]:
-        """What its weights say of it."""
+        """Description of the network that its weight file records."""
         own = {"windows": str(self.windows), "tau": str(self.tau), "boundary": self.boundary}
         sync = {"width": str(self.width)} | self.sync.kind
         return own | {f"sync_{name}": value for name, value in sync.items()}

@@ -1,19 +1,19 @@
-"""Array functions written for speed on CPUs, where XLA's own forms are slow; used by RawNet2 and MDS.
+"""Array functions optimised for CPUs, where XLA's own forms are slow; used by RawNet2 and MDS.
 
-Each computes what the plain jax.lax form computes (tests compare them, gradients included). Time against that form, on
-two cores of an Intel Xeon in float32, at the sizes of the released networks:
+Each computes the same as its plain jax.lax form (tests compare them, gradients included). Speed relative to that form,
+on two cores of an Intel Xeon in float32, at the sizes of the released networks:
 
 | function | used in | pass | gain |
 |---|---|---|---|
 | `convolve` | MDS, all convolutions | gradients | 1.2 to 1.6 times as fast, 8 to 10 times for 3-D with strides |
-| `max_pool_3x3` | MDS, poolings | both, in training | 2.5 times as fast (its forward pass alone takes longer) |
+| `max_pool_3x3` | MDS, poolings | both, in training | 2.5 times as fast (only the forward pass is slower) |
 | `gru_states` | RawNet2, recurrent layers | both, in training | 2 to 3 times as fast |
 | `fft_correlate` | RawNet2, sinc filters | forward; they are frozen | 9 times as fast, one cut at a time |
 
-On other backends `convolve` has XLA's gradients; the others are the same everywhere.
+On other backends, `convolve` uses XLA's gradients; the other functions are the same everywhere.
 
-Letters: B examples, S sizes before a layer, R after it, C channels in, D out; of the GRU T steps, H hidden width,
-G = 3 H: reset, update and new, in this order; of the filters S samples, F filters, T samples that all taps reach.
+Letters: B examples, S sizes before a layer, R after it, C channels in, D channels out. GRU: T steps, H hidden width,
+G = 3 H (reset, update and new, in this order). Filters: S samples, F filters, T samples at which all taps overlap.
 """
 
 import functools
@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 from jax_avh.models.layers import cast_product, larger, product, row
 
 POOL_SIDE = 3  # pixels along each axis of a pooling
-GROUP = 2  # examples whose gradient is taken at once: their patches stay in a CPU's cache
+GROUP = 2  # examples per gradient computation, so that their patches stay in a CPU's cache
 # Samples per Fourier transform. On a CPU, in ms per cut of 64,600 samples: one transform of the whole cut 32, pieces
 # of 4,096 to 24,576 samples 15, a plain convolution 70, products with a Toeplitz matrix 52.
 PIECE = 8192
@@ -41,13 +41,13 @@ PIECE = 8192
 def xla_convolve(
     inputs: Float[Array, "B *S C"], kernel: Float[Array, "*K C D"], strides: tuple[int, ...], padding: tuple[int, ...]
 ) -> Float[Array, "B *R D"]:
-    """Convolves along one to three axes between the examples and their channels; gradients are XLA's.
+    """Convolves along the one to three axes between batch and channels, with XLA's gradients.
 
     Args:
-      inputs: channels last.
-      kernel: of any sizes along these axes.
-      strides: along them.
-      padding: zeros on both sides of each.
+      inputs: examples with channels last.
+      kernel: kernel of any size along each of these axes.
+      strides: stride along each axis.
+      padding: zeros added on both sides of each axis.
     """
     axes = "THW"[-len(strides) :]
     return jax.lax.conv_general_dilated(
@@ -60,7 +60,7 @@ def xla_convolve(
     )
 
 
-# The same function; on CPUs its gradients are those of a matrix product.
+# The same function, but on CPUs its gradients are computed as matrix products.
 convolve = jax.custom_vjp(xla_convolve, nondiff_argnums=(2, 3))
 
 
@@ -87,7 +87,7 @@ def _convolve_backward(
     ) -> tuple[Float[Array, "D K"], Float[Array, "b *S C"]]:
         inputs, cotangents = group
         seen, pull_back = jax.vjp(lambda inputs: patches(inputs, kernel.shape[:-2], strides, padding), inputs)
-        # In this order, the outputs' channels first, so long a sum takes half the time.
+        # A sum this long takes half the time with the output channels first.
         summand = product(cotangents.reshape(-1, matrix.shape[1]).T, seen.reshape(-1, matrix.shape[0]))
         return total + summand.astype(total.dtype), pull_back(product(cotangents, matrix.T))[0]
 
@@ -107,7 +107,7 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 def patches(
     inputs: Float[Array, "B *S C"], sizes: tuple[int, ...], strides: tuple[int, ...], padding: tuple[int, ...]
 ) -> Float[Array, "B *R K"]:
-    """Returns what a kernel of these sizes sees at each place, as a row: a convolution is this times a matrix."""
+    """Returns the values under a kernel of these sizes, one row per position: a convolution is this times a matrix."""
     seen = jnp.pad(inputs, ((0, 0), *((zeros, zeros) for zeros in padding), (0, 0)))
     for axis in range(len(sizes), 0, -1):
         seen = jnp.concatenate(neighbours(seen, axis, sizes[axis - 1], strides[axis - 1]), axis=-1)
@@ -115,7 +115,7 @@ def patches(
 
 
 def neighbours(inputs: Float[Array, "*S"], axis: int, size: int, stride: int) -> list[Float[Array, "*R"]]:
-    """Returns the first, second, ... value under a window of some size at all its places along an axis."""
+    """Returns the first, second, ... values under a window of `size` at all its positions along an axis."""
     places = inputs.shape[axis] - size + 1
     return [jax.lax.slice_in_dim(inputs, tap, tap + places, stride, axis) for tap in range(size)]
 
@@ -126,7 +126,13 @@ def neighbours(inputs: Float[Array, "*S"], axis: int, size: int, stride: int) ->
 def max_pool_3x3(
     inputs: Float[Array, "*B H W C"], strides: tuple[int, int], padding: int = 0
 ) -> Float[Array, "*B I J C"]:
-    """Takes the largest of every 3 x 3 pixels, along one axis after the other."""
+    """Takes the largest value of every 3 x 3 pixels, along one axis after the other.
+
+    Args:
+      inputs: maps with channels last.
+      strides: stride along height and width.
+      padding: pixels of -inf added on each side.
+    """
     around = [(0, 0)] * (inputs.ndim - 3) + [(padding, padding)] * 2 + [(0, 0)]
     largest = jnp.pad(inputs, around, constant_values=-jnp.inf)
     for axis, stride in zip((inputs.ndim - 3, inputs.ndim - 2), strides, strict=True):
@@ -143,7 +149,7 @@ def gru_cell(
     """Computes the next state of a gated recurrent unit.
 
     Args:
-      state: h, the one before.
+      state: h, the previous state.
       given: W_i x + b_i.
       recalled: W_h h + b_h.
 
@@ -159,18 +165,18 @@ def gru_cell(
 def _gru_states(
     given: Float[Array, "T B G"], weight: Float[Array, "G H"], bias: Float[Array, " G"], dtype: DTypeLike
 ) -> Float[Array, "T B H"]:
-    """Computes a recurrent layer's states at every step; the first follows zeros.
+    """Computes a recurrent layer's state at every step, from an initial state of zeros.
 
     Args:
       given: W_i x + b_i of every step.
       weight: W_h.
       bias: b_h.
-      dtype: of the products.
+      dtype: dtype of the products.
     """
     return _gru_forward(given, weight, bias, dtype)[0]
 
 
-# The scan's own gradient adds to the weight's gradient at every step; this one takes one product after the last step.
+# JAX's gradient of the scan adds to the weight's gradient at every step; this one needs one product after the last.
 gru_states = jax.custom_vjp(_gru_states, nondiff_argnums=(3,))
 
 
@@ -209,14 +215,14 @@ gru_states.defvjp(_gru_forward, _gru_backward)
 
 
 def fft_correlate(sound: Float[Array, " S"], filters: Float[np.ndarray, "F taps"]) -> Float[Array, "F T"]:
-    """Correlates a sound with every filter, by Fourier transforms of overlapping pieces; T = S - taps + 1."""
+    """Correlates a sound with every filter using Fourier transforms of overlapping pieces; T = S - taps + 1."""
     taps = filters.shape[1]
     reached = sound.size - (taps - 1)
     hop = PIECE - (taps - 1)
     starts = range(0, reached, hop)
     padded = jnp.pad(sound, (0, starts[-1] + PIECE - sound.size))
     spectra = jnp.fft.rfft(jnp.stack([padded[start : start + PIECE] for start in starts]))
-    # Conjugates make it a correlation: it looks ahead, so that the first `hop` samples of a piece are whole.
+    # The conjugate turns convolution into correlation, which looks ahead: the first `hop` samples of a piece are valid.
     responses = jnp.asarray(np.fft.rfft(filters, PIECE).conj(), spectra.dtype)
     waves = jnp.fft.irfft(spectra[None] * responses[:, None], PIECE)
     return waves[..., :hop].reshape(len(filters), -1)[:, :reached]

@@ -1,7 +1,7 @@
-"""Layers that compute, learn and start as PyTorch's do, and their arithmetic in a given precision.
+"""Layers with PyTorch's arithmetic, training behaviour and initial values, in a given precision.
 
-Axes are the batch or the frames first, channels last. Letters: B examples, T frames, C channels, D feature width,
-J and K widths of any layer.
+The batch or frame axis comes first, channels last. Letters: B examples, T frames, C channels, D feature width, J and K
+widths of any layer.
 """
 
 import math
@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Key
 
 BATCH_NORM_EPSILON = 1e-5
 LAYER_NORM_EPSILON = 1e-5
-MOMENTUM = 0.1  # of a batch's statistics in the running ones
+MOMENTUM = 0.1  # weight of a batch's statistics in the running ones
 
-# Precision -> dtype of parameters, norms and scores; dtype of the products.
+# Precision -> (dtype of parameters, norms and scores; dtype of the products).
 DTYPES = {
     "float32": (jnp.float32, jnp.float32),
     "bfloat16": (jnp.float32, jnp.bfloat16),
@@ -31,7 +31,7 @@ torch_uniform = variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(
 
 
 def normalise(features: Float[Array, "*T D"], dtype: DTypeLike = jnp.float32) -> Float[Array, "*T D"]:
-    """Scales each frame to unit length, in `dtype`; a zero vector stays zero, and its gradient is zero."""
+    """Scales each frame to unit length in `dtype`; a zero vector stays zero and has a zero gradient."""
     features = features.astype(dtype)
     return features * inverse_norm(features, dtype)
 
@@ -43,7 +43,7 @@ def inverse_norm(features: Float[Array, "*T D"], dtype: DTypeLike = jnp.float32)
 
 
 def centred(layer: nnx.Linear) -> tuple[Float[Array, "J K"], Float[Array, " K"]]:
-    """Returns the kernel and bias of a linear layer whose outputs have mean 0: its own outputs less their mean."""
+    """Returns a linear layer's kernel and bias, changed so that the mean is subtracted from its outputs."""
     assert layer.bias is not None
     kernel, bias = layer.kernel[...], layer.bias[...]
     return kernel - jnp.mean(kernel, axis=1, keepdims=True), bias - jnp.mean(bias, keepdims=True)
@@ -59,7 +59,7 @@ def normalised_relu(inputs: Float[Array, "*T K"], norm: nnx.LayerNorm) -> Float[
 
 
 def layer_norm(width: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> nnx.LayerNorm:
-    """Makes a layer norm with PyTorch's epsilon."""
+    """Builds a layer norm with PyTorch's epsilon."""
     return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, param_dtype=dtype, rngs=rngs)
 
 
@@ -67,32 +67,33 @@ def layer_norm(width: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> nn
 
 
 def product(inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"]) -> Float[Array, "*T K"]:
-    """Multiplies matrices as exactly as their dtype allows: accelerators would round float32 to less."""
+    """Multiplies matrices at the full precision of their dtype; by default, accelerators round float32 to less."""
     return jnp.matmul(inputs, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
 def cast_product(inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"], dtype: DTypeLike) -> Float[Array, "*T K"]:
-    """Multiplies in a dtype other than the inputs', and returns the product in theirs."""
+    """Multiplies in `dtype` and returns the product in the dtype of the inputs."""
     return product(inputs.astype(dtype), kernel.astype(dtype)).astype(inputs.dtype)
 
 
 def apply_linear(layer: nnx.Linear, inputs: Float[Array, "*T J"], dtype: DTypeLike) -> Float[Array, "*T K"]:
-    """Applies a linear layer, its product taken in another dtype."""
+    """Applies a linear layer whose product is computed in `dtype`."""
     outputs = cast_product(inputs, layer.kernel[...], dtype)
     return outputs if layer.bias is None else outputs + row(layer.bias[...], outputs.ndim)
 
 
 def linear(inputs: int, outputs: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> nnx.Linear:
-    """Makes a linear layer, its weights drawn as PyTorch draws them: uniform within 1 / sqrt(inputs), biases too."""
+    """Builds a linear layer with PyTorch's initial values: weights and bias uniform within 1 / sqrt(inputs)."""
     bias_init = uniform_within(1 / math.sqrt(inputs))
     return nnx.Linear(inputs, outputs, kernel_init=torch_uniform, bias_init=bias_init, param_dtype=dtype, rngs=rngs)
 
 
 def larger(one: Float[Array, "*S"], other: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """Takes the larger of each two values, which alone has a gradient; of equal ones the first, as PyTorch's poolings.
+    """Takes the larger of two values elementwise; only that one receives a gradient.
 
-    The gradients of jnp.max and jnp.maximum ask which value equals the result. Where XLA computes the values again and
-    rounds them otherwise, none does, and the gradient is lost or infinite.
+    Ties go to the first, as in PyTorch's poolings. The gradients of jnp.max and jnp.maximum compare the values with
+    the result; where XLA recomputes the values and rounds them differently, none is equal, and the gradient is lost or
+    infinite.
     """
     return jnp.where((one >= other) | jnp.isnan(one), one, other)
 
@@ -103,7 +104,7 @@ def uniform_within(bound: float) -> nnx.Initializer:
 
 
 def row(bias: Float[Array, " K"], rank: int) -> Float[Array, "... K"]:
-    """Reshapes a vector so that it can be added to every frame, without implicit promotion of ranks."""
+    """Reshapes a vector for adding it to every frame without implicit rank promotion."""
     return bias.reshape((1,) * (rank - 1) + (-1,))
 
 
@@ -113,8 +114,8 @@ def row(bias: Float[Array, " K"], rank: int) -> Float[Array, "... K"]:
 class BatchNorm(nnx.Module):
     """Batch norm over all axes but the last.
 
-    In training it takes the batch's own statistics. What it keeps of the variance is the unbiased one (n / (n - 1)),
-    as in PyTorch; flax.nnx.BatchNorm keeps the biased one.
+    In training it uses the batch's statistics. The running variance is the unbiased one (n / (n - 1)), as in PyTorch;
+    flax.nnx.BatchNorm keeps the biased one.
     """
 
     def __init__(self, channels: int, dtype: DTypeLike = jnp.float32):
@@ -124,14 +125,14 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(channels, dtype))
 
     def __call__(self, inputs: Float[Array, "B *S C"], training: bool = False) -> Float[Array, "B *S C"]:
-        """Normalises, in the precision of the statistics."""
+        """Normalises in the dtype of the statistics."""
         inputs = inputs.astype(self.mean.dtype)
         mean, variance = self.observe(inputs) if training else (self.mean[...], self.var[...])
         mean, variance = row(mean, inputs.ndim), row(variance, inputs.ndim)
         return normalise_channels(inputs, mean, variance, self.scale[...], self.bias[...])
 
     def observe(self, inputs: Float[Array, "B *S C"]) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
-        """Returns the batch's mean and biased variance, and moves the running statistics towards them."""
+        """Updates the running statistics and returns the batch's mean and biased variance."""
         axes = tuple(range(inputs.ndim - 1))
         mean, variance = jnp.mean(inputs, axes), jnp.var(inputs, axes)
         count = inputs.size // inputs.shape[-1]
@@ -154,7 +155,7 @@ def normalise_channels(
 
 
 def dropout(inputs: Float[Array, "*S"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*S"]:
-    """Sets each value to zero with a probability and scales the rest up; without a key, returns the inputs."""
+    """Zeroes each value with probability `rate` and scales up the rest; without a key, returns the inputs."""
     if key is None:
         return inputs
     kept = jax.random.bernoulli(key, 1 - rate, inputs.shape)

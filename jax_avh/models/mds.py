@@ -1,16 +1,16 @@
-"""MDS: one second of frames and of cepstra to an embedding each, which are near each other for real videos.
+"""MDS: embeds one second of frames and of cepstra; in real videos the two embeddings are close.
 
-The visual stream is a ResNet-18 in space first, then in space and time. Its norms keep no statistics: as released, they
-take those of the current batch, in scoring too, where a batch is one chunk. The official blocks end with the ReLU that
-ours start with, so there is none after the last, as released.
+The visual stream is a ResNet-18 that convolves over space in its first stages, then over space and time. As released,
+its norms keep no statistics: they use those of the current batch, also in scoring, where a batch is one chunk. The
+official blocks end with the ReLU with which the blocks here start; as released, no ReLU follows the last block.
 
-Its parameters have the official names, part by part of the modules' tree.
+The module tree mirrors the official parameter names.
 
 Source: MDS (Chugh et al., "Not made for each other: audio-visual dissonance-based deepfake detection and localization",
 ACM MM 2020), as the released program computes it.
 
-Letters: B chunks, T and U frames, H, I, J heights and widths, S those of the input, C channels in, D out, E width of
-the embeddings: 1024 as released.
+Letters: B chunks, T and U frames, H, I, J heights and widths, S height and width of the input, C channels in, D
+channels out, E width of the embeddings (1024 as released).
 """
 
 import functools
@@ -29,10 +29,10 @@ from jax_avh.models.layers import DTYPES, BatchNorm, dropout, normalise_channels
 
 EMBEDDING = 1024
 HIDDEN = 4096  # width of the linear layers before the embeddings
-PICTURE_CHANNELS = (64, 64, 128, 256, 256)  # of the stem and the stages; ResNet-18's last stage has 512
-REDUCTION = 32  # of height and width, by the visual stream
-SOUND_CHANNELS = (64, 192, 384, 256, 256, 512)  # of the audio stream
-SOUND_STEPS = 21  # that its convolutions leave of 13 x 99 cepstra
+PICTURE_CHANNELS = (64, 64, 128, 256, 256)  # stem and stages; ResNet-18's last stage has 512
+REDUCTION = 32  # factor by which the visual stream reduces height and width
+SOUND_CHANNELS = (64, 192, 384, 256, 256, 512)  # audio stream
+SOUND_STEPS = 21  # steps left of 13 x 99 cepstra by the audio stream's convolutions
 MDS_DROPOUT = 0.5
 
 he_normal_by_outputs = variance_scaling(2.0, "fan_out", "normal")
@@ -44,9 +44,9 @@ halve = functools.partial(max_pool_3x3, strides=(2, 2))
 
 
 class Convolution(nnx.Module):
-    """A convolution over space, or over time and space; its input is padded with zeros, half a kernel wide.
+    """Convolution over space, or over time and space, with a kernel [*sizes, in, out].
 
-    Its kernel is [*sizes, in, out].
+    If `padded`, half a kernel of zeros is added on each side of the input.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Convolution(nnx.Module):
     def __call__(self, inputs: Float[Array, "B *S C"]) -> Float[Array, "B *R D"]:
         """Convolves in the precision of the products."""
         inputs, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        if kernel.ndim == 5 and kernel.shape[0] == 1:  # looks at each frame by itself
+        if kernel.ndim == 5 and kernel.shape[0] == 1:  # one frame at a time
             frames = inputs[:, :: self.strides[0]]
             pictures = frames.reshape(-1, *frames.shape[2:])
             outputs = convolve(pictures, kernel[0], self.strides[1:], self.padding[1:])
@@ -81,14 +81,14 @@ class Convolution(nnx.Module):
 
 
 class InstantNorm(nnx.Module):
-    """Batch norm without memory: always the statistics of the current batch, or of each example by itself."""
+    """Batch norm without running statistics: it uses those of the current batch, or of each example."""
 
     def __init__(self, channels: int, dtype: DTypeLike = jnp.float32):
         self.scale = nnx.Param(jnp.ones(channels, dtype))
         self.bias = nnx.Param(jnp.zeros(channels, dtype))
 
     def __call__(self, inputs: Float[Array, "B *S C"], together: bool) -> Float[Array, "B *S C"]:
-        """Normalises over the whole batch, or else over each example."""
+        """Normalises over the whole batch if `together`, otherwise over each example."""
         inputs = inputs.astype(self.scale.dtype)
         axes = tuple(range(0 if together else 1, inputs.ndim - 1))
         mean, variance = jnp.mean(inputs, axes, keepdims=True), jnp.var(inputs, axes, keepdims=True)
@@ -96,7 +96,7 @@ class InstantNorm(nnx.Module):
 
 
 def linear(inputs: int, outputs: int, rngs: nnx.Rngs, precision: str = "float32") -> nnx.Linear:
-    """Makes a linear layer, its weights drawn as MDS draws them: normal, by the number of outputs; its bias is zero."""
+    """Builds a linear layer with MDS's initial values: normal weights scaled by the number of outputs, zero bias."""
     param_dtype, dtype = DTYPES[precision]
     return nnx.Linear(
         inputs,
@@ -110,12 +110,12 @@ def linear(inputs: int, outputs: int, rngs: nnx.Rngs, precision: str = "float32"
 
 
 def flat(maps: Float[Array, "B I J C"]) -> Float[Array, "B K"]:
-    """Flattens each chunk's maps channel by channel, as the official linear layers expect them."""
+    """Flattens each chunk's maps channel by channel, the order that the official linear layers expect."""
     return jnp.moveaxis(maps, -1, 1).reshape(len(maps), -1)
 
 
 def run(layers: nnx.Sequential, inputs: Float[Array, "B *S"], training: bool = False) -> Float[Array, "B *R"]:
-    """Applies layer after layer; in training the batch norms take the batch's own statistics."""
+    """Applies the layers in order; in training, batch norms use the batch's statistics."""
     for layer in layers.layers:
         inputs = layer(inputs, training) if isinstance(layer, BatchNorm) else layer(inputs)
     return inputs
@@ -125,7 +125,7 @@ def run(layers: nnx.Sequential, inputs: Float[Array, "B *S"], training: bool = F
 
 
 class Block(nnx.Module):
-    """Two convolutions and norms, and around them a skip."""
+    """Residual block of two convolutions, each with a norm."""
 
     def __init__(
         self, inputs: int, outputs: int, steps: int, strides: tuple[int, int, int], rngs: nnx.Rngs, precision: str
@@ -142,7 +142,7 @@ class Block(nnx.Module):
         self.downsample = downsample
 
     def __call__(self, inputs: Float[Array, "B T H W C"], together: bool) -> Float[Array, "B U I J D"]:
-        """Returns the sum of both ways through the block: of any sign, as the next block's ReLU takes it."""
+        """Returns the sum of both paths through the block, to which the next block applies ReLU."""
         inputs = nnx.relu(inputs)
         hidden = nnx.relu(self.bn1(self.conv1(inputs), together))
         hidden = self.bn2(self.conv2(hidden), together)
@@ -153,12 +153,12 @@ class Block(nnx.Module):
 
 
 class Backbone(nnx.Module):
-    """One second of frames to a map of features.
+    """Visual stream: maps one second of frames to a feature map.
 
     Args:
-      rngs: draws the parameters.
-      precision: of DTYPES.
-      channels: of the stem and the stages.
+      rngs: source of the initial parameters.
+      precision: a key of DTYPES.
+      channels: channels of the stem and of each stage.
     """
 
     def __init__(self, rngs: nnx.Rngs, precision: str = "float32", channels: tuple[int, ...] = PICTURE_CHANNELS):
@@ -179,7 +179,7 @@ class Backbone(nnx.Module):
 
         Args:
           frames: normalised colours.
-          together: the norms take statistics over the whole batch; otherwise chunk by chunk.
+          together: whether the norms take statistics over the whole batch; otherwise, chunk by chunk.
         """
         hidden = self.stem(frames, together)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -188,7 +188,7 @@ class Backbone(nnx.Module):
         return jnp.mean(hidden, axis=1)
 
     def stem(self, frames: Float[Array, "B T S S 3"], together: bool) -> Float[Array, "B T H H C"]:
-        """Returns the first block's input, a quarter as high and wide; ReLU comes later, where there is less."""
+        """Returns the first block's input, a quarter as high and wide; ReLU follows the pooling, on fewer values."""
         return max_pool_3x3(self.bn1(self.conv1(frames), together), strides=(2, 2), padding=1)
 
 
@@ -196,7 +196,7 @@ class Backbone(nnx.Module):
 
 
 def sound_layers(channels: tuple[int, ...], rngs: nnx.Rngs, precision: str) -> nnx.Sequential:
-    """Makes the audio stream up to its linear layers: [B, 13, 99, 1] cepstra to [B, 1, 21, last of the channels]."""
+    """Builds the audio stream up to its linear layers: [B, 13, 99, 1] cepstra -> [B, 1, 21, channels[-1]]."""
     pairs = itertools.pairwise((1, *channels))
 
     def block(kernel: tuple[int, int] = (3, 3), padded: bool = True) -> list[Callable]:
@@ -206,7 +206,7 @@ def sound_layers(channels: tuple[int, ...], rngs: nnx.Rngs, precision: str) -> n
 
     return nnx.Sequential(
         *block(),
-        nnx.identity,  # officially a pooling of one pixel
+        nnx.identity,  # in the official program, a pooling of one pixel
         *block(),
         halve_steps,
         *block(),
@@ -218,26 +218,28 @@ def sound_layers(channels: tuple[int, ...], rngs: nnx.Rngs, precision: str) -> n
 
 
 def embedding_layers(inputs: int, hidden: int, embedding: int, rngs: nnx.Rngs, precision: str) -> nnx.Sequential:
-    """Makes a stream's linear layers, up to its embedding."""
+    """Builds a stream's linear layers up to its embedding."""
     first = linear(inputs, hidden, rngs, precision)
     last = linear(hidden, embedding, rngs, precision)
     return nnx.Sequential(first, BatchNorm(hidden, DTYPES[precision][0]), nnx.relu, last)
 
 
 class MDS(nnx.Module):
-    """Embeds the picture and the sound of one second; 80,834,052 parameters at 96 pixels, 122,777,092 at 224.
+    """Network that embeds the picture and the sound of one second.
+
+    It has 80,834,052 parameters at 96 pixels and 122,777,092 at 224.
 
     Args:
-      rngs: draws the parameters.
-      image: height and width of the frames, in pixels: a multiple of 32; 224 as released.
-      precision: of DTYPES.
-      width_multiplier: channels and units of all layers, relative to the released network's.
+      rngs: source of the initial parameters.
+      image: height and width of the frames in pixels, a multiple of 32; 224 as released.
+      precision: a key of DTYPES.
+      width_multiplier: channels and units of all layers, relative to the released network.
     """
 
-    width = None  # of features: it reads none
+    width = None  # it reads no features
 
     def __init__(self, rngs: nnx.Rngs, image: int = 96, precision: str = "float32", width_multiplier: float = 1.0):
-        assert image % REDUCTION == 0, f"frames of {image} pixels: it must be a multiple of {REDUCTION}"
+        assert image % REDUCTION == 0, f"image size {image}: not a multiple of {REDUCTION} pixels"
         self.image, self.precision, self.width_multiplier = image, precision, width_multiplier
 
         def narrowed(released: tuple[int, ...]) -> tuple[int, ...]:
@@ -256,12 +258,12 @@ class MDS(nnx.Module):
 
     @property
     def kind(self) -> dict[str, str]:
-        """What its weights say of it."""
+        """Description of the network that its weight file records."""
         return {"image": str(self.image), "width_multiplier": str(self.width_multiplier)}
 
     @property
     def dtype(self) -> DTypeLike:
-        """Of parameters, norms, embeddings and losses."""
+        """Dtype of parameters, norms, embeddings and losses."""
         return DTYPES[self.precision][0]
 
     def embeddings(
@@ -274,11 +276,14 @@ class MDS(nnx.Module):
         """Embeds the pictures and the sounds.
 
         Args:
-          frames: of one second each, normalised.
-          cepstra: of the same seconds, as mfcc gives them.
-          training: batch norms take the batch's own statistics, which move the running ones.
-          together: those norms of the visual stream that keep no statistics take the batch's, as in the official
-            training; otherwise each chunk's own, as in the official scoring.
+          frames: one second of normalised frames per chunk.
+          cepstra: cepstra of the same seconds, as returned by mfcc.
+          training: whether batch norms use the batch's statistics and update the running ones.
+          together: whether the visual stream's norms, which keep no statistics, use those of the whole batch, as in
+            the official training; otherwise those of each chunk, as in the official scoring.
+
+        Returns:
+          The embeddings of the pictures and of the sounds.
         """
         seen = flat(self.netcnnlip(frames, together))
         heard = flat(run(self.netcnnaud, cepstra[..., None], training))
@@ -293,13 +298,16 @@ class MDS(nnx.Module):
         training: bool = False,
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B 2"], Float[Array, "B 2"]]:
-        """Returns the logits of fake (first) and real, from each embedding by itself.
+        """Classifies each embedding on its own.
 
         Args:
-          of_picture: embeddings.
-          of_sound: embeddings.
-          training: batch norms take the batch's own statistics, which move the running ones.
-          key: of the dropout; None = no dropout.
+          of_picture: embeddings of the pictures.
+          of_sound: embeddings of the sounds.
+          training: whether batch norms use the batch's statistics and update the running ones.
+          key: dropout key; None = no dropout.
+
+        Returns:
+          The logits from the pictures and from the sounds: fake first, then real.
         """
 
         def classify(embedding: Array, norm: BatchNorm, head: nnx.Sequential, key: Array | None) -> Array:

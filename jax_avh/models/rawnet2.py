@@ -1,6 +1,6 @@
-"""RawNet2: a cut of raw sound to the log-probabilities of fake and real.
+"""RawNet2: maps a cut of raw sound to the log-probabilities of fake and real.
 
-Source: Tak et al., "End-to-end anti-spoofing with RawNet2" (ICASSP 2021), as the baseline of ASVspoof 2021 computes it.
+Source: Tak et al., "End-to-end anti-spoofing with RawNet2" (ICASSP 2021), as implemented in the ASVspoof 2021 baseline.
 
 Letters: B cuts, S samples, F filters, T steps before a pooling, U after it, C channels in, K out, H hidden width.
 """
@@ -30,14 +30,14 @@ from jax_avh.models.layers import (
     uniform_within,
 )
 
-SAMPLES = 64_600  # of a cut, officially: 4 s at 16 kHz
+SAMPLES = 64_600  # samples per cut in the official program: 4 s at 16 kHz
 SINC_FILTERS = 20
-TAPS = 1025  # of each filter
-POOLED_STEPS = 3  # steps of which the largest stays
-SLOPE = 0.3  # of the leaky ReLU below 0
+TAPS = 1025  # per filter
+POOLED_STEPS = 3  # steps per max pooling
+SLOPE = 0.3  # slope of the leaky ReLU below 0
 GRU_LAYERS = 3
-GRU_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of each layer
-# Backend -> cuts filtered at a time: one by one they stay in a CPU's cache (twice as fast); elsewhere all at once.
+GRU_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # per layer
+# Backend -> cuts filtered at a time. One by one, cuts stay in a CPU's cache (twice as fast); other backends take all.
 CUTS_AT_ONCE = {"cpu": 1}
 
 
@@ -45,16 +45,16 @@ CUTS_AT_ONCE = {"cpu": 1}
 
 
 def band_edges() -> Float[np.ndarray, " edges"]:
-    """Returns where the bands meet, in Hz: equally spaced in mel from 0 to half the sample rate."""
+    """Returns the edges of the bands in Hz, equally spaced in mel from 0 to half the sample rate."""
     highest = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
     return 700 * (10 ** (np.linspace(0, highest, SINC_FILTERS + 1) / 2595) - 1)
 
 
 def sinc_bank() -> Float[np.ndarray, "F taps"]:
-    """Returns the filters' taps, float64: each the difference of two ideal low-passes in a symmetric Hamming window.
+    """Returns the filters' taps in float64: differences of two ideal low-passes in a symmetric Hamming window.
 
     References:
-      SincNet (Ravanelli and Bengio, 2018); these bands adjoin, and are not learned.
+      SincNet (Ravanelli and Bengio, 2018); here the bands are adjacent and fixed, not learned.
     """
     sample = np.arange(TAPS) - TAPS // 2
     width = 2 * band_edges()[:, None] / SAMPLE_RATE
@@ -62,7 +62,7 @@ def sinc_bank() -> Float[np.ndarray, "F taps"]:
 
 
 def loudness(sound: Float[Array, "B S"]) -> Float[Array, "B U F"]:
-    """Returns the largest |x| of every three samples of each band, U = (S - 1,024) // 3; it has no gradient."""
+    """Returns the largest |x| of every three samples of each band, without gradient; U = (S - 1,024) // 3."""
 
     def loudness_of_cut(sound: Float[Array, " S"]) -> Float[Array, "U F"]:
         return max_pool(jnp.abs(fft_correlate(sound, sinc_bank())).T[None])[0]
@@ -72,10 +72,10 @@ def loudness(sound: Float[Array, "B S"]) -> Float[Array, "B U F"]:
 
 
 def max_pool(inputs: Float[Array, "B T C"]) -> Float[Array, "B U C"]:
-    """Takes the largest of every three steps, U = T // 3, and drops the rest."""
+    """Takes the largest of every three steps and drops incomplete groups; U = T // 3."""
     batch, steps, channels = inputs.shape
     pooled = steps // POOLED_STEPS
-    # Faster in training than slices with a stride, whose gradients are written between zeros.
+    # Faster in training than strided slices, whose gradients are interleaved with zeros.
     grouped = inputs[:, : pooled * POOLED_STEPS].reshape(batch, pooled, POOLED_STEPS, channels)
     return functools.reduce(larger, (grouped[:, :, step] for step in range(POOLED_STEPS)))
 
@@ -84,11 +84,11 @@ def max_pool(inputs: Float[Array, "B T C"]) -> Float[Array, "B U C"]:
 
 
 class Idle(nnx.Variable):
-    """A weight of the official files that no output depends on; not an nnx.Param, so that no weight decay moves it."""
+    """Weight of the official files that no output depends on; not an nnx.Param, to exempt it from weight decay."""
 
 
 def convolution(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, precision: str) -> nnx.Conv:
-    """Makes a convolution over time that keeps the number of steps, drawn as PyTorch draws it."""
+    """Builds a convolution over time that keeps the number of steps, with PyTorch's initial values."""
     param_dtype, dtype = DTYPES[precision]
     return nnx.Conv(
         inputs,
@@ -105,7 +105,7 @@ def convolution(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, precision:
 
 
 class Block(nnx.Module):
-    """A residual block, and a third of its steps."""
+    """Residual block followed by a pooling to a third of the steps."""
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, precision: str, first: bool):
         dtype = DTYPES[precision][0]
@@ -121,7 +121,7 @@ class Block(nnx.Module):
     def __call__(self, inputs: Float[Array, "B T C"], training: bool = False) -> Float[Array, "B U K"]:
         """Adds two convolutions to a skip connection, and pools.
 
-        The official program drops what bn1 makes of the inputs, against the paper; its statistics move all the same.
+        Unlike the paper, the official program discards the output of bn1, but still updates its statistics.
         """
         if training and self.bn1 is not None:
             self.bn1.observe(jax.lax.stop_gradient(inputs))
@@ -131,7 +131,7 @@ class Block(nnx.Module):
 
 
 class GRU(nnx.Module):
-    """Recurrent layers that each read the states of the one below; all start at zero. Equations are PyTorch's."""
+    """Stacked recurrent layers with PyTorch's equations; every layer starts from a zero state."""
 
     def __init__(self, inputs: int, hidden: int, layers: int, rngs: nnx.Rngs, precision: str = "float32"):
         self.layers = layers
@@ -148,24 +148,24 @@ class GRU(nnx.Module):
         dtype = DTYPES[self.precision][1]
         for layer in range(self.layers):
             weight_ih, weight_hh, bias_ih, bias_hh = (getattr(self, f"{name}_l{layer}")[...] for name in GRU_PARAMETERS)
-            # What does not wait for the step before: one product for all steps.
+            # This part does not depend on the previous state, so one product covers all steps.
             given = cast_product(states, weight_ih.T, dtype) + row(bias_ih, 3)
             states = gru_states(given, weight_hh, bias_hh, dtype)
         return states.swapaxes(0, 1)
 
 
 class RawNet2(nnx.Module):
-    """Hears raw sound at 16 kHz; 17,621,410 parameters.
+    """Network on raw sound at 16 kHz, with 17,621,410 parameters.
 
     Args:
-      rngs: draws the parameters.
-      precision: of DTYPES; the sinc filters are never in less than float32.
-      widths: channels of the blocks.
+      rngs: source of the initial parameters.
+      precision: a key of DTYPES; the sinc filters never use less than float32.
+      widths: channels of each block.
       hidden: width of the recurrent layers.
-      samples: of a cut; 64,600 as released.
+      samples: samples per cut; 64,600 as released.
     """
 
-    width = None  # of features: it reads none
+    width = None  # it reads no features
 
     def __init__(
         self,
@@ -189,35 +189,35 @@ class RawNet2(nnx.Module):
 
     @property
     def kind(self) -> dict[str, str]:
-        """What its weights say of it."""
+        """Description of the network that its weight file records."""
         return {"samples": str(self.samples)}
 
     @property
     def dtype(self) -> DTypeLike:
-        """Of parameters, norms and log-probabilities."""
+        """Dtype of parameters, norms and log-probabilities."""
         return DTYPES[self.precision][0]
 
     @property
     def least_samples(self) -> int:
-        """Of a cut, so that a step is left after all poolings: 3,211 with six blocks."""
+        """Minimum samples per cut that leave a step after all poolings: 3,211 with six blocks."""
         return TAPS - 1 + POOLED_STEPS ** (len(self.widths) + 1)
 
     def __call__(self, sound: Float[Array, "B S"], training: bool = False) -> Float[Array, "B 2"]:
         """Returns the log-probabilities of fake (first) and real.
 
         Args:
-          sound: in [-1, 1], at least `least_samples` long; the released weights know 64,600 samples.
-          training: normalise by the batch's own statistics, which move the running ones.
+          sound: samples in [-1, 1], at least `least_samples`; the released weights expect 64,600.
+          training: whether batch norms use the batch's statistics and update the running ones.
         """
         assert sound.shape[1] >= self.least_samples, f"{sound.shape[1]} samples, fewer than {self.least_samples}"
         return self.classify(loudness(sound.astype(self.dtype)), training)
 
     def classify(self, heard: Float[Array, "B U F"], training: bool = False) -> Float[Array, "B 2"]:
-        """Returns the same, from the `loudness` that the sinc filters made of the sound."""
+        """Returns the same as `__call__`, given the `loudness` of the sound."""
         return dict(self.stages(heard, training))["log_probs"]
 
     def stages(self, heard: Float[Array, "B U F"], training: bool = False) -> Iterator[tuple[str, Array]]:
-        """Yields every step's output under its name in the official program; the log-probabilities last."""
+        """Yields the output of every step with its name in the official program; the log-probabilities come last."""
         dtype = DTYPES[self.precision][1]
         hidden = nnx.selu(self.first_bn(heard, training))
         yield "front_selu", hidden

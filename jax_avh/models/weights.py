@@ -1,4 +1,4 @@
-"""Weights in .safetensors files: official names, PyTorch's layout ([out, in]), and what they were trained as."""
+"""Weights in .safetensors files: official names, PyTorch's layout ([out, in]), and notes on their training."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -19,38 +19,44 @@ from jax_avh.models.alignment import MODALITY_FEATURES, NETWORKS, FrameNetwork
 
 BEST_WEIGHTS = "best.safetensors"  # in the workdir of a training run
 
-# Part of the path to an array -> its official name, where that is another; a Sequential's layers count by their index.
+# Part of an array's path -> its official name, where they differ; the layers of a Sequential are named by their index.
 RENAMED = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var", "head_layer": "head"}
 SEQUENCE = "layers"
 
 Shapes = Mapping[str, tuple[int, ...]]
-# (file, shapes of its arrays, its notes, precision) -> a network of that kind, its arrays still to be set
+# (file, shapes of its arrays, its notes, precision) -> a network of that kind, with arrays yet to be loaded
 Make = Callable[[Path, Shapes, Mapping[str, str], str], nnx.Module]
 
 
 class Named(NamedTuple):
-    """An array of a network, in PyTorch's layout: a kernel [*sizes, in, out] is [out, in, *sizes] there."""
+    """An array of a network; a kernel [*sizes, in, out] is [out, in, *sizes] in PyTorch's layout."""
 
     variable: nnx.Variable
     kernel: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the official array."""
+        """Shape of the official array."""
         sizes = self.variable.shape
         return (sizes[-1], sizes[-2], *sizes[:-2]) if self.kernel else sizes
 
     def official(self, array: np.ndarray) -> np.ndarray:
-        """Our layout -> the official one."""
+        """Converts an array from this project's layout to the official one."""
         return np.moveaxis(array, (-1, -2), (0, 1)) if self.kernel else array
 
     def ours(self, array: np.ndarray) -> np.ndarray:
-        """The official layout -> ours."""
+        """Converts an array from the official layout to this project's."""
         return np.moveaxis(array, (0, 1), (-1, -2)) if self.kernel else array
 
 
 def save_weights(network: Any, path: str | os.PathLike, notes: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Writes a network's arrays, float32, and in the file's metadata its kind and notes on its origin."""
+    """Writes a network's arrays in float32, with its kind and notes in the file's metadata.
+
+    Args:
+      network: the network, with a `kind`.
+      path: the .safetensors file to write.
+      notes: notes on the origin of the weights; the network's kind takes precedence.
+    """
     arrays = {name: v.official(np.asarray(v.variable[...], np.float32)) for name, v in named_arrays(network).items()}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with atomic_write(path) as temporary:
@@ -58,27 +64,31 @@ def save_weights(network: Any, path: str | os.PathLike, notes: Mapping[str, str]
 
 
 def load_weights(path: str | os.PathLike, precision: str = "float32", make: Make | None = None) -> Any:
-    """Makes a network of a file's arrays.
+    """Loads a network from a file of weights.
 
     Args:
-      path: of the file.
-      precision: of layers.DTYPES.
-      make: the network of a file that is not of frames; None = a FrameNetwork, its kind and feature width the file's.
+      path: the file.
+      precision: a key of layers.DTYPES.
+      make: builds the network; None = a FrameNetwork of the file's kind and feature width.
+
+    Returns:
+      The network with the file's arrays.
 
     Raises:
-      UserError: the file is missing or damaged, or its arrays do not fit; all that do not are listed at once.
+      UserError: the file is missing or damaged, its arrays do not fit the network (the message lists them), or an
+        array is not of finite floating-point numbers.
     """
     path = Path(path)
     with open_safetensors(path, "numpy") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         notes = unpack_notes(file.metadata())
-        # Only shapes so far: what a file says of its network is compared with what it holds before memory is allocated.
+        # Only shapes: a file's notes are checked against its arrays before any memory is allocated.
         network = nnx.eval_shape(lambda: (make or frame_network)(path, shapes, notes, precision))
         named = named_arrays(network)
         wanted = {name: array.shape for name, array in named.items()}
         if wrong := misfits(shapes, wanted):
             details = one_line(", ".join(wrong[:MOST_DETAILS])[:1000])
-            raise UserError(f"{path}: parameters that do not fit the network: {details}")
+            raise UserError(f"{path}: has parameters that do not fit the network: {details}")
         for name, (variable, _) in named.items():
             array = file.get_tensor(name)
             if array.dtype.kind != "f":
@@ -92,7 +102,7 @@ def load_weights(path: str | os.PathLike, precision: str = "float32", make: Make
 
 
 def named_arrays(network: nnx.Module) -> dict[str, Named]:
-    """A network's arrays by their official names, which its tree of modules mirrors."""
+    """Returns a network's arrays by their official names, which its module tree mirrors."""
     found = {}
     for path, node in nnx.iter_graph(network):
         if isinstance(node, nnx.Variable):
@@ -102,7 +112,7 @@ def named_arrays(network: nnx.Module) -> dict[str, Named]:
 
 
 def read_notes(path: str | os.PathLike) -> dict[str, str]:
-    """What a file of weights says of its origin; empty for an official file's weights.
+    """Reads the notes on origin from a file of weights; empty for weights of an official file.
 
     Raises:
       UserError: the file is missing or damaged.
@@ -114,30 +124,30 @@ def read_notes(path: str | os.PathLike) -> dict[str, str]:
 def check_features(
     path: Path, width: int, notes: Mapping[str, str], attributes: Mapping[str, object], what: object
 ) -> None:
-    """Refuses features that weights were not trained on.
+    """Checks that features match those that weights were trained on.
 
     Args:
       path: the file of weights.
-      width: of the features that their network takes.
-      notes: what they say of themselves.
-      attributes: of the features: width, weights_sha256.
-      what: has these features.
+      width: feature width that the network takes.
+      notes: notes of the file of weights.
+      attributes: attributes of the features: width, weights_sha256.
+      what: source of the features, for the message.
 
     Raises:
-      UserError: another width, or another encoder.
+      UserError: the features have a different width or come from a different encoder.
     """
     if width != attributes["width"]:
-        raise UserError(f"{path}: takes features of width {width}, but those of {what} have {attributes['width']}")
+        raise UserError(f"{path}: takes features of width {width}, but {what} has width {attributes['width']}")
     made_of, found = (str(known.get("weights_sha256", "unknown")) for known in (notes, attributes))
     if "unknown" not in (made_of, found) and made_of != found:
         raise UserError(
-            f"{path}: was trained on features of another encoder than those of {what}: weights_sha256 {made_of}, not "
-            f"{found}"
+            f"{path}: was trained on features of another encoder: weights_sha256 {made_of}, but {what} has {found}; "
+            "extract with the same encoder"
         )
 
 
 def parameter_table(network: nnx.Module) -> str:
-    """Names, shapes and numbers of a network's parameters, a line each, and their sum."""
+    """Returns a table of a network's parameters: name, shape and size, one per line, and the total size."""
     named = {name: v for name, v in named_arrays(network).items() if isinstance(v.variable, nnx.Param)}
     rows = [(name, list(v.shape), v.variable.size) for name, v in named.items()]
     wide, long = max(20, *(len(name) for name in named)), max(14, *(len(str(shape)) for _, shape, _ in rows))
@@ -146,33 +156,39 @@ def parameter_table(network: nnx.Module) -> str:
 
 
 def weights_file(weights: str | os.PathLike) -> Path:
-    """The file of weights that a path means: itself, or the best of a workdir.
+    """Returns the file of weights at a path: the path itself or, for a workdir, its best weights.
 
     Raises:
-      UserError: a folder without best weights.
+      UserError: the path is a folder without best weights.
     """
     path = Path(weights)
     if not path.is_dir():
         return path
     if not (path / BEST_WEIGHTS).is_file():
-        raise UserError(f"{path}: holds no {BEST_WEIGHTS}; has the run finished its first epoch?")
+        raise UserError(f"{path}: holds no {BEST_WEIGHTS}; check that the run has finished its first epoch")
     return path / BEST_WEIGHTS
 
 
 def frame_network(path: Path, shapes: Shapes, notes: Mapping[str, str], precision: str) -> FrameNetwork:
-    """A network on frames of the kind that a file's parameters are of, its own parameters still to be set.
+    """Builds a network of the kind that a file's shapes and notes describe, with arrays yet to be loaded.
+
+    Args:
+      path: the file, for messages.
+      shapes: shapes of the file's arrays, by their official names.
+      notes: notes of the file.
+      precision: a key of layers.DTYPES.
 
     Raises:
-      UserError: the file does not tell its kind.
+      UserError: the file does not identify the kind of its network.
     """
     head = "linear" if "head.weight" in shapes else "mlp"
     modality = notes.get("modality", "" if "proj.weight" in shapes else "both")
     if modality not in MODALITY_FEATURES:
-        raise UserError(f"{path}: does not say which modality it is for; convert it from its official .ckpt")
+        raise UserError(f"{path}: does not record its modality; convert it from its official .ckpt")
     first = {"linear": "head", "mlp": "visual_proj" if modality == "both" else "proj"}[head]
     matrix = shapes.get(f"{first}.weight", ())
     if len(matrix) != 2 or 0 in matrix:
-        raise UserError(f"{path}: not alignment weights: it holds no matrix `{first}.weight`")
+        raise UserError(f"{path}: not alignment weights; it holds no matrix `{first}.weight`")
     width = matrix[1] // (len(MODALITY_FEATURES[modality]) if head == "linear" else 1)
     normalised = notes.get("normalised", "true") == "true"
     return NETWORKS[head](width, rngs=nnx.Rngs(0), modality=modality, normalised=normalised, precision=precision)

@@ -1,9 +1,9 @@
 """The alignment task: scores of each visual frame with every audio frame of the window around it, and their loss.
 
-Frames come as a stream: clips laid end to end, each frame with the number of its clip. A visual frame's window is the
-2 tau + 1 audio frames around it; those of another clip lie outside.
+Frames come as a stream of clips laid end to end, with a clip number per frame. A visual frame's window is the
+2 tau + 1 audio frames around it; frames of other clips are outside the clip.
 
-Letters: T visual frames, L = T + 2 tau audio frames, W = 2 tau + 1 window.
+Letters: T visual frames, L = T + 2 tau audio frames, W = 2 tau + 1 offsets of a window.
 """
 
 import functools
@@ -15,33 +15,34 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_avh.data.batches import FrameBatch
 from jax_avh.models.alignment import FrameNetwork
 
-# Of the hidden layers, the backward pass keeps the matrix products; what lies between them is cheaper to compute anew
-# than to store and to fetch.
+# The backward pass keeps the hidden layers' matrix products; recomputing everything between them is cheaper than
+# storing and loading it.
 recomputed = functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
-UNROLL = 2  # offsets in a turn of the loop: 4 % faster than one
-BLOCK = 64  # frames of a matrix product of which a band is wanted
-FORMS = {"cpu": "loop"}  # backend -> the faster form of the window; all others: one block
+UNROLL = 2  # offsets per loop iteration: 4 % faster than one
+BLOCK = 64  # frames per matrix product from which a band is taken
+FORMS = {"cpu": "loop"}  # backend -> the faster form of the window; "block" for all others
 
 
 def window_scores(
     network: FrameNetwork, batch: FrameBatch, boundary: str = "zeros", form: str | None = None
 ) -> tuple[Float[Array, "T W"], Bool[Array, "T W"]]:
-    """Scores every pair of the window, each frame projected once.
+    """Scores every pair of the window, projecting each frame only once.
 
     Args:
-      network: of both modalities.
+      network: a network of both modalities.
       batch: frames of the stream.
-      boundary: audio frames outside the clip are "zeros": zero vectors that compete; or "mask": left out.
-      form: "loop" over the offsets, one at a time, which stays in a CPU's cache; or one "block" of all, few large
-        steps, as an accelerator wants them. None = by the backend.
+      boundary: treatment of audio frames outside the clip: "zeros" replaces them by zero vectors, which compete;
+        "mask" leaves them out.
+      form: "loop" takes one offset at a time, which stays in a CPU's cache; "block" takes all offsets in a few large
+        steps, which suit accelerators. None = the faster form for the backend.
 
     Returns:
-      Scores, and where they count.
+      The scores, and a mask of those that compete.
     """
     frames, window = batch.visual.shape[0], batch.audio.shape[0] - batch.visual.shape[0] + 1
     inside = same_clip(batch.clip, frames)
     shares = network.share("visual", batch.visual), network.share("audio", batch.audio)
-    zeros = network.share("audio", jnp.zeros_like(batch.audio[:1]))  # a zero vector's share: biases alone
+    zeros = network.share("audio", jnp.zeros_like(batch.audio[:1]))  # share of a zero vector: only biases
     mean_square = jnp.where(inside, mean_squares(*shares), jnp.mean(jnp.square(shares[0] + zeros), axis=1)[:, None])
     visual, audio, zeros = map(network.weigh, (*shares, zeros))
 
@@ -65,11 +66,11 @@ def window_scores(
 
 
 def windowed_softmax_loss(scores: Float[Array, "*T W"], valid: Bool[Array, "*T W"] | None = None) -> Float[Array, "*T"]:
-    """-log softmax over a window of scores, at its centre: small when the frame's own audio scores highest.
+    """Returns -log softmax over a window of scores at its centre: small when the frame's own audio scores highest.
 
     Args:
-      scores: of each visual frame with the W = 2 tau + 1 audio frames around it, the aligned one in the middle.
-      valid: which of them compete (the centre always must); None = all.
+      scores: scores of each visual frame with the W = 2 tau + 1 audio frames around it, the aligned one in the middle.
+      valid: mask of the scores that compete (the centre always must); None = all.
 
     Returns:
       The loss of each visual frame, in nats; log W if all scores are equal.
@@ -82,7 +83,7 @@ def windowed_softmax_loss(scores: Float[Array, "*T W"], valid: Bool[Array, "*T W
 
 
 def mean_squares(visual: Float[Array, "T H"], audio: Float[Array, "L H"]) -> Float[Array, "T W"]:
-    """Mean square of visual[t] + audio[t + w], for every w of the window."""
+    """Returns the mean square of visual[t] + audio[t + w] for every w of the window."""
     frames, window = visual.shape[0], audio.shape[0] - visual.shape[0] + 1
     of_visual, of_audio = (jnp.mean(jnp.square(share), axis=1) for share in (visual, audio))
     neighbours = jnp.stack([of_audio[offset : offset + frames] for offset in range(window)], axis=1)
@@ -90,20 +91,20 @@ def mean_squares(visual: Float[Array, "T H"], audio: Float[Array, "L H"]) -> Flo
 
 
 def band_products(visual: Float[Array, "T H"], audio: Float[Array, "L H"]) -> Float[Array, "T W"]:
-    """Inner products of visual[t] and audio[t + w], by matrix products of blocks: a band of each is what we want."""
+    """Returns inner products of visual[t] and audio[t + w], as bands of matrix products of blocks."""
     frames, window = visual.shape[0], audio.shape[0] - visual.shape[0] + 1
     blocks, reach = -(-frames // BLOCK), BLOCK + window - 1
     padding = blocks * BLOCK - frames
     visual, audio = (jnp.pad(share, ((0, padding), (0, 0))) for share in (visual, audio))
     audio = jnp.stack([audio[start : start + reach] for start in range(0, blocks * BLOCK, BLOCK)])
     products = jnp.matmul(visual.reshape(blocks, BLOCK, -1), audio.mT, precision=jax.lax.Precision.HIGHEST)
-    # Row t of a block is wanted from column t on: laid out in rows one longer, it starts at column 0.
+    # The band of row t in a block starts at column t; in rows that are one element longer, it starts at column 0.
     skewed = jnp.pad(products.reshape(blocks, -1), ((0, 0), (0, BLOCK))).reshape(blocks * BLOCK, reach + 1)
     return skewed[:frames, :window]
 
 
 def same_clip(clip: Int[Array, " L"], frames: int) -> Bool[Array, "T W"]:
-    """Whether audio frame t + w - tau belongs to the clip of visual frame t, for every w of the window."""
+    """Marks where audio frame t + w - tau belongs to the clip of visual frame t, for every w of the window."""
     window = clip.shape[0] - frames + 1
     neighbours = jnp.stack([clip[offset : offset + frames] for offset in range(window)], axis=1)
     return neighbours == neighbours[:, window // 2, None]

@@ -1,1 +1,1 @@
-"""Presents results to people: pages, charts and tables."""
+"""Presentation of results: pages, charts and tables."""

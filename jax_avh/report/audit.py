@@ -1,4 +1,4 @@
-"""Writes an audit: `audit.json`, and its pictures as PNG files."""
+"""Writes an audit: `audit.json` and pictures as PNG files."""
 
 import dataclasses
 import json
@@ -18,10 +18,10 @@ from jax_avh.audit import LONG, Audit, SourceAudit, Trait, audit, before_trimmin
 from jax_avh.data.source import open_source
 
 REPORT = "audit.json"
-REPORT_KIND = rb'\{.*?"sources":'  # how it begins
-PICTURES = ("length", "start", "auc")  # of a source: NAME_length.png, ...
-COLOURS = {"real": "#0072B2", "fake": "#D55E00", "unknown": "#777777"}  # Okabe and Ito: told apart by the colour-blind
-LABEL_DASHES = {"real": "-", "fake": "--", "unknown": ":"}  # and in print
+REPORT_KIND = rb'\{.*?"sources":'  # start of the file
+PICTURES = ("length", "start", "auc")  # per source: NAME_length.png, ...
+COLOURS = {"real": "#0072B2", "fake": "#D55E00", "unknown": "#777777"}  # Okabe and Ito: safe for the colour-blind
+LABEL_DASHES = {"real": "-", "fake": "--", "unknown": ":"}  # distinct in print, too
 CURVE = "#000000"
 GUIDE: dict[str, Any] = {"color": "#000000", "linestyle": "-.", "linewidth": 1}
 PANEL = (6.4, 4.4)  # inches
@@ -33,14 +33,14 @@ def write_audit(features: Sequence[AnyPath], output: AnyPath) -> str:
     """Audits folders of shards; writes `audit.json` and pictures.
 
     Args:
-      features: folders of shards, or shards.
-      output: folder of the results.
+      features: folders of shards, or single shards.
+      output: folder for the results.
 
     Returns:
-      The verdict, a sentence a line.
+      The verdict, one sentence per line.
 
     Raises:
-      UserError: features are missing, damaged, or named twice; or another run is writing to the folder.
+      UserError: features are missing, damaged or given twice, or another run is writing to the folder.
     """
     folder = results_folder(output)
     names = source_names(features)
@@ -61,28 +61,28 @@ def write_audit(features: Sequence[AnyPath], output: AnyPath) -> str:
 
 
 def source_names(paths: Sequence[AnyPath]) -> list[str]:
-    """Returns a short name of each path, fit for a file: the last part in which they differ, more if need be.
+    """Returns a short name for each path, usable in file names: the last part in which they differ, or more parts.
 
     Raises:
-      UserError: a path is named twice.
+      UserError: a path is given twice, or no distinct names can be found.
     """
     parts = []
     for path in map(as_path, paths):
         whole = path.resolve() if isinstance(path, Path) else path
         parts.append([part for part in str(whole).split("/") if part])
     if twice := next((path for path, own in zip(paths, parts, strict=True) if parts.count(own) > 1), None):
-        raise UserError(f"{twice}: is named twice; name each set once")
+        raise UserError(f"{twice}: is named twice; name each feature set only once")
     while len(paths) > 1 and min(map(len, parts)) > 1 and len({own[-1] for own in parts}) == 1:
         parts = [own[:-1] for own in parts]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["-".join(own[-count:]) for own in parts]
         if len(set(names)) == len(names):
             return names
-    raise UserError(f"{paths[0]}: its name cannot be told from those of the others; rename its folder")
+    raise UserError(f"{paths[0]}: its name is ambiguous among the feature sets; rename its folder")
 
 
 def draw_audit(result: Audit) -> dict[str, Figure]:
-    """Draws the pictures of an audit, by the names of their files."""
+    """Draws the pictures of an audit and returns them by file name."""
     figures = {}
     for name, source in result.sources.items():
         file = _pictures(name)
@@ -95,17 +95,17 @@ def draw_audit(result: Audit) -> dict[str, Figure]:
 
 
 def _pictures(name: str) -> dict[str, str]:
-    """Returns the file names of a source's pictures."""
+    """Returns the file name of each of a source's pictures."""
     return {picture: f"{name}_{picture}.png" for picture in PICTURES}
 
 
 def _former_pictures(folder: FilePath) -> list[FilePath]:
-    """Returns the pictures of the audit that a folder already holds."""
+    """Returns the pictures of an earlier audit in a folder."""
     try:
         sources = json.loads((folder / REPORT).read_text(encoding="utf-8"))["sources"]
         inside = [name for name in map(str, sources) if "/" not in name]
         return [path for name in inside for file in _pictures(name).values() if (path := folder / file).is_file()]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # none, or not an audit's
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # no audit, or a file of another kind
         return []
 
 
@@ -124,28 +124,28 @@ def _figure(draw: Sequence[Callable[[Axes, SourceAudit], None]], source: SourceA
 
 def _length(axes: Axes, source: SourceAudit) -> None:
     _histogram(axes, source.length_s)
-    axes.set(title="length", xlabel="length, s (last bar: and longer)", xlim=(0, None))
+    axes.set(title="length", xlabel="length, s (last bar: or longer)", xlim=(0, None))
 
 
 def _silence(axes: Axes, source: SourceAudit) -> None:
     _histogram(axes, source.leading_silence_ms)
     axes.axvline(LONG, **GUIDE, label=f"{LONG:g} ms")
     title = f"leading silence{before_trimming(source)}"
-    axes.set(title=title, xlabel="leading silence, ms (last bar: and longer)", xlim=(0, None))
+    axes.set(title=title, xlabel="leading silence, ms (last bar: or longer)", xlim=(0, None))
 
 
 def _amplitude(axes: Axes, source: SourceAudit) -> None:
     _histogram(axes, source.amplitude, log=True)
     axes.axvline(SILENCE, **GUIDE, label=f"silence: up to {SILENCE:g}")
     axes.set(title=f"largest amplitude in the first {1000 * START:g} ms", xscale="log")
-    axes.set_xlabel("amplitude, of full scale (first bar: and quieter)")
+    axes.set_xlabel("amplitude, relative to full scale (first bar: or quieter)")
 
 
 def _by_threshold(axes: Axes, source: SourceAudit) -> None:
     assert source.by_threshold
     _curve(axes, source.by_threshold.threshold, source.by_threshold.auc)
     axes.axvline(SILENCE, **GUIDE, label=f"{SILENCE:g}")
-    axes.set(title="leading silence as a score", xlabel="threshold of silence, of full scale")
+    axes.set(title="leading silence as a score", xlabel="threshold of silence, relative to full scale")
 
 
 def _by_moment(axes: Axes, source: SourceAudit) -> None:
@@ -153,7 +153,7 @@ def _by_moment(axes: Axes, source: SourceAudit) -> None:
     moments = source.by_moment.first_ms
     _curve(axes, moments, source.by_moment.auc)
     axes.axvline(1000 * START, **GUIDE, label=f"{1000 * START:g} ms")
-    axes.set(title="minus the largest amplitude as a score", xlabel="length of the first moment, ms")
+    axes.set(title="minus the largest amplitude as a score", xlabel="duration from the start, ms")
     axes.set_xticks(moments, [f"{ms:g}" for ms in moments])
     axes.minorticks_off()
 
@@ -165,11 +165,11 @@ def _curve(axes: Axes, places: Sequence[float], aucs: Sequence[float | None]) ->
 
 
 def _histogram(axes: Axes, trait: Trait | None, log: bool = False) -> None:
-    """Draws shares of each label's clips; the last bin, which holds the rest, is as wide as the one before."""
+    """Draws the shares of each label's clips; the open-ended last bin is drawn as wide as the one before."""
     assert trait
     starts = trait.bins
     if log:
-        starts = [starts[1] ** 2 / starts[2], *starts[1:]]  # 0 is beyond the axis
+        starts = [starts[1] ** 2 / starts[2], *starts[1:]]  # a logarithmic axis has no 0
     edges = [*starts, starts[-1] ** 2 / starts[-2] if log else 2 * starts[-1] - starts[-2]]
     for label, group in trait.label.items():
         shares = [100 * count / group.count for count in group.histogram]

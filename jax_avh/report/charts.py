@@ -1,7 +1,7 @@
-"""Draws charts of scores (curves, histograms, timelines) as SVG elements of a page.
+"""Charts of scores (curves, histograms, timelines) as SVG elements of a page.
 
-Lines differ in colour and dashes; legends belong to the page, which wraps them at any width. The page's style sheet
-gives the colours, so they follow light and dark.
+Lines differ in colour and dashes. Legends are part of the page, which wraps them at any width. Colours come from the
+page's style sheet, so they follow its light and dark schemes.
 """
 
 import dataclasses
@@ -23,26 +23,26 @@ from avh_shards.text import printable
 
 CURVE_HEIGHT = 290  # points: height of curves
 LOW = 180  # points: height of all other charts
-GRID = 240  # cells along an axis of a curve: it keeps a point a cell, under 500 in all
-BUCKETS = 200  # of a timeline: each keeps its lowest and highest frame
-BINS = 24  # of a histogram
-TAIL = 0.1  # percent of the scores at either end that the outermost bins take in
+GRID = 240  # cells along each axis of a curve, which keeps one point per cell, fewer than 500 in all
+BUCKETS = 200  # buckets of a timeline, each reduced to its lowest and highest frame
+BINS = 24  # bins of a histogram
+TAIL = 0.1  # percent of the scores at either end that fall into the outermost bins
 
-DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "12 4")  # of lines: SVG's dash arrays, in points
+DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "12 4")  # SVG dash arrays of lines, in points
 FILLED = "real"  # histogram group that is drawn filled
 
 CHART_WIDTH = 340  # points
 MARGINS = {"left": 50, "right": 10, "top": 8, "bottom": 40}  # points
-TICKS = 6  # of an axis, at most
+TICKS = 6  # at most, per axis
 LINE_COLOURS = 6
 
-# Placeholders that matplotlib writes for colours, and the page's variables that take their place.
+# Placeholder colours that matplotlib writes -> the page's variables that replace them.
 VARIABLES = {f"#fe00e{n}": f"var(--line-{n})" for n in range(LINE_COLOURS)}
 VARIABLES |= {"#fe00f0": "var(--quiet)", "#fe00f1": "var(--rule)", "#fe00f2": "var(--shade)", "#fe00f3": "var(--real)"}
 LINES = tuple(VARIABLES)[:LINE_COLOURS]
 QUIET_COLOUR, RULE, SHADED, REAL_CLIPS = tuple(VARIABLES)[LINE_COLOURS:]
 
-# What a page does not need of matplotlib's files, or has itself.
+# Replacements that strip matplotlib's files of what a page does not need or provides itself.
 SHORTER = [
     (r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", ""),
     (r'<g id="[^"]*"', "<g"),
@@ -79,23 +79,26 @@ STYLE: dict[str, Any] = {
 class Line:
     """A line of a chart."""
 
-    number: int  # of the method or category: gives the same look in every chart
+    number: int  # number of the method or category, which determines the look in every chart
     x: Float[np.ndarray, " P"]
     y: Float[np.ndarray, " P"]
 
 
 def dash(number: int) -> str:
-    """Returns the dash array of a line; with its colour, it is unique among the first thirty."""
+    """Returns the dash array of a line; dashes and colour together are unique among the first thirty lines."""
     return DASHES[number % len(DASHES)]
 
 
 def roc_chart(name: str, label: str, lines: Sequence[Line]) -> Markup:
-    """Draws ROC curves: share of real clips taken for fake against share of fakes found.
+    """Draws ROC curves: the share of fakes found against the share of real clips taken for fake.
 
     Args:
-      name: of the chart, unique in the page: its ids begin with it.
-      label: what the chart shows, for screen readers.
-      lines: false and true positive rates.
+      name: name of the chart, unique in the page; ids in the chart start with it.
+      label: description of the chart for screen readers.
+      lines: false (x) and true (y) positive rates.
+
+    Returns:
+      The SVG element.
     """
 
     def draw(axes: Axes) -> None:
@@ -108,7 +111,16 @@ def roc_chart(name: str, label: str, lines: Sequence[Line]) -> Markup:
 
 
 def precision_recall_chart(name: str, label: str, lines: Sequence[Line]) -> Markup:
-    """Draws precision over recall, in the steps whose area is the average precision; recall rises along the lines."""
+    """Draws precision against recall, in steps whose area is the average precision.
+
+    Args:
+      name: as for `roc_chart`.
+      label: as for `roc_chart`.
+      lines: recall (x), rising, and precision (y).
+
+    Returns:
+      The SVG element.
+    """
 
     def draw(axes: Axes) -> None:
         for line in lines:
@@ -119,7 +131,16 @@ def precision_recall_chart(name: str, label: str, lines: Sequence[Line]) -> Mark
 
 
 def histogram_chart(name: str, label: str, groups: Mapping[str, tuple[int, np.ndarray]]) -> Markup:
-    """Draws histograms of scores, in percent of each group (name -> number of its line, scores); "real" is filled."""
+    """Draws histograms of clip scores, in percent of each group; the group "real" is filled.
+
+    Args:
+      name: as for `roc_chart`.
+      label: as for `roc_chart`.
+      groups: name of each group -> (line number, scores).
+
+    Returns:
+      The SVG element.
+    """
     edges = _edges(np.concatenate([score for _, score in groups.values()]).astype(np.float64))
 
     def draw(axes: Axes) -> None:
@@ -137,7 +158,17 @@ def histogram_chart(name: str, label: str, groups: Mapping[str, tuple[int, np.nd
 def timeline_chart(
     name: str, label: str, frames: Mapping[int, Float[np.ndarray, " T"]], segments: Sequence[tuple[float, float]]
 ) -> Markup:
-    """Draws frame scores over time (line's number -> scores), 25 a second; fake segments, in seconds, are shaded."""
+    """Draws frame scores over time, with fake segments shaded.
+
+    Args:
+      name: as for `roc_chart`.
+      label: as for `roc_chart`.
+      frames: line number -> frame scores, 25 per second.
+      segments: start and end of each fake segment, in seconds.
+
+    Returns:
+      The SVG element.
+    """
 
     def draw(axes: Axes) -> None:
         for start, end in segments:
@@ -154,10 +185,13 @@ def svg_chart(name: str, label: str, height: int, draw: Callable[[Axes], None]) 
     """Draws a chart as an SVG element of a page.
 
     Args:
-      name: of the chart, unique in the page: its ids begin with it.
-      label: what the chart shows, for screen readers.
-      height: in points; all charts are WIDTH wide.
-      draw: draws on the chart's axes, in the placeholders' colours.
+      name: name of the chart, unique in the page; ids in the chart start with it.
+      label: description of the chart for screen readers.
+      height: height in points; all charts are CHART_WIDTH wide.
+      draw: draws on the chart's axes, in the placeholder colours.
+
+    Returns:
+      The SVG element.
     """
     with matplotlib.rc_context(cast(Any, STYLE | {"svg.hashsalt": name})):
         figure = Figure(figsize=(CHART_WIDTH / 72, height / 72))
@@ -175,7 +209,7 @@ def svg_chart(name: str, label: str, height: int, draw: Callable[[Axes], None]) 
 def thinned(
     x: Float[np.ndarray, " P"], y: Float[np.ndarray, " P"]
 ) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
-    """Thins a curve in the unit square to the first of its points in each cell of a grid, and its last point."""
+    """Thins a curve in the unit square to its first point in each cell of a grid, plus its last point."""
     cell = np.floor(np.stack([x, y]) * GRID)
     kept = np.append(True, (np.diff(cell) != 0).any(axis=0))
     kept[-1] = True
@@ -183,9 +217,9 @@ def thinned(
 
 
 def envelope(frame: Float[np.ndarray, " T"]) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
-    """Returns seconds and scores of a timeline's points: every frame, or the lowest and the highest of each stretch.
+    """Returns seconds and scores of a timeline's points: every frame, or the lowest and highest of each bucket.
 
-    The last frame is held to its end, so that the line spans the clip.
+    The last frame's score is repeated at its end, so that the line spans the clip.
     """
     index = np.arange(len(frame))
     if len(frame) > 2 * BUCKETS:
@@ -211,11 +245,11 @@ def _unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def _inline(svg: str, label: str, height: int) -> Markup:
-    """Makes an SVG file part of a page: with the page's font and colours, and a name for screen readers."""
+    """Turns an SVG file into an element of a page, with the page's font and colours and a label for screen readers."""
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
     for pattern, replacement in SHORTER:
         body = re.sub(pattern, replacement, body, flags=re.DOTALL)
     for placeholder, variable in VARIABLES.items():
         body = body.replace(placeholder, variable)
     head = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}">').format(printable(label), CHART_WIDTH, height)
-    return head + Markup(body.strip())  # noqa: S704 (holds no text but our own)
+    return head + Markup(body.strip())  # noqa: S704 (contains only text generated here)

@@ -1,4 +1,4 @@
-"""Renders the report of an evaluation: tables, curves, histograms, and the clips where a method is most sure."""
+"""Renders the report of an evaluation: tables, curves, histograms, and the clips of which a method is most certain."""
 
 import dataclasses
 import functools
@@ -25,18 +25,18 @@ from jax_avh.evaluation.results import (
 from jax_avh.report import charts
 from jax_avh.report.page import UNDEFINED, format_number, keyed_number, render_page
 
-MOST_TIMELINES = 6  # methods whose frame scores are drawn over one another; more could not be told apart
+MOST_TIMELINES = 6  # methods whose frame scores are drawn in one chart; more could not be distinguished
 EXAMPLES = 2  # clips of each kind whose frame scores are drawn
 EXAMPLE_KINDS = [  # label, whether the highest scores come first, heading
-    (FAKE, True, "Fakes with the highest scores: found most surely"),
+    (FAKE, True, "Fakes with the highest scores: detected most clearly"),
     (FAKE, False, "Fakes with the lowest scores: missed most easily"),
-    (REAL, False, "Real clips with the lowest scores: most surely real"),
+    (REAL, False, "Real clips with the lowest scores: most clearly real"),
     (REAL, True, "Real clips with the highest scores: the first false alarms"),
 ]
 
 
 Record = TypeVar("Record", Result, Comparison, Coverage, Localisation)
-Keyed = tuple[str, Record]  # pointer into metrics.json, and the record there
+Keyed = tuple[str, Record]  # (pointer into metrics.json, the record there)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,21 +57,21 @@ class ExampleGroup:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """What the page says of one data set."""
+    """Section of the page on one data set."""
 
     title: str
-    anchor: str  # its id in the page
-    states: tuple[bool | None, ...]  # of STATES, those that occur
-    headline: dict[str, dict[bool | None, Keyed[Result]]]  # method -> state -> all clips, by its own clip score
+    anchor: str  # id in the page
+    states: tuple[bool | None, ...]  # keys of STATES that occur
+    headline: dict[str, dict[bool | None, Keyed[Result]]]  # method -> state -> own clip scores of all clips
     rules: tuple[str, ...]  # where the thresholds of the headline come from
     comparisons: list[Keyed[Comparison]]
     curves: tuple[Chart, ...]
-    drawn: dict[str, int]  # method -> number of its curves
+    drawn: dict[str, int]  # method -> line number of its curves
     undrawn: tuple[str, ...]  # methods without curves, for lack of a class
     histograms: tuple[Chart, ...]
-    categories: dict[str, int]  # name -> number of its line
+    categories: dict[str, int]  # name -> line number
     examples: dict[str, tuple[ExampleGroup, ...]]  # by state
-    timed: dict[str, int]  # method drawn over time -> number of its line; the first chooses the examples
+    timed: dict[str, int]  # method drawn over time -> line number; the first method chooses the examples
     category: list[Keyed[Result]]
     split: list[Keyed[Result]]
     pooling: list[Keyed[Result]]
@@ -80,7 +80,7 @@ class Section:
 
 
 def render_report(evaluation: Evaluation) -> str:
-    """Renders an evaluation, numbers and the scores that they come from, as HTML that needs no file and no network."""
+    """Renders an evaluation as self-contained HTML, which needs no other file and no network."""
     metrics = evaluation.metrics
     rows = [*metrics.results, *metrics.coverage, *metrics.localisation, *evaluation.scored_sets]
     methods = {name: n for n, name in enumerate(dict.fromkeys(row.method for row in rows))}
@@ -139,30 +139,30 @@ def _section(
 
 
 def _keyed(name: str, records: Sequence[Record], dataset: str) -> list[Keyed[Record]]:
-    """Returns the records of a list of metrics.json that are about a data set, with their pointers."""
+    """Returns a data set's records in a list of metrics.json, with their pointers."""
     return [(f"{name}/{n}", record) for n, record in enumerate(records) if record.dataset == dataset]
 
 
 def category_of(clip: ClipMeta) -> str:
-    """Returns the name of a fake's line in the histograms."""
+    """Returns the category of a fake, under which its line appears in the histograms."""
     return clip.category or "fake"
 
 
 def _has_curve(scored: ScoredSet) -> bool:
-    """Whether a curve can be drawn: both classes are present."""
+    """Returns whether both classes are present, so that a curve can be drawn."""
     return {REAL, FAKE} <= set(scored.label.tolist())
 
 
 def _curves(
     scored_sets: Sequence[ScoredSet], states: Sequence[bool | None], anchor: str, methods: dict[str, int]
 ) -> Iterator[Chart]:
-    """Draws ROC curves, then precision over recall: a chart for each state, a line for each method with both classes.
+    """Draws ROC curves, then precision against recall: one chart per state, one line per method with both classes.
 
     Args:
       scored_sets: scores of one data set.
-      states: of STATES, in the order of the charts.
-      anchor: the data set's id in the page; the charts' names begin with it.
-      methods: name -> number of its line.
+      states: keys of STATES, in the order of the charts.
+      anchor: the data set's id in the page, with which the charts' names start.
+      methods: method -> line number.
     """
     kinds = [
         ("ROC", roc_points, charts.roc_chart),
@@ -179,7 +179,7 @@ def _curves(
 
 
 def _histograms(scored_sets: Sequence[ScoredSet], anchor: str, categories: dict[str, int]) -> Iterator[Chart]:
-    """Draws clip scores of real clips and of each category of fakes (name -> number of its line), a chart a set."""
+    """Draws one chart per scored set: clip scores of real clips and of each fake category (name -> line number)."""
     for n, scored in enumerate(scored_sets):
         category = np.array([category_of(clip) if clip.label == FAKE else "" for clip in scored.clips])
         groups = {charts.FILLED: (0, scored.score[scored.label == REAL])}
@@ -194,7 +194,7 @@ def _histograms(scored_sets: Sequence[ScoredSet], anchor: str, categories: dict[
 def _examples(
     scored_sets: Sequence[ScoredSet], state: bool | None, anchor: str, methods: dict[str, int]
 ) -> tuple[ExampleGroup, ...]:
-    """Draws the clips of one state that the first method with frame scores is most sure of, rightly and wrongly."""
+    """Draws the clips of one state with the most extreme scores, right and wrong, by the first method drawn."""
     drawn = [scored for scored in timed(scored_sets) if scored.trimmed is state]
     if not drawn:
         return ()
@@ -215,14 +215,14 @@ def _examples(
 
 
 def timed(scored_sets: Sequence[ScoredSet]) -> list[ScoredSet]:
-    """Returns the scored sets whose frame scores are drawn over time: of the first methods that have some."""
+    """Returns the scored sets of the first methods with frame scores, which are drawn over time."""
     with_frames = [scored for scored in scored_sets if scored.table.frame is not None]
     methods = list(dict.fromkeys(scored.method for scored in with_frames))[:MOST_TIMELINES]
     return [scored for scored in with_frames if scored.method in methods]
 
 
 def _extremes(scored: ScoredSet) -> Iterator[tuple[str, list[int]]]:
-    """Yields a few clips of each of the EXAMPLE_KINDS, none twice."""
+    """Yields the title and a few clips of each of the EXAMPLE_KINDS, none twice."""
     label = scored.label
     order = np.argsort(scored.score, kind="stable")
     shown = []

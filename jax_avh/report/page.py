@@ -1,4 +1,4 @@
-"""Fills templates into one HTML file that needs no other, and prints numbers with the key they have in metrics.json."""
+"""Renders templates as self-contained HTML files, and formats numbers with their keys in metrics.json."""
 
 import base64
 import dataclasses
@@ -12,9 +12,9 @@ from markupsafe import Markup
 from avh_shards.text import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
-UNDEFINED = "undefined"  # a metric without a value, e.g. for lack of a class
-DECIMALS = 4  # of printed numbers
-SMALLEST = 1e-4  # what is smaller but not zero gets an exponent
+UNDEFINED = "undefined"  # text for a metric without a value, e.g. for lack of a class
+DECIMALS = 4  # decimals of printed numbers
+SMALLEST = 1e-4  # smaller numbers other than zero get an exponent
 
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -27,15 +27,15 @@ ENVIRONMENT = jinja2.Environment(
 
 
 def render_page(template: str, script: str = "", **values: object) -> str:
-    """Fills a template and returns the text of an HTML file.
+    """Renders a template and returns the text of an HTML file.
 
-    The page may fetch nothing and may run only its own script, by the script's hash: text of a clip list that were
-    ever taken for HTML would still do nothing.
+    The page may fetch nothing and may run only its own script, identified by hash: even if text of a clip list were
+    interpreted as HTML, it could not run.
 
     Args:
       template: name of the template.
       script: name of the page's script in the templates' folder; "" = none.
-      values: what the template names.
+      values: variables of the template.
     """
     source = (TEMPLATES / script).read_text(encoding="utf-8") if script else ""
     digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
@@ -43,7 +43,7 @@ def render_page(template: str, script: str = "", **values: object) -> str:
 
 
 def format_number(value: float | int | None) -> str:
-    """Prints a number as in every table: counts in full, fractions to four decimals, None as "undefined"."""
+    """Formats a number for tables: counts in full, fractions to four decimals, None as "undefined"."""
     if value is None:
         return UNDEFINED
     if isinstance(value, int):
@@ -54,7 +54,7 @@ def format_number(value: float | int | None) -> str:
 def value_at(node: Any, pointer: str) -> Any:
     """Returns the value in nested dataclasses, sequences and dictionaries at a pointer such as "results/0/metrics/auc".
 
-    The keys of a dictionary are compared as they are written in JSON.
+    Keys of dictionaries are compared as text, as JSON writes them.
     """
     for key in pointer.split("/"):
         if dataclasses.is_dataclass(node):
@@ -67,5 +67,5 @@ def value_at(node: Any, pointer: str) -> Any:
 
 
 def keyed_number(root: Any, pointer: str) -> Markup:
-    """Prints the number at a pointer, with the pointer as its data-key: so the page can be checked."""
+    """Formats the number at a pointer, with the pointer as its data-key, by which the page can be checked."""
     return Markup('<span data-key="{}">{}</span>').format(pointer, format_number(value_at(root, pointer)))

@@ -1,4 +1,4 @@
-"""Writes a folder of results: `metrics.json`, `clips.csv`, `report.html`; formats the numbers as text."""
+"""Writes a folder of results (`metrics.json`, `clips.csv`, `report.html`) and formats the numbers as text."""
 
 import csv
 import dataclasses
@@ -16,9 +16,9 @@ from jax_avh.evaluation.evaluate import RESAMPLES, evaluate
 from jax_avh.evaluation.results import STATES, Evaluation, ScoredSet
 from jax_avh.report.comparison import render_report
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how text begins that a spreadsheet would run
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # starts of text that a spreadsheet would run as a formula
 RESULT_COLUMNS = ("path", "label", "dataset", "category", "split")
-FILES = {  # how they begin; where the first is, all are
+FILES = {  # name -> start of the file; a folder that has the first has them all
     "metrics.json": rb'\{.*?"resamples":',
     "clips.csv": ",".join(RESULT_COLUMNS).encode(),
     "report.html": HTML,
@@ -39,14 +39,14 @@ def write_results(
     Args:
       scores: score files.
       output: the folder.
-      listed: clips that ought to be scored, for coverage.
-      failed: paths of those that could not be extracted.
-      thresholds: method -> clip score from which on a clip is called fake.
-      resamples: of the bootstrap.
+      listed: clips that should be scored, for coverage.
+      failed: paths of listed clips that could not be extracted.
+      thresholds: method -> lowest clip score at which a clip is called fake.
+      resamples: number of bootstrap resamples.
       inputs: further files that the results must not overwrite.
 
     Returns:
-      The main numbers as a table to print, and the warnings.
+      The main numbers as a printable table, followed by the warnings.
 
     Raises:
       UserError: a score file is missing or damaged, two contradict each other, the results cannot be written, or
@@ -64,9 +64,9 @@ def write_evaluation(evaluation: Evaluation, output: AnyPath, texts: Mapping[str
     """Writes an evaluation's files into a folder, all of them or none.
 
     Args:
-      evaluation: what they are made of.
+      evaluation: the evaluation.
       output: the folder.
-      texts: further files that belong with them, by name.
+      texts: contents of further files to write with them, by name.
 
     Raises:
       UserError: a file cannot be written.
@@ -81,7 +81,7 @@ def write_evaluation(evaluation: Evaluation, output: AnyPath, texts: Mapping[str
 
 
 def format_results(evaluation: Evaluation) -> str:
-    """Formats a line for each method, state and pooling, "*" at the method's own; then the warnings."""
+    """Formats one line per method, state and pooling, with "*" at the method's own pooling; then the warnings."""
     rows = [["data set", "method", "leading silence", "pooling", "AUC", "95 %", "AP", "EER", "real", "fake"]]
     for result in evaluation.metrics.results:
         if result.group == "all":
@@ -104,12 +104,12 @@ def _state(trimmed: bool | None) -> str:
 
 
 def _write_clips(scored_sets: Sequence[ScoredSet], path: Path) -> None:
-    """Writes a row for each clip of any file; a column for each file and pooling, empty where it did not score it.
+    """Writes one row per clip and one column per score file and pooling; cells without a score are empty.
 
-    Text that a spreadsheet would run as a formula gets an apostrophe in front. The last column is `caveat`, if any
+    Text that a spreadsheet would run as a formula is prefixed with an apostrophe. The last column is `caveat` if any
     number needs one.
     """
-    clips: dict[tuple[str, str], ClipMeta] = {}  # by data set and path, as all below
+    clips: dict[tuple[str, str], ClipMeta] = {}  # by data set and path, as are the dictionaries below
     notes: dict[tuple[str, str], str] = {}
     columns: dict[str, dict[tuple[str, str], float]] = {}
     for scored in scored_sets:
@@ -130,5 +130,5 @@ def _write_clips(scored_sets: Sequence[ScoredSet], path: Path) -> None:
 
 
 def _cell(value: str | int) -> str | int:
-    """Returns a cell that no spreadsheet runs."""
+    """Returns a cell's value, with an apostrophe before text that a spreadsheet would run."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

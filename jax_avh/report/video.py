@@ -1,4 +1,4 @@
-"""A verdict on one video, and its page: it plays above its frame scores, and a cursor in them follows it."""
+"""The verdict on a video and its page, which plays the video above its frame scores with a cursor that follows it."""
 
 import base64
 import dataclasses
@@ -19,36 +19,36 @@ from avh_shards.text import one_line, printable
 from jax_avh.report.charts import envelope
 from jax_avh.report.page import format_number, render_page
 
-EMBEDDED_BYTES = 64 * 2**20  # larger videos stay beside the page
-TIMELINE_WIDTH, TIMELINE_HEIGHT = 1000, 100  # of the timeline's own coordinates
+EMBEDDED_BYTES = 64 * 2**20  # larger videos are linked, not embedded
+TIMELINE_WIDTH, TIMELINE_HEIGHT = 1000, 100  # size of the timeline in its own coordinates
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a video's frames say; higher = more fake, compared with real videos under the same weights."""
+    """Verdict on a video; higher scores = more fake, compared with real videos under the same weights."""
 
     path: str
     seconds: float = 0.0
     scores: dict[str, float] = dataclasses.field(default_factory=dict)  # by pooling
     worst_second: tuple[float, float] = (0.0, 0.0)  # start and end of the second whose frames score highest
-    error: str = ""  # why there is no score
+    error: str = ""  # why the video has no score
     caveat: str = ""
     method: str = ""
     own_score: float = 0.0  # the method's own pooling of its frame scores
     face_share: float | None = None  # share of frames in which a face was found
-    several_faces: float | None = None  # share in which several were
-    warning: str = ""  # what the faces make doubtful about the scores
+    several_faces: float | None = None  # share of frames in which several faces were found
+    warning: str = ""  # why the faces make the scores doubtful
 
     @property
     def faces(self) -> str:
-        """Both shares in words; "" if unknown."""
+        """Description of both shares of faces; "" if unknown."""
         if self.face_share is None or self.several_faces is None:
             return ""
         several = f", several faces in {self.several_faces:.0%}" if self.several_faces else ""
         return f"face in {self.face_share:.0%} of frames{several}".replace("%", " %")
 
     def line(self) -> str:
-        """The verdict in one line."""
+        """Returns the verdict in one line."""
         if self.error:
             return f"{printable(self.path)}: FAILED: {one_line(self.error)}"
         scores = "  ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
@@ -65,20 +65,20 @@ def write_video_page(
     frame: Float[np.ndarray, " T"],
     segments: Sequence[tuple[float, float]] = (),
 ) -> None:
-    """Writes the page: one HTML file, with the video in it up to 64 MiB, else beside it.
+    """Writes a video's page: one HTML file that embeds a video of up to 64 MiB and links to a larger one.
 
     Args:
       path: the HTML file.
       video: the media file.
-      verdict: what to say of it.
-      frame: its frame scores, 25 a second; higher = more fake.
-      segments: stretches known to be fake, in seconds.
+      verdict: the verdict on the video.
+      frame: frame scores of the video, 25 per second; higher = more fake.
+      segments: segments known to be fake, in seconds.
 
     Raises:
-      UserError: there is no such video, or the page cannot be written.
+      UserError: the video is missing, or the page cannot be written.
     """
     if not video.is_file():
-        raise UserError(f"{video}: no such file; the page of a video shows the video itself")
+        raise UserError(f"{video}: no such file; its page needs the video itself")
     embedded = video.stat().st_size <= EMBEDDED_BYTES
     seconds = len(frame) / FRAME_RATE
     beside = Path(os.path.relpath(video.resolve(), Path(path).resolve().parent)).as_posix()
@@ -110,18 +110,18 @@ def write_video_page(
 
 
 def _data(video: Path) -> str:
-    """The video as a data: URI."""
+    """Returns the video as a data: URI."""
     kind = mimetypes.guess_type(video.name)[0] or "video/mp4"
     return f"data:{kind};base64,{base64.b64encode(video.read_bytes()).decode()}"
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers that span an interval."""
+    """Returns round numbers that span an interval."""
     return np.asarray(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)).tolist()
 
 
 def _curve(frame: Float[np.ndarray, " T"], levels: Sequence[float]) -> str:
-    """The path of the frame scores in the timeline's coordinates."""
+    """Returns the SVG path of the frame scores in the timeline's coordinates."""
     seconds, score = envelope(frame)
     x = TIMELINE_WIDTH * seconds / seconds[-1]
     y = TIMELINE_HEIGHT * (levels[-1] - score) / (levels[-1] - levels[0])

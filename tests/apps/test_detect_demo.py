@@ -1,4 +1,4 @@
-"""What needs both sides: verdicts on videos, and the demo's own pieces."""
+"""Verdicts on videos, and the parts of the demo."""
 
 import csv
 import hashlib
@@ -64,7 +64,7 @@ def test_a_video_is_scored_and_a_bad_one_named(
 
 
 def test_verdicts_warn_of_few_and_of_several_faces(tmp_path, real_clips, tiny_checkpoint, narrow_weights, launch):
-    """Frames with none are scored; of a group, one face."""
+    """Frames without a face are scored, too; of several faces, one is scored."""
     frames = read_frames(real_clips["testMovie"])[:10]
     blank = list(np.zeros_like(np.repeat(frames, 2, axis=0)))
     write_media(tmp_path / "few.mp4", [*frames[:4], *blank[:16]], sound=tone(0.8))
@@ -88,7 +88,7 @@ def test_two_videos_of_one_name_cannot_have_pages(tmp_path, tiny_checkpoint, nar
 
 
 def test_verdicts_spare_their_inputs(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
-    """Before the encoder is loaded."""
+    """Inputs named as outputs are rejected before the encoder is loaded."""
     monkeypatch.setattr("apps.detect.Encoder", lambda _: pytest.fail("loaded"))
     (tmp_path / "x.html").write_text("a film, by its author")
     (tmp_path / "file").write_text("x")
@@ -106,7 +106,7 @@ def test_verdicts_spare_their_inputs(tmp_path, tiny_checkpoint, narrow_weights, 
 
 
 def test_older_verdicts_are_gone_before_the_first_new_one(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
-    """A killed run would leave them beside new ones."""
+    """Otherwise a killed run would leave old and new verdicts together."""
 
     def verdict(*_):
         assert list((tmp_path / "out").rglob("*.*")) == []
@@ -136,19 +136,19 @@ def test_verdicts_are_kept_if_a_page_fails(tmp_path, tiny_checkpoint, narrow_wei
 
 
 @pytest.mark.parametrize("video", ["", "..", "/", "a\tb.mp4", "x" * 300 + ".mp4", "-.mp4"])
-def test_names_that_are_no_video_are_told(video, tiny_checkpoint, narrow_weights, capsys):
+def test_names_that_are_not_videos_are_reported(video, tiny_checkpoint, narrow_weights, capsys):
     assert detect([video], str(tiny_checkpoint), str(narrow_weights)) == 2
     assert "FAILED" in capsys.readouterr().out
 
 
 def test_weights_that_do_not_fit_the_encoder(tmp_path, tiny_checkpoint):
     weights = rules.write_alignment_weights(tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match=r"width 1024, but those of .* have 64"):
+    with pytest.raises(UserError, match=r"width 1024, but .* has width 64"):
         detect(["x.mp4"], str(tiny_checkpoint), str(weights))
 
 
 def test_random_and_simulated_origins_are_said_in_every_verdict(tmp_path, real_clips, monkeypatch, capsys):
-    """That of the encoder, and that of the features that the detector was trained on; on the page, too."""
+    """Checks the origin of the encoder and of the detector's training features, also on the page."""
     monkeypatch.setattr("extract.avhubert.encoder.AVHubertConfig.large", AVHubertConfig.tiny)
     network = NETWORKS["mlp"](AVHubertConfig.tiny().width, rngs=nnx.Rngs(0))
     save_weights(network, tmp_path / "w.safetensors", {"trained_on": "simulated"})
@@ -201,13 +201,13 @@ def test_the_demo_makes_real_clips_and_fakes_of_them(tmp_path, real_clips):
     start, stop = (round(16000 * seconds) for seconds in spliced.segments[0])
     difference = np.abs(sound["spliced"][: len(source)] - source[: len(sound["spliced"])])
     assert difference[start:stop].mean() > 10 * difference[: start - 2000].mean()
-    assert leading_silence(sound["shifted"]) < 0.1  # no moment of silence gives the fake away
+    assert leading_silence(sound["shifted"]) < 0.1  # no silence that gives the fake away
 
 
-def test_a_clip_of_another_content_is_refused(tmp_path, monkeypatch):
+def test_a_clip_with_other_content_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr("apps.demo._download", lambda folder: None)
     (tmp_path / "jwpIntro.mp4").write_bytes(b"other")
-    with pytest.raises(UserError, match=r"jwpIntro\.mp4: missing, or not the clip expected"):
+    with pytest.raises(UserError, match=r"jwpIntro\.mp4: missing, or not the expected clip"):
         fetch_clips(tmp_path)
 
 
@@ -225,7 +225,7 @@ def test_random_encoders_are_seeded():
 
 
 def test_the_demo_in_short(tmp_path, real_clips, tiny_checkpoint, monkeypatch, capfd):
-    """All of its steps, on one clip, a small encoder and a small corpus."""
+    """Runs all steps of the demo on one clip, with a small encoder and a small corpus."""
     monkeypatch.setattr("apps.demo.fetch_clips", lambda: {"obama_speech": real_clips["obama_speech"]})
     monkeypatch.setattr("apps.demo.Corpus", lambda: Corpus(train=4, val=2, test=6, frames=(20, 30)))
     demo(tmp_path, str(tiny_checkpoint))

@@ -1,4 +1,4 @@
-"""The paper's run on a small simulated corpus: its layout, its tables, going on, and what is told when it cannot."""
+"""Reproduction of the paper on a small simulated corpus: its layout, tables, resumption and errors."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def test_the_trimmed_set_is_the_untrimmed_one_less_its_silence(corpus):
 
 
 def test_what_the_run_does_not_read_is_not_written(tmp_path, monkeypatch):
-    """Sets to train on that are trimmed, or whose crops nothing is trained on; all the rest is, shard after shard."""
+    """Leaves out trimmed training sets and crops that no method is trained on; writes all other shards."""
     monkeypatch.setattr(simulation, "CORPORA", dict.fromkeys(TEST_DATASETS, SMALL))
     monkeypatch.setattr(simulation, "CLIPS_PER_SHARD", 5)
     simulate(tmp_path)
@@ -72,12 +72,12 @@ def test_what_the_run_does_not_read_is_not_written(tmp_path, monkeypatch):
     assert not contents
 
 
-def test_a_corpus_is_the_same_each_time_and_not_written_over(corpus, tmp_path, monkeypatch):
+def test_a_corpus_is_reproducible_and_never_overwritten(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(simulation, "CORPORA", {"av_deepfake1m": SMALL})
     simulate(tmp_path)
     for folder in ("untrimmed/val", "trimmed/test"):
         one, two = (open_shard(list_shards(root / "av_deepfake1m" / folder)[0]) for root in (corpus, tmp_path))
-        assert repr(one.clips) == repr(two.clips)  # NaN equals nothing
+        assert repr(one.clips) == repr(two.clips)  # NaN is not equal to itself
         for name in ("visual", "audio"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
         for name in ("waveform", "crops"):
@@ -87,8 +87,8 @@ def test_a_corpus_is_the_same_each_time_and_not_written_over(corpus, tmp_path, m
 
 
 @pytest.mark.parametrize("left_out", [("mds",), pytest.param((), marks=pytest.mark.slow)])
-def test_the_run_trains_scores_prints_and_goes_on(corpus, tmp_path, monkeypatch, capsys, left_out):
-    """MDS, whose deep network takes a third of the time to compile, is trained elsewhere, too."""
+def test_the_run_trains_scores_prints_and_resumes(corpus, tmp_path, monkeypatch, capsys, left_out):
+    """Leaves out MDS by default: compiling it takes a third of the time, and other tests train it."""
     use_small_networks(monkeypatch)
     for method in left_out:
         monkeypatch.delitem(SUPERVISED, method)
@@ -122,7 +122,7 @@ def test_the_run_trains_scores_prints_and_goes_on(corpus, tmp_path, monkeypatch,
     assert paper(corpus, tmp_path, FLAGS) == text
     assert lost.is_file()
     assert kept.stat().st_mtime_ns == before
-    assert "train_loss" not in capsys.readouterr().out  # nothing was trained again
+    assert "train_loss" not in capsys.readouterr().out  # nothing was retrained
     assert open_scores(lost).attributes["dataset"] == "AV-Deepfake1M"
 
 
@@ -143,7 +143,7 @@ def result(method, dataset, trimmed, pooling, own, auc, group="all"):
 
 
 def test_every_cell_is_of_its_own_row_set_state_and_pooling():
-    """Each of all results has an AUC of its own; other groups' must not be taken."""
+    """Gives each result a distinct AUC, so that a value from the wrong row, set, state, pooling or group shows."""
     rows = [(title, experiment, pooling) for table in PAPER_TABLES for title, experiment, pooling in table.rows]
     names = sorted({experiment for _, experiment, _ in rows})
     keys = [
@@ -163,7 +163,7 @@ def test_every_cell_is_of_its_own_row_set_state_and_pooling():
             assert f"{whole:.1f} -> {cut:.1f}" in line
 
 
-def test_a_table_prints_what_there_is():
+def test_a_table_prints_only_existing_results():
     results = [result("avh_align-mlp", "FakeAVCeleb", False, "mean", True, 0.5)]
     text = format_tables([*results, result("factor", "FakeAVCeleb", True, "mean", True, None)])
     assert "50.0 -> - (94.6 -> 94.6)" in text
@@ -171,8 +171,8 @@ def test_a_table_prints_what_there_is():
     assert "linear" not in text
 
 
-def test_scores_of_other_clips_are_not_taken_for_these(tmp_path, monkeypatch, corpus):
-    """A test set that was changed is scored again, by what does not learn too."""
+def test_scores_of_other_clips_are_not_reused(tmp_path, monkeypatch, corpus):
+    """Scores a changed test set again, also with methods that are not trained."""
     plan = [Experiment("factor", "factor")]
     monkeypatch.setattr("apps.paper.experiments", lambda root: plan)
     root = tmp_path / "root"
@@ -186,7 +186,7 @@ def test_scores_of_other_clips_are_not_taken_for_these(tmp_path, monkeypatch, co
     assert len(open_scores(file).clips) == SMALL.val
 
 
-def test_what_shards_lack_is_told_and_the_rest_done(tmp_path, monkeypatch, corpus):
+def test_missing_contents_are_reported_and_the_rest_is_done(tmp_path, monkeypatch, corpus):
     monkeypatch.setattr(
         "apps.paper.experiments", lambda root: [Experiment(m, m) for m in ("factor", "leading_silence")]
     )
@@ -216,10 +216,10 @@ def test_without_the_set_it_is_trained_on_avh_align_has_no_row(tmp_path, corpus)
         ("--config.data.val=x", "cannot be set"),
     ],
 )
-def test_settings_that_mean_nothing(corpus, tmp_path, flag, reason):
+def test_invalid_settings_are_rejected(corpus, tmp_path, flag, reason):
     with pytest.raises(UserError, match=reason):
         paper(corpus, tmp_path / "out", [flag])
-    assert not (tmp_path / "out" / "scores").exists()  # told before any work
+    assert not (tmp_path / "out" / "scores").exists()  # rejected before any work
 
 
 def test_a_root_without_shards(tmp_path):

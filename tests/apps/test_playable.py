@@ -1,4 +1,4 @@
-"""Videos that browsers do not play become videos that they do, with the same pictures at the same times."""
+"""Conversion of videos that browsers cannot play, with the same pictures at the same times."""
 
 import av
 import numpy as np
@@ -11,13 +11,13 @@ from tests.media import ramp, read_frames, rotate, shown_times, tone, write_medi
 
 
 def streams(path):
-    """Codec, seconds and pictures of each kind of stream."""
+    """Returns codec, seconds and number of pictures of each kind of stream."""
     with av.open(str(path)) as file:
         kinds = (*file.streams.video, *file.streams.audio)
         return {s.type: (s.codec_context.name, float(s.duration * s.time_base), s.frames) for s in kinds}
 
 
-def test_an_old_codec_is_encoded_anew(real_clips):
+def test_a_video_with_an_old_codec_is_converted(real_clips):
     before = streams(real_clips["testMovie"])
     with playable(real_clips["testMovie"]) as copy:
         after = streams(copy)
@@ -28,11 +28,11 @@ def test_an_old_codec_is_encoded_anew(real_clips):
         assert after[kind][1] == pytest.approx(before[kind][1], abs=0.06)
     assert len(frames[0]) == len(frames[1]) == 237
     alike = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(*frames, strict=True)]
-    assert min(alike) > 0.98  # one may store its greys in another range
+    assert min(alike) > 0.98  # their grey levels may have different ranges
     assert not copy.exists()
 
 
-def test_what_browsers_play_stays_as_it_is(real_clips):
+def test_a_playable_video_is_not_converted(real_clips):
     with playable(real_clips["jwpIntro"]) as same:
         assert same == real_clips["jwpIntro"]
 

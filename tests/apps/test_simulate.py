@@ -1,4 +1,4 @@
-"""Simulated clips: the same each time, in step if real, and told apart by nothing but their bond and their silence."""
+"""Simulated clips: reproducible, in step if real, and different only in their synchrony and their silence."""
 
 import csv
 
@@ -49,7 +49,7 @@ def test_simulated_corpus_is_reproducible_and_importable(tmp_path):
 
 
 def match(visual, audio):
-    """Mean over frames of how much more a clip's own audio frame fits than one 10 frames away, by linear regression."""
+    """Returns how much better audio frames fit than those 10 frames later, by linear regression; mean over frames."""
     half = len(visual) // 2
     mixing = np.linalg.lstsq(visual[:half], audio[:half], rcond=1e-2)[0]
     guess = visual[half:] @ mixing
@@ -74,7 +74,7 @@ def test_simulated_real_clips_are_in_step_and_fakes_are_not():
 
 
 def test_simulated_clips_start_with_silence_in_features_and_sound():
-    """A fake's is that of the real data sets; without it, nothing of it is left."""
+    """Checks the durations of silence, and that without it the clip is otherwise the same."""
     corpus = Corpus(width=256, frames=(20, 30))
     lengths = {}
     for kind in ("real", "local"):
@@ -92,7 +92,8 @@ def test_simulated_clips_start_with_silence_in_features_and_sound():
     assert (heard.waveform[:160] != 0).sum() > 150
 
 
-# The first frame's first feature of each modality, and the audio's a quarter into the clip: c0, 16 wide, by seed 0.
+# First feature of the first visual and audio frame, and of the audio frame a quarter into the clip (c0, width 16,
+# seed 0).
 FEATURES = {
     "real": (-1.0208353, 0.4819251, 0.80144477),
     "local": (-0.47426835, 0.6643586, 0.8586191),
@@ -109,19 +110,19 @@ def test_features_are_those_that_recorded_results_were_made_of(kind):
 
 
 def level(waveform):
-    """Root mean square of each frame of 40 ms."""
+    """Returns the root mean square of each frame of 40 ms."""
     return np.sqrt(np.square(waveform.reshape(-1, 640).astype(float)).mean(axis=1))
 
 
 def pitch(waveform):
-    """Hz of the strongest autocorrelation among a voice's periods."""
+    """Returns the frequency, in Hz, of the strongest autocorrelation within the range of a voice."""
     power = np.square(np.abs(np.fft.rfft(waveform.astype(float), 2 * len(waveform))))
     periods = np.arange(*(int(16000 / hz) for hz in (1.1 * PITCH[1], 0.9 * PITCH[0])))
     return 16000 / periods[np.argmax(np.fft.irfft(power)[periods])]
 
 
 def mouth(crops):
-    """Pixels of each frame that are the mouth's inside."""
+    """Counts the pixels inside the mouth in each frame."""
     return (crops < DARK).sum(axis=(1, 2))
 
 
@@ -135,12 +136,10 @@ def test_the_mouth_opens_with_the_sound_but_not_in_a_fake():
             start, stop = (round(25 * t) for t in clip.segments[0]) if clip.segments else (0, None)
             within = slice(start + (kind != "real"), stop)  # a fake's first frame may be silence
             correlations[kind][n] = np.corrcoef(mouth(clip.crops)[within], level(clip.waveform)[within])[0, 1]
-    assert correlations["real"].min() > 0.95  # of a sound half a frame late it would be 0.9
+    assert correlations["real"].min() > 0.95  # with sound half a frame late, it would be 0.9
     for kind in ("local", "swapped"):
         assert abs(correlations[kind].mean()) < 0.2
-    assert (
-        correlations["shifted"].mean() < PATH_MEMORY**6 + 0.2
-    )  # what a path has in common with itself that much later
+    assert correlations["shifted"].mean() < PATH_MEMORY**6 + 0.2  # a path's correlation with itself six frames later
 
 
 def test_before_its_stretch_and_long_after_a_local_fake_sounds_and_looks_like_the_real_clip():
@@ -155,7 +154,7 @@ def test_before_its_stretch_and_long_after_a_local_fake_sounds_and_looks_like_th
 
 
 def test_what_sound_is_drawn_from_is_distributed_alike_in_all_kinds(monkeypatch):
-    """A path of normal, independent steps, at a stretch's ends too, and one generator."""
+    """Checks that steps are normal and independent, also at a segment's borders, and that the generator is the same."""
     drawn = {}
     monkeypatch.setattr(simulate, "draw_crops", lambda opened, rng: np.zeros((len(opened), 96, 96), np.uint8))
     for kind in ("real", *FAKE_KINDS):
@@ -178,7 +177,7 @@ def test_what_sound_is_drawn_from_is_distributed_alike_in_all_kinds(monkeypatch)
     assert len({tuple(number for _, number in found) for found in drawn.values()}) == 1
 
 
-def test_trimmed_sounds_tell_no_class():
+def test_trimmed_sounds_do_not_reveal_the_class():
     corpus = Corpus(width=2, frames=(40, 40), kinds=("local",), fakes=True)
     traits = {"level": [], "spread": [], "jump": [], "pitch": [], "start": []}
     for kind in ("real", "local"):
@@ -203,7 +202,7 @@ def test_leading_silence_is_of_exact_zeros_and_changes_nothing_else():
         length = int(np.argmax(silent.waveform != 0))
         assert 160 < length < 800
         np.testing.assert_array_equal(silent.waveform[length:], heard.waveform[length:])
-        assert np.abs(heard.waveform[:16]).max() > 16  # louder than what counts as silence, from the first on
+        assert np.abs(heard.waveform[:16]).max() > 16  # louder than silence from the start
         np.testing.assert_array_equal(silent.crops, heard.crops)
 
 
@@ -230,7 +229,7 @@ def test_the_mouth_is_an_ellipse_as_high_as_it_is_open():
         columns = np.flatnonzero((crops[-1] < DARK).any(axis=0))
         assert columns.mean() == pytest.approx(47.5, abs=1)
     spread = np.ptp(widths, axis=1) / np.mean(widths, axis=1)
-    assert spread.max() < 0.1  # half the width, the same in all frames of a clip
+    assert spread.max() < 0.1  # `widths` holds half the mouth's width, which is constant within a clip
     assert HALF_WIDTH[0] - 1.5 < np.min(widths) < 20 < 22 < np.max(widths) < HALF_WIDTH[1] + 1.5
 
 

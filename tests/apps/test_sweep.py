@@ -1,4 +1,4 @@
-"""Sweeps: every combination once, restartable, failures told, a table."""
+"""Sweeps: each combination runs once, stopped sweeps resume, failures are reported, results are tabulated."""
 
 import dataclasses
 import errno
@@ -22,14 +22,14 @@ from tests.jax_avh.data.test_batches import make_source
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
-    """Settings of a tiny run."""
+    """Returns the flags of a tiny run."""
     folder = tmp_path_factory.mktemp("data")
     data = {f"data.{split}": make_source(folder / split, [5, 9, 7]).path for split in ("train", "val")}
     settings = data | {"method.head": "linear", "data.batch_frames": 10, "train.epochs": 1}
     return [f"--config.{name}={value}" for name, value in settings.items()]
 
 
-def test_a_sweep_runs_each_combination_once_and_goes_on(tmp_path, flags, launch):
+def test_a_sweep_runs_each_combination_once_and_resumes(tmp_path, flags, launch):
     grid = [*flags, "--config.seed=0,1", f"--workdir={tmp_path}"]
     status, output = launch("sweep", *grid, "--parallel=2")
     assert status == 0, output
@@ -39,7 +39,7 @@ def test_a_sweep_runs_each_combination_once_and_goes_on(tmp_path, flags, launch)
         {seed: result["best_val_loss"] for seed, result in results.items()}, rel=1e-5
     )
     assert [float(loss) for *_, loss in rows] == sorted(float(loss) for *_, loss in rows)
-    # Started again with one run lost, it makes that one alone.
+    # Restarted after one run was deleted, it repeats only this run.
     shutil.rmtree(tmp_path / "seed=1")
     kept = (tmp_path / "seed=0" / "metrics.jsonl").stat().st_mtime_ns
     again = launch("sweep", *grid)
@@ -52,7 +52,7 @@ def test_a_sweep_runs_each_combination_once_and_goes_on(tmp_path, flags, launch)
     assert (tmp_path / "seed=0" / "metrics.jsonl").stat().st_mtime_ns == kept
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, flags):
+def test_a_failed_run_is_reported_and_the_others_continue(tmp_path, flags):
     jobs = make_trials([*flags, "--config.init=,none.safetensors"], str(tmp_path))
     assert sweep(jobs, 1) == jobs[1:]
     table = format_results(jobs)
@@ -77,7 +77,7 @@ def test_a_sweep_that_fails_itself_leaves_no_run_behind(tmp_path, flags, monkeyp
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_sweep_stops_its_runs_once_and_resumes(tmp_path, flags, launch, number):
-    """As a terminal does it: the signal reaches the whole process group, while two runs train."""
+    """Sends the signal to the whole process group, as a terminal does, while two runs train."""
     endless = [flag for flag in flags if "epochs" not in flag] + ["--config.seed=0,1", f"--workdir={tmp_path}"]
     command = [sys.executable, "-m", "launch.sweep", *endless, "--config.train.epochs=100000", "--parallel=2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -89,7 +89,7 @@ def test_an_interrupted_sweep_stops_its_runs_once_and_resumes(tmp_path, flags, l
     os.killpg(process.pid, number)
     try:
         output, errors = process.communicate(timeout=120)
-    finally:  # of no effect on a sweep that has stopped
+    finally:  # has no effect on a sweep that has stopped
         process.terminate()
     assert process.returncode == 2
     assert errors.splitlines() == ["error: interrupted"]
@@ -115,7 +115,7 @@ def test_a_run_that_ends_without_a_result_is_not_done(tmp_path, flags, monkeypat
 
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
 @pytest.mark.parametrize("content", ["", "[]", "3", '{"epochs": "many"}', '{"train": []}', "[" * 100_000])
-def test_damaged_files_of_a_run_are_no_result(tmp_path, flags, name, content):
+def test_a_run_with_damaged_files_has_no_result(tmp_path, flags, name, content):
     (job,) = make_trials(flags, str(tmp_path))
     job.workdir.mkdir()
     written = {"config.json": json.dumps(dataclasses.asdict(make_config(job.settings)))}
@@ -150,7 +150,7 @@ def test_jobs_are_printed_for_others_to_run(tmp_path, flags, launch):
         ("--config.train.epochs=3", "once for each field"),
     ],
 )
-def test_a_grid_that_means_nothing_is_refused(flags, flag, reason):
+def test_an_invalid_grid_is_rejected(flags, flag, reason):
     with pytest.raises(UserError, match=reason):
         make_trials([*flags, flag], "workdir")
 

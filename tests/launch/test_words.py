@@ -120,7 +120,7 @@ def test_too_few_clips_have_no_interval(tmp_path, labels, few):
     assert ("1.000-1.000" in text) is not few
     assert ("too few clips" in text) is few
     assert ("too few clips" in (tmp_path / "out" / "report.html").read_text()) is few
-    assert any("too few to say how sure" in warning for warning in metrics["warnings"]) is few
+    assert any("too few for intervals and p-values" in warning for warning in metrics["warnings"]) is few
 
 
 @pytest.mark.parametrize(

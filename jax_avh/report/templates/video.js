@@ -1,4 +1,4 @@
-// The timeline is a slider that stands for the video's position, and its thumb is the cursor.
+// The timeline is a slider that shows and sets the video's position; its thumb is the cursor.
 "use strict";
 const video = document.getElementById("video");
 const position = document.getElementById("position");
@@ -8,7 +8,7 @@ const scores = position.dataset.scores.split(",");
 
 function show() {
   position.value = video.currentTime;
-  const frame = Math.round(position.value / position.step); // the slider stands at frames
+  const frame = Math.round(position.value / position.step); // the slider stops only at frames
   const text = `${Number(position.value).toFixed(2)} s: score ${scores[Math.min(frame, scores.length - 1)]}`;
   position.setAttribute("aria-valuetext", text);
   reading.value = text;

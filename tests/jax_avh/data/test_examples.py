@@ -277,7 +277,7 @@ def test_what_cannot_be_trained_is_told(corpus, runs, tmp_path, method, settings
     places = {"sync": str(corpus / "sync" / "best.safetensors"), "rawnet2": str(runs("rawnet2")), "wide": str(wide)}
     if settings.get("method.sync_weights") == "wide":
         settings = settings | {"data.train": str(tmp_path / "wide_shards"), "data.val": str(tmp_path / "wide_shards")}
-        places, reason = {"wide": str(corpus / "sync")}, "takes features of width 8, but those of"
+        places, reason = {"wide": str(corpus / "sync")}, "takes features of width 8, but"
     settings = {name: places.get(value, value) for name, value in settings.items()}
     with pytest.raises(UserError, match=reason):
         train(run_config(corpus, method, settings), tmp_path / "run")

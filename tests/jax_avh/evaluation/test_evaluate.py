@@ -32,7 +32,7 @@ def make_table(method="avh_align", clips=("a.mp4", "b.mp4", "c.mp4"), labels=(0,
 
 
 def results_of(folder, **wanted):
-    """The results in metrics.json that have these fields."""
+    """Returns the results in metrics.json that have these fields."""
     results = json.loads((folder / "metrics.json").read_text())["results"]
     return [result for result in results if all(result[name] == value for name, value in wanted.items())]
 
@@ -57,7 +57,7 @@ def test_evaluation_writes_metrics_and_clips(tmp_path):
     assert "1 of 3 clips have no label" in text
 
 
-def test_several_score_files_stand_side_by_side(tmp_path):
+def test_several_score_files_are_evaluated_together(tmp_path):
     write_scores(make_table(), tmp_path / "a.h5")
     write_scores(make_table(clips=("b.mp4", "c.mp4", "d.mp4"), labels=(1, -1, 0)), tmp_path / "b.h5")
     write_scores(make_table(method="other"), tmp_path / "c.h5")
@@ -68,7 +68,7 @@ def test_several_score_files_stand_side_by_side(tmp_path):
     assert list(rows) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
     assert rows["a.mp4"]["avh_align@b/-/mean"] == ""
     assert float(rows["b.mp4"]["avh_align@b/-/mean"]) == 0
-    assert "avh_align@a and avh_align@b scored different clips: 2 in common, 1 and 1 of one alone" in text
+    assert "avh_align@a and avh_align@b scored different clips: 2 in common, 1 and 1 by only one" in text
     comparisons = json.loads((tmp_path / "out" / "metrics.json").read_text())["comparisons"]
     assert [(c["one"], c["other"], c["clips"]) for c in comparisons] == [
         ("avh_align@a", "avh_align@b", 2),
@@ -78,7 +78,7 @@ def test_several_score_files_stand_side_by_side(tmp_path):
 
 
 def test_a_method_untrimmed_and_trimmed_keeps_its_name(tmp_path):
-    """Two runs of it are told apart by the names of their workdirs, in both states."""
+    """Names two runs of a method after their workdirs, in both states."""
     files = []
     for run in ("small", "large"):
         for trimmed in (False, True):
@@ -95,8 +95,8 @@ def test_a_method_untrimmed_and_trimmed_keeps_its_name(tmp_path):
     assert len(evaluation.metrics.comparisons) == 2
 
 
-def test_numbers_of_groups_are_those_of_their_clips(tmp_path):
-    """Against the same metrics computed here on the clips of each category and split."""
+def test_numbers_of_groups_come_from_their_own_clips(tmp_path):
+    """Compares with metrics computed here on the clips of each category and split."""
     rng, count = np.random.default_rng(0), 60
     label, category = rng.integers(0, 2, count), rng.choice(["x", "y"], count)
     split = rng.choice(["dev", "test"], count)
@@ -123,11 +123,11 @@ def test_a_threshold_may_be_given(tmp_path):
     write_scores(make_table(), tmp_path / "a.h5")
     (result,) = evaluate([tmp_path / "a.h5"], thresholds={"avh_align": 0.1}).metrics.results[:1]
     assert (result.threshold, result.threshold_rule, result.metrics.accuracy) == (0.1, "given", 0.5)
-    with pytest.raises(UserError, match="names 'x', but the methods are avh_align"):
+    with pytest.raises(UserError, match="no scores of method 'x'; choose from avh_align"):
         evaluate([tmp_path / "a.h5"], thresholds={"x": 0.1})
 
 
-def test_coverage_counts_what_the_list_promised(tmp_path):
+def test_coverage_counts_the_listed_clips(tmp_path):
     labels = {f"{n}.mp4": n % 2 for n in range(10)}
     metas = tuple(ClipMeta(path, label) for path, label in list(labels.items())[:6])
     score = np.array([clip.label for clip in metas], np.float32)
@@ -147,16 +147,16 @@ def test_coverage_counts_what_the_list_promised(tmp_path):
     assert "none of its clips is in the list" in " ".join(evaluation.metrics.warnings)
 
 
-def test_files_that_disagree_on_a_label_are_refused(tmp_path):
+def test_files_with_contradictory_labels_are_rejected(tmp_path):
     write_scores(make_table(), tmp_path / "a.h5")
     write_scores(make_table("other", labels=(1, 1, -1)), tmp_path / "b.h5")
-    with pytest.raises(UserError, match=r"clip 'a\.mp4' has label 1 in other, but 0 in avh_align"):
+    with pytest.raises(UserError, match=r"clip 'a\.mp4': has label 1 in other, but 0 in avh_align"):
         evaluate([tmp_path / "a.h5", tmp_path / "b.h5"])
     write_scores(make_table("other", labels=(1, 1, -1), dataset="another"), tmp_path / "b.h5")
     assert len(evaluate([tmp_path / "a.h5", tmp_path / "b.h5"], resamples=5).scored_sets) == 2
 
 
-def test_scores_that_are_not_finite_are_refused(tmp_path):
+def test_scores_that_are_not_finite_are_rejected(tmp_path):
     write_scores(make_table(), tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         file["clips/score"][1] = np.nan
@@ -189,7 +189,7 @@ def replaced(name, value):
         (replaced("clips/category", h5py.ExternalLink("other.h5", "x")), "a link into another file"),
     ],
 )
-def test_a_score_file_that_contradicts_itself_is_refused(tmp_path, change, reason):
+def test_an_inconsistent_score_file_is_rejected(tmp_path, change, reason):
     write_scores(make_table(), tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         change(file)
@@ -197,8 +197,8 @@ def test_a_score_file_that_contradicts_itself_is_refused(tmp_path, change, reaso
         open_scores(tmp_path / "a.h5")
 
 
-def test_results_spare_what_they_are_made_of(tmp_path, monkeypatch):
-    """Before anything is computed: inputs of the results' names, and places that cannot be written."""
+def test_results_never_overwrite_their_inputs(tmp_path, monkeypatch):
+    """Rejects inputs with the names of results, and unwritable paths, before anything is computed."""
     monkeypatch.setattr("jax_avh.report.results.evaluate", lambda *_: pytest.fail("computed"))
     write_scores(make_table(), tmp_path / "metrics.json")
     with pytest.raises(UserError, match=r"metrics\.json: is an input"):
@@ -212,7 +212,7 @@ def test_results_spare_what_they_are_made_of(tmp_path, monkeypatch):
         write_results([tmp_path / "a.h5"], tmp_path / "out")
 
 
-def test_the_same_file_twice_is_refused(tmp_path):
+def test_the_same_file_twice_is_rejected(tmp_path):
     write_scores(make_table(), tmp_path / "a.h5")
     with pytest.raises(UserError, match="rename one"):
         write_results([tmp_path / "a.h5"] * 2, tmp_path / "out")
@@ -232,7 +232,7 @@ def test_an_absent_class_is_undefined(tmp_path, clips):
         assert (result["real"], result["fake"]) == (clips, 0)
 
 
-def test_segments_beyond_the_scored_frames_are_said(tmp_path):
+def test_segments_beyond_the_scored_frames_give_a_warning(tmp_path):
     table = make_table(labels=(0, 1, 1))  # of 1, 2 and 3 frames
     for milliseconds, count in ((400.0, 1), (0.04, 0)):
         clips = (*table.clips[:2], dataclasses.replace(table.clips[2], segments=((milliseconds, milliseconds),)))
@@ -241,13 +241,13 @@ def test_segments_beyond_the_scored_frames_are_said(tmp_path):
         assert ("1 clips have fake segments beyond their end" in warnings) == bool(count)
 
 
-def test_random_weights_are_said(tmp_path):
+def test_random_weights_give_a_warning(tmp_path):
     write_scores(make_table(weights_sha256="random"), tmp_path / "a.h5")
     assert "RANDOM AV-HuBERT weights" in write_results([tmp_path / "a.h5"], tmp_path / "out")
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.95])
-def test_a_score_file_cut_short_is_refused(tmp_path, part):
+def test_a_truncated_score_file_is_rejected(tmp_path, part):
     write_scores(make_table(), tmp_path / "a.h5")
     data = (tmp_path / "a.h5").read_bytes()
     (tmp_path / "a.h5").write_bytes(data[: int(part * len(data))])
@@ -255,13 +255,13 @@ def test_a_score_file_cut_short_is_refused(tmp_path, part):
         open_scores(tmp_path / "a.h5")
 
 
-def test_a_feature_shard_is_no_score_file(tmp_path):
+def test_a_feature_shard_is_not_a_score_file(tmp_path):
     make_source(tmp_path, [3])
     with pytest.raises(UserError, match="avh-features"):
         open_scores(tmp_path / "features-00000.h5")
 
 
-def test_scoring_keeps_what_is_known_of_the_clips(tmp_path):
+def test_scoring_keeps_the_metadata_of_the_clips(tmp_path):
     weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=4)
     source = make_source(tmp_path / "s", [3, 8, 5], per_shard=2, labels=[0, 1, -1])
     table = score_shards(tmp_path / "s", tmp_path / "scores.h5", weights=weights)
@@ -326,10 +326,10 @@ def test_shards_at_a_url_are_scored(tmp_path):
     np.testing.assert_array_equal(local.frame, remote.frame)
 
 
-def test_what_cannot_be_scored_is_told(tmp_path):
+def test_unusable_weights_are_rejected(tmp_path):
     weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=5)
     make_source(tmp_path / "s", [3])
-    with pytest.raises(UserError, match=r"width 5, but those of .* have 4"):
+    with pytest.raises(UserError, match=r"width 5, but .* has width 4"):
         score_shards(tmp_path / "s", tmp_path / "scores.h5", weights=weights)
     with pytest.raises(UserError, match=r"holds no best\.safetensors"):
         score_shards(tmp_path / "s", tmp_path / "scores.h5", weights=tmp_path)

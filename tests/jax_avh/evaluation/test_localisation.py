@@ -1,4 +1,4 @@
-"""Frame labels and metrics, proposed segments, and the official rule for them, each against a plain way to say it."""
+"""Frame labels and metrics, proposed segments and their official metrics, each against a plain implementation."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ THRESHOLDS = st.lists(st.integers(-4, 4), min_size=1, max_size=4).map(lambda x: 
 @hypothesis.given(st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 6000)), max_size=3), st.integers(1, 1500))
 @hypothesis.example([(2799, 400)], 20)
 def test_frame_labels_in_whole_parts_of_a_second(dtype, unit, segments, frames):
-    """Frames that binary fractions of a second would miss: 25 * 1.16 < 29; and none beyond: 25 * 0.2799 < 7."""
+    """Includes frames that binary rounding would miss (25 * 1.16 < 29), but none beyond the end (25 * 0.2799 < 7)."""
     ends = [(start, start + length) for start, length in segments]
     clip = ClipMeta("a", 1, segments=tuple((float(dtype(s / unit)), float(dtype(e / unit))) for s, e in ends))
     expected = [any(25 * s // unit <= k <= 25 * e // unit for s, e in ends) for k in range(frames)]
@@ -127,7 +127,7 @@ def test_proposals_of_a_clip_below_all_thresholds_and_of_a_restless_one():
 
 
 def plain_metrics(found, truth):
-    """The official rule, proposal by proposal."""
+    """Computes the official metrics proposal by proposal."""
 
     def iou(a, b):
         outer = max(a[1], b[1]) - min(a[0], b[0])
@@ -164,7 +164,7 @@ STRETCH = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda p: (float
     )
 )
 def test_segment_metrics_equal_a_plain_reading_of_the_rule(files):
-    """Times on a grid and few confidences: many ties, and IoU that are exactly a threshold."""
+    """Uses times on a grid and few confidences, so that ties and IoUs exactly at a threshold are frequent."""
     found = {
         n: sorted(([c / 8, *times] for c, times in rows), key=lambda row: -row[0]) for n, (rows, _) in enumerate(files)
     }
@@ -182,7 +182,7 @@ def test_segment_metrics_equal_a_plain_reading_of_the_rule(files):
 def test_segment_metrics_in_cases_done_by_hand():
     truth = {"a": np.array([[1.0, 2.0]]), "b": np.array([[3.0, 4.0]]), "real": np.empty((0, 2))}
     exact = {"a": np.array([[0.9, 1, 2]]), "b": np.array([[0.8, 3, 4]]), "real": np.array([[0.1, 5, 6]])}
-    assert segment_metrics(exact, truth) == SegmentMetrics(  # the first proposal's share is not counted, as officially
+    assert segment_metrics(exact, truth) == SegmentMetrics(  # officially, the first proposal's share does not count
         ap=dict.fromkeys([0.5, 0.75, 0.9, 0.95], 0.5),
         ar=dict.fromkeys([50, 30, 20, 10, 5], 1.0),
     )
@@ -190,7 +190,7 @@ def test_segment_metrics_in_cases_done_by_hand():
     assert segment_metrics(half, truth).ap[0.5] == 0
     assert segment_metrics(half, truth).ar[5] == 0.5
     edge = segment_metrics({"a": np.array([[0.9, 0, 11]])}, {"a": np.array([[0.0, 20.0]])})
-    assert edge.ar[5] == pytest.approx(0.1)  # IoU 0.55 is above 0.5 alone, though 11/20 in float32 is above 0.55
+    assert edge.ar[5] == pytest.approx(0.1)  # IoU 0.55 exceeds only 0.5, although 11/20 in float32 is above 0.55
     without = {name: exact[name] for name in ("a", "real")}  # a clip without proposals misses its segments
     assert segment_metrics(without, truth).ar[50] == 0.5
     nothing = segment_metrics(exact, {"real": np.empty((0, 2))})
@@ -198,7 +198,7 @@ def test_segment_metrics_in_cases_done_by_hand():
 
 
 def make_table(shift=0.0):
-    """Three clips, the first two fake in eight frames of high scores; the third's segments are not known."""
+    """Returns scores of three clips: two with eight fake frames of high scores, one with unknown segments."""
     frame = np.zeros(480, np.float32)
     frame[20:28], frame[210:218] = 5, 3
     clips = (
@@ -216,7 +216,7 @@ def test_localisation_of_a_table(shift):
     assert frames == FrameMetrics(1.0, 1.0, 1.0, left_out=1)
     best = {path: rows[0, 1:].tolist() for path, rows in table_proposals(table).items()}
     assert best == {"a.mp4": [18 / 25, 30 / 25], "b.mp4": [48 / 25, 60 / 25], "c.mp4": [0, 160 / 25]}
-    assert found.ap[0.5] == 0.5  # both segments first of all, and the first is not counted
+    assert found.ap[0.5] == 0.5  # both segments rank first, and the first one does not count
     assert found.ar[5] == pytest.approx((10 + 4) / 20)  # a's own frames by the third threshold; 8 of 12 of b's
 
 

@@ -1,4 +1,4 @@
-"""Metrics and how sure they are, against plain loops and all pairs; the resampling kernel, against scikit-learn."""
+"""Metrics and intervals against plain loops and all pairs; the resampling kernel against scikit-learn."""
 
 import warnings
 
@@ -29,7 +29,7 @@ score_st = st.integers(-4, 4).map(float) | st.floats(-3, 3) | st.sampled_from([-
 
 @st.composite
 def clips(draw, labels=(-1, 0, 1), both=True, finite=False):
-    """Labels and scores, half of them tied."""
+    """Draws labels and scores with many ties."""
     scores = st.integers(-4, 4).map(float) | st.floats(-3, 3) if finite else score_st
     rows = draw(st.lists(st.tuples(st.sampled_from(labels), scores), max_size=30))
     rows += [(kind, draw(scores)) for kind in (0, 1) if both]
@@ -38,19 +38,19 @@ def clips(draw, labels=(-1, 0, 1), both=True, finite=False):
 
 
 def gaussian_clips(real, fake, seed=0, shift=1.0):
-    """Fakes score higher by `shift` standard deviations; ties here and there."""
+    """Draws scores with occasional ties, `shift` standard deviations higher for fakes."""
     label = np.repeat([0, 1], [real, fake])
     score = np.random.default_rng(seed).standard_normal(real + fake) + shift * label
     return label, score.round(2)
 
 
 def ranks(score):
-    """scikit-learn takes no infinite scores; all its curves know of them is their order."""
+    """Replaces scores by ranks: scikit-learn rejects infinite scores, and its curves depend only on the order."""
     return np.unique(score, return_inverse=True)[1].astype(float)
 
 
 def of_kernel(label, score, threshold=None):
-    """What the kernel of the resamples says of the clips themselves."""
+    """Returns the resampling kernel's metrics of the clips themselves."""
     label, score = label[label >= 0], score[label >= 0]
     order = np.argsort(-score)
     found = resampled_metrics(label[order] == 1, score[order], np.ones((1, len(label)), np.int64), threshold)
@@ -121,7 +121,7 @@ def test_rates_at_few_false_positives_are_the_best_allowed(rows, copies):
 def test_as_many_false_positives_as_allowed_are_allowed():
     for reals in range(100, 3100, 100):
         label = np.repeat([0, 1], [reals, 1])
-        score = np.append(np.arange(reals), reals - reals // 100).astype(float)  # reals // 100 of them at or above
+        score = np.append(np.arange(reals), reals - reals // 100).astype(float)  # reals // 100 of them are as high
         assert detection_metrics(label, score).metrics.tpr_at_fpr_1 == 1.0
         score[-1] -= 1  # one more
         assert detection_metrics(label, score).metrics.tpr_at_fpr_1 == 0.0
@@ -151,7 +151,7 @@ def test_an_absent_class_leaves_the_curves_undefined(rows, real):
     label, score = rows
     label = np.where(label == 1, 0, label) if real else label
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # scikit-learn's are not the user's
+        warnings.simplefilter("error")  # scikit-learn's warnings must not reach the user
         found = detection_metrics(label, score, 0.0)
         assert detection_metrics(label, score).threshold is None
         assert roc_auc(label, score) is average_precision(label, score) is None
@@ -167,7 +167,7 @@ def test_metrics_are_plain_numbers():
     assert {type(value) for value in (found.real, found.fake)} == {int}
 
 
-def test_nan_is_no_score():
+def test_nan_is_not_a_score():
     label, score = np.array([0, 0, 1, 1]), np.array([0, np.nan, 1, 2])
     with pytest.raises(AssertionError, match="a score is NaN"):
         detection_metrics(label, score)
@@ -203,7 +203,7 @@ def test_the_worst_case_has_missing_fakes_lowest_and_missing_reals_highest():
 
 
 def naive_intervals(label, score, threshold, resamples, seed):
-    """Every resample made, measured and left out by itself."""
+    """Draws, filters and measures the resamples one by one."""
     label, score = label[label >= 0], score[label >= 0]
     if threshold is None:
         threshold = detection_metrics(label, score).threshold
@@ -245,7 +245,7 @@ def test_the_same_seed_draws_the_same_clips_for_every_method():
     first = bootstrap_intervals(label, score, resamples=50)
     assert bootstrap_intervals(label, score, resamples=50) == first
     assert bootstrap_intervals(label, score, resamples=50, seed=1) != first
-    # A method of other scores in the same order has the same curves in every resample, if it is given the same clips.
+    # Scores in the same order have the same curves in every resample if the same clips are drawn.
     other = bootstrap_intervals(label, np.exp(score), resamples=50)
     assert vars(other) == {name: pytest.approx(interval, **exactly) for name, interval in vars(first).items()}
     reverse = bootstrap_intervals(label, -score, resamples=50).auc
@@ -258,7 +258,7 @@ def test_intervals_of_nothing_are_undefined():
 
 
 def quadratic_delong(label, one, other):
-    """Difference of AUCs and its variance by all pairs: equations 1-5 of DeLong et al. 1988."""
+    """Computes the difference of AUCs and its variance from all pairs: equations 1-5 of DeLong et al. 1988."""
     pairs = [
         (s[label == 1][:, None] > s[label == 0]) + (s[label == 1][:, None] == s[label == 0]) / 2 for s in (one, other)
     ]
@@ -300,7 +300,7 @@ def test_delong_is_calibrated():
     for level in (
         0.05,
         0.5,
-    ):  # methods equally good: as many p-values below as the level says, within 4 standard errors
+    ):  # for equally good methods, the share of p-values below a level equals the level, within 4 standard errors
         assert abs((p_value < level).mean() - level) < 4 * np.sqrt(level * (1 - level) / 1000)
     for test in found:
         assert (test.p_value < 0.05) == (not test.interval[0] <= 0 <= test.interval[1])

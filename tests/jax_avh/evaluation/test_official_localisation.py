@@ -1,7 +1,7 @@
 """Localisation against the official program of AV-Deepfake1M.
 
-Its evaluation is one compiled module that needs no other package, so it is fetched alone, without numpy < 2 and the
-rest that its package asks for, and runs in a process of its own: it ends the process's thread where it meets a mistake.
+Its evaluation is one compiled module that needs no other package, so only this module is fetched, without the package's
+dependencies such as numpy < 2. It runs in its own process, because an error ends the thread that calls it.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ for case in cases:
 
 @pytest.fixture(scope="module")
 def official():
-    """A function: folders with prediction.json and truth.json -> the official metrics of each."""
+    """Returns a function that maps folders with prediction.json and truth.json to their official metrics."""
     folder = CACHE / PACKAGE
     if not folder.exists():
         _fetch(folder)
@@ -66,7 +66,7 @@ def _fetch(folder: Path) -> None:
 
 
 def _typed(metrics: dict) -> SegmentMetrics:
-    """Its thresholds are float32: 0.9 comes back as 0.8999999761581421."""
+    """Converts the keys of official metrics, whose thresholds are float32: 0.9 is 0.8999999761581421."""
     return SegmentMetrics(
         ap={round(float(name), 4): value for name, value in metrics["ap"].items()},
         ar={int(name): value for name, value in metrics["ar"].items()},
@@ -84,7 +84,7 @@ def write_truth(folder: Path, truth: dict) -> None:
 
 
 def make_case(rng: np.random.Generator, grid: bool) -> tuple[dict, dict]:
-    """Proposals and segments of up to 40 files; on a grid of 0.1 s, and with few confidences, full of ties."""
+    """Draws proposals and segments of up to 40 files; with `grid`, rounded to 0.1 so that ties are frequent."""
     found, truth = {}, {}
     for n in range(rng.integers(1, 40)):
         segments = np.sort(rng.uniform(0, 8, (rng.integers(0, 5), 2)), axis=1)
@@ -93,7 +93,7 @@ def make_case(rng: np.random.Generator, grid: bool) -> tuple[dict, dict]:
         rows = np.column_stack([rng.uniform(0, 1, len(times)), np.sort(times, axis=1)])
         rows, segments = (rows.round(1), segments.round(1)) if grid else (rows, segments)
         found[f"{n}.mp4"], truth[f"{n}.mp4"] = rows[np.argsort(-rows[:, 0], kind="stable")], segments
-    truth["0.mp4"] = np.array([[1.0, 2.0]])  # without any segment the official average precision is NaN
+    truth["0.mp4"] = np.array([[1.0, 2.0]])  # without any segment, the official average precision is NaN
     return found, truth
 
 
@@ -112,15 +112,15 @@ def test_average_precision_and_recall_equal_the_official_ones(tmp_path, official
 
 
 @pytest.mark.slow
-def test_a_submission_scores_officially_what_our_table_says(tmp_path, official):
-    """The written file itself, of clips of which some lost their first frames."""
+def test_official_metrics_of_a_submission_equal_those_of_its_table(tmp_path, official):
+    """Evaluates the written file itself, with clips of which some were trimmed."""
     rng = np.random.default_rng(1)
     lengths = rng.integers(20, 200, 60)
     frame = rng.standard_normal(lengths.sum()).astype(np.float32)
     clips, truth = [], {}
     for n, part in enumerate(np.split(frame, offsets(lengths)[1:-1])):
         first, shift = int(rng.integers(0, len(part) - 10)), int(rng.integers(0, 20))
-        # Off the frames' grid, where an IoU of 9/10 would be above 0.9 or not by the time at which float32 rounds it.
+        # Off the frames' grid, on which the rounding of an IoU of 9/10 in float32 would decide whether it exceeds 0.9.
         segments = ((first / 25 + 0.013, (first + 9) / 25 + 0.004),) if n % 3 else ()
         part[first : first + 9] += 3 * len(segments)
         clips.append(ClipMeta(f"test/{n}.mp4", int(n % 3 > 0), trimmed_frames=shift, segments=segments))

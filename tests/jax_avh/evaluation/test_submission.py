@@ -1,4 +1,4 @@
-"""Submissions: what is in the zip, how files are found, and every refusal."""
+"""Submissions: contents of the zip, matching of files to clips, and all errors."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ def make_table(paths=("test/b.mp4", "test/a.mp4", "val/a.mp4", "test/x/c.mp4"), 
 
 @pytest.fixture
 def submit(tmp_path):
-    """A function: table and lines of the list -> what was said, and the zip's path."""
+    """Returns a function that maps a table and the list's text to the summary and the zip's path."""
 
     def run(table: ScoreTable, text: str):
         (tmp_path / "test_files.txt").write_text(text)
@@ -47,7 +47,7 @@ def test_a_submission_holds_scores_and_segments_in_the_order_of_the_list(submit)
     rows = [line.split(";") for line in text.splitlines()]
     assert [name for name, _ in rows] == list(segments) == ["c.mp4", "test/a.mp4", "b.mp4"]
     assert [float(score) for _, score in rows] == confidence(table.clip[[3, 1, 0]]).tolist()
-    assert len({score for _, score in rows}) == 3  # a sigmoid would make 60 and 40 one
+    assert len({score for _, score in rows}) == 3  # a sigmoid would make 60 and 40 equal
     own = table_proposals(table)
     for name, clip, shift in (
         ("c.mp4", "test/x/c.mp4", 10 / 25),
@@ -60,7 +60,7 @@ def test_a_submission_holds_scores_and_segments_in_the_order_of_the_list(submit)
     assert said == f"{path}: 3 clips, {count} segments; 1 scored clips are not in {path.with_name('test_files.txt')}"
 
 
-def test_a_path_of_the_same_spelling_goes_before_longer_ones(submit):
+def test_an_identical_path_takes_precedence_over_longer_ones(submit):
     table = make_table(("test/a.mp4", "a.mp4"), (0, 0))
     text, _ = read(submit(table, "a.mp4\n")[1])
     assert float(text.split(";")[1]) == confidence(table.clip)[1]
@@ -71,27 +71,27 @@ def test_times_have_no_more_digits_than_they_need(submit):
     assert all(round(time, 2) == time for row in segments["b.mp4"] for time in row[1:])
 
 
-def test_a_submission_is_the_same_bytes_again(submit, monkeypatch):
+def test_a_submission_is_reproducible_byte_by_byte(submit, monkeypatch):
     first = submit(make_table(), "b.mp4\n")[1].read_bytes()
     monkeypatch.setattr("time.time", lambda: 2e9)
     assert submit(make_table(), "b.mp4\n")[1].read_bytes() == first
 
 
-def test_a_submission_may_be_larger_than_a_plain_zip_holds(submit, monkeypatch):
+def test_a_submission_may_exceed_the_limit_of_a_plain_zip(submit, monkeypatch):
     expected = read(submit(make_table(), "b.mp4\n")[1])
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)  # bytes
     assert read(submit(make_table(), "b.mp4\n")[1]) == expected
 
 
-def test_random_weights_are_said(submit):
+def test_random_weights_are_reported(submit):
     assert "RANDOM" in submit(make_table(weights_sha256="random"), "b.mp4\n")[0]
 
 
 REFUSED = {
     "no such clip": ("b.mp4\nd.mp4\ne.mp4\n", "2 of its 3 files have no score, the first is 'd.mp4'"),
     "part of a name": ("p4\n", "1 of its 1 files"),
-    "an ambiguous name": ("a.mp4\n", "'a.mp4' may be the clip 'test/a.mp4' or 'val/a.mp4'"),
-    "one clip by two names": ("c.mp4\nx/c.mp4\n", "mean one clip"),
+    "an ambiguous name": ("a.mp4\n", "'a.mp4' matches 'test/a.mp4' and 'val/a.mp4'"),
+    "one clip by two names": ("c.mp4\nx/c.mp4\n", "are the same clip"),
     "an empty list": ("\n\n", "test_files.txt: names no file"),
     "a separator": ("b.mp4\n\na;b.mp4\n", "line 3: 'a;b.mp4' is not a file name"),
     "a line twice": ("b.mp4\nc.mp4\nb.mp4\n", "line 3: 'b.mp4' is also in line 1"),
@@ -99,7 +99,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("mistake", REFUSED)
-def test_a_wrong_list_is_refused(submit, tmp_path, mistake):
+def test_a_wrong_list_is_rejected(submit, tmp_path, mistake):
     text, told = REFUSED[mistake]
     with pytest.raises(UserError) as error:
         submit(make_table(), text)
@@ -108,7 +108,7 @@ def test_a_wrong_list_is_refused(submit, tmp_path, mistake):
     assert not (tmp_path / "s.zip").exists()
 
 
-def test_other_mistakes_are_refused(submit, tmp_path):
+def test_other_mistakes_are_rejected(submit, tmp_path):
     with pytest.raises(UserError, match="no frame scores"):
         submit(dataclasses.replace(make_table(), frame=None), "b.mp4\n")
     with pytest.raises(UserError, match=r"none\.txt: no such file"):

@@ -1,4 +1,4 @@
-"""The alignment network: the vectorised window equals pairs one by one, in value and gradient; borders and zeros."""
+"""The alignment network: the vectorised window against single pairs (values and gradients), borders and zeros."""
 
 import functools
 import itertools
@@ -32,7 +32,7 @@ def network():
 
 
 def make_batch(lengths, tau, seed=0, dtype=np.float32, zero_frame=None):
-    """A stream of clips with halo of nothing, as a batch."""
+    """Returns a batch of clips laid end to end, padded with tau empty audio frames on each side."""
     rng = np.random.default_rng(seed)
     frames = sum(lengths)
     visual, audio = rng.standard_normal((2, frames, WIDTH)).astype(dtype)
@@ -49,7 +49,7 @@ def make_batch(lengths, tau, seed=0, dtype=np.float32, zero_frame=None):
 
 
 def pairwise_losses(network, batch, boundary):
-    """The definition: every pair of the window through the whole network, softmax, minus log at the centre."""
+    """Computes the loss by definition: scores every pair of the window, then takes -log softmax at the centre."""
     frames, window = len(batch.visual), len(batch.clip) - len(batch.visual) + 1
     t, w = (index.ravel() for index in np.indices((frames, window)))
     inside = batch.clip[t + w] == batch.clip[t + window // 2]
@@ -59,7 +59,7 @@ def pairwise_losses(network, batch, boundary):
     return -jax.nn.log_softmax(scores, where=competing)[:, window // 2]
 
 
-# Programs of one shape are compiled once for all tests.
+# Compiled once per shape for all tests.
 @functools.partial(jax.jit, static_argnames=("graph", "boundary", "form"))
 def compiled_scores(graph, params, batch, boundary="zeros", form=None):
     return window_scores(nnx.merge(graph, params), batch, boundary, form)
@@ -67,7 +67,10 @@ def compiled_scores(graph, params, batch, boundary="zeros", form=None):
 
 @functools.partial(jax.jit, static_argnames=("graph", "boundary", "form"))
 def loss_and_gradients(graph, params, batch, boundary, form):
-    """The loss of all frames and its gradients in the parameters and the visual frames; form "pairs" = as defined."""
+    """Returns the loss of all frames and its gradients with respect to parameters and visual frames.
+
+    The form "pairs" is the definition.
+    """
 
     def loss(params, visual):
         network, frames = nnx.merge(graph, params), batch._replace(visual=visual)
@@ -79,7 +82,7 @@ def loss_and_gradients(graph, params, batch, boundary, form):
 
 
 def full_network(network, visual, audio):
-    """The network layer by layer on one pair, nothing shared."""
+    """Applies the network layer by layer to one pair."""
 
     def unit(x):
         norm = jnp.sqrt(jnp.sum(x * x))
@@ -103,7 +106,7 @@ CASES = {
     "one long clip": ([18], 7),
     "clips shorter than the window": ([2, 5, 3, 1, 4, 3], 7),
     "clips of one frame": ([1] * 18, 7),
-    "one frame in all": ([1], 4),
+    "a single frame": ([1], 4),
 }
 
 
@@ -122,7 +125,7 @@ def test_vectorised_loss_equals_pairs_one_by_one(network, case, boundary):
 
 
 def test_under_x64_they_agree_to_rounding():
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # flax's layer norm asks for it in float64
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # flax's layer norm requires it in float64
         network = AlignmentNetwork(WIDTH, rngs=nnx.Rngs(0), precision="float64")
         batch = make_batch([5, 12, 1], 7, dtype=np.float64)
         values, gradients = zip(
@@ -135,7 +138,7 @@ def test_under_x64_they_agree_to_rounding():
 
 @hypothesis.given(st.sets(st.integers(1, 17), max_size=5), st.sampled_from([1, 6, 9]))
 def test_where_a_batch_is_cut_changes_no_frame(network, borders, cut):
-    """A batch that ends inside a clip, given its halo, scores its frames as the whole does."""
+    """A batch that ends inside a clip, with its halo, has the same scores as the whole stream."""
     tau = 3
     batch = make_batch(np.diff([0, *sorted(borders), 18]), tau)
     whole, valid = compiled_scores(*nnx.split(network), batch)
@@ -196,7 +199,7 @@ def test_loss_is_the_cross_entropy_of_the_centre():
     np.testing.assert_allclose(windowed_softmax_loss(jnp.zeros((2, 31))), np.log(31), rtol=1e-6)
 
 
-def test_masked_loss_equals_the_loss_of_what_is_left():
+def test_masked_loss_equals_the_loss_of_the_rest():
     scores = jnp.asarray(np.random.default_rng(0).standard_normal((1, 9)).astype(np.float32))
     for keep in itertools.product([True, False], repeat=4):
         valid = jnp.asarray([[*keep, True, *keep[::-1]]])  # the centre stays in the centre
@@ -205,7 +208,7 @@ def test_masked_loss_equals_the_loss_of_what_is_left():
 
 
 def torch_network(weights):
-    """The same network in PyTorch, written from its description: a second opinion on the layers and their layout."""
+    """Builds the network in PyTorch from its description, to check the layers and their layout independently."""
     linear, norm = torch.nn.Linear, torch.nn.LayerNorm
     mlp = []
     for inputs, hidden in ((1024, 512), (512, 256), (256, 128)):
@@ -231,7 +234,7 @@ def test_scores_equal_pytorchs(tmp_path):
     np.testing.assert_allclose(network(jnp.asarray(visual), jnp.asarray(audio)), wanted, atol=1e-5)
 
 
-def test_parameters_are_as_many_as_the_papers(tmp_path):
+def test_the_number_of_parameters_is_the_papers(tmp_path):
     assert sum(p.size for p in jax.tree.leaves(nnx.state(AlignmentNetwork(rngs=nnx.Rngs(0))))) == 1_740_545
 
 
@@ -245,7 +248,7 @@ def test_fresh_weights_are_drawn_as_pytorch_draws_them():
             np.testing.assert_allclose(value.std(), bound / np.sqrt(3), rtol=0.1)
 
 
-def test_weights_survive_a_file_bit_by_bit(tmp_path, network):
+def test_saved_weights_are_loaded_bit_for_bit(tmp_path, network):
     save_weights(network, tmp_path / "w.safetensors")
     loaded = load_weights(tmp_path / "w.safetensors")
     for a, b in zip(*(jax.tree.leaves(nnx.state(n)) for n in (network, loaded)), strict=True):
@@ -269,7 +272,7 @@ def test_weights_that_do_not_fit_are_all_named(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"garbage" * 99, b"\xff" * 8 + b"{}"])
-def test_files_that_are_no_weights(tmp_path, content):
+def test_files_that_are_not_weights(tmp_path, content):
     if content is not None:
         (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"w\.safetensors"):

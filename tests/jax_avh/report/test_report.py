@@ -1,4 +1,4 @@
-"""The report of an evaluation and the page of a video, in a real browser."""
+"""Reports of evaluations and pages of videos, in a real browser."""
 
 import dataclasses
 import itertools
@@ -42,12 +42,12 @@ from tests.media import ramp, tone, write_media
 METHODS = ("avh_align", "silence", "speechforensics")
 CATEGORIES = ("RealVideo-FakeAudio", "FakeVideo-RealAudio", "FakeVideo-FakeAudio")
 LISTS = ("results", "comparisons", "coverage", "localisation")  # of metrics.json
-OWN = "mean"  # the pooling of made scores
+OWN = "mean"  # pooling of the generated clip scores
 NASTY = "<script>alert(1)</script> \"'&.mp4"
 
 
 def made_clips(count: int, rng: np.random.Generator) -> tuple[ClipMeta, ...]:
-    """Clips of 3 to 9 s: one real, then a fake of each category, and so on; half of the fakes know their stretch."""
+    """Returns clips of a repeating pattern: one real, then a fake of each category; half of the fakes have segments."""
     clips = []
     for n in range(count):
         kind, end = n % (1 + len(CATEGORIES)), float(rng.uniform(1.5, 2.8))
@@ -60,7 +60,7 @@ def made_clips(count: int, rng: np.random.Generator) -> tuple[ClipMeta, ...]:
 
 
 def made_set(clips: tuple[ClipMeta, ...], method: str, trimmed: bool | None, dataset: str = "FakeAVCeleb") -> ScoredSet:
-    """Scores as such methods give them: silence knows all of untrimmed clips and nothing of trimmed ones."""
+    """Returns scores typical of a method; "silence" separates untrimmed clips perfectly and trimmed ones not at all."""
     rng = np.random.default_rng([METHODS.index(method), trimmed is True, len(clips)])
     label = np.array([clip.label for clip in clips])
     if method == "silence":
@@ -86,7 +86,7 @@ def _fake_frames(clip: ClipMeta, length: int) -> np.ndarray:
 
 
 def made_metrics(scored_sets: tuple[ScoredSet, ...], warnings: tuple[str, ...]) -> EvaluationMetrics:
-    """Numbers as an evaluation finds them; intervals, p-values and localisation are made up."""
+    """Returns metrics as an evaluation does, but with made-up intervals, p-values and localisation."""
     found = EvaluationMetrics(1000, 0.95, list(warnings), [], [], [], [])
     for scored in scored_sets:
         place = {"dataset": scored.dataset, "method": scored.method, "trimmed": scored.trimmed}
@@ -143,7 +143,7 @@ def made_evaluation(scored_sets: tuple[ScoredSet, ...], warnings: tuple[str, ...
 
 
 def full_evaluation(count: int = 240) -> Evaluation:
-    """Three methods, untrimmed and trimmed, with categories, splits and fake stretches; one of another data set."""
+    """Returns an evaluation of three methods in both states, with categories, splits and segments, on two data sets."""
     clips = made_clips(count, np.random.default_rng(0))
     scored_sets = [made_set(clips, method, trimmed) for trimmed in (False, True) for method in METHODS]
     other = made_set(clips[:40], "silence", None, "AV-Deepfake1M")
@@ -153,14 +153,14 @@ def full_evaluation(count: int = 240) -> Evaluation:
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory):
-    """A full report: the evaluation and the page."""
+    """Returns a full evaluation and the path of its report."""
     evaluation, path = full_evaluation(), tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(render_report(evaluation), encoding="utf-8")
     return evaluation, path
 
 
 def numbers_of(tree: object, pointer: str) -> dict[str, float | int | None]:
-    """All numbers, and metrics without a value, by their pointers; an interval without a value is left out."""
+    """Returns all numbers and undefined metrics by their pointers; undefined intervals are left out."""
     if isinstance(tree, dict | list):
         items = tree.items() if isinstance(tree, dict) else enumerate(tree)
         inside = [numbers_of(node, f"{pointer}/{key}") for key, node in items]
@@ -171,17 +171,17 @@ def numbers_of(tree: object, pointer: str) -> dict[str, float | int | None]:
 
 
 def printed(page) -> list[tuple[str, str]]:
-    """All numbers of a page with their data-keys."""
+    """Returns all numbers of a page with their data-keys."""
     return page.evaluate("[...document.querySelectorAll('[data-key]')].map(n => [n.dataset.key, n.textContent])")
 
 
 def as_json(metrics: EvaluationMetrics) -> dict:
-    """The contents of metrics.json."""
+    """Returns the contents of metrics.json."""
     return json.loads(json.dumps(dataclasses.asdict(metrics)))
 
 
 def check_numbers(page, metrics: dict) -> None:
-    """The page prints every number of metrics.json, and all of them are right."""
+    """Checks that the page prints every number of metrics.json correctly."""
     rows = {f"{name}/{n}": row for name in LISTS for n, row in enumerate(metrics[name])}
     expected = {key: value for pointer, row in rows.items() for key, value in numbers_of(row, pointer).items()}
     found = printed(page)
@@ -195,7 +195,7 @@ def check_numbers(page, metrics: dict) -> None:
 
 
 def check_look(page, width: int) -> None:
-    """No sideways scrolling, no id twice, a name for every picture, colours known to the style sheet."""
+    """Checks that the page fits its width, ids are unique, pictures have labels and all colours are defined."""
     page.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map(node => node.id)")
@@ -209,7 +209,7 @@ def check_look(page, width: int) -> None:
     assert all(page.evaluate(known, used))
 
 
-def test_every_number_of_the_report_is_that_of_metrics_json(browser, report):
+def test_the_report_prints_every_number_of_metrics_json(browser, report):
     evaluation, path = report
     with opened(browser, path) as page:
         check_numbers(page, as_json(evaluation.metrics))
@@ -217,7 +217,7 @@ def test_every_number_of_the_report_is_that_of_metrics_json(browser, report):
 
 
 def test_every_number_of_real_results_is_printed(browser, tmp_path):
-    """Scores of two methods in two states; a list with clips that failed and clips that nobody has seen."""
+    """Evaluates two methods in two states with a list that includes failed and missing clips."""
     clips = made_clips(40, np.random.default_rng(1))
     files = []
     for method, trimmed in itertools.product(METHODS[:2], (False, True)):
@@ -259,7 +259,7 @@ def test_the_report_is_the_same_each_time(tmp_path):
     assert "http" not in text.replace("http-equiv", "")
 
 
-def test_names_are_text_and_run_nothing(browser, tmp_path):
+def test_names_are_escaped_and_run_no_script(browser, tmp_path):
     clips = [ClipMeta(f"{n}{NASTY}", n % 2, NASTY, NASTY) for n in range(4)]
     table = ScoreTable(NASTY, tuple(clips), np.arange(5), *[np.arange(4, dtype=np.float32)] * 2, {})
     evaluation = made_evaluation((ScoredSet(NASTY, NASTY, None, table),), (NASTY,))
@@ -275,17 +275,17 @@ def test_names_are_text_and_run_nothing(browser, tmp_path):
 @pytest.mark.parametrize(
     ("chosen", "method"),
     [(slice(0, 1), "avh_align"), (slice(1, 4), "avh_align"), (slice(0, 8), "silence"), (slice(1, 2), "silence")],
-    ids=["one real clip", "fakes alone", "no frame scores", "one fake without"],
+    ids=["one real clip", "only fakes", "no frame scores", "one fake without frame scores"],
 )
-def test_little_is_shown_as_little(browser, tmp_path, chosen, method):
+def test_reports_of_few_clips(browser, tmp_path, chosen, method):
     evaluation = made_evaluation((made_set(made_clips(8, np.random.default_rng(0))[chosen], method, None),))
     defined = evaluation.metrics.results[0].metrics.auc is not None
     (tmp_path / "report.html").write_text(render_report(evaluation), encoding="utf-8")
     with opened(browser, tmp_path / "report.html", PHONE) as page:
         check_numbers(page, as_json(evaluation.metrics))
         check_look(page, PHONE[0])
-        assert ("ROC, trimming not known" in page.content()) == defined
-        assert ("most sure" in page.content()) == (method != "silence")
+        assert ("ROC, trimming unknown" in page.content()) == defined
+        assert ("most certain" in page.content()) == (method != "silence")
         first = page.locator("[data-key='results/0/metrics/auc']").first.inner_text()
         assert (first == "undefined") != defined
 
@@ -299,7 +299,7 @@ def test_methods_may_have_scored_other_clips(tmp_path):
     assert set(shown) <= {clip.path for clip in clips[:8]}
 
 
-def test_an_evaluation_of_numbers_alone_is_shown(browser, report, tmp_path):
+def test_an_evaluation_without_scores_is_shown(browser, report, tmp_path):
     metrics = report[0].metrics
     (tmp_path / "report.html").write_text(render_report(Evaluation(metrics, ())), encoding="utf-8")
     with opened(browser, tmp_path / "report.html") as page:
@@ -362,7 +362,7 @@ def test_numbers_are_printed_with_four_decimals():
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory):
-    """A video of 2 s under a name that would be trouble in an address."""
+    """Returns a video of 2 s whose name needs quoting in a URL."""
     path = tmp_path_factory.mktemp("clip") / "50% of: #1?.mp4"
     return write_media(path, ramp([k / 25 for k in range(50)]), sound=tone(2.0))
 
@@ -380,13 +380,13 @@ VERDICT = Verdict(
 
 
 def wait_until(page, condition: str) -> None:
-    """Asks again and again: the page's policy forbids the browser's own way, which evaluates text."""
+    """Polls a condition: the page's security policy blocks wait_for_function, which evaluates text."""
     while not page.evaluate(condition):
         page.wait_for_timeout(20)
 
 
 def state_of(page) -> list:
-    """Seconds of the video and of the slider, and what the slider says."""
+    """Returns the positions of the video and the slider in seconds, and the slider's text."""
     wait_until(page, "video.readyState >= 2 && !video.seeking")
     page.wait_for_timeout(60)
     return page.evaluate("[video.currentTime, Number(position.value), position.getAttribute('aria-valuetext')]")
@@ -421,7 +421,7 @@ def test_the_video_page_says_what_it_shows(browser, clip, tmp_path, size, scheme
         assert not page.locator("#unplayable").is_visible()
 
 
-def test_a_large_video_stays_beside_its_page(browser, clip, tmp_path, monkeypatch):
+def test_a_large_video_is_linked_not_embedded(browser, clip, tmp_path, monkeypatch):
     monkeypatch.setattr(video, "EMBEDDED_BYTES", 10)
     write_video_page(tmp_path / "sub" / "v.html", clip, dataclasses.replace(VERDICT, scores={}), FRAME[:1])
     with opened(browser, tmp_path / "sub" / "v.html", beside=clip) as page:
@@ -432,7 +432,7 @@ def test_a_large_video_stays_beside_its_page(browser, clip, tmp_path, monkeypatc
         assert f"read from {os.path.relpath(clip, tmp_path / 'sub')}," in text
 
 
-def test_what_is_no_video_is_told(browser, tmp_path):
+def test_missing_and_unplayable_videos_are_reported(browser, tmp_path):
     with pytest.raises(UserError, match="no such file"):
         write_video_page(tmp_path / "v.html", tmp_path / "none.mp4", VERDICT, FRAME)
     (tmp_path / "text.mp4").write_text("no video")
