@@ -67,7 +67,7 @@ def run(page: Path, launch) -> None:
 def test_examples_run(name, material, tmp_path, launch, monkeypatch):
     for given in material.iterdir():
         (tmp_path / given.name).symlink_to(given)
-    if "--output=shards" not in (DOCS / name).read_text():
+    if "--output=shards" not in (DOCS / name).read_text():  # pages that make their own
         (tmp_path / "shards").symlink_to(material / "simulated" / "av_deepfake1m" / "untrimmed")
     monkeypatch.chdir(tmp_path)
     if name in BEFORE:
