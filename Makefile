@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint
+.PHONY: demo test test-slow lint docs
 
 demo: .venv/installed
 	$(BIN)/python -m launch.demo --output=demo_output $(if $(AVHUBERT),--avhubert=$(AVHUBERT))
@@ -19,9 +19,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error
 
+# The documentation, into site/; a broken link is an error.
+docs: .venv/installed
+	$(BIN)/python -m mkdocs build --strict
+
 # torch first and by its pin, so that no other package's requirement picks another build of it.
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[extract,ray,jax,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[extract,ray,jax,dev,docs]"
 	touch $@

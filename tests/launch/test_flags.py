@@ -60,8 +60,9 @@ def used():
     return used_flags({str(file): file.read_text() for file in files})
 
 
-def test_every_flag_of_the_readme_is_used_by_a_test(used):
-    named = {name for name in FLAG.findall((ROOT / "README.md").read_text()) if name not in OF_OTHERS}
+def test_every_flag_of_the_documentation_is_used_by_a_test(used):
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {name for page in pages for name in FLAG.findall(page.read_text()) if name not in OF_OTHERS}
     assert len(named) > 50
     assert not sorted(name for name in named if not is_used(name, used))
 

@@ -1,0 +1,90 @@
+"""The documentation's examples run as they are printed, page by page, on small material; its links lead somewhere."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from apps import simulate as simulation
+from apps.simulate import Corpus
+from extract.media import read_audio, read_video
+from tests import rules
+from tests.media import write_media
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+NOT_RUN = r"<!-- not run: [^\n]+ -->\n"
+BLOCK = re.compile(rf"(?P<skipped>{NOT_RUN})?```(?P<language>sh|python)\n(?P<text>.*?)```", re.DOTALL)
+BEFORE = {  # page -> the page whose commands come first
+    "README.md": "docs/your_data_set.md",
+    "docs/evaluation.md": "docs/methods/avh_align.md",
+    "docs/methods/avad.md": "docs/methods/avh_align.md",
+}
+CORPUS = Corpus(4, 2, 12, fakes=True, kinds=("local",), frames=(20, 30), width=16)
+
+
+def examples(page: Path) -> list[tuple[str, str]]:
+    """Language and text of the blocks of a page that are run."""
+    return [(found["language"], found["text"]) for found in BLOCK.finditer(page.read_text()) if not found["skipped"]]
+
+
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES if examples(page)]
+SLOW = {f"docs/methods/{name}.md" for name in ("rawnet2", "mds", "avad")}  # trained elsewhere, too
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory, real_clips, tiny_checkpoint) -> Path:
+    """What the examples start from: some videos with their list, weights, and simulated shards."""
+    folder = tmp_path_factory.mktemp("material")
+    (folder / "videos").mkdir()
+    frames, sound = list(read_video(real_clips["testMovie"])[:25]), read_audio(real_clips["testMovie"])[None, :16000]
+    rows = ["path,label,split"]
+    for name, rest in {"a": "real,train", "b": "real,val", "c": "real,test", "d": "fake,test"}.items():
+        write_media(folder / "videos" / f"{name}.mp4", frames, sound=sound)
+        rows.append(f"{name}.mp4,{rest}")
+    (folder / "clips.csv").write_text("\n".join(rows))
+    write_media(folder / "videos" / "clip.mp4", frames, sound=sound)
+    shutil.copy(tiny_checkpoint, folder / "self_large_vox_433h.pt")
+    rules.write_alignment_weights(folder / "avh_align.safetensors", width=64)
+    weights = {name: torch.from_numpy(array) for name, array in rules.alignment_weights(64).items()}
+    torch.save({"epoch": 0, "state_dict": weights}, folder / "AVH-Align_AV1M.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation, "CORPORA", {"av_deepfake1m": CORPUS})
+        simulation.simulate(folder / "simulated")
+    return folder
+
+
+def run(page: Path, launch) -> None:
+    """Runs the examples of a page in the working directory."""
+    for language, text in examples(page):
+        if language == "python":
+            exec(compile(text, str(page), "exec"), {})
+            continue
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            assert words[:2] == ["python", "-m"], f"{page}: {line}"
+            if words[2] == "launch.train" and "epochs" not in line:
+                words.append("--config.train.epochs=2")
+            status, output = launch(words[2].removeprefix("launch."), *words[3:])
+            assert status == 0, f"{page}: {line}\n{output}"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES])
+def test_examples_run(name, material, tmp_path, launch, monkeypatch):
+    for given in material.iterdir():
+        (tmp_path / given.name).symlink_to(given)
+    pages = [ROOT / page for page in (BEFORE.get(name), name) if page]
+    if not any("--output=shards" in page.read_text() for page in pages):  # pages that make their own
+        (tmp_path / "shards").symlink_to(material / "simulated" / "av_deepfake1m" / "untrimmed")
+    monkeypatch.chdir(tmp_path)
+    for page in pages:
+        run(page, launch)
+
+
+def test_most_examples_run():
+    blocks = [found for page in PAGES for found in BLOCK.finditer(page.read_text())]
+    assert sum(not found["skipped"] for found in blocks) > 2 * sum(bool(found["skipped"]) for found in blocks)
