@@ -111,13 +111,13 @@ def sweep(trials: Sequence[Trial], parallel: int) -> list[Trial]:
     try:
         with locked(trials[0].workdir.parent):
             waiting = collections.deque(trial for trial in trials if trial.result() is None)
-            told = False
+            announced = False
             while running or (waiting and not signals):
                 while waiting and len(running) < parallel and not signals:
                     trial = waiting.popleft()
                     running[_start(trial)] = trial
-                if signals and not told:
-                    told = True
+                if signals and not announced:
+                    announced = True
                     for process in running:
                         process.terminate()
                 if signals.count(signal.SIGINT) > 1:

@@ -28,7 +28,7 @@ LIGHTNING = {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "2.5.0"}
 LIGHTNING |= {"callbacks": {}, "optimizer_states": [], "lr_schedulers": []}
 
 Weights = dict[str, torch.Tensor]
-Told = dict[str, str]  # notes that a file records about its network; a subset of Network.notes
+Recorded = dict[str, str]  # notes that a file records about its network; a subset of Network.notes
 
 
 class Network(NamedTuple):
@@ -107,12 +107,12 @@ def _to_official(path: Path, ending: str) -> bytes:
     with open_safetensors(path, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         notes = unpack_notes(file.metadata())
-    told = {"method": "avh_align"} | notes  # weights from official files may have no notes
-    if told["method"] not in _methods(ending):
-        raise UserError(f"{path}: holds weights of {told['method']}, but {ending} files do not: {PURPOSES}")
+    recorded = {"method": "avh_align"} | notes  # weights from official files may have no notes
+    if recorded["method"] not in _methods(ending):
+        raise UserError(f"{path}: holds weights of {recorded['method']}, but {ending} files do not: {PURPOSES}")
     if notes.get("normalised", "true") != "true":
         raise UserError(f"{path}: was trained without normalisation, but the official programs always normalise")
-    network = _network(path, weights, told, ending)
+    network = _network(path, weights, recorded, ending)
     content = _float32(path, weights)
     if ending == BARE:
         content |= {name: torch.zeros((), dtype=torch.int64) for name in network.counters}
@@ -149,7 +149,7 @@ def _own_names(weights: Weights) -> Weights:
     return {name: value for name, value in named.items() if not name.endswith(f".{COUNTER}")}
 
 
-def _settings(path: Path, checkpoint: object) -> Told:
+def _settings(path: Path, checkpoint: object) -> Recorded:
     """Returns the notes found in Lightning's hyper-parameters; other files have none."""
     try:
         found = plain(checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None)
@@ -159,17 +159,17 @@ def _settings(path: Path, checkpoint: object) -> Told:
     for name in ("config", "model_hparams"):
         found = found.get(name) if isinstance(found, dict) else None
     found = found if isinstance(found, dict) else {}
-    told = {"head": found.get("model_type"), "modality": found.get("input_type")}
-    return {name: one_line(str(value)[:100]) for name, value in told.items() if value is not None}
+    recorded = {"head": found.get("model_type"), "modality": found.get("input_type")}
+    return {name: one_line(str(value)[:100]) for name, value in recorded.items() if value is not None}
 
 
-def _network(path: Path, weights: Weights, told: Told, ending: str) -> Network:
+def _network(path: Path, weights: Weights, recorded: Recorded, ending: str) -> Network:
     """Returns the only network of a suffix that has these parameters and agrees with the file's notes."""
     networks = official_networks()[ending]
-    allowed = [network for network in networks if _agrees(network, told)]
+    allowed = [network for network in networks if _agrees(network, recorded)]
     if not allowed:
         kinds = {name for network in networks for name in network.notes}
-        said = ", ".join(f"{name} {value}" for name, value in told.items() if name in kinds)
+        said = ", ".join(f"{name} {value}" for name, value in recorded.items() if name in kinds)
         names = " and ".join(_methods(ending))
         raise UserError(f"{path}: records its network as {said}, which is not an official network of {names}")
     found = {name: tuple(value.shape) for name, value in weights.items()}
@@ -190,9 +190,9 @@ def _methods(ending: str) -> list[str]:
     return list(dict.fromkeys(network.method for network in official_networks()[ending]))
 
 
-def _agrees(network: Network, told: Told) -> bool:
+def _agrees(network: Network, recorded: Recorded) -> bool:
     """Returns whether a network agrees with a file's notes, except the image size, which the shapes decide."""
-    return all(told.get(name, own) == own for name, own in network.notes.items() if name != "image")
+    return all(recorded.get(name, own) == own for name, own in network.notes.items() if name != "image")
 
 
 def _float32(path: Path, weights: Weights) -> Weights:

@@ -21,7 +21,7 @@ from extract.media.decode import MIN_DECODED, RESTART, opened, packets, timeline
 MAX_SECONDS = 3600  # of sound
 GAP = 0.02  # seconds by which samples may deviate from their timestamps; beyond, silence is added or samples dropped
 SAMPLE_RATES = (1000, 768_000)  # Hz
-ALONE = 1.05  # energy of the channels' sum / energy of the loudest: below, the others are silent or cancel it
+SINGLE_CHANNEL = 1.05  # energy of the channels' sum / energy of the loudest: below, the others are silent or cancel it
 DILUTED = SAMPLE_RATE // 100  # samples by which the mix may start later than a channel, as in official mixes
 NO_SIZE = 0x7FFF0000  # bytes: WAV sizes from here on are placeholders that recorders write before the size is known
 
@@ -118,8 +118,8 @@ class _Run:
         """Returns the loudest channel if the others add nothing to it, else None."""
         loudest = int(self.energies.argmax())
         together = len(self.energies) ** 2 * self.energy
-        alone = len(self.energies) > 1 and together < ALONE * self.energies[loudest]
-        return loudest if alone else None
+        single = len(self.energies) > 1 and together < SINGLE_CHANNEL * self.energies[loudest]
+        return loudest if single else None
 
 
 def _decode_sound(path: str | os.PathLike, channels: Iterable[int | None]) -> list[_Run]:

@@ -81,14 +81,14 @@ def write_video_page(
         raise UserError(f"{video}: no such file; its page needs the video itself")
     embedded = video.stat().st_size <= EMBEDDED_BYTES
     seconds = len(frame) / FRAME_RATE
-    beside = Path(os.path.relpath(video.resolve(), Path(path).resolve().parent)).as_posix()
+    relative = Path(os.path.relpath(video.resolve(), Path(path).resolve().parent)).as_posix()
     levels = _ticks(float(frame.min()), float(frame.max()))
     text = render_page(
         "video.html.jinja",
         "video.js",
         verdict=verdict,
-        source=_data(video) if embedded else urllib.parse.quote(beside),
-        linked="" if embedded else beside,
+        source=_data(video) if embedded else urllib.parse.quote(relative),
+        linked="" if embedded else relative,
         worst="{:.2f}-{:.2f} s".format(*verdict.worst_second),
         seconds=seconds,
         frame_rate=FRAME_RATE,

@@ -188,8 +188,10 @@ def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> No
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: not a run's settings ({one_line(error)}); choose another --workdir") from error
         if differing:
-            told = "; ".join(_in_words(*known, where, config) for known in differing.items())
-            raise UserError(f"{workdir}: holds a run with other settings or features: {told}; choose another --workdir")
+            listed = "; ".join(_in_words(*known, where, config) for known in differing.items())
+            raise UserError(
+                f"{workdir}: holds a run with other settings or features: {listed}; choose another --workdir"
+            )
     multihost_utils.sync_global_devices("settings compared")
     if lead:
         (workdir / RESULT).unlink(missing_ok=True)

@@ -262,12 +262,12 @@ def test_commands(tmp_path, monkeypatch, launch, case):
     monkeypatch.chdir(tmp_path)
     write_set(tmp_path / "set")
     write_official(tmp_path / "npz")
-    gone, command, wanted, told = COMMANDS[case]
+    gone, command, wanted, message = COMMANDS[case]
     if gone:
         (tmp_path / gone).unlink()
     status, output = launch(*command.split())
     assert status == wanted, output
-    assert told in output
+    assert message in output
     assert output.count("error:") == (status == 2)
     assert "Traceback" not in output
 

@@ -150,7 +150,7 @@ def test_settings_of_other_programs_are_understood(tmp_path, form):
 
 
 @pytest.mark.parametrize(
-    ("network", "told", "message"),
+    ("network", "recorded", "message"),
     [
         (("mlp", "both"), ("linear", "both"), r"fit the official linear of both: .*head.bias missing for \(1,\)"),
         (("mlp", "both"), ("mlp", "audio"), "fit the official mlp of audio: .*visual_proj"),
@@ -163,8 +163,8 @@ def test_settings_of_other_programs_are_understood(tmp_path, form):
         (("mlp", "audio"), (None, "both"), "do not fit"),
     ],
 )
-def test_lightning_files_that_contradict_themselves_or_say_too_little(tmp_path, network, told, message):
-    lightning_file(tmp_path / "w.ckpt", rule_weights(*network), settings(*told))
+def test_lightning_files_that_contradict_themselves_or_say_too_little(tmp_path, network, recorded, message):
+    lightning_file(tmp_path / "w.ckpt", rule_weights(*network), settings(*recorded))
     with pytest.raises(UserError, match=message):
         convert_weights(tmp_path / "w.ckpt", tmp_path / "w.safetensors")
     assert not (tmp_path / "w.safetensors").exists()

@@ -29,7 +29,7 @@ def plant(root, files):
     return root
 
 
-def told(clips):
+def described(clips):
     """What a data set says of its clips; what it does not say is the NaN that equals nothing."""
     return [(c.path, c.label, c.category, c.split, c.identity, c.segments) for c in clips]
 
@@ -81,7 +81,7 @@ FAVC = {"meta_data.csv": FAVC_HEADER + favc() + favc("B", RVFA, "b.mp4") + favc(
 
 
 def test_av_deepfake1m(tmp_path):
-    assert told(read_dataset("av_deepfake1m", plant(tmp_path, AV1M))) == [
+    assert described(read_dataset("av_deepfake1m", plant(tmp_path, AV1M))) == [
         ("train/id00012/v/00001/real.mp4", REAL, RVRA, "train", "id00012", ()),
         ("train/id00012/v/00001/fake_video_fake_audio.mp4", FAKE, FVFA, "train", "id00012", ((0.5, 1.0), (2.0, 2.25))),
         ("train/id00013/v/00002/real_video_fake_audio.mp4", FAKE, RVFA, "train", "id00013", ((0.0, 0.1),)),
@@ -101,7 +101,7 @@ def test_av_deepfake1m_plus_plus(tmp_path):
     plant(tmp_path, {"train_metadata.json": AV1M_TRAIN[:1], "val/c.json": av1m("c.mp4", "both_modified", [[1, 2]])})
     clips = read_dataset("av_deepfake1m", tmp_path)
     assert [clip.path for clip in clips] == ["train/id00012/v/00001/real.mp4", "val/c.mp4"]
-    assert told(clips)[1] == ("val/c.mp4", FAKE, FVFA, "val", "", ((1.0, 2.0),))
+    assert described(clips)[1] == ("val/c.mp4", FAKE, FVFA, "val", "", ((1.0, 2.0),))
 
 
 @pytest.mark.parametrize("shape", ["path,", "path,Unnamed: 9", "filename,path", "filename,path,"])
@@ -110,16 +110,16 @@ def test_both_shapes_of_fakeavceleb(tmp_path, shape):
     table = FAVC_HEADER.replace("path,", shape) + (rows.replace("\n", ",\n") if shape == "filename,path," else rows)
     expected = [("00109.mp4", REAL, RVRA, "", "id00076", ()), ("x_wavtolip.mp4", FAKE, FVFA, "", "id00076", ())]
     clips = read_dataset("fakeavceleb", plant(tmp_path, {"meta_data.csv": table}))
-    assert told(clips) == [(f"{FAVC_SHORT}/{file}", *rest) for file, *rest in expected]
+    assert described(clips) == [(f"{FAVC_SHORT}/{file}", *rest) for file, *rest in expected]
     (tmp_path / "FakeAVCeleb").mkdir()
     clips = read_dataset("fakeavceleb", tmp_path)
-    assert told(clips) == [(f"{FAVC_PLACE}/{file}", *rest) for file, *rest in expected]
+    assert described(clips) == [(f"{FAVC_PLACE}/{file}", *rest) for file, *rest in expected]
 
 
 @pytest.mark.parametrize("above", ["", "AVLips/"])
 def test_avlips(tmp_path, above):
     files = lips(f"{above}0_real", f"{above}1_fake") | {f"{above}wav/0_real/9.wav": "", f"{above}0_real/._9.mp4": ""}
-    assert told(read_dataset("avlips", plant(tmp_path, files))) == [
+    assert described(read_dataset("avlips", plant(tmp_path, files))) == [
         (f"{above}{folder}/{n}.mp4", label, category, "", "", ())
         for folder, label, category in [("0_real", REAL, RVRA), ("1_fake", FAKE, "")]
         for n in (9, 10)
@@ -129,7 +129,7 @@ def test_avlips(tmp_path, above):
 @pytest.mark.parametrize("name", ["metadata.json", "metadata.min.json"])
 def test_lavdf(tmp_path, name):
     plant(tmp_path, {"metadata.min.json": [lav("dev/000009.mp4")]} | {name: LAV["metadata.json"]})
-    assert told(read_dataset("lavdf", tmp_path)) == [
+    assert described(read_dataset("lavdf", tmp_path)) == [
         ("test/000001.mp4", FAKE, FVRA, "test", "", ((1.0, 2.5),)),
         ("train/000000.mp4", REAL, RVRA, "train", "", ()),
         ("dev/000002.mp4", FAKE, RVFA, "dev", "", ((0.0, 1.0), (3.0, 4.0))),
@@ -142,7 +142,7 @@ def test_any_folder(tmp_path):
     (root / "link").symlink_to(tmp_path / "elsewhere")
     (root / "z.mp4").symlink_to(tmp_path / "elsewhere/x.mp4")
     expected = [(path, UNKNOWN, "", "", "", ()) for path in ("a.ts", "b/2.mkv", "b/10.MP4", "z.mp4")]
-    assert told(read_dataset("folder", root)) == expected
+    assert described(read_dataset("folder", root)) == expected
 
 
 def test_what_a_folder_leaves_out_is_said(tmp_path, capsys):
@@ -179,11 +179,11 @@ def test_a_file_of_any_of_ffmpegs_containers_is_media():
 
 @pytest.mark.parametrize(("name", "files"), [("av_deepfake1m", AV1M), ("lavdf", LAV)])
 def test_splits_are_parts_in_the_same_order(tmp_path, name, files):
-    clips = told(read_dataset(name, plant(tmp_path, files)))
-    parts = {split: told(read_dataset(name, tmp_path, [split])) for split in dict.fromkeys(c[3] for c in clips)}
+    clips = described(read_dataset(name, plant(tmp_path, files)))
+    parts = {split: described(read_dataset(name, tmp_path, [split])) for split in dict.fromkeys(c[3] for c in clips)}
     assert all(part and {clip[3] for clip in part} == {split} for split, part in parts.items())
     assert sorted(clips) == sorted(itertools.chain(*parts.values()))
-    assert told(read_dataset(name, tmp_path, ["test", "train"])) == [c for c in clips if c[3] in ("train", "test")]
+    assert described(read_dataset(name, tmp_path, ["test", "train"])) == [c for c in clips if c[3] in ("train", "test")]
 
 
 def test_splits_of_a_list_are_kept_by_name():
@@ -298,11 +298,11 @@ def test_damaged_metadata_gives_whole_clips_or_a_sentence(tmp_path, name, data):
 
 @pytest.mark.parametrize(("name", "files"), [("av_deepfake1m", AV1M), ("lavdf", LAV), ("fakeavceleb", FAVC)])
 def test_a_data_set_written_as_a_clip_list_reads_back(tmp_path, name, files):
-    clips = told(read_dataset(name, plant(tmp_path, files)))
+    clips = described(read_dataset(name, plant(tmp_path, files)))
     with (tmp_path / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerow(["path", "label", "category", "split", "identity", "fake_segments"])
         csv.writer(file).writerows([*clip[:-1], json.dumps(clip[-1])] for clip in clips)
-    assert told(read_clip_list(tmp_path / "list.csv")) == clips
+    assert described(read_clip_list(tmp_path / "list.csv")) == clips
 
 
 @pytest.mark.parametrize(
@@ -316,8 +316,8 @@ def test_a_data_set_written_as_a_clip_list_reads_back(tmp_path, name, files):
     ],
 )
 def test_official_lists(tmp_path, name, files, listed, chosen):
-    clips = told(read_dataset(name, plant(tmp_path, files | {"l.csv": listed})))
-    assert told(read_dataset(name, tmp_path, selection=tmp_path / "l.csv")) == [clips[n] for n in chosen]
+    clips = described(read_dataset(name, plant(tmp_path, files | {"l.csv": listed})))
+    assert described(read_dataset(name, tmp_path, selection=tmp_path / "l.csv")) == [clips[n] for n in chosen]
 
 
 def test_an_official_list_by_command(tmp_path, launch):
@@ -342,7 +342,7 @@ def test_the_order_is_the_lists(tmp_path, order, count):
     clips = [ClipMeta(f"{n % 3}/{n % 2}/{n}.mp4", n % 2, segments=((0.0, float(n)),)) for n in range(12)]
     wanted = [clips[n] for n in order[: max(count, 1)]]
     text = "".join(f"{clip.path},{clip.label}\n" for clip in wanted)
-    assert told(select(clips, plant(tmp_path, {"l.csv": "path,label\n" + text}) / "l.csv")) == told(wanted)
+    assert described(select(clips, plant(tmp_path, {"l.csv": "path,label\n" + text}) / "l.csv")) == described(wanted)
 
 
 @pytest.mark.parametrize(
