@@ -18,6 +18,8 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error
+	git ls-files '*.py' '*.md' '*.jinja' '*.js' '*.cff' | xargs $(BIN)/codespell
+	! git grep -nIiEf docs/avoid.txt -- '*.py' '*.md' '*.jinja' '*.js'  # phrases that read as translated
 
 # The documentation, into site/; a broken link is an error.
 docs: .venv/installed
