@@ -73,7 +73,7 @@ def detect(
     verdicts = []
     try:
         for video in videos:
-            verdict, frame = _verdict(video, encoder, detector, landmarks)
+            verdict, frame = score_video(video, encoder, detector, landmarks)
             verdicts.append(verdict)
             print(verdict.line(), flush=True)
             if pages is not None and not verdict.error:
@@ -100,10 +100,21 @@ def _write_page(path: AnyPath, video: Path, verdict: Verdict, frame: Float[np.nd
         write_video_page(str(path), lasting, verdict, frame)
 
 
-def _verdict(
-    video: str, encoder: Encoder, detector: Detector, landmarks: str
+def score_video(
+    video: str, encoder: Encoder, detector: Detector, landmarks: str = PrepareSettings.landmarks
 ) -> tuple[Verdict, Float[np.ndarray, " T"]]:
-    """Returns a video's verdict and frame scores, which are empty if the video failed."""
+    """Scores one video.
+
+    Args:
+      video: path of a media file.
+      encoder: the encoder of the features that the detector was trained on.
+      detector: a method that scores frames.
+      landmarks: the landmark finder, "dlib-tracked" or "dlib".
+
+    Returns:
+      The verdict (its `error` gives the reason if the video failed), and the score of each frame at 25 Hz; higher means
+      more fake. A failed video has no frame scores.
+    """
     settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0)  # a video with few faces gets a warning
     name = Path(video).name
     clip = attempt(name, prepare_clip, ClipMeta(name), Path(video).parent, settings)

@@ -11,7 +11,7 @@ import pytest
 from tests.test_walls import ROOT, files_of
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OURS = ("avh_shards", "extract", "jax_avh", "apps", "launch", "benchmarks", "tests")
+OURS = ("avh", "avh_shards", "extract", "jax_avh", "apps", "launch", "benchmarks", "tests")
 SIDES = {  # of our packages -> extras that it may need
     "avh_shards": (),
     "extract": ("extract", "ray"),

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+import avh
+
 from avh_shards import ClipMeta, UserError, leading_silence, open_shard, read_clip_list
 from extract.avhubert import AVHubert, AVHubertConfig, load_avhubert
 from extract.face import crop_mouths, detect_landmarks
@@ -15,6 +17,7 @@ from tests.conftest import TESTDATA
 from tests.media import pretended_face, ramp, tone, write_media
 
 PUBLIC = {
+    "avh": tuple(avh.__all__),
     "avh_shards": ("ClipMeta", "UserError", "leading_silence", "open_shard", "read_clip_list"),
     "extract.avhubert": ("AVHubert", "AVHubertConfig", "load_avhubert"),
     "extract.face": ("crop_mouths", "detect_landmarks"),

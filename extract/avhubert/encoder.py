@@ -15,14 +15,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from avh_shards import UserError
+from avh_shards import ClipMeta, UserError
 from avh_shards.errors import Failure
 from avh_shards.format import RANDOM_WEIGHTS
 from avh_shards.paths import file_sha256
 from avh_shards.text import one_line
 from extract.avhubert.checkpoint import load_avhubert, random_avhubert
 from extract.avhubert.model import AVHubert, AVHubertConfig
-from extract.prepare import PreparedClip
+from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from extract.store.shard import ClipFeatures, check_features
 
 CROP_MEAN, CROP_STD = 0.421, 0.165  # AV-HuBERT's normalisation of grey mouth crops in [0, 1]
@@ -146,6 +146,29 @@ class Encoder:
 def normalise_crops(crops: UInt8[Tensor, "T 96 96"]) -> Float[Tensor, "T 88 88"]:
     """Returns the centre of each crop, normalised, as float32."""
     return (crops[:, CROP_MARGIN:-CROP_MARGIN, CROP_MARGIN:-CROP_MARGIN].float() / 255 - CROP_MEAN) / CROP_STD
+
+
+def encode_video(
+    path: str | os.PathLike, encoder: Encoder, settings: PrepareSettings = PrepareSettings()
+) -> ClipFeatures:
+    """Encodes one video file.
+
+    Args:
+      path: media file with picture and sound.
+      encoder: the encoder.
+      settings: preparation of the clip.
+
+    Returns:
+      float32 features [T, D] of both modalities at 25 Hz, as a shard would store them.
+
+    Raises:
+      UserError: the video cannot be prepared or encoded; the message gives the reason.
+    """
+    clip = prepare_clip(ClipMeta(Path(path).name), Path(path).parent, settings)
+    ((_, features),) = encoder.encode([clip])
+    if isinstance(features, Failure):
+        raise UserError(f"{path}: {features.reason}")
+    return features
 
 
 def batches(clips: Iterable[PreparedClip], batch_frames: int = BATCH_FRAMES) -> Iterator[list[PreparedClip]]:
