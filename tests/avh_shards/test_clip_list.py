@@ -117,7 +117,7 @@ def test_lists_of_other_programs_are_read(tmp_path, text, encoding):
         ("path,note, note\na.mp4,0,1\n", "names the column `note` twice"),
         ("path:label\na.mp4:0\n", r"no column `path` in the header \(path:label\)"),
         ("a.mp4,0\nb.mp4,1\n", r"no column `path` in the header \(a.mp4, 0\)"),
-        ("path,label\n\na.mp4\n", r"line 3: .*number of fields than the header: 1, not 2 \(path, label\)"),
+        ("path,label\n\na.mp4\n", r"line 3: .*number of fields differs from the header: 1, not 2 \(path, label\)"),
         ('path,label\n"a\n.mp4",0\n', "line 2: .*holds U[+]000A"),
         ("path\na\u200b.mp4\n", r"line 2: the clip's path 'a\\u200b.mp4' holds U[+]200B ZERO WIDTH SPACE"),
         ("path\na\u202f.mp4\n", "holds U[+]202F NARROW NO-BREAK SPACE"),
