@@ -1,4 +1,4 @@
-"""Errors for the user to fix, each a single sentence, and the rule for which of them are worth a retry."""
+"""Errors for the user to fix, each described in one sentence, and which of them a retry may resolve."""
 
 import dataclasses
 import errno

@@ -31,7 +31,7 @@ def first_sound(waveform: Real[np.ndarray, " S"], threshold: float = SILENCE) ->
 def frames_of_silence(samples: int) -> int:
     """Returns how many video frames (25 Hz) begin within a leading silence of a number of samples.
 
-    The argument is in samples because rounding of seconds could lose a frame at exact multiples of 640 samples.
+    Takes samples because rounded seconds could fall just below an exact multiple of 640 samples and lose a frame.
     """
     return samples // SAMPLES_PER_FRAME + 1 if samples else 0
 

@@ -67,7 +67,7 @@ def test_a_heap_that_never_ends_is_refused_in_seconds(tmp_path):
         data[heap + 16 : heap + size] = bytes(size - 16)
         heap = data.find(b"GCOL", heap + size)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"features-00000\.h5: not a whole HDF5 file of ours \(the HDF5 library"):
+    with pytest.raises(UserError, match=r"features-00000\.h5: not a valid avh-align HDF5 file \(the HDF5 library"):
         open_shard(path)
 
 
@@ -96,12 +96,12 @@ def attribute(name, value):
         (nested_groups, "more than 1000 objects"),
         (lambda file: file.__setitem__("again", file["/"]), "more than 1000 objects"),
         (attribute("trimmed", np.bytes_(b"x")), "'trimmed' is 'x'"),
-        (attribute("trimmed", np.void(b"x")), "'trimmed' is not one number or one text"),
-        (attribute("trimmed", h5py.Empty("f4")), "attribute 'trimmed' is (empty|not one number)"),
-        (attribute("width", np.complex64(8)), "'width' is not one number or one text"),
+        (attribute("trimmed", np.void(b"x")), "'trimmed' is not a single number or text"),
+        (attribute("trimmed", h5py.Empty("f4")), "attribute 'trimmed' is (empty|not a single number)"),
+        (attribute("width", np.complex64(8)), "'width' is not a single number or text"),
         (attribute("width", 8.0), "'width' is 8.0"),
         (attribute("version", "1"), "version '1'"),
-        (attribute("frame_rate", np.array([25, 25])), "'frame_rate' is not one number"),
+        (attribute("frame_rate", np.array([25, 25])), "'frame_rate' is not a single number"),
         (attribute("settings", "[1"), "'settings' is not a JSON object"),
         (attribute("settings", "[" * 100_000), "'settings' is not a JSON object"),
         (attribute("seconds", '{"encode": "x"}'), "'seconds' holds more than numbers"),
@@ -237,5 +237,5 @@ def test_a_remote_file_is_read_like_a_local_one(tmp_path):
     assert (here.attributes, here.extents) == (there.attributes, there.extents)
     np.testing.assert_array_equal(here.array("visual"), there.array("visual"))
     remote.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(UserError, match="not a whole HDF5 file of ours"):
+    with pytest.raises(UserError, match="not a valid avh-align HDF5 file"):
         open_hdf5(remote)

@@ -148,7 +148,7 @@ def test_optional_contents_are_stored_where_asked_for(tmp_path, store):
         ("waveform/offset", [0, 500, 401, 803], "/waveform does not fit"),
         ("waveform/value", np.zeros(803, np.int32), "/waveform does not fit"),
         ("crops/value", np.zeros((8, 88, 88), np.uint8), "/crops does not fit"),
-        ("crops/offset", [0, 2, 4, 8], "another number of frames"),
+        ("crops/offset", [0, 2, 4, 8], "differ in frames per clip"),
         ("multimodal", np.zeros((7, WIDTH), np.float32), "/multimodal is"),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_shard_cut_short_is_refused(tmp_path, part):
     path = write_one(tmp_path, lengths=(50, 60))
     data = path.read_bytes()
     path.write_bytes(data[: int(part * len(data))])
-    with pytest.raises(UserError, match=r"features-00000\.h5: not a whole"):
+    with pytest.raises(UserError, match=r"features-00000\.h5: not a valid avh-align"):
         open_shard(path)
 
 
@@ -227,11 +227,11 @@ def compressed(name):
         (replaced("clips/offset", [0.0, 3.0, 8.0]), "cast"),
         (replaced("clips/path", ["a", "a"]), "twice"),
         (replaced("clips/face_share", np.float32([0.5, 1.5])), "not between 0 and 1"),
-        (replaced("clips/several_faces", np.float32([[0.5], [0.5]])), "not a whole HDF5"),
+        (replaced("clips/several_faces", np.float32([[0.5], [0.5]])), "not a valid avh-align HDF5"),
         (replaced("clips/offset", np.zeros((3, 1), np.int64)), "the wrong shape"),
         (replaced("clips/offset", np.zeros(0, np.int64)), "different lengths"),
         (replaced("segments/value", np.zeros((0, 3), np.float32)), "the wrong shape"),
-        (lambda f: (f.pop("visual"), f.create_group("visual")), "not a whole HDF5"),
+        (lambda f: (f.pop("visual"), f.create_group("visual")), "not a valid avh-align HDF5"),
         (lambda f: f.attrs.update(frame_rate=30), "30 frames a second"),
         (replaced("segments/offset", [0, 0, 1]), "does not match"),
         (replaced("visual", np.zeros((8, WIDTH), np.int32)), "int32"),
@@ -240,7 +240,7 @@ def compressed(name):
         (replaced("clips/split", ["test", "a\x1b[2J"]), "control characters"),
         (replaced("clips/path", ["a\u2028", "b"]), "control characters"),
         *((with_segment(*ends), "not 0 <= start <= end") for ends in ((2, 1), (-1, 1), (0, np.inf), (np.nan, 1))),
-        (lambda f: f.attrs.update(encoder=["a", "b"]), "not a whole HDF5"),
+        (lambda f: f.attrs.update(encoder=["a", "b"]), "not a valid avh-align HDF5"),
     ],
 )
 def test_a_shard_that_contradicts_itself_is_refused(tmp_path, change, reason):
@@ -312,7 +312,7 @@ def test_a_file_appears_only_when_whole(tmp_path):
 def test_an_output_is_checked_without_a_trace(tmp_path):
     (tmp_path / "file").write_text("x")
     check_output(tmp_path / "new" / "deep" / "x")
-    for path, reason in {"file/x": "not a folder that takes files", ".": "is a folder or a device"}.items():
+    for path, reason in {"file/x": "not a writable folder", ".": "is a folder or a device"}.items():
         with pytest.raises(UserError, match=reason):
             check_output(tmp_path / path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -79,7 +79,7 @@ LOST = neither(1, 3), neither(1, 4)  # the clips of shard 1, where it cannot be 
 BOTH = "^features-00000.h5: 'c0.mp4' of the clip list is both in a shard and in its failure log$"
 BEYOND = "features-00002.h5: is beyond the last shard", "not in the clip list, .*'c6.mp4'"
 OTHERWISE = "^features-00001.h5: was made otherwise than the shards before it: .* is .*, not .*$"
-BROKEN = "features-00001.h5: not a whole HDF5 file"
+BROKEN = "features-00001.h5: not a valid avh-align HDF5 file"
 
 # A shard and a change of it, or a file and what becomes of its bytes (None: gone); then a pattern for each sentence.
 DAMAGES = {
