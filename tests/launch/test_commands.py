@@ -26,7 +26,7 @@ MISTAKES = {
         ["evaluate", "--scores=a.h5", "--clips=r/clips.csv", "--output=r"],
         "r/clips.csv: is an input",
     ),
-    "failures without a list": (["evaluate", "--scores=a.h5", "--output=o", "--failures=f.jsonl"], "--clips is needed"),
+    "failures without a list": (["evaluate", "--scores=a.h5", "--output=o", "--failures=f.jsonl"], "--clips: required"),
     "no failures": (
         ["evaluate", "--scores=a.h5", "--output=o", "--clips=c.csv", "--failures=none.jsonl"],
         "none.jsonl: no such file",

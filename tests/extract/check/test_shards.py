@@ -251,7 +251,7 @@ COMMANDS = {
         2,
         "clips.csv: has no split 'test'",
     ),
-    "a root of a list": ("", "clips --clips=set/clips.csv --root=set", 2, "--root goes with --dataset"),
+    "a root of a list": ("", "clips --clips=set/clips.csv --root=set", 2, "--root: needs --dataset"),
     "no clips": ("", "clips", 2, "no clips named"),
     "an unknown data set": ("", "clips --dataset=kodf --root=set", 2, "--dataset"),
 }
