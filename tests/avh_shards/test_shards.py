@@ -1,4 +1,4 @@
-"""The shard format: what is written is read, damage is told, files appear whole."""
+"""Tests of the shard format: contents survive a round trip, damage is reported, files appear only when complete."""
 
 import contextlib
 import dataclasses
@@ -40,14 +40,14 @@ def write(shards, *outcomes):
 
 
 def write_one(folder, lengths=(3, 5), **options):
-    """A folder with one shard of clips of these lengths."""
+    """Creates a folder with one shard of clips of the given lengths and returns the shard's path."""
     clips = [ClipMeta(f"{n}.mp4", label=n % 2) for n in range(len(lengths))]
     shards = shard_set(folder, clips, **options)
     write(shards, *(StoredClip(clip, features(n, n)) for clip, n in zip(clips, lengths, strict=True)))
     return shards.writer.path(0)
 
 
-text = st.characters(exclude_categories=["C", "Z"], include_characters=" ")  # what a clip list may hold
+text = st.characters(exclude_categories=["C", "Z"], include_characters=" ")  # characters allowed in a clip list
 metas = st.fixed_dictionaries(
     {
         "path": st.text(text, min_size=1, max_size=9),
@@ -110,7 +110,7 @@ def test_a_segment_may_end_beyond_all_float32_numbers(tmp_path):
 
 
 def stored_with_all(lengths) -> list[StoredClip]:
-    """Clips with every optional content; waveforms and crops tell their clip."""
+    """Returns clips with every optional content; waveforms and crops identify their clip."""
     return [
         StoredClip(
             ClipMeta(f"{n}"),
@@ -274,7 +274,7 @@ def virtual_dataset(file, secret):
 
 @pytest.mark.parametrize("draw_on", [external_link, hidden_link, external_storage, virtual_dataset])
 def test_a_file_that_draws_on_others_is_refused(tmp_path, draw_on):
-    """It could bring any file of the machine into tables; score files are opened by the same function."""
+    """Checks that a shard cannot pull other files of the machine into tables; score files use the same function."""
     path, secret = write_one(tmp_path), tmp_path / "secret.h5"
     with h5py.File(secret, "w") as file:
         file["audio"], file["category"] = np.zeros((8, WIDTH), np.float32), ["secret", "secret"]
@@ -289,7 +289,7 @@ def test_links_inside_a_file_are_its_own(tmp_path):
     assert [clip.identity for clip in open_shard(path).clips] == ["", ""]
 
 
-def test_missing_shards_are_told(tmp_path):
+def test_missing_shards_are_reported(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         open_shard(tmp_path / "none.h5")
     with pytest.raises(UserError, match="no feature shards"):
@@ -347,7 +347,7 @@ def test_whole_files_and_shards_at_a_url(tmp_path):
         np.testing.assert_array_equal(open_shard(copy).visual, features(2).visual)
 
 
-def test_an_unknown_file_system_is_told():
+def test_an_unknown_file_system_is_reported():
     with pytest.raises(UserError, match="nowhere://x: cannot be reached"):
         as_path("nowhere://x")
 

@@ -1,4 +1,4 @@
-"""`avh`: lists the commands, and becomes the one that is named."""
+"""Tests of `avh`, which lists the commands and runs the named one."""
 
 import importlib
 import subprocess
