@@ -152,7 +152,7 @@ def check_path(path: str) -> str:
         a name of more than LONGEST_NAME bytes.
     """
     if not path:
-        raise ValueError("the clip's path is empty")
+        raise ValueError("the clip's path is empty; fill it in")
     if character := unprintable(path):
         raise ValueError(f"the clip's path {path!r} holds {character}; remove it, or rename the file")
     if path.startswith(("/", "\\")) or ".." in PurePosixPath(path.replace("\\", "/")).parts:
@@ -160,9 +160,11 @@ def check_path(path: str) -> str:
     if "://" in path:
         raise ValueError(f"the clip's path {path!r} is a URL; download the file and list its path")
     if not PurePosixPath(path).name:
-        raise ValueError(f"the clip's path {path!r} names no file")
+        raise ValueError(f"the clip's path {path!r} names no file; list a file")
     if any(len(name.encode()) > LONGEST_NAME for name in path.split("/")):
-        raise ValueError(f"the clip's path {reprlib.repr(path)} has a name of more than {LONGEST_NAME} bytes")
+        raise ValueError(
+            f"the clip's path {reprlib.repr(path)} has a name of more than {LONGEST_NAME} bytes; shorten it"
+        )
     return path
 
 
@@ -207,7 +209,7 @@ def shift_segments(segments: Sequence[tuple[float, float]], seconds: float) -> t
 
 
 def _clip(row: dict[str, str]) -> ClipMeta:
-    """Returns a row as a clip; raises a ValueError that says what is wrong with the row."""
+    """Returns a row as a clip; raises a ValueError if the row is invalid."""
     text = {name: row.get(name, "") for name in ("category", "split", "identity")}
     for name, value in text.items():
         if character := unprintable(value):

@@ -119,7 +119,7 @@ def open_hdf5(path: AnyPath) -> HDF5File:
             found = _examine(file, size)
     except UserError:
         raise
-    except Exception as error:  # each file system's package has its own
+    except Exception as error:  # each fsspec file system raises its own errors
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
     if "error" in found:
         raise UserError(f"{path}: not a valid avh-align HDF5 file ({one_line(found['error'])})")
@@ -141,7 +141,7 @@ def read_bytes(path: FilePath, start: int, stop: int) -> np.ndarray:
         else:
             content = path.fs.cat_file(path.path, start=start, end=stop) if stop > start else b""
             data = np.frombuffer(cast(bytes, content), np.uint8)
-    except Exception as error:  # each file system's package has its own
+    except Exception as error:  # each fsspec file system raises its own errors
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
     if len(data) != stop - start:
         raise UserError(f"{path}: has become shorter since it was opened; create it again")

@@ -45,7 +45,7 @@ def read_text(path: AnyPath, remedy: str = "") -> str:
         raise UserError(f"{path}: no such file{remedy and f'; {remedy}'}") from None
     except UserError:
         raise
-    except Exception as error:  # each file system's package has its own
+    except Exception as error:  # each fsspec file system raises its own errors
         reason = one_line(getattr(error, "strerror", None) or error)
         raise UserError(f"{path}: cannot be read ({reason}); name a readable file") from None
     for start, what in NOT_TEXT.items():

@@ -28,7 +28,7 @@ HEAD = 512  # bytes at a file's start in which `check_output` looks for its kind
 DRAFT = ".part"  # suffix of temporary files
 STEM = 32  # characters of a file's name kept in the name of its temporary, which must not become too long
 FULL = (errno.ENOSPC, errno.EDQUOT)
-UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)  # errors of writing to open files are nameless
+UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)  # write errors of open files lack a file name
 ATTEMPTS, PAUSE = 3, 0.1  # attempts to take a lock, and seconds between them: the previous run may be about to end
 HOLDER = 200  # characters read from a lock file
 
@@ -75,7 +75,7 @@ def reachable(path: AnyPath) -> FilePath:
     reached = as_path(path)
     try:
         reached.exists()
-    except Exception as error:  # each file system's package has its own
+    except Exception as error:  # each fsspec file system raises its own errors
         raise UserError(f"{path}: cannot be reached: {one_line(error)}") from error
     return reached
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Real
 from avh_shards.clip import FULL_SCALE, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 SILENCE = 0.0005  # |x| up to this is silence; AVH-Align's threshold
-START = 0.030  # seconds, the first moment whose largest |x| is most informative
+START = 0.030  # seconds; the largest |x| of this first moment is the most informative
 
 
 def leading_silence(waveform: Real[np.ndarray, " S"], threshold: float = SILENCE) -> float:

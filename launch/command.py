@@ -164,7 +164,7 @@ def _parse(
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # hides the libraries' progress messages
     if not arguments and len(rest) > 1:
-        sys.exit(complain(f"unexpected argument {rest[1]!r}; flags are written --name=value"))
+        sys.exit(complain(f"unexpected argument {rest[1]!r}; write flags as --name=value"))
     if arguments and not known and len(rest) == 1:
         sys.exit(complain(f"no {arguments} given"))
     return [*rest, *settings]
