@@ -83,7 +83,7 @@ def test_extraction(tmp_path, disk, tiny_checkpoint):
 
 
 def test_training(tmp_path, disk):
-    """Trains on a disk too small for the settings, the logs, one and then two checkpoints, and enlarges it each time."""
+    """Trains on a disk too small for settings, logs, one checkpoint or two checkpoints, enlarging it each time."""
     data = {split: make_source(tmp_path / split, [5, 9, 7]).path for split in ("train", "val")}
     given = {f"data.{split}": str(path) for split, path in data.items()}
     config = make_config(given | {"data.batch_frames": "10", "train.epochs": "2", "optimizer.learning_rate": "1e-3"})
