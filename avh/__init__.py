@@ -1,7 +1,7 @@
 """The Python API: features, training, scores and metrics, for notebooks and programs.
 
-Names are imported on first use. `import avh` is therefore immediate, and the names of one side work where only that side
-is installed.
+Names are imported on first use: `import avh` is immediate, and the names of one side work where only that side is
+installed.
 """
 
 import importlib

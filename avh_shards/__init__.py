@@ -1,6 +1,6 @@
-"""The shard format and its files: all that the PyTorch side and the JAX side share.
+"""Shard format and file handling that the PyTorch side and the JAX side share.
 
-It needs only numpy, h5py, fsspec and safetensors.
+Builds on numpy, h5py, fsspec and safetensors, and needs neither torch nor jax.
 """
 
 from avh_shards.clip import ClipMeta

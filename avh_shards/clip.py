@@ -1,4 +1,4 @@
-"""What is known of a clip, and its columns in a file."""
+"""Metadata of a clip, and the tables that store it in HDF5 files."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 FULL_SCALE = 32768  # of int16 waveforms: |x| = 1
 REAL, FAKE, UNKNOWN = 0, 1, -1  # clip labels
 
-# Columns of /clips that hold one value a clip, under the names of ClipMeta's fields.
+# Columns of /clips with one value per clip, named after the fields of ClipMeta.
 TEXT_COLUMNS = ("path", "category", "split", "identity")
 NUMBER_COLUMNS = {
     "label": np.int8,
@@ -27,39 +27,50 @@ NUMBER_COLUMNS = {
     "face_share": np.float32,
     "several_faces": np.float32,
 }
-LATER_COLUMNS = ("face_share", "several_faces")  # absent from older files: unknown
+LATER_COLUMNS = ("face_share", "several_faces")  # absent from older files, where they are unknown
 
-OVERHANG = 1.0  # seconds by which a fake segment may end after its clip: rounding, a stream that ends early, trimming
-SPEAKER = re.compile("(?:^|/)(id[0-9]+)/")  # VoxCeleb2's folder of a speaker
+# Seconds by which a fake segment may outlast its clip because of rounding, a stream that ends early or trimming.
+OVERHANG = 1.0
+SPEAKER = re.compile("(?:^|/)(id[0-9]+)/")  # a speaker's folder in VoxCeleb2
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipMeta:
-    """What is known of a clip beside its features."""
+    """Metadata of one clip: everything that is stored about it except its features."""
 
     path: str  # key of the clip: relative, unique in its set
     label: int = UNKNOWN  # REAL, FAKE or UNKNOWN
     category: str = ""  # e.g. RealVideo-FakeAudio
     split: str = ""
     identity: str = ""  # of the speaker
-    leading_silence: float = math.nan  # seconds, of the untrimmed audio; NaN = unknown
-    trimmed_frames: int = -1  # dropped at the start; -1 = unknown
-    segments: tuple[tuple[float, float], ...] = ()  # fake stretches, seconds of the stored clip
-    face_share: float = math.nan  # share of the untrimmed clip's frames in which a face was found; NaN = unknown
-    several_faces: float = math.nan  # share in which several were; NaN = unknown
+    leading_silence: float = math.nan  # seconds in the untrimmed audio; NaN = unknown
+    trimmed_frames: int = -1  # frames dropped at the start; -1 = unknown
+    segments: tuple[tuple[float, float], ...] = ()  # fake stretches (start, end), seconds in the stored clip
+    face_share: float = math.nan  # share of the untrimmed clip's frames with a detected face; NaN = unknown
+    several_faces: float = math.nan  # share of these frames with several detected faces; NaN = unknown
 
 
 def ends_beyond(clip: ClipMeta, frames: int) -> bool:
-    """Whether a fake segment starts after the end of a clip of `frames` frames, or ends more than OVERHANG after it.
+    """Returns whether a fake segment starts at or after a clip's end, or outlasts the clip by more than OVERHANG.
 
-    Times in milliseconds or frames show in this way, and segments of another clip.
+    This detects times in milliseconds or frames, and segments of another clip.
+
+    Args:
+      clip: the clip, whose segments are in seconds.
+      frames: its length in frames.
     """
     length = frames / FRAME_RATE
     return any(start >= length or end > length + OVERHANG for start, end in clip.segments)
 
 
 def write_clip_table(file: h5py.File, clips: Sequence[ClipMeta], offset: Int64[np.ndarray, "borders"]) -> None:
-    """Writes /clips and /segments."""
+    """Writes the groups /clips and /segments.
+
+    Args:
+      file: an HDF5 file that is open for writing.
+      clips: the metadata of N clips.
+      offset: [N + 1] row at which each clip starts, and the end of the last clip.
+    """
     file["clips/offset"] = offset
     for name in TEXT_COLUMNS:
         write_text(file, f"clips/{name}", [getattr(clip, name) for clip in clips])
@@ -71,7 +82,10 @@ def write_clip_table(file: h5py.File, clips: Sequence[ClipMeta], offset: Int64[n
 
 
 def read_clip_table(file: HDF5File) -> tuple[tuple[ClipMeta, ...], Int64[np.ndarray, "borders"]]:
-    """Reads /clips and /segments: the clips and their offset [N+1].
+    """Reads the groups /clips and /segments.
+
+    Returns:
+      The metadata of N clips, and the row at which each clip starts followed by the end of the last, [N + 1].
 
     Raises:
       ValueError: a column is missing or differs in length, an offset does not rise, a text is not printable, a
@@ -97,19 +111,19 @@ def _check_clip_table(columns: dict, offset: np.ndarray, segment_offset: np.ndar
     """Raises a ValueError if the parts of a clip table contradict each other."""
     count = len(offset) - 1
     if offset.ndim != 1 or segment_offset.ndim != 1 or value.ndim != 2 or value.shape[1] != 2:
-        raise ValueError("/clips/offset, /segments/offset or /segments/value has another shape")
+        raise ValueError("/clips/offset, /segments/offset or /segments/value has the wrong shape")
     if any(len(column) != count for column in columns.values()) or len(segment_offset) != count + 1:
         raise ValueError("the columns of /clips have different lengths")
     if len(set(columns["path"])) != count:
-        raise ValueError("/clips/path names a clip twice")
+        raise ValueError("/clips/path lists a clip twice")
     if not set(columns["label"]) <= {REAL, FAKE, UNKNOWN}:
-        raise ValueError("/clips/label holds what is not 0, 1 or -1")
+        raise ValueError("/clips/label holds a value that is not 0, 1 or -1")
     if not all(text.isprintable() for name in TEXT_COLUMNS for text in columns[name]):
-        raise ValueError("a text of /clips holds control characters")
+        raise ValueError("a text column of /clips holds control characters")
     if offset[0] != 0 or (np.diff(offset) < 1).any():
         raise ValueError("/clips/offset does not rise from 0")
     if segment_offset[0] != 0 or (np.diff(segment_offset) < 0).any() or segment_offset[-1] != len(value):
-        raise ValueError("/segments/offset does not fit /segments/value")
+        raise ValueError("/segments/offset does not match /segments/value")
     if not ((value[:, 0] >= 0) & (value[:, 0] <= value[:, 1]) & (value[:, 1] < np.inf)).all():
         raise ValueError("/segments/value holds a segment that is not 0 <= start <= end")
     shares = (share for name in LATER_COLUMNS for share in columns.get(name, ()))
@@ -118,11 +132,18 @@ def _check_clip_table(columns: dict, offset: np.ndarray, segment_offset: np.ndar
 
 
 def offsets(lengths: Sequence[int] | Int64[np.ndarray, " N"]) -> Int64[np.ndarray, "borders"]:
-    """Start of each of N pieces laid end to end, and the end of the last."""
+    """Returns the offsets of N consecutive pieces: the start of each, and the end of the last.
+
+    Args:
+      lengths: the length of each piece.
+
+    Returns:
+      [N + 1] offsets, the first of which is 0.
+    """
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 
 
 def speaker_of(path: str) -> str:
-    """Returns VoxCeleb2's name of a speaker, the first folder idNNNNN of a clip's path; "" if it has none."""
+    """Returns the VoxCeleb2 speaker, the first folder named idNNNNN in a clip's path, or "" if there is none."""
     found = SPEAKER.search(path)
     return found.group(1) if found else ""

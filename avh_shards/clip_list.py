@@ -1,4 +1,4 @@
-"""Clip lists: which clips there are, read from a CSV file and checked line by line; which file a clip's path names."""
+"""Clip lists: CSV files that name clips, validated line by line, and the lookup of the file that a path names."""
 
 import contextlib
 import csv
@@ -19,30 +19,29 @@ from avh_shards.paths import AnyPath
 from avh_shards.text import unprintable
 
 CLIP_COLUMNS = ("path", "label", "category", "split", "identity", "fake_segments")
-UNREAD_COLUMNS = ("num_frames",)  # further columns of AVH-Align's own lists
-MAX_FRAMES = 15_000  # of a clip, 10 minutes: the encoder sees it in one piece, if memory allows
+UNREAD_COLUMNS = ("num_frames",)  # columns of AVH-Align's own lists that are ignored without a warning
+MAX_FRAMES = 15_000  # per clip, 10 minutes: the encoder processes a clip in one piece, memory permitting
 LABEL_WORDS = {"0": REAL, "1": FAKE, "-1": UNKNOWN, "": UNKNOWN, "real": REAL, "fake": FAKE, "unknown": UNKNOWN}
-LABEL_WORDS |= {"0.0": REAL, "1.0": FAKE, "-1.0": UNKNOWN}  # pandas' spelling, where a label of the column is missing
+LABEL_WORDS |= {"0.0": REAL, "1.0": FAKE, "-1.0": UNKNOWN}  # pandas writes floats if any label is missing
 NUMBERS = {int, float}
-LONGEST_NAME = 255  # bytes: no common file system holds a longer one
+LONGEST_NAME = 255  # bytes, the limit of common file systems
 
 
 def read_clip_list(path: AnyPath) -> list[ClipMeta]:
-    """Reads a clip list.
+    """Reads and validates a clip list.
 
-    Blanks at either end of a field do not count; a name that does begin or end with one is written `./ a.mp4` or
-    `a.mp4 /`.
+    Blanks around a field are stripped; write a name that really begins or ends with one as `./ a.mp4` or `a.mp4 /`.
 
     Args:
-      path: a CSV file, delimited by commas, semicolons or tabs, whose header names at least `path`; also read, where
-        present: `label` (0 or real, 1 or fake, -1 or empty = unknown), `category`, `split`, `identity`,
+      path: a CSV file, delimited by commas, semicolons or tabs, whose header has the column `path`. Optional columns:
+        `label` (0 or real, 1 or fake, -1 or empty = unknown), `category`, `split`, `identity`,
         `fake_segments` (JSON: [[start, end], ...], seconds).
 
     Returns:
       The clips, in the file's order.
 
     Raises:
-      UserError: naming the file and, where there is one, the line at fault.
+      UserError: the file cannot be read, lists no clips, or has an invalid line, which the message names.
     """
     clips: list[ClipMeta] = []
     lines: dict[str, int] = {}
@@ -55,12 +54,12 @@ def read_clip_list(path: AnyPath) -> list[ClipMeta]:
             raise UserError(f"{path}, line {line}: {clip.path!r} is also in line {first}; list each clip once")
         clips.append(clip)
     if not clips:
-        raise UserError(f"{path}: holds no clip; list one a line")
+        raise UserError(f"{path}: lists no clips; add one per line")
     return clips
 
 
 def clip_list_text(clips: Sequence[ClipMeta]) -> str:
-    """A clip list in the form that `read_clip_list` reads."""
+    """Formats clips as a CSV file that `read_clip_list` reads."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CLIP_COLUMNS)
@@ -72,15 +71,15 @@ def clip_list_text(clips: Sequence[ClipMeta]) -> str:
 
 
 def inside(root: str | os.PathLike, path: str, suffix: str | None = None) -> Path:
-    """The file of a clip below a folder.
+    """Returns the file of a clip below a folder, whether or not it exists.
 
-    Where no file has exactly this name, one counts that differs only as lists from other systems do: in Unicode form
-    (NFC, NFD), in blanks at the ends of names, in backslashes for slashes.
+    If no file has exactly this name, the only one is used that differs just in the ways in which lists from other
+    systems do: in Unicode form (NFC, NFD), in blanks at the ends of names, or in backslashes instead of slashes.
 
     Args:
       root: the folder.
-      path: of the clip.
-      suffix: in place of the clip's own (".npz", "_roi.mp4").
+      path: path of the clip, relative to the folder.
+      suffix: replaces the clip's own suffix (".npz", "_roi.mp4").
 
     Raises:
       ClipError: the path does not name a place below the folder.
@@ -90,19 +89,22 @@ def inside(root: str | os.PathLike, path: str, suffix: str | None = None) -> Pat
     except ValueError as error:
         raise ClipError("path", str(error)) from None
     file = file if suffix is None else file.with_name(file.stem + suffix)
-    with contextlib.suppress(OSError):  # of names too long, or folders without permission: whoever opens it will say
+    with contextlib.suppress(OSError):  # name too long, or no permission: reported when the file is opened
         if not file.exists():
             return _as_stored(Path(root), file.relative_to(root)) or file
     return file
 
 
 def plain_path(path: str) -> str:
-    """A clip's path without the differences that `inside` overlooks: clips that share it may share a file."""
+    """Normalises a clip's path as `inside` does: clips with the same result may share a file."""
     return "/".join(map(_plain, path.replace("\\", "/").split("/")))
 
 
 def near_name(file: str | os.PathLike) -> str:
-    """Ends a message on a missing file: a question that names its likeliest other spelling (case), or ""."""
+    """Returns "; did you mean NAME?" for a missing file if its folder has another spelling of the name, else "".
+
+    The spellings may differ in case, Unicode form and blanks at the ends.
+    """
     missing = Path(str(file).replace("\\", "/"))
     with contextlib.suppress(OSError):
         while not missing.parent.exists():
@@ -114,12 +116,16 @@ def near_name(file: str | os.PathLike) -> str:
 
 
 def rows_by_ending(paths: Sequence[str], names: Iterable[str]) -> dict[str, list[int]]:
-    """Finds the paths that each of some names means: the equal one, else those that end with it after some folders.
+    """Matches names to paths: to the equal path, or else to every path that ends with the name after some folders.
+
+    Args:
+      paths: the paths to search.
+      names: relative paths, which may lack leading folders.
 
     Returns:
-      The rows in `paths` by name; names that mean none are left out.
+      The indices in `paths` that each name matches; names without a match are left out.
     """
-    wanted = set(names)  # a set of clips has several endings for each
+    wanted = set(names)
     exact: dict[str, list[int]] = {}
     longer: dict[str, list[int]] = {}
     for row, path in enumerate(paths):
@@ -132,7 +138,7 @@ def rows_by_ending(paths: Sequence[str], names: Iterable[str]) -> dict[str, list
 
 
 def path_endings(path: str) -> Iterator[str]:
-    """Yields a path without its first folder, without its first two, and so on: b/c.mp4 and c.mp4 of a/b/c.mp4."""
+    """Yields a path without its first folder, without its first two, and so on: b/c.mp4 and c.mp4 for a/b/c.mp4."""
     while "/" in path:
         path = path.partition("/")[2]
         yield path
@@ -142,25 +148,32 @@ def check_path(path: str) -> str:
     """Returns a clip's path if it names a place below its root.
 
     Raises:
-      ValueError: the path is empty, absolute or a URL, climbs out by `..`, or holds characters that do not print.
+      ValueError: the path is empty, absolute or a URL, contains `..` or unprintable characters, names no file, or has
+        a name of more than LONGEST_NAME bytes.
     """
     if not path:
-        raise ValueError("the clip's path is empty")
+        raise ValueError("the clip's path is empty; fill it in")
     if character := unprintable(path):
-        raise ValueError(f"the clip's path {path!r} holds {character}; take it out, or rename the file")
+        raise ValueError(f"the clip's path {path!r} holds {character}; remove it, or rename the file")
     if path.startswith(("/", "\\")) or ".." in PurePosixPath(path.replace("\\", "/")).parts:
-        raise ValueError(f"the clip's path {path!r} leaves its folder; paths are relative and go down only")
+        raise ValueError(f"the clip's path {path!r} leaves its folder; use a relative path without `..`")
     if "://" in path:
-        raise ValueError(f"the clip's path {path!r} is a URL; fetch the file, and list its path")
+        raise ValueError(f"the clip's path {path!r} is a URL; download the file and list its path")
     if not PurePosixPath(path).name:
-        raise ValueError(f"the clip's path {path!r} names no file")
+        raise ValueError(f"the clip's path {path!r} names no file; list a file")
     if any(len(name.encode()) > LONGEST_NAME for name in path.split("/")):
-        raise ValueError(f"the clip's path {reprlib.repr(path)} has a name of more than {LONGEST_NAME} bytes")
+        raise ValueError(
+            f"the clip's path {reprlib.repr(path)} has a name of more than {LONGEST_NAME} bytes; shorten it"
+        )
     return path
 
 
 def check_segments(name: str, value: object) -> tuple[tuple[float, float], ...]:
-    """Fake stretches out of parsed JSON, in seconds.
+    """Returns fake segments from parsed JSON, in seconds.
+
+    Args:
+      name: what to call the value in an error message.
+      value: the parsed JSON.
 
     Raises:
       ValueError: they are not [[start, end], ...] with 0 <= start <= end.
@@ -175,30 +188,32 @@ def check_segments(name: str, value: object) -> tuple[tuple[float, float], ...]:
 
 
 def refuse_shared_names(clips: Sequence[ClipMeta]) -> None:
-    """Refuses clips that differ in their suffix alone, where another suffix takes its place (x.mp4 means x.npz).
+    """Rejects clips that differ only in their suffix, for inputs that replace the suffix (x.mp4 is read from x.npz).
 
     Raises:
-      UserError: naming the two.
+      UserError: two clips would be read from the same file; the message names both.
     """
     seen: dict[str, str] = {}
     for clip in clips:
         if (other := seen.setdefault(str(PurePosixPath(clip.path).with_suffix("")), clip.path)) != clip.path:
-            raise UserError(f"the list names {other!r} and {clip.path!r}, which would both be read from the same file")
+            raise UserError(
+                f"the list names {other!r} and {clip.path!r}, which would both be read from the same file; keep one"
+            )
 
 
 def shift_segments(segments: Sequence[tuple[float, float]], seconds: float) -> tuple[tuple[float, float], ...]:
-    """Segments on a timeline that starts `seconds` later; what lay before is gone."""
+    """Returns segments in seconds on a timeline that starts `seconds` later, without the parts before its start."""
     if not seconds:
         return tuple(segments)
     return tuple((max(start - seconds, 0.0), end - seconds) for start, end in segments if end > seconds)
 
 
 def _clip(row: dict[str, str]) -> ClipMeta:
-    """One row as a clip; a ValueError says what is wrong with it."""
+    """Returns a row as a clip; raises a ValueError if the row is invalid."""
     text = {name: row.get(name, "") for name in ("category", "split", "identity")}
     for name, value in text.items():
         if character := unprintable(value):
-            raise ValueError(f"{name} {value!r} holds {character}; take it out")
+            raise ValueError(f"{name} {value!r} holds {character}; remove it")
     if (label := row.get("label", "").casefold()) not in LABEL_WORDS:
         raise ValueError(f"label {row['label']!r} is not one of 0 (real), 1 (fake), -1 (unknown); correct it")
     listed = row.get("fake_segments", "")
@@ -209,13 +224,13 @@ def _clip(row: dict[str, str]) -> ClipMeta:
     segments = check_segments("fake_segments", value)
     if segments and LABEL_WORDS[label] == REAL:
         raise ValueError("has fake_segments, but is labelled real; correct one of them")
-    # One spelling: "./a.mp4" is "a.mp4".
+    # Normalises the spelling: "./a.mp4" becomes "a.mp4".
     path = str(PurePosixPath(check_path(row["path"])))
     return ClipMeta(path, LABEL_WORDS[label], text["category"], text["split"], text["identity"], segments=segments)
 
 
 def _as_stored(root: Path, path: Path) -> Path | None:
-    """The only file below a folder whose path differs only in the ways that `inside` allows."""
+    """Returns the file below a folder whose path differs only in the ways that `inside` allows, if it is unique."""
     found = root
     for part in path.as_posix().replace("\\", "/").split("/"):
         if not (found / part).exists():
@@ -228,7 +243,7 @@ def _as_stored(root: Path, path: Path) -> Path | None:
 
 
 def _namesakes(folder: Path, name: str) -> list[str]:
-    """The names in a folder that differ from this one at most in case, Unicode form and blanks at the ends."""
+    """Lists the names in a folder that differ from this one at most in case, Unicode form and blanks at the ends."""
     return _listing(folder, folder.stat().st_mtime_ns).get(_plain(name).casefold(), [])
 
 
@@ -238,7 +253,7 @@ def _plain(name: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _listing(folder: Path, changed: int) -> dict[str, list[str]]:
-    """The names in a folder by their plain form without case; read again only once it has changed."""
+    """Lists the names in a folder by their normalised, case-folded form; `changed` is its mtime, a cache key."""
     names: dict[str, list[str]] = {}
     for name in os.listdir(folder):  # noqa: PTH208 (names, not paths)
         names.setdefault(_plain(name).casefold(), []).append(name)

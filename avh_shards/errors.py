@@ -1,11 +1,11 @@
-"""Errors that are the user's to mend, each in one sentence; which of them may pass by themselves."""
+"""Errors for the user to fix, each described in one sentence, and which of them a retry may resolve."""
 
 import dataclasses
 import errno
 
-RETRIED = ("none", "passing", "all")  # failures that a restarted run tries again (--retry_failed)
-# Of the machine, a mount or the network: a clip's own content gives others. EPERM is not among them: it is -1, which
-# FFmpeg's decoders return for faults of all kinds.
+RETRIED = ("none", "passing", "all")  # which failures a restarted run retries (--retry_failed)
+# Errors of the machine, a mount or the network; a clip's content causes others. EPERM is left out: FFmpeg's decoders
+# return its negative, -1, for faults of all kinds.
 PASSING_ERRORS = {
     getattr(errno, name)
     for name in (
@@ -18,13 +18,16 @@ OPENCV_NO_MEMORY = -4  # cv::Error::StsNoMem
 
 
 class UserError(ValueError):
-    """A mistake of the user: which file or flag, what is wrong, what to do."""
+    """A mistake of the user; the message names the file or flag, what is wrong and what to do."""
 
 
 class ClipError(UserError):
-    """A clip that cannot be used: the stage at which that showed, and the reason in one sentence.
+    """A clip that cannot be used.
 
-    `passing` says that the reason may be gone when the clip is tried again: a file that is not there yet, say.
+    Attributes:
+      stage: the stage at which the clip failed.
+      reason: what is wrong, in one sentence.
+      passing: whether a retry may succeed, for example because a file does not exist yet.
     """
 
     def __init__(self, stage: str, reason: str, passing: bool = False):
@@ -37,20 +40,20 @@ class ClipError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A clip of the list that is in no shard, and why."""
+    """A listed clip that is in no shard, with the stage at which it failed and the reason."""
 
     path: str
     stage: str
     reason: str
-    passing: bool = False  # the reason may be gone when the clip is tried again
+    passing: bool = False  # whether a retry may succeed
 
     def retried(self, kind: str) -> bool:
-        """Whether a run that retries failures of a kind (of RETRIED) tries the clip again."""
+        """Returns whether a run with --retry_failed=`kind`, one of RETRIED, retries the clip."""
         return kind == "all" or (kind == "passing" and self.passing)
 
 
 def is_passing(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, is of the machine and not of the clip's file."""
+    """Returns whether an error, or an error in its chain of causes, comes from the machine and not from the clip."""
     while error is not None:
         memory = isinstance(error, MemoryError) or getattr(error, "code", None) == OPENCV_NO_MEMORY
         if memory or getattr(error, "errno", None) in PASSING_ERRORS or getattr(error, "passing", False):

@@ -1,7 +1,7 @@
-"""A feature shard: names, dtypes, units, and opening one with every promise checked.
+"""The feature shard format: names, dtypes and units, and functions that open and validate a shard.
 
-A shard is one HDF5 file that holds the AV-HuBERT features of N clips, F frames in all, laid end to end. All arrays are
-contiguous and uncompressed, so that a local file is memory-mapped, and any file read by ranges of bytes.
+A shard is an HDF5 file with the AV-HuBERT features of N clips, F frames in total, laid end to end. All arrays are
+contiguous and uncompressed: local files can be memory-mapped, and remote ones read by byte ranges.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ from avh_shards.text import one_line
 
 SHARD_FORMAT = "avh-features"
 SHARD_VERSION = 1
-UNKNOWN_STATE = "unknown"  # as the attribute `trimmed` of imported features
-RANDOM_WEIGHTS, SIMULATED = "random", "simulated"  # in place of weights_sha256, and in a note `trained_on`
+UNKNOWN_STATE = "unknown"  # value of the attribute `trimmed` for imported features
+RANDOM_WEIGHTS, SIMULATED = "random", "simulated"  # values of weights_sha256, and entries of the note `trained_on`
 CAVEATS = {
-    RANDOM_WEIGHTS: "RANDOM AV-HuBERT weights: the features mean nothing, nor does any number made of them",
+    RANDOM_WEIGHTS: "RANDOM AV-HuBERT weights: the features and all numbers computed from them are meaningless",
     SIMULATED: "SIMULATED features: numbers made of them show that the programs work, not how well fakes are found",
 }
 SHARD_PATTERN = "features-*.h5"
 
-# Optional contents, in clips' order; clip n is value[offset[n]:offset[n+1]]: dtype, shape of an item.
+# (dtype, shape of an item) of optional contents, in the order of the clips; clip n is value[offset[n]:offset[n+1]].
 RAGGED = {"waveform": (np.int16, ()), "crops": (np.uint8, (96, 96))}  # 16 kHz samples; grey mouth crops at 25 Hz
 OPTIONAL = ("multimodal", *RAGGED)
 FEATURES = ("visual", "audio", "multimodal")
@@ -39,15 +39,15 @@ TEXT_ATTRIBUTES = ("encoder", "weights_sha256", "settings", "created_by")
 
 
 class Variant(enum.Enum):
-    """What a set stores of its clips; the value names its folder, where both sets of an extraction are made."""
+    """The part of each clip that a set stores; the value names the set's folder if an extraction writes both sets."""
 
-    UNTRIMMED = "untrimmed"  # all of it
-    TRIMMED = "trimmed"  # from the end of the leading silence
+    UNTRIMMED = "untrimmed"  # the whole clip
+    TRIMMED = "trimmed"  # the clip from the end of its leading silence
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardTable:
-    """What a shard says of its clips, and where their features lie."""
+    """The metadata of a shard's clips, and the position of their features in the file."""
 
     path: FilePath
     size: int  # bytes of the file
@@ -55,16 +55,16 @@ class ShardTable:
     offset: Int64[np.ndarray, "borders"]  # clip n is rows offset[n]:offset[n+1]
     attributes: Mapping[str, object]
     features: dict[str, Extent]  # visual and audio, [F, D] float16 or float32; multimodal if stored
-    ragged: dict[str, tuple[Int64[np.ndarray, "borders"], Extent]]  # offset and values of waveform and crops, if stored
+    ragged: dict[str, tuple[Int64[np.ndarray, "borders"], Extent]]  # offsets and values of waveform and crops if stored
 
     def extent(self, content: str) -> Extent:
-        """Where one of its arrays lies: features, or the values of all clips end to end."""
+        """Returns the position of an array in the file: features, or the values of all clips end to end."""
         return self.features[content] if content in self.features else self.ragged[content][1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-    """Arrays of different lengths, one a clip, end to end."""
+    """Arrays of different lengths, one per clip, stored end to end."""
 
     offset: Int64[np.ndarray, "borders"]
     value: np.ndarray  # [S, ...], memory-mapped
@@ -77,7 +77,7 @@ class Ragged:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """An open shard. Arrays are read from disk only where they are touched."""
+    """An open shard, whose arrays are read from disk only where they are accessed."""
 
     path: Path
     clips: tuple[ClipMeta, ...]
@@ -86,8 +86,8 @@ class Shard:
     audio: Float[np.ndarray, "F D"]
     attributes: Mapping[str, object]
     multimodal: Float[np.ndarray, "F D"] | None = None
-    waveform: Ragged | None = None  # int16 at 16 kHz, from the stored clip's start to the end of its sound
-    crops: Ragged | None = None  # uint8 [T, 96, 96] a clip
+    waveform: Ragged | None = None  # int16 at 16 kHz, from the start of the stored clip to the end of its sound
+    crops: Ragged | None = None  # uint8 [T, 96, 96] per clip
 
     @property
     def width(self) -> int:
@@ -96,25 +96,25 @@ class Shard:
 
 
 def shard_name(shard: int) -> str:
-    """File name of a shard of a set, by its number; SHARD_PATTERN finds them all."""
+    """Returns the file name of a shard with a number; it matches SHARD_PATTERN."""
     return f"features-{shard:05d}.h5"
 
 
 def open_shard(path: AnyPath) -> Shard:
-    """Opens a local shard and checks that it is whole.
+    """Opens and validates a local shard.
 
     Args:
       path: an HDF5 file of shard format 1.
 
     Returns:
-      The shard; its arrays are memory-mapped.
+      The shard, with memory-mapped arrays.
 
     Raises:
-      UserError: the file is missing, cut short, of another format or version, or contradicts itself.
+      UserError: the file is missing, truncated, inconsistent, or of another format or version.
     """
     path = Path(str(path))
     table = read_shard_table(path)
-    # One map a file: h5py's global lock is then off the hot path, and a shard costs one descriptor.
+    # A single memory map keeps h5py's global lock off the hot path and costs one file descriptor per shard.
     buffer = np.memmap(path, np.uint8, "r")
     arrays: dict[str, Any] = {name: extent.within(buffer) for name, extent in table.features.items()}
     arrays |= {name: Ragged(offset, extent.within(buffer)) for name, (offset, extent) in table.ragged.items()}
@@ -122,10 +122,10 @@ def open_shard(path: AnyPath) -> Shard:
 
 
 def read_shard_table(path: AnyPath) -> ShardTable:
-    """Reads what a shard, local or at a URL, says of its clips, without its arrays.
+    """Reads and validates the clip table of a shard, local or at a URL, without its features.
 
     Raises:
-      UserError: the file is missing, cut short, of another format or version, or contradicts itself.
+      UserError: the file is missing, truncated, inconsistent, or of another format or version.
     """
     file = open_hdf5(path)
     check_format(file, SHARD_FORMAT, SHARD_VERSION)
@@ -146,25 +146,25 @@ def read_shard_table(path: AnyPath) -> ShardTable:
 
 
 def list_shards(directory: AnyPath) -> list[FilePath]:
-    """Paths of a folder's shards in order; a single shard stands for itself.
+    """Returns the paths of a folder's shards in order; for the path of a single shard, just that path.
 
     Raises:
-      UserError: `directory` holds no shard.
+      UserError: `directory` contains no shards.
     """
     folder = reachable(directory)
     if folder.is_file():
         return [folder]
     paths = sorted(folder.glob(SHARD_PATTERN), key=str) if folder.exists() else []
     if not paths:
-        raise UserError(f"{folder}: no feature shards ({SHARD_PATTERN}) there; make them with launch.extract")
+        raise UserError(f"{folder}: no feature shards ({SHARD_PATTERN}) there; create them with launch.extract")
     return paths
 
 
 def results_folder(path: AnyPath) -> FilePath:
-    """The place of a folder for results, which may be new.
+    """Returns the path of a folder for results, which need not exist.
 
     Raises:
-      UserError: it is a file, or holds shards, beside which nothing else is written.
+      UserError: the path is a file, or a folder of shards, to which nothing else is written.
     """
     folder = as_path(path)
     if folder.exists() and not folder.is_dir():
@@ -175,11 +175,12 @@ def results_folder(path: AnyPath) -> FilePath:
 
 
 def marks(*records: Mapping[str, object]) -> list[str]:
-    """Returns which of CAVEATS apply to a number.
+    """Returns the keys of CAVEATS that apply to a number.
 
     Args:
-      records: what it was made from: attributes of shards or score files, notes of weights. `weights_sha256` names the
-        encoder of the features; `trained_on` holds the marks of weights' training, separated by commas.
+      records: what the number was computed from: attributes of shards or score files, or notes of weights.
+        `weights_sha256` identifies the encoder of the features; `trained_on` lists the marks of the data that weights
+        were trained on, separated by commas.
     """
     names = ("weights_sha256", "trained_on")
     found = {mark for record in records for name in names for mark in str(record.get(name, "")).split(",")}
@@ -187,29 +188,38 @@ def marks(*records: Mapping[str, object]) -> list[str]:
 
 
 def caveat(*records: Mapping[str, object]) -> str:
-    """Returns what must accompany every number made from these (see `marks`); "" for features of real weights."""
+    """Returns the caveat to show with every number computed from these records (see `marks`); "" if none applies."""
     return "; ".join(CAVEATS[mark] for mark in marks(*records))
 
 
 def marked(name: str, *records: Mapping[str, object]) -> str:
-    """Returns a name as it may appear next to numbers made from these (see `marks`): "FakeAVCeleb (SIMULATED)"."""
+    """Returns a name with the marks of these records (see `marks`), for example "FakeAVCeleb (SIMULATED)"."""
     found = ", ".join(mark.upper() for mark in marks(*records))
     return f"{name} ({found})".lstrip() if found else name
 
 
 @contextlib.contextmanager
 def describing(path: AnyPath) -> Iterator[None]:
-    """Turns errors in the contents of one of our files into a UserError that names the file."""
+    """Converts errors in the contents of an HDF5 file into a UserError that names the file."""
     try:
         yield
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a whole HDF5 file of ours ({one_line(error)})") from error
+        raise UserError(f"{path}: not a valid avh-align HDF5 file ({one_line(error)})") from error
 
 
 def check_format(file: HDF5File, name: str, version: int) -> None:
-    """Raises a UserError for a file of another format or version."""
+    """Checks the format, version and frame rate of a file.
+
+    Args:
+      file: the opened file.
+      name: expected value of the attribute `format`.
+      version: expected value of the attribute `version`.
+
+    Raises:
+      UserError: one of them differs.
+    """
     found, number, rate = (file.attributes.get(attribute) for attribute in ("format", "version", "frame_rate"))
     if found != name or number != version:
         raise UserError(
@@ -220,10 +230,10 @@ def check_format(file: HDF5File, name: str, version: int) -> None:
 
 
 def json_attribute(path: AnyPath, attributes: Mapping[str, object], name: str) -> dict:
-    """Returns an attribute that is a JSON object; {} if there is none of this name.
+    """Parses an attribute that holds a JSON object; returns {} if the attribute is absent.
 
     Raises:
-      UserError: it is not a JSON object.
+      UserError: the attribute is not a JSON object.
     """
     try:
         found = json.loads(str(attributes.get(name, "{}")))
@@ -235,7 +245,7 @@ def json_attribute(path: AnyPath, attributes: Mapping[str, object], name: str) -
 
 
 def differences(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, tuple[object, object]]:
-    """Returns what two nested records hold differently, old and new, by dotted names; None = absent."""
+    """Returns the (old, new) values that differ between two nested records, by dotted name; None = absent."""
     found: dict[str, tuple[object, object]] = {}
     for name in dict.fromkeys([*old, *new]):
         one = old.get(name)
@@ -248,7 +258,7 @@ def differences(old: Mapping[str, object], new: Mapping[str, object]) -> dict[st
 
 
 def _check_attributes(path: AnyPath, attributes: Mapping[str, object]) -> None:
-    """Raises a UserError if an attribute of a shard is not what the format says."""
+    """Raises a UserError if an attribute of a shard does not conform to the format."""
     fits = {name: isinstance(text := attributes.get(name, ""), str) and text.isprintable() for name in TEXT_ATTRIBUTES}
     fits["width"] = type(width := attributes.get("width")) is int and width > 0
     fits["trimmed"] = attributes.get("trimmed") in (True, False, UNKNOWN_STATE, None)
@@ -278,5 +288,5 @@ def _check_ragged(
         if (extent.dtype, extent.shape[1:]) != RAGGED[name] or not rises or own[-1] != extent.shape[0]:
             raise UserError(f"{path}: /{name} does not fit its clips; extract this shard again")
     if "crops" in ragged and not np.array_equal(ragged["crops"][0], offset):
-        frames = f"{ragged['crops'][0][-1]}, not {offset[-1]}"
-        raise UserError(f"{path}: /crops holds another number of frames than the features: {frames}; extract it again")
+        frames = f"{ragged['crops'][0][-1]} and {offset[-1]} in total"
+        raise UserError(f"{path}: /crops and features differ in frames per clip ({frames}); extract this shard again")

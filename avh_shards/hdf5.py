@@ -1,10 +1,11 @@
-"""HDF5 files, read without trusting them and written so that a full disk does no harm.
+"""HDF5 input that tolerates damaged and hostile files, and output that survives a full disk.
 
-The HDF5 library was seen to loop for ever, to crash and to take all memory on damaged files. So a child process opens a
-file first, under limits of computing time and memory, and reports only where its arrays are; they are then read by
-ranges of bytes, here. The child gets the file's bytes from this process: it opens nothing itself, needs no locks, and
-works for any file system that fsspec knows. It asks for bytes on its standard output, gets them on its standard input,
-and answers with JSON: root attributes, where each array is, and text of variable length; or an error in words.
+On damaged files, the HDF5 library has been seen to loop for ever, crash and exhaust memory. A child process therefore
+opens each file first, with limits on CPU time and memory, and reports only where its arrays are; this process then
+reads them by byte range. The child receives the file's bytes from this process, so it opens nothing itself, needs no
+locks and works for every file system known to fsspec. It requests bytes on its standard output, receives them on its
+standard input, and answers with JSON: the root attributes, the position of each array and text of variable length, or
+an error message.
 """
 
 import atexit
@@ -32,43 +33,43 @@ from avh_shards.paths import AnyPath, FilePath, as_path, atomic_write
 from avh_shards.text import one_line
 
 REQUEST = struct.Struct("<Q")  # to the child: a file's size in bytes
-ANSWER = struct.Struct("<BQQ")  # READ, first byte, bytes; or DONE, bytes of JSON that follow, 0
+ANSWER = struct.Struct("<BQQ")  # (READ, first byte, number of bytes) or (DONE, bytes of JSON that follow, 0)
 READ, DONE = 1, 2
-SECONDS, BYTES_PER_SECOND = 3, 2**24  # of computing that any file may take, and bytes for which it may take one more
+SECONDS, BYTES_PER_SECOND = 3, 2**24  # CPU seconds allowed for any file, and bytes that allow one more
 MEMORY_LIMIT = 2**30  # bytes
-MOST_OBJECTS = 1000  # in a file: ours hold some twenty
+MOST_OBJECTS = 1000  # per file; the files of this project have about twenty
 
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-    """Where an array is in its file."""
+    """Position, dtype and shape of an array in its file."""
 
     start: int  # byte
     dtype: np.dtype
     shape: tuple[int, ...]
 
     def span(self, first: int, last: int) -> tuple[int, int]:
-        """First byte of row `first`, and the byte after row `last - 1`."""
+        """Returns the byte range of rows `first` to `last` (exclusive): its first byte and the byte after its last."""
         row = self.dtype.itemsize * int(np.prod(self.shape[1:]))
         return self.start + first * row, self.start + last * row
 
     def view(self, data: np.ndarray) -> np.ndarray:
-        """Bytes of some rows as these rows."""
+        """Returns the bytes of some rows (uint8) as an array of these rows."""
         return data.view(self.dtype).reshape(-1, *self.shape[1:])
 
     def within(self, file: np.ndarray) -> np.ndarray:
-        """The array, out of the bytes of its whole file."""
+        """Returns the array as a view of the bytes of its whole file (uint8)."""
         first, last = self.span(0, self.shape[0])
         return self.view(file[first:last])
 
 
 @dataclasses.dataclass(frozen=True)
 class HDF5File:
-    """What a file contains; no array has been read yet, and every array is within the file."""
+    """The contents of a file whose arrays have not been read yet, but are known to be within the file."""
 
     path: FilePath
     size: int  # bytes
-    attributes: Mapping[str, bool | int | float | str]  # of the root
+    attributes: Mapping[str, bool | int | float | str]  # root attributes
     extents: dict[str, Extent]  # arrays of numbers or of text of fixed length, by name ("clips/offset")
     texts: dict[str, list[str]]  # arrays of text of variable length
 
@@ -76,10 +77,11 @@ class HDF5File:
         return name in self.extents or name in self.texts
 
     def array(self, name: str) -> np.ndarray:
-        """Reads an array of numbers.
+        """Reads an array of numbers, or of text of fixed length as bytes.
 
         Raises:
-          ValueError: there is none of this name, or it has no dimension.
+          ValueError: the file has no such array, or the array has no dimensions.
+          UserError: the file cannot be read.
         """
         extent = self.extents.get(name)
         if extent is None or not extent.shape:
@@ -90,7 +92,8 @@ class HDF5File:
         """Reads a column of text.
 
         Raises:
-          ValueError: there is none of this name, or it is not UTF-8.
+          ValueError: the file has no such column, or the text is not UTF-8.
+          UserError: the file cannot be read.
         """
         if name in self.texts:
             return self.texts[name]
@@ -101,25 +104,25 @@ class HDF5File:
 
 
 def open_hdf5(path: AnyPath) -> HDF5File:
-    """Reads what an HDF5 file, local or at a URL, contains.
+    """Reads the attributes and the array positions of an HDF5 file, local or at a URL.
 
     Raises:
-      UserError: the file is missing, damaged, promises more than it contains, draws on other files, or holds arrays or
+      UserError: the file is missing, damaged or shorter than its arrays, refers to other files, or holds arrays or
         attributes of kinds that this project does not write.
     """
     path = as_path(path)
     try:
-        if not path.is_file():  # a pipe would never end
+        if not path.is_file():  # reading a pipe would never end
             raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
         with path.open("rb") as file:
             size = file.seek(0, io.SEEK_END)
             found = _examine(file, size)
     except UserError:
         raise
-    except Exception as error:  # each file system's package has its own
+    except Exception as error:  # each fsspec file system raises its own errors
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
     if "error" in found:
-        raise UserError(f"{path}: not a whole HDF5 file of ours ({one_line(found['error'])})")
+        raise UserError(f"{path}: not a valid avh-align HDF5 file ({one_line(found['error'])})")
     extents = {
         name: Extent(start, np.dtype(dtype), tuple(shape)) for name, (start, dtype, shape) in found["extents"].items()
     }
@@ -127,7 +130,7 @@ def open_hdf5(path: AnyPath) -> HDF5File:
 
 
 def read_bytes(path: FilePath, start: int, stop: int) -> np.ndarray:
-    """Reads a range of a file's bytes, uint8; the file is not held open.
+    """Reads bytes `start` to `stop` (exclusive) of a file as uint8, without keeping the file open.
 
     Raises:
       UserError: the file has become shorter, or its file system fails.
@@ -138,16 +141,16 @@ def read_bytes(path: FilePath, start: int, stop: int) -> np.ndarray:
         else:
             content = path.fs.cat_file(path.path, start=start, end=stop) if stop > start else b""
             data = np.frombuffer(cast(bytes, content), np.uint8)
-    except Exception as error:  # each file system's package has its own
+    except Exception as error:  # each fsspec file system raises its own errors
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
     if len(data) != stop - start:
-        raise UserError(f"{path}: has become shorter since it was opened; make it again")
+        raise UserError(f"{path}: has become shorter since it was opened; create it again")
     return data
 
 
 @contextlib.contextmanager
 def writing_hdf5(path: AnyPath) -> Iterator[h5py.File]:
-    """Yields an open HDF5 file that gets its name only when the block ends well.
+    """Yields an open HDF5 file that is renamed or uploaded to `path` only if the block succeeds.
 
     Raises:
       UserError: the disk is full, or the file cannot be written for another reason.
@@ -157,7 +160,7 @@ def writing_hdf5(path: AnyPath) -> Iterator[h5py.File]:
         try:
             with target, h5py.File(target, "w") as file:
                 yield file
-        except Exception:  # perhaps the library's at reading back what was not written
+        except Exception:  # after a failed write, the library may fail to read the data back
             if target.error is None:
                 raise
         if target.error is not None:
@@ -165,18 +168,18 @@ def writing_hdf5(path: AnyPath) -> Iterator[h5py.File]:
 
 
 def write_text(file: h5py.File, name: str, values: Sequence[str]) -> None:
-    """Writes a column of text of fixed length, whose bytes are in one place (variable lengths go through a heap)."""
+    """Writes a column of fixed-length text, whose bytes are contiguous; text of variable length would use a heap."""
     encoded = [value.encode() for value in values]
     dtype = h5py.string_dtype("utf-8", max(1, *map(len, encoded)) if encoded else 1)
     file.create_dataset(name, data=np.array(encoded, dtype=dtype))
 
 
 class _Target(io.FileIO):
-    """A file that remembers its first failed write and lets HDF5 continue: the library would crash on an error."""
+    """A file that records its first failed write and lets HDF5 continue: the library would crash on an error."""
 
     error: OSError | None = None
 
-    def write(self, data: Any) -> int:  # h5py's own memory view
+    def write(self, data: Any) -> int:  # h5py passes its own memory view
         rest = memoryview(data).cast("B")
         try:
             while len(rest) and self.error is None:
@@ -187,7 +190,7 @@ class _Target(io.FileIO):
 
 
 class _Examiner:
-    """The child process; one serves all files of this process, and is replaced when a file was its end."""
+    """The child process, which serves all files of this process and is replaced if a file terminates it."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -195,7 +198,7 @@ class _Examiner:
         atexit.register(self.close)
 
     def examine(self, file: IO[bytes] | io.IOBase, size: int) -> dict:
-        """Returns what a file contains, as `serve` reports it."""
+        """Returns the contents of a file, as `_contents` describes them, or {"error": message}."""
         with self._lock:
             process = self._process = self._process or _start()
             assert process.stdin is not None
@@ -211,13 +214,13 @@ class _Examiner:
                 return json.loads(_exactly(process.stdout, answer[1]))
             except (EOFError, BrokenPipeError):
                 self.close()
-                return {"error": "the HDF5 library crashes on it, or does not come to an end"}
-            except BaseException:  # Ctrl-C, a file system that fails: the child would wait for bytes that never come
+                return {"error": "the HDF5 library crashes or does not terminate on it"}
+            except BaseException:  # Ctrl-C, a failing file system: the child would wait for bytes that never come
                 self.close()
                 raise
 
     def close(self) -> None:
-        """Ends the child."""
+        """Terminates the child."""
         process, self._process = self._process, None
         if process is not None:
             with contextlib.suppress(BrokenPipeError), process:  # closes its pipes and waits for it
@@ -227,7 +230,7 @@ class _Examiner:
 def _start() -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from avh_shards.hdf5 import serve; serve()"]
-    # In a session of its own: Ctrl-C is this process's to handle.
+    # A separate session keeps Ctrl-C away from the child: this process handles it.
     return subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
     )
@@ -237,7 +240,7 @@ def _exactly(file: IO[bytes] | io.IOBase, count: int) -> bytes:
     """Reads exactly `count` bytes.
 
     Raises:
-      EOFError: there are fewer.
+      EOFError: the file has fewer bytes left.
     """
     data = file.read(count)
     if len(data) != count:
@@ -246,7 +249,7 @@ def _exactly(file: IO[bytes] | io.IOBase, count: int) -> bytes:
 
 
 class _Remote(io.RawIOBase):
-    """In the child, the file whose bytes the parent sends."""
+    """The child's view of a file, whose bytes the parent process sends."""
 
     def __init__(self, size: int, requests: IO[bytes], replies: IO[bytes]):
         self.size = size
@@ -278,13 +281,13 @@ class _Remote(io.RawIOBase):
 
 
 def _contents(file: h5py.File, size: int) -> dict:
-    """Describes a file of `size` bytes, in the child.
+    """Describes a file of `size` bytes; runs in the child.
 
     Returns:
       `attributes` of the root; `extents`: [start, dtype, shape] by name; `texts`: lists by name.
 
     Raises:
-      ValueError, ...: something in it is damaged, or is not what this project writes.
+      ValueError: the file holds something that this project does not write; damage also raises h5py's own errors.
     """
     found: dict = {"attributes": _attributes(file), "extents": {}, "texts": {}}
     waiting: list[tuple[str, h5py.Group]] = [("", file)]
@@ -311,7 +314,7 @@ def _attributes(file: h5py.File) -> dict:
         stored = file.attrs.get_id(name)
         text = h5py.check_string_dtype(stored.dtype)
         if stored.shape != () or (text is None and stored.dtype.kind not in "biuf"):
-            raise ValueError(f"its attribute {name!r} is not one number or one text")
+            raise ValueError(f"its attribute {name!r} is not a single number or text")
         value = file.attrs[name]
         if isinstance(value, h5py.Empty):
             raise ValueError(f"its attribute {name!r} is empty")
@@ -320,7 +323,7 @@ def _attributes(file: h5py.File) -> dict:
 
 
 def _describe(name: str, item: h5py.Dataset, size: int, found: dict) -> None:
-    """Adds a dataset to what was found, if its bytes are in one place in the file."""
+    """Adds a dataset to `found`; raises a ValueError if its bytes are not contiguous in the file."""
     if item.external or item.is_virtual:
         raise ValueError(f"/{name} is stored in other files")
     if item.shape is None:
@@ -334,7 +337,7 @@ def _describe(name: str, item: h5py.Dataset, size: int, found: dict) -> None:
         raise ValueError(f"/{name} is stored in chunks, or compressed")
     stored = length * item.id.get_type().get_size()
     if (start or 0) + stored > size:
-        raise ValueError(f"/{name} promises {stored} bytes, which the file does not hold")
+        raise ValueError(f"/{name} promises {stored} bytes, but the file is shorter")
     if item.dtype.kind == "O":
         found["texts"][name] = cast(np.ndarray, item.asstr()[:]).tolist()
     else:
@@ -342,27 +345,27 @@ def _describe(name: str, item: h5py.Dataset, size: int, found: dict) -> None:
 
 
 def _limit(kind: int, most: int) -> None:
-    """Limits a resource of this process, unless its limit is lower already, which it may not raise."""
+    """Limits a resource of this process, or keeps its hard limit if that is lower."""
     _, hard = resource.getrlimit(kind)
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(kind, (most, most))
 
 
 def serve() -> None:
-    """Runs the child: answers one request after the other until standard input ends."""
+    """Runs the child process: answers requests until standard input ends."""
     replies = sys.stdin.buffer
     requests = sys.stdout.buffer
     _limit(resource.RLIMIT_DATA, MEMORY_LIMIT)
     _limit(resource.RLIMIT_CORE, 0)
     while len(request := replies.read(REQUEST.size)) == REQUEST.size:
         (size,) = REQUEST.unpack(request)
-        # Counts this process's computing, not its waiting; and ends it, whatever loop it is in.
+        # ITIMER_PROF counts CPU time, not waiting, and its signal ends the process in whatever loop it is.
         signal.setitimer(signal.ITIMER_PROF, SECONDS + size / BYTES_PER_SECOND)
         try:
             with h5py.File(_Remote(size, requests, replies), "r") as file:
                 found = _contents(file, size)
             answer = json.dumps(found)
-        except Exception as error:  # h5py raises all kinds
+        except Exception as error:  # h5py raises many types
             answer = json.dumps({"error": str(error.args[0] if isinstance(error, KeyError) else error)})
         signal.setitimer(signal.ITIMER_PROF, 0)
         data = answer.encode()

@@ -1,7 +1,7 @@
-"""Files and folders, local or at a URL: paths, whole files only, one run at a time, local copies, hashes.
+"""Files and folders, local or at a URL: paths, atomic writes, locks, local copies and hashes.
 
-One run at a time writes to a folder or to a file. It holds a lock on a hidden file, which it removes when it ends. The
-kernel releases the lock of a process that dies, so what a killed run leaves behind keeps nobody out.
+Only one run at a time writes to a folder or a file. It holds a lock on a hidden file and removes the file when it ends.
+The kernel releases the lock of a process that dies, so the leftovers of a killed run block nobody.
 """
 
 import contextlib
@@ -24,21 +24,21 @@ from upath import UPath
 from avh_shards.errors import UserError
 from avh_shards.text import one_line, warn
 
-HEAD = 512  # bytes that a file's kind is looked for in
-DRAFT = ".part"  # ends the names of temporaries
-STEM = 32  # characters of a file's name that its temporary's name repeats: that name must fit wherever the file's does
+HEAD = 512  # bytes at a file's start in which `check_output` looks for its kind
+DRAFT = ".part"  # suffix of temporary files
+STEM = 32  # characters of a file's name kept in the name of its temporary, which must not become too long
 FULL = (errno.ENOSPC, errno.EDQUOT)
-UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)  # of an open file, whose errors do not name it
-ATTEMPTS, PAUSE = 3, 0.1  # of taking a lock, and seconds between them: the run before may be about to end
-HOLDER = 200  # characters that are read of a lock's file
+UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)  # write errors of open files lack a file name
+ATTEMPTS, PAUSE = 3, 0.1  # attempts to take a lock, and seconds between them: the previous run may be about to end
+HOLDER = 200  # characters read from a lock file
 
-# How files begin; as patterns, too: a command replaces a file only if it is of the kind that it writes.
+# First bytes of files, also used as patterns: a command replaces a file only if it is of the kind that it writes.
 HDF5 = b"\x89HDF\r\n\x1a\n"
 ZIP = b"PK\x03\x04"
 PNG = b"\x89PNG\r\n\x1a\n"
 GZIP = b"\x1f\x8b"
 HTML = rb"<!doctype html>"
-SAFETENSORS = rb".{8}\{"  # the length of a JSON header, and the header
+SAFETENSORS = rb".{8}\{"  # length of the JSON header, then the header
 
 FilePath = Path | UPath
 AnyPath = str | os.PathLike | UPath
@@ -46,14 +46,14 @@ Output = TypeVar("Output", bound=AnyPath)
 
 
 def as_path(path: AnyPath) -> FilePath:
-    """A local path, "~" being the user's home, or one on any file system that fsspec knows ("s3://bucket/folder").
+    """Returns a local path with "~" expanded, or a path on a file system known to fsspec ("s3://bucket/folder").
 
     Raises:
-      UserError: the path is empty or the home of no user; the URL's file system is unknown, or its package is not
-        installed.
+      UserError: the path is empty or names the home of an unknown user; or the URL's file system is unknown, or its
+        package is not installed.
     """
     if not str(path):
-        raise UserError("an empty path was given; name a file or a folder")  # pathlib takes it for the current folder
+        raise UserError("an empty path was given; name a file or a folder")  # pathlib would use the current folder
     try:
         if "://" not in str(path):
             return Path(str(path)).expanduser()
@@ -67,7 +67,7 @@ def as_path(path: AnyPath) -> FilePath:
 
 
 def reachable(path: AnyPath) -> FilePath:
-    """Returns a path whose file system has answered.
+    """Returns a path as `as_path` does, after checking that its file system responds.
 
     Raises:
       UserError: the file system is unknown or cannot be reached: no network, no permission, ...
@@ -75,21 +75,21 @@ def reachable(path: AnyPath) -> FilePath:
     reached = as_path(path)
     try:
         reached.exists()
-    except Exception as error:  # each file system's package has its own
+    except Exception as error:  # each fsspec file system raises its own errors
         raise UserError(f"{path}: cannot be reached: {one_line(error)}") from error
     return reached
 
 
 def check_output(path: AnyPath, kind: bytes = b"") -> None:
-    """Refuses, before any work is done and without a trace, a place where no file can be, or where one must stay.
+    """Rejects an output path that cannot be written or must not be overwritten, before any work and side effect.
 
     Args:
-      path: of the file to write.
-      kind: pattern of how such files begin; an empty file may always be replaced.
+      path: path of the file to write.
+      kind: regular expression for the first bytes of such files; an empty file may always be replaced.
 
     Raises:
-      UserError: the path is a folder or a device, is too long, or its folder cannot be made or written to; or a file
-        of another kind is there.
+      UserError: the path is a folder or a device, or is too long; its folder cannot be created or written to; or a file
+        of another kind exists there.
     """
     path = as_path(path)
     try:
@@ -98,7 +98,7 @@ def check_output(path: AnyPath, kind: bytes = b"") -> None:
         if isinstance(path, Path):
             there = next(folder for folder in path.absolute().parents if folder.exists())
             if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-                raise UserError(f"{path}: cannot be written: {there} is not a folder that takes files; name another")
+                raise UserError(f"{path}: cannot be written: {there} is not a writable folder; name another")
             if any(len(os.fsencode(part)) > os.pathconf(there, "PC_NAME_MAX") for part in path.parts):
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         if kind and path.exists():
@@ -111,10 +111,12 @@ def check_output(path: AnyPath, kind: bytes = b"") -> None:
 
 
 def refuse_inputs(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> None:
-    """Refuses to write over what a command reads, however its path is spelt or linked; URLs are compared as text.
+    """Rejects outputs that would overwrite an input, however its path is spelt or linked.
+
+    URLs are compared as text.
 
     Raises:
-      UserError: naming the first output that is an input.
+      UserError: an output is an input; the message names the first.
     """
     read = {_identity(path) for path in inputs}
     for path in outputs:
@@ -123,14 +125,14 @@ def refuse_inputs(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> None
 
 
 def check_outputs(outputs: Mapping[Output, bytes], inputs: Iterable[AnyPath] = ()) -> None:
-    """Refuses, before any work is done, outputs that are inputs, cannot be written, or would replace something else.
+    """Rejects outputs that are inputs, cannot be written or would replace something else, before any work is done.
 
     Args:
-      outputs: files to write, and how the files that the command writes there begin: see `check_output`.
-      inputs: files that are read.
+      outputs: files to write, each with the pattern of its first bytes (`kind` of `check_output`).
+      inputs: files that the command reads.
 
     Raises:
-      UserError: naming the first of them.
+      UserError: an output is unsuitable; the message names the first.
     """
     refuse_inputs(outputs, inputs)
     for path, kind in outputs.items():
@@ -138,7 +140,7 @@ def check_outputs(outputs: Mapping[Output, bytes], inputs: Iterable[AnyPath] = (
 
 
 def unwritable(path: AnyPath, error: OSError) -> UserError:
-    """The sentence for a file or folder that cannot be written."""
+    """Returns the UserError for a file or folder that cannot be written, with the reason and a remedy."""
     reason = one_line(error.strerror or error)
     advice = "free some space, or name another place" if error.errno in FULL else "name another place"
     return UserError(f"{path}: cannot be written: {reason[:1].lower()}{reason[1:]}; {advice}")
@@ -146,9 +148,9 @@ def unwritable(path: AnyPath, error: OSError) -> UserError:
 
 @contextlib.contextmanager
 def atomic_write(path: AnyPath) -> Iterator[Path]:
-    """Yields a temporary local path; the file written there gets the name `path` only when the block ends well.
+    """Yields a temporary local path, whose file is renamed or uploaded to `path` only if the block succeeds.
 
-    Several processes may write the same file: the last one to end wins, and every reader sees a whole file.
+    Several processes may write the same file: the last one to finish wins, and every reader sees a complete file.
 
     Raises:
       UserError: the file cannot be written: no space, no permission, ...
@@ -159,15 +161,15 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_writes(paths: Sequence[AnyPath], stale: Iterable[FilePath] = ()) -> Iterator[list[Path]]:
-    """Yields temporary local paths for files that belong together; they get their names when the block ends well.
+    """Yields temporary local paths for files that belong together, which are renamed if the block succeeds.
 
-    All are written whole before the old files are removed, and those are gone before the first new one appears: a
-    process killed at any moment leaves old files or new ones, never both. The first path is the first to go and the
-    last to appear: where that file is, all are.
+    All new files are complete before the old ones are removed, and all old ones are removed before the first new one
+    appears, so a process killed at any moment leaves old or new files, never a mixture. The first path is removed first
+    and appears last: if that file exists, so do all others.
 
     Args:
-      paths: of the files; a single one replaces its predecessor in one step.
-      stale: further files of the old set, which have no successors.
+      paths: paths of the files; a single file replaces its predecessor in one step.
+      stale: other files of the old set, which are removed without replacement.
 
     Raises:
       UserError: a file cannot be written: no space, no permission, ...
@@ -199,17 +201,17 @@ def atomic_writes(paths: Sequence[AnyPath], stale: Iterable[FilePath] = ()) -> I
 
 @contextlib.contextmanager
 def locked(path: AnyPath, lock: AnyPath | None = None) -> Iterator[None]:
-    """Keeps other runs from writing to a place while the block lasts.
+    """Keeps other runs from writing to a folder or a file during the block.
 
-    Folders that are missing are made, and removed again if the block leaves them empty. URLs are not locked; on a file
-    system without locks the block runs without, and a line on stderr says so.
+    Missing folders are created, and removed again if the block leaves them empty. URLs are not locked; on a file system
+    without locks the block runs unlocked, with a warning on standard error.
 
     Args:
       path: a folder or a file.
-      lock: file to hold the lock on; by default `.lock` in the folder `path`.
+      lock: file to lock; by default `.lock` in the folder `path`.
 
     Raises:
-      UserError: another run holds the lock, or there can be no file.
+      UserError: another run holds the lock, or the lock file cannot be created.
     """
     path = as_path(path)
     lock = path / ".lock" if lock is None else as_path(lock)
@@ -225,32 +227,32 @@ def locked(path: AnyPath, lock: AnyPath | None = None) -> Iterator[None]:
                 lock.unlink(missing_ok=True)
     finally:
         for folder in missing:
-            with contextlib.suppress(OSError):  # not empty: what this run was for
+            with contextlib.suppress(OSError):  # not empty: it holds the results
                 folder.rmdir()
 
 
 def file_lock(path: AnyPath) -> AnyPath:
-    """The file whose lock guards a single output file, however its path is spelt: hidden, next to it."""
+    """Returns the hidden lock file next to a single output file; every spelling of its path has the same one."""
     path = real_path(as_path(path))
     digest = hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:8]
     return path.with_name(f".{path.name[:STEM]}.{digest}.lock")
 
 
 def remove_leftovers(folder: Path, start: str) -> None:
-    """Removes the temporaries of killed processes whose names begin with `start`; those in use are locked and stay."""
+    """Removes temporaries of killed processes whose names begin with `start`; those in use are locked and stay."""
     for left in folder.iterdir():
         if left.name.startswith(start) and left.name.endswith(DRAFT):
             with contextlib.suppress(OSError), left.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # NFS locks exclusively only what is open for writing
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # on NFS, an exclusive lock needs a writable file
                 left.unlink()
 
 
 @contextlib.contextmanager
 def local_file(path: AnyPath) -> Iterator[Path]:
-    """The file itself if it is local, else a copy for the time of the block.
+    """Yields the path itself if it is local, else a local copy that exists during the block.
 
     Raises:
-      UserError: the file does not exist.
+      UserError: the remote file does not exist.
     """
     path = as_path(path)
     if isinstance(path, Path):
@@ -273,9 +275,9 @@ def file_sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def _draft(path: FilePath) -> Iterator[Path]:
-    """Yields a temporary path for a file, in its folder, locked for as long as the block lasts.
+    """Yields a temporary path in a file's folder, locked during the block.
 
-    A killed process leaves its temporary behind, but not the lock: the next one to write the file removes it.
+    A killed process leaves its temporary behind, but not the lock: the next process to write the file removes it.
     """
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory() as folder:
@@ -287,7 +289,7 @@ def _draft(path: FilePath) -> Iterator[Path]:
     while True:
         temporary = path.with_name(f"{stem}{uuid.uuid4().hex[:8]}{DRAFT}")
         with temporary.open("xb") as file:
-            with contextlib.suppress(OSError):  # a file system without locks: what is left there stays
+            with contextlib.suppress(OSError):  # a file system without locks, where leftovers stay
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not temporary.exists():  # another process took it for a leftover before it was locked
                 continue
@@ -299,7 +301,7 @@ def _draft(path: FilePath) -> Iterator[Path]:
 
 
 def _of_writing(error: OSError, targets: Sequence[FilePath]) -> bool:
-    """Whether an error is of writing files, not of reading what goes into them."""
+    """Returns whether an error comes from writing the targets, and not from reading their contents elsewhere."""
     if error.filename is None:
         return error.errno in UNWRITABLE
     name = os.fsdecode(error.filename)
@@ -307,12 +309,12 @@ def _of_writing(error: OSError, targets: Sequence[FilePath]) -> bool:
 
 
 def real_path(path: FilePath) -> FilePath:
-    """Returns the file itself, where a local path is a link: replacing the link would leave the file as it was."""
+    """Resolves the links of a local path: replacing a link would leave the file itself unchanged."""
     return Path(os.path.realpath(path)) if isinstance(path, Path) else path
 
 
 def _identity(path: AnyPath) -> object:
-    """What two paths of one local file have in common; a URL as it is."""
+    """Returns a value that is equal for all paths of one local file; for a URL, its text."""
     if "://" in str(path):
         return str(path)
     local = os.path.expanduser(str(path))  # noqa: PTH111 (pathlib's raises an error where nobody has that home)
@@ -324,7 +326,7 @@ def _identity(path: AnyPath) -> object:
 
 
 def _take_lock(path: FilePath, lock: Path) -> TextIO:
-    """The lock's file, open and, where that is possible, locked."""
+    """Returns the lock file, open and, if the file system supports it, locked."""
     try:
         for attempt in range(ATTEMPTS):
             time.sleep(PAUSE if attempt else 0)
@@ -339,11 +341,11 @@ def _take_lock(path: FilePath, lock: Path) -> TextIO:
                 _warn_of_no_locks(error.strerror)
                 return file
             else:
-                # The run before may have removed the file between our opening and our locking it.
+                # The previous run may have removed the file after we opened it and before we locked it.
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                         file.truncate(0)
-                        with contextlib.suppress(OSError):  # on a full disk the lock is nameless
+                        with contextlib.suppress(OSError):  # on a full disk the lock does not name its holder
                             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                         return file
                 holder = "a run that has just ended"
@@ -355,5 +357,5 @@ def _take_lock(path: FilePath, lock: Path) -> TextIO:
 
 @functools.cache
 def _warn_of_no_locks(reason: str) -> None:
-    """Warns once in a process."""
-    warn(f"no file locks there ({reason}): start no second run with the same output")
+    """Warns once per process that outputs are not locked."""
+    warn(f"no file locks on this file system ({reason}); do not start a second run with the same output")

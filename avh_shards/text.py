@@ -1,4 +1,4 @@
-"""Makes text from outside (file names, notes in files, errors of libraries) safe to print; formats text tables."""
+"""Functions that make outside text (file names, notes in files, library errors) safe to print, and text tables."""
 
 import difflib
 import sys
@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 def one_line(text: object) -> str:
     r"""Returns text on one line, with everything that could control a terminal written out as an escape.
 
-    Runs of white space become one blank; other characters that do not print (terminal escapes, zero-width characters,
+    Runs of white space become one blank; other unprintable characters (terminal escapes, zero-width characters,
     changes of writing direction, lone surrogates) become `\x1b`, `\u200b`, ...
     """
     return printable(" ".join(str(text).split()))
 
 
 def printable(text: str) -> str:
-    """Returns text with every character that does not print, a line break too, written out as an escape."""
+    """Returns text with every unprintable character, including line breaks, written out as an escape."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
@@ -26,8 +26,8 @@ def format_table(rows: Sequence[Sequence[str]], right: bool = False) -> str:
     """Returns rows of cells as lines of aligned columns; cells may hold text from outside.
 
     Args:
-      rows: of equal length, the headings first.
-      right: whether cells are flush right instead of left.
+      rows: rows of equal length, the headings first.
+      right: whether cells are aligned right instead of left.
     """
     shown = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
@@ -37,22 +37,28 @@ def format_table(rows: Sequence[Sequence[str]], right: bool = False) -> str:
 
 
 def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """Returns "; did you mean NAME?" with the most similar of some names, or "" if none is similar."""
+    """Returns "; did you mean NAME?" with the name in `names` most similar to `name`, or "" if none is similar.
+
+    Args:
+      name: the unknown name.
+      names: the known names.
+      prefix: precedes NAME in the result, for example "--".
+    """
     found = difflib.get_close_matches(name, names, 1)
     return f"; did you mean {prefix}{found[0]}?" if found else ""
 
 
 def unprintable(text: str) -> str:
-    """Names the first character of a text that does not print: "U+200B ZERO WIDTH SPACE"; "" if all print."""
+    """Names the first unprintable character of a text ("U+200B ZERO WIDTH SPACE"); "" if there is none."""
     if text.isprintable():
         return ""
     character = next(c for c in text if not c.isprintable())
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python writes such bytes of file names
+    if 0xDC80 <= code <= 0xDCFF:  # Python's surrogate escapes of undecodable bytes in file names
         return f"the byte 0x{code - 0xDC00:02X}, which is not UTF-8"
     return f"U+{code:04X} {unicodedata.name(character, '')}".rstrip()
 
 
 def warn(text: object) -> None:
-    """Prints a warning on standard error, on one line."""
+    """Prints a warning to standard error, on one line."""
     print(f"warning: {one_line(text)}", file=sys.stderr)

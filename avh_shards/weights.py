@@ -1,6 +1,6 @@
-"""Files of weights, which anyone may have written: what kind a file is, .safetensors, the notes in their metadata.
+"""Weight files from untrusted sources: detection of their kind, reading of .safetensors files and of their notes.
 
-A file's kind shows in its first bytes, and of zip archives in the last. Nothing in a file is trusted.
+The first bytes of a file determine its kind; zip archives also need the last. No content is trusted.
 """
 
 import codecs
@@ -15,14 +15,14 @@ from avh_shards.errors import UserError
 from avh_shards.paths import GZIP, HDF5, PNG, ZIP
 from avh_shards.text import one_line
 
-NOTES = "avh-align"  # key of the metadata that holds our notes: what the weights were trained as
-MOST_DETAILS = 8  # parameters that do not fit, named in a message
-MOST_HEADER = 1 << 22  # bytes of names and shapes; our weights have a few thousand
+NOTES = "avh-align"  # metadata key of this project's notes, which record how the weights were trained
+MOST_DETAILS = 8  # most mismatched parameters that a message names
+MOST_HEADER = 1 << 22  # bytes of names and shapes; the weights of this project need a few thousand
 
 PYTORCH_FILE = "a PyTorch file"
 SAFETENSORS_FILE = "a .safetensors file"
-PART = 1 << 16  # bytes at either end that are looked at
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # opens a PyTorch file of the format before torch 1.6, as a pickled number
+PART = 1 << 16  # bytes examined at either end of a file
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # pickled at the start of PyTorch files in the format before torch 1.6
 BEGINNINGS = {
     HDF5: "an HDF5 file",
     b"\x93NUMPY": "an .npy file",
@@ -49,9 +49,9 @@ RIFF = {b"AVI ": "a video file", b"WAVE": "a sound file", b"WEBP": "a picture"}
 
 
 def file_kind(path: Path) -> str | None:
-    """Returns what a file is, as a phrase such as PYTORCH_FILE; None if that cannot be told.
+    """Returns the kind of a file as a phrase such as PYTORCH_FILE, or None if it is unknown.
 
-    Only a little of the file is read and nothing in it is trusted: it may still be damaged.
+    Reads only the ends of the file, which may still be damaged elsewhere.
     """
     with path.open("rb") as file:
         head = file.read(PART)
@@ -80,14 +80,17 @@ def file_kind(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def open_safetensors(path: Path, framework: str) -> Iterator[safetensors.safe_open]:
-    """Opens a file of weights; reads no array yet.
+    """Opens a .safetensors file without reading its arrays.
 
     Args:
       path: the file.
-      framework: of the arrays that are read from it: "numpy" or "pt".
+      framework: type of the arrays that are read from it, "numpy" or "pt".
+
+    Yields:
+      The open file.
 
     Raises:
-      UserError: the file is missing, damaged or of another kind, or reading it inside the block fails.
+      UserError: the file is missing, damaged or of another kind, or reading from it inside the block fails.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights")
@@ -110,16 +113,16 @@ def open_safetensors(path: Path, framework: str) -> Iterator[safetensors.safe_op
 
 
 def pack_notes(notes: Mapping[str, str]) -> dict[str, str]:
-    """The metadata of a file with these notes."""
-    # One text, since safetensors writes several in any order, and equal weights shall be equal files.
+    """Returns notes as the metadata of a .safetensors file."""
+    # A single entry, because safetensors writes several in arbitrary order and equal weights must give equal files.
     return {NOTES: json.dumps(dict(notes))}
 
 
 def unpack_notes(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    """Returns the notes in a file's metadata: `method`, `head`, `modality`, ...; each on one line, none if it has none.
+    """Returns the notes in a file's metadata (`method`, `head`, `modality`, ...), each on one line; {} if absent.
 
     Raises:
-      ValueError: they are not a JSON object, or one nested too deep.
+      ValueError: the notes are not a JSON object, or are nested too deeply.
     """
     try:
         notes = json.loads((metadata or {}).get(NOTES, "{}"))
@@ -129,13 +132,21 @@ def unpack_notes(metadata: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def misfits(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Returns the parameters that are missing, too many or of another shape than wanted: a phrase each, by name."""
+    """Describes the parameters that are missing, superfluous or of the wrong shape, in the order of their names.
+
+    Args:
+      found: the shapes in a file, by name.
+      wanted: the expected shapes, by name.
+
+    Returns:
+      A phrase for each mismatch, such as "head.bias missing for (1,)".
+    """
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     return [f"{name} {found.get(name, 'missing')} for {wanted.get(name, 'nothing')}" for name in wrong]
 
 
 def _zip_kind(head: bytes, tail: bytes) -> str:
-    """The kind of a zip archive, by its first member's name and by the list of members at its end."""
+    """Returns the kind of a zip archive, judged by its first member's name and the directory at its end."""
     length = int.from_bytes(head[26:28], "little")
     first = head[30 : 30 + length]
     members = first + tail[tail.find(b"PK\x01\x02") :]
@@ -149,7 +160,7 @@ def _zip_kind(head: bytes, tail: bytes) -> str:
 def _text_kind(head: bytes) -> str | None:
     start = head.lstrip()[:200].lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<script")):
-        return "a web page, not the file that was to be downloaded"
+        return "a web page, not the intended download"
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
     except UnicodeDecodeError:

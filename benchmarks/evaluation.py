@@ -1,4 +1,4 @@
-"""Scoring and evaluating a test set, against the straightforward PyTorch way, in one run.
+"""Benchmark of scoring and evaluating a test set, against straightforward PyTorch in the same run.
 
 python -m benchmarks.evaluation
 """
@@ -30,22 +30,22 @@ from jax_avh.scores import open_scores
 
 WIDTH = 1024
 CLIPS_PER_SHARD = 500
-LONG = 50_000  # frames of which every clip is a part
+LONG = 50_000  # frames of the sequence from which every clip is cut
 
 
 def main() -> None:
-    """Prints the table."""
+    """Parses the flags and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=10_000)
-    parser.add_argument("--frames", type=int, default=220, help="of each clip")
-    parser.add_argument("--straightforward_clips", type=int, default=500, help="that the other way scores")
+    parser.add_argument("--frames", type=int, default=220, help="frames per clip")
+    parser.add_argument("--straightforward_clips", type=int, default=500, help="clips scored by the baseline")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         compare(Path(folder), arguments.clips, arguments.frames, arguments.straightforward_clips)
 
 
 def compare(folder: Path, clips: int, frames: int, few: int) -> None:
-    """Makes the corpus and measures on it."""
+    """Creates a corpus and prints the measurements on it."""
     make_corpus(folder, clips, frames, few)
     save_weights(AlignmentNetwork(WIDTH, rngs=nnx.Rngs(0)), folder / "w.safetensors")
     started = time.perf_counter()
@@ -74,7 +74,10 @@ def compare(folder: Path, clips: int, frames: int, few: int) -> None:
 
 
 def make_corpus(folder: Path, clips: int, frames: int, few: int) -> None:
-    """float16 shards of all clips; npz files, float32, of the first few. A fake's audio is from elsewhere."""
+    """Writes float16 shards of all clips, and float32 npz files of the first `few`.
+
+    The audio of a fake comes from another position than its video.
+    """
     rng = np.random.default_rng(0)
     long = rng.standard_normal((2, LONG, WIDTH), np.float32).astype(np.float16)
     (folder / "shards").mkdir()
@@ -101,7 +104,7 @@ def make_corpus(folder: Path, clips: int, frames: int, few: int) -> None:
 
 @torch.no_grad()
 def straightforward(folder: Path) -> Iterator[float]:
-    """One file and one clip at a time, all frames of it at once: clip scores."""
+    """Yields clip scores, computed file by file, with all frames of a clip in one batch."""
     network = Network(WIDTH)
     network.load_state_dict(safetensors.torch.load_file(folder / "w.safetensors"))
     for file in sorted((folder / "npz").iterdir()):

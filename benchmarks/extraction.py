@@ -1,4 +1,4 @@
-"""Extraction against the straightforward way, side by side in one run: encoder and preparation.
+"""Benchmark of the encoder and of preparation, against straightforward implementations in the same run.
 
 python -m benchmarks.extraction
 """
@@ -27,9 +27,9 @@ REPEATS = 3
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Parses the flags and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clips", type=int, default=9, help="for the encoder, 125 to 325 frames each")
+    parser.add_argument("--clips", type=int, default=9, help="clips for the encoder, 125 to 325 frames each")
     parser.add_argument("--batch_frames", type=int, default=EncodeSettings.batch_frames)
     arguments = parser.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
@@ -41,14 +41,14 @@ def main() -> None:
 
 
 def make_clips(prepared: list[PreparedClip], count: int) -> list[PreparedClip]:
-    """Clips of AV-Deepfake1M's lengths, out of real crops and sounds laid end to end."""
+    """Creates clips with lengths as in AV-Deepfake1M from concatenated real crops and sounds."""
     crops, audio = (np.concatenate([getattr(clip, name) for clip in prepared] * 2) for name in ("crops", "audio"))
     lengths = np.linspace(125, 325, count).astype(int)
     return [PreparedClip(ClipMeta(str(n)), crops[n : n + n], audio[n : n + n], np.zeros(1, np.int16)) for n in lengths]
 
 
 def compare_encoders(clips: list[PreparedClip], batch_frames: int) -> None:
-    """Frames a second of the large model, and how far its features are from the straightforward ones."""
+    """Prints the speed of the large model and the distance of its features from the straightforward ones."""
     plain = random_avhubert(AVHubertConfig.large()).to("cuda" if torch.cuda.is_available() else "cpu")
     straightforward.encode(plain, clips[0])
     wanted, seconds = timed(lambda: [straightforward.encode(plain, clip) for clip in clips])
@@ -66,7 +66,7 @@ def compare_encoders(clips: list[PreparedClip], batch_frames: int) -> None:
 
 
 def compare_preparation(real: dict[str, Path]) -> None:
-    """Seconds for the real clips, from files to network inputs, and how far tracked points are from every frame's."""
+    """Prints the speed from real files to network inputs, and the distance of tracked points from every frame's."""
     plain, seconds = timed(lambda: [straightforward.prepare(str(path)) for path in real.values()])
     task = PrepareTask(str(next(iter(real.values())).parent), PrepareSettings(), (Variant.UNTRIMMED,))
     clips = [ClipMeta(path.name) for path in real.values()]
@@ -79,47 +79,47 @@ def compare_preparation(real: dict[str, Path]) -> None:
     header(f"preparation, {len(real)} real clips, {frames} frames", "median distance", "95th percentile")
     show("straightforward, one process", frames, seconds, seconds)
     show(f"ours, tracked, {processes} processes", frames, fastest(runs), seconds, *percent(np.concatenate(errors)))
-    print("\nDistances of tracked points from those of every frame, in parts of that between the eyes' outer corners:")
+    print("\nDistances of tracked points from every frame's, relative to the distance of the outer eye corners:")
     print("; ".join(f"{name} {' and '.join(percent(error))}" for name, error in zip(real, errors, strict=True)))
 
 
 def tracking_error(path: Path, every: np.ndarray) -> np.ndarray:
-    """Distances of tracked points from those of every frame, in parts of the eyes' distance."""
+    """Returns the distances of tracked points from every frame's, relative to the distance of the outer eye corners."""
     points = detect_landmarks(iterate_video(path), tracked())
     eyes = np.linalg.norm(every[:, 36] - every[:, 45], axis=1)
     return (np.linalg.norm(points - every, axis=2) / eyes[:, None]).ravel()
 
 
 def percent(error: np.ndarray) -> tuple[str, str]:
-    """Median and 95th percentile."""
+    """Formats the median and the 95th percentile of relative distances in per cent."""
     return tuple(f"{100 * np.percentile(error, q):.2f} %" for q in (50, 95))
 
 
 def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """The least cosine of two feature vectors of one frame."""
+    """Returns the least cosine, over all frames, between two feature vectors of the same frame."""
     return float(((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 
 
 def timed(work: Callable) -> tuple[object, float]:
-    """What the work gives, and its seconds."""
+    """Returns the result of some work and the seconds that it took."""
     started = time.perf_counter()
     result = work()
     return result, time.perf_counter() - started
 
 
 def fastest(runs: list[tuple[object, float]]) -> float:
-    """The least seconds of several runs: what others on the machine took is not ours."""
+    """Returns the seconds of the fastest run, which other load on the machine affects least."""
     return min(seconds for _, seconds in runs)
 
 
 def header(subject: str, *figures: str) -> None:
-    """A table's head."""
+    """Prints the head of a table."""
     cells = [subject, "frames/s", "video-s/s", "ratio", *figures]
     print("", "| " + " | ".join(cells) + " |", "|---" * len(cells) + "|", sep="\n")
 
 
 def show(name: str, frames: int, seconds: float, plain: float, *figures: str) -> None:
-    """One row."""
+    """Prints one row of a table."""
     cells = [name, f"{frames / seconds:.0f}", f"{frames / seconds / FRAME_RATE:.1f}", f"{plain / seconds:.1f}"]
     print("| " + " | ".join([*cells, *(figures or ("", ""))]) + " |", flush=True)
 

@@ -1,4 +1,4 @@
-"""Training streamed from one, ten and a hundred times the data: frames a second, and memory of the host.
+"""Benchmark of training streamed from one, ten and a hundred times the data: speed and host memory.
 
 python -m benchmarks.growth
 """
@@ -13,15 +13,15 @@ from pathlib import Path
 
 from benchmarks.training import make_config, make_corpus, measure
 
-BATCH_FRAMES, STEPS = 1024, 4  # of the smallest corpus
+BATCH_FRAMES, STEPS = 1024, 4  # frames per batch, and batches in the smallest corpus
 FACTORS = (1, 10, 100)
 
 
 def main() -> None:
-    """Prints the table; or, in a process of its own whose memory counts, makes or measures one corpus."""
+    """Prints the table, or creates or measures one corpus in a separate process, whose memory counts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--corpus", type=Path, help="folder of the corpus to make or to measure")
-    parser.add_argument("--make", type=int, help="its frames")
+    parser.add_argument("--corpus", type=Path, help="folder of the corpus to create or measure")
+    parser.add_argument("--make", type=int, help="frames of the corpus to create")
     arguments = parser.parse_args()
     if arguments.make:
         make_corpus(arguments.corpus, arguments.make, "float16")
@@ -32,8 +32,8 @@ def main() -> None:
 
 
 def compare() -> None:
-    """Prints the table."""
-    print("| frames | frames/s | against the first | most resident memory, MiB |\n|---|---|---|---|")
+    """Creates and measures each corpus and prints the table."""
+    print("| frames | frames/s | change from the first | peak resident memory, MiB |\n|---|---|---|---|")
     first = None
     for factor in FACTORS:
         with tempfile.TemporaryDirectory() as folder:
@@ -46,14 +46,14 @@ def compare() -> None:
 
 
 def measure_corpus(folder: Path) -> tuple[float, float]:
-    """Frames a second without the first step, and the most resident memory of this process, MiB."""
+    """Returns frames per second, without the first steps, and the peak resident memory of this process in MiB."""
     repeats = max(1, 24 // len(list((folder / "npz").iterdir())))
     seconds = [measure(make_config(folder, BATCH_FRAMES, "float32", "stream"))[1] for _ in range(repeats)]
     return BATCH_FRAMES / min(seconds), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def in_own_process(*flags: str) -> str:
-    """What this program prints with some flags."""
+    """Runs this program in a separate process and returns what it prints."""
     command = [sys.executable, "-m", "benchmarks.growth", *flags]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603
 

@@ -1,4 +1,4 @@
-"""Thousands of short clips in one run of the command: memory, descriptors, and what a clip costs beside its work.
+"""Benchmark of extraction on thousands of short clips: memory, file descriptors and the overhead per clip.
 
 python -m benchmarks.many_clips --clips=2000
 """
@@ -21,23 +21,23 @@ import torch
 from tests import rules
 from tests.media import tone, write_media
 
-KINDS = 16  # different files; the clips are links to them
-FRAMES = 12  # a clip
+KINDS = 16  # different files, to which the clips are hard links
+FRAMES = 12  # per clip
 PER_SHARD = 50
-WARM = 100  # clips after which memory shall be flat
+WARM = 100  # clips after which memory should be flat
 
 
 class Sample(NamedTuple):
-    """The run's processes at one moment."""
+    """The state of the run's processes at one moment."""
 
-    clips: int  # in shards
-    memory: float  # MiB, resident, of the command
-    workers: float  # MiB, of its largest process
-    descriptors: int  # of the command
+    clips: int  # clips written to shards
+    memory: float  # MiB, resident memory of the command
+    workers: float  # MiB, resident memory of its largest worker
+    descriptors: int  # open descriptors of the command
 
 
 def main() -> None:
-    """Makes the clips, runs the command on them, prints what was seen."""
+    """Creates the clips, runs the command on them and prints the measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=2000)
     count = parser.parse_args().clips
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def prepare_run(folder: Path, count: int) -> list[str]:
-    """Clips of noise with a tone, points for each, tiny weights; the command that extracts them."""
+    """Creates clips of noise with a tone, their landmarks and tiny weights; returns the command that extracts them."""
     rng = np.random.default_rng(0)
     for kind in range(KINDS):
         picture = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (320, 240))
@@ -73,13 +73,13 @@ def prepare_run(folder: Path, count: int) -> list[str]:
 
 
 def watch(command: list[str], output: Path) -> list[Sample]:
-    """Runs the command; what its processes held, several times a second."""
+    """Runs the command and samples its processes about five times a second."""
     samples = []
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: S603
     while process.poll() is None:
         try:
             samples.append(sample(psutil.Process(process.pid), output))
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # the command has just ended
             continue
         time.sleep(0.2)
     assert process.returncode == 0
@@ -87,14 +87,14 @@ def watch(command: list[str], output: Path) -> list[Sample]:
 
 
 def sample(process: psutil.Process, output: Path) -> Sample:
-    """The run now."""
+    """Samples the run's processes."""
     workers = [child.memory_info().rss / 2**20 for child in process.children()]
     done = PER_SHARD * len(list(output.glob("features-*.h5"))) if output.exists() else 0
     return Sample(done, process.memory_info().rss / 2**20, max(workers, default=0.0), process.num_fds())
 
 
 def report(samples: list[Sample], summary: dict, seconds: float) -> None:
-    """Prints the figures."""
+    """Prints the measurements."""
     warm = [s for s in samples if s.clips >= WARM]
     quarters = [np.median(part, axis=0) for part in np.array_split(np.array(warm), 4)]
     count = summary["clips"]
@@ -106,9 +106,9 @@ def report(samples: list[Sample], summary: dict, seconds: float) -> None:
     print(f"medians over the four quarters of the clips after the first {WARM}:")
     for name, column in {"MiB of the command": 1, "MiB of a worker": 2, "open descriptors": 3}.items():
         print(f"  {name:<20}", "  ".join(f"{quarter[column]:.0f}" for quarter in quarters))
-    print("milliseconds a clip by stage:", ", ".join(f"{stage} {value:.1f}" for stage, value in spent.items()))
+    print("milliseconds per clip by stage:", ", ".join(f"{stage} {value:.1f}" for stage, value in spent.items()))
     overhead = 1000 * seconds * cores / count - sum(spent.values())
-    print(f"core milliseconds a clip beside the stages (start of the command included): {overhead:.1f}")
+    print(f"core milliseconds per clip outside the stages, including the start of the command: {overhead:.1f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""RawNet2, MDS and AVAD's decoder against the same networks in PyTorch, in one run: scoring and training steps.
+"""Benchmark of scoring and training steps of RawNet2, MDS and AVAD's decoder, against PyTorch in the same run.
 
 python -m benchmarks.methods
 
-Both sides compute in float32 on the same batch, which lies in memory, from the same first weights. What the steps of
-`launch.train` and `launch.score` prepare is timed with them; PyTorch is given MDS's frames and cepstra as they are.
-It needs an idle machine: beside other work PyTorch's threads, which spin as they wait, may take 40 times as long.
+Both sides compute in float32 on the same batch in memory, with the same initial weights. The JAX times include the
+preparation inside the steps of `launch.train` and `launch.score`; PyTorch receives prepared frames and cepstra for MDS.
+The benchmark needs an idle machine: under other load, PyTorch's threads, which spin while they wait, may take 40 times
+as long.
 """
 
 import argparse
@@ -37,26 +38,26 @@ from jax_avh.parallel import by_device, compile_on_own_parts, make_mesh, put_cop
 from jax_avh.training.optimizer import make_optimizer
 from jax_avh.training.step import Objective, init_state, train_steps
 
-TRAINING_REPEATS = {"mds": 2}  # method -> steps measured at most: they are long
-LEAST_SECONDS = 1.0  # of a measurement: short calls are repeated until then
-TOLERANCE = 1e-3  # of the scores, in parts of the largest
+TRAINING_REPEATS = {"mds": 2}  # method -> most steps to measure, for methods with slow steps
+LEAST_SECONDS = 1.0  # per measurement; short calls are repeated
+TOLERANCE = 1e-3  # of the scores, relative to the largest
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Sides(NamedTuple):
-    """A network twice, and a batch for either."""
+    """A network in JAX and in PyTorch, with the same batch for each."""
 
     ours: nnx.Module
-    inputs: dict[str, np.ndarray]  # [B, ...] each, as they are stored
+    inputs: dict[str, np.ndarray]  # [B, ...] each, as stored in shards
     theirs: torch.nn.Module
-    given: tuple[np.ndarray, ...]  # the same examples, as `theirs` takes them
+    given: tuple[np.ndarray, ...]  # the same examples as inputs of `theirs`
 
 
 def main() -> None:
-    """Prints the table."""
+    """Parses the flags and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", default=list(SIDES), nargs="+", choices=list(SIDES))
-    parser.add_argument("--repeats", type=int, default=3, help="of each measurement, after one to warm up")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each measurement, after a warm-up")
     arguments = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False  # float32 on both sides
     print(f"jax {jax.__version__}, torch {torch.__version__} on {DEVICE}, {describe()}", end=", ")
@@ -85,7 +86,7 @@ def compare(name: str, repeats: int) -> None:
 
 
 def rawnet2(rng: np.random.Generator, size: int) -> Sides:
-    """Cuts of a noisy tone each, all of another pitch and loudness."""
+    """Returns RawNet2 and a batch of noisy tones, each with its own pitch and loudness."""
     network = RawNet2(nnx.Rngs(0))
     times, pitch = np.arange(network.samples) / SAMPLE_RATE, np.geomspace(50, 5000, size)
     waves = np.sin(2 * np.pi * pitch[:, None] * times) + 0.1 * rng.standard_normal((size, network.samples))
@@ -95,7 +96,7 @@ def rawnet2(rng: np.random.Generator, size: int) -> Sides:
 
 
 def mds(rng: np.random.Generator, size: int) -> Sides:
-    """Chunks of noise."""
+    """Returns MDS and a batch of chunks of noise."""
     network = MDS(nnx.Rngs(0))
     crops = rng.integers(0, 256, (size, 25, 96, 96), np.uint8)
     sound = rng.normal(0, 0.1 * FULL_SCALE, (size, SAMPLE_RATE)).astype(np.int16)
@@ -105,7 +106,7 @@ def mds(rng: np.random.Generator, size: int) -> Sides:
 
 
 def avad(rng: np.random.Generator, size: int) -> Sides:
-    """Sequences of random scores."""
+    """Returns AVAD's decoder and a batch of sequences of random scores."""
     network = AVAD(AlignmentNetwork(1024, rngs=nnx.Rngs(0)), nnx.Rngs(0), 50, 15, "zeros", "float32")
     scores = rng.normal(0, 2, (size, network.windows, 2 * network.tau + 1)).astype(np.float32)
     inputs = {"scores": scores, "length": np.full(size, network.windows, np.int32)}
@@ -116,7 +117,7 @@ SIDES = {"rawnet2": rawnet2, "mds": mds, "avad": avad}
 
 
 def load(module: torch.nn.Module, network: nnx.Module) -> None:
-    """Gives PyTorch's network the arrays of ours."""
+    """Copies the weights of the JAX network into the PyTorch network."""
     state, named = module.state_dict(), named_arrays(network)
     for name in state:
         if not name.endswith("num_batches_tracked"):
@@ -127,7 +128,7 @@ def load(module: torch.nn.Module, network: nnx.Module) -> None:
 
 
 def our_scoring(name: str, sides: Sides) -> Callable[[], np.ndarray]:
-    """Scores of the batch, compiled as a pass over examples compiles them."""
+    """Returns a function that scores the batch in JAX, compiled as for a pass over examples."""
     mesh = make_mesh()
     graph, params = nnx.split(sides.ours)
     outputs = METHODS[name].example_outputs
@@ -137,7 +138,7 @@ def our_scoring(name: str, sides: Sides) -> Callable[[], np.ndarray]:
 
 
 def their_scoring(sides: Sides) -> Callable[[], np.ndarray]:
-    """The same in PyTorch."""
+    """Returns a function that scores the batch in PyTorch."""
     module, given = sides.theirs, [torch.from_numpy(array).to(DEVICE) for array in sides.given]
 
     @torch.inference_mode()
@@ -148,7 +149,7 @@ def their_scoring(sides: Sides) -> Callable[[], np.ndarray]:
 
 
 def our_training(config: Config, sides: Sides, label: np.ndarray) -> Callable[[], None]:
-    """A training step on the batch."""
+    """Returns a function that takes a training step on the batch in JAX."""
     mesh = make_mesh()
     method, optimizer = METHODS[config.method.name], make_optimizer(config.optimizer)
     graph, state = init_state(sides.ours, method.trained, optimizer)
@@ -166,7 +167,7 @@ def our_training(config: Config, sides: Sides, label: np.ndarray) -> Callable[[]
 
 
 def their_training(config: Config, sides: Sides, label: np.ndarray) -> Callable[[], None]:
-    """The same in PyTorch."""
+    """Returns a function that takes a training step on the batch in PyTorch."""
     module, given = sides.theirs.train(), [torch.from_numpy(array).to(DEVICE) for array in sides.given]
     settings, label = config.optimizer, torch.from_numpy(label).long().to(DEVICE)
     optimizer = torch.optim.Adam(module.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
@@ -176,13 +177,13 @@ def their_training(config: Config, sides: Sides, label: np.ndarray) -> Callable[
         loss = module.loss(label, *given)
         loss.backward()
         optimizer.step()
-        loss.item()  # waits for all before it
+        loss.item()  # waits for the device
 
     return step
 
 
 def race(ours: Callable, theirs: Callable, size: int, repeats: int) -> list[str]:
-    """Examples a second of both, with PyTorch's threads, and their ratio."""
+    """Returns the cells of both speeds in examples per second, PyTorch's with its threads, and of their ratio."""
     ours()  # compiles
     our_speed = size / seconds(ours, repeats)
     threads = choose_threads(theirs)
@@ -191,7 +192,7 @@ def race(ours: Callable, theirs: Callable, size: int, repeats: int) -> list[str]
 
 
 def choose_threads(function: Callable) -> int:
-    """Gives PyTorch one thread or one for each core, whichever is faster; warms up."""
+    """Warms up, sets PyTorch to one thread or one per core, whichever is faster, and returns the number."""
     taken = {}
     function()
     for threads in (1, os.cpu_count()):
@@ -202,7 +203,7 @@ def choose_threads(function: Callable) -> int:
 
 
 def seconds(function: Callable, repeats: int) -> float:
-    """Of the median of some calls."""
+    """Returns the median seconds of at least `repeats` calls that together take at least LEAST_SECONDS."""
     taken = []
     while len(taken) < repeats or sum(taken) < LEAST_SECONDS:
         started = time.perf_counter()

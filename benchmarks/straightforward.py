@@ -1,12 +1,13 @@
-"""The straightforward way to AV-HuBERT features, for comparison: plain PyTorch, dlib and scikit-image.
+"""A straightforward extraction of AV-HuBERT features with plain PyTorch, dlib and scikit-image, for comparison.
 
-One clip at a time; three passes, each from the pixels on; attention written out; the face detector on every full frame
-with one upsampling; the whole reference picture warped. It computes what the program computes, from the same facts.
+It processes one clip at a time in three passes, each starting from the pixels, with attention written out. The face
+detector runs on every full frame with one upsampling, and each frame is warped onto the whole canvas. The computation
+and its constants are the same as in `extract`.
 """
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (its usual name)
+import torch.nn.functional as F  # noqa: N812 (the customary name)
 from skimage.transform import SimilarityTransform, warp
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from extract.prepare import PreparedClip, filterbank_frames
 
 
 def prepare(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Landmarks, crops and filterbank frames of a clip."""
+    """Returns the landmarks, mouth crops and filterbank frames of a clip."""
     frames = list(iterate_video(path))
     landmarks = detect_landmarks(frames)
     starts = [min(i, max(len(frames) - SMOOTHED_FRAMES, 0)) for i in range(len(frames))]
@@ -38,7 +39,7 @@ def _crop(frame: np.ndarray, mean: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def encode(network: AVHubert, clip: PreparedClip) -> list[Tensor]:
-    """Video-only, audio-only and joint features [T, D] of a clip: three passes."""
+    """Returns the video-only, audio-only and joint features [T, D] of a clip, computed in three passes."""
     device = next(network.parameters()).device
     video = normalise_crops(torch.from_numpy(clip.crops).to(device))[None]
     audio = torch.from_numpy(clip.audio).to(device)[None]

@@ -1,9 +1,10 @@
-"""RawNet2, MDS and AVAD's decoder written straightforwardly in PyTorch, under the official parameter names.
+"""Straightforward PyTorch versions of RawNet2, MDS and AVAD's decoder with the official parameter names.
 
-Each gives scores (`outputs`, higher = more fake) and its loss; labels are 0 real, 1 fake. Letters: B examples.
+Each network has `outputs`, which returns scores (higher = more fake), and `loss`. Labels are 0 for real and 1 for fake.
+Letters: B examples.
 """
 
-# ruff: noqa: D102 - what a `forward` gives, its class says
+# ruff: noqa: D102 - each class describes what its `forward` returns
 
 import itertools
 from collections import OrderedDict
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 
 class RawNet2(nn.Module):
-    """Log-probabilities of fake and real, of cuts [B, S] of sound in [-1, 1]."""
+    """RawNet2: log-probabilities [B, 2] of fake and real for cuts [B, S] of sound in [-1, 1]."""
 
     def __init__(self, widths: tuple[int, ...] = (20, 20, 20, 128, 128, 128, 128)):
         super().__init__()
@@ -46,7 +47,7 @@ class RawNet2(nn.Module):
 
 
 class SoundBlock(nn.Module):
-    """A residual block; the official program computes what bn1 makes of the input, and drops it."""
+    """A residual block; as in the official program, the output of `bn1` is computed but not used."""
 
     def __init__(self, inputs: int, outputs: int, first: bool):
         super().__init__()
@@ -65,7 +66,7 @@ class SoundBlock(nn.Module):
 
 
 def sinc_bank(filters: int = 20, taps: int = 1025, rate: int = 16000) -> Tensor:
-    """Adjoining band-pass filters [F, 1, taps], equally wide in mel."""
+    """Returns adjacent band-pass filters [F, 1, taps] of equal width on the mel scale."""
     mel = np.linspace(0, 2595 * np.log10(1 + rate / 2 / 700), filters + 1)
     cutoff = 2 * 700 * (10 ** (mel / 2595) - 1)[:, None] / rate
     low_passes = cutoff * np.sinc(cutoff * (np.arange(taps) - taps // 2))
@@ -73,7 +74,7 @@ def sinc_bank(filters: int = 20, taps: int = 1025, rate: int = 16000) -> Tensor:
 
 
 class MDS(nn.Module):
-    """Embeddings of frames [B, 3, 30, S, S] and cepstra [B, 1, 13, 99], and logits of fake and real by each."""
+    """MDS: embeddings of frames [B, 3, 30, S, S] and cepstra [B, 1, 13, 99], with logits of fake and real for each."""
 
     def __init__(self, image: int = 96):
         super().__init__()
@@ -98,7 +99,7 @@ class MDS(nn.Module):
 
 
 class ChunkNorm(nn.BatchNorm3d):
-    """Batch norm without memory; in scoring over each chunk, which is officially a batch of its own."""
+    """Batch norm without running statistics; scoring normalises each chunk, which is a separate batch officially."""
 
     def __init__(self, channels: int):
         super().__init__(channels, track_running_stats=False)
@@ -127,7 +128,7 @@ class PictureBlock(nn.Module):
 
 
 def backbone() -> nn.Sequential:
-    """A ResNet-18, its last two stages over time too: frames to maps [B, 256, T, S / 32, S / 32]."""
+    """Builds a ResNet-18 from frames to maps [B, 256, T, S / 32, S / 32], whose last two stages convolve over time."""
     layers = OrderedDict(conv1=nn.Conv3d(3, 64, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False), bn1=ChunkNorm(64))
     layers |= {"relu": nn.ReLU(), "maxpool": nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))}
     stages = (64, 64, 1, (1, 1, 1)), (64, 128, 1, (1, 2, 2)), (128, 256, 3, (2, 2, 2)), (256, 256, 3, (2, 2, 2))
@@ -139,7 +140,7 @@ def backbone() -> nn.Sequential:
 
 
 def sound_layers() -> nn.Sequential:
-    """Cepstra to maps [B, 512, 1, 21]."""
+    """Builds the layers from cepstra to maps [B, 512, 1, 21]."""
 
     def block(inputs: int, outputs: int, size: int | tuple[int, int] = 3, padding: int = 1) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, size, padding=padding), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -150,12 +151,12 @@ def sound_layers() -> nn.Sequential:
 
 
 def embedding_layers(inputs: int) -> nn.Sequential:
-    """Maps to embeddings."""
+    """Builds the layers from flattened maps to embeddings [B, 1024]."""
     return nn.Sequential(nn.Linear(inputs, 4096), nn.BatchNorm1d(4096), nn.ReLU(), nn.Linear(4096, 1024))
 
 
 class AVAD(nn.Module):
-    """Logits [B, N, W] of each window but the first, of all windows' scores of delays [B, N + 1, W]."""
+    """AVAD's decoder: logits [B, N, W] of every window but the first, from the delay scores [B, N + 1, W] of all."""
 
     def __init__(self, windows: int = 50, delays: int = 31, width: int = 256):
         super().__init__()
@@ -177,7 +178,7 @@ class AVAD(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Attention, then two linear layers; one norm for both."""
+    """Attention followed by two linear layers, with a shared norm."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -191,7 +192,7 @@ class DecoderBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal, with a learnt key and value that every step sees."""
+    """Causal attention with a trainable key and value that every step attends to."""
 
     def __init__(self, width: int, heads: int = 16):
         super().__init__()
@@ -211,7 +212,7 @@ class Attention(nn.Module):
 
 
 class Norm(nn.Module):
-    """Layer norm by the unbiased standard deviation."""
+    """Layer norm with the unbiased standard deviation."""
 
     def __init__(self, width: int):
         super().__init__()

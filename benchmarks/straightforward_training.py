@@ -1,4 +1,4 @@
-"""The straightforward way to train in PyTorch: a window of audio for every frame, every pair through all layers."""
+"""Straightforward training in PyTorch: a window of audio for every frame, and every pair through all layers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ WINDOW = 2 * TAU + 1
 
 
 class Windows(torch.utils.data.IterableDataset):
-    """Yields a visual frame and the audio frames around it, clip after clip; zeros beyond a clip's ends."""
+    """A data set of visual frames with their windows of audio frames, clip by clip; zeros pad a clip's ends."""
 
     def __init__(self, folder: Path):
         self.files = sorted(folder.glob("*.npz"))
@@ -28,7 +28,7 @@ class Windows(torch.utils.data.IterableDataset):
 
 
 class Network(nn.Module):
-    """The alignment network, under the official parameter names."""
+    """The alignment network with the official parameter names."""
 
     def __init__(self, width: int = 1024):
         super().__init__()
@@ -40,13 +40,13 @@ class Network(nn.Module):
         self.mlp = nn.Sequential(*layers, nn.Linear(inputs, 1))
 
     def forward(self, visual: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
-        """Scores [B, W] of frames [B, D] with windows [B, W, D]."""
+        """Returns scores [B, W] of visual frames [B, D] with windows of audio frames [B, W, D]."""
         pairs = [self.visual_proj(visual[:, None].expand_as(audio)), self.audio_proj(audio)]
         return self.mlp(torch.cat(pairs, dim=-1))[..., 0]
 
 
 def train(folder: Path, weights: Path, batch_frames: int, learning_rate: float, device: str) -> Iterator[float]:
-    """Trains on a folder of clips (npz: visual, audio); yields each batch's mean loss before its step."""
+    """Trains on a folder of npz clips (`visual`, `audio`), and yields each batch's mean loss before its step."""
     network = Network()
     network.load_state_dict(safetensors.torch.load_file(weights))
     network.to(device)
@@ -61,5 +61,5 @@ def train(folder: Path, weights: Path, batch_frames: int, learning_rate: float, 
 
 
 def unit(features: np.ndarray) -> np.ndarray:
-    """Frames of unit length."""
+    """Scales each frame to unit length."""
     return features / np.linalg.norm(features, axis=1, keepdims=True)

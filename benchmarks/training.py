@@ -1,4 +1,4 @@
-"""Training against the straightforward way, side by side in one run; and against the machine's own limits.
+"""Benchmark of training, against straightforward PyTorch in the same run and against the limits of the machine.
 
 python -m benchmarks.training
 """
@@ -31,21 +31,21 @@ from jax_avh.training.run import initial_model
 from jax_avh.training.step import Objective, init_state, train_steps
 
 WIDTH, CLIP_FRAMES, WINDOW = 1024, 228, 31
-COMPARED = 20  # first steps whose losses must agree
+COMPARED = 20  # first steps whose losses are compared
 RATE = 1e-5
-# Multiply-adds of a step, for each frame: its own products, and those of its pairs.
+# Multiply-adds per frame in a forward pass: of the frame itself, and of its pairs.
 OWN, PAIRS = 2 * 512 * (WIDTH + 512), WINDOW * (512 * 256 + 256 * 128 + 128)
-FRAME_MULTIPLY_ADDS = 3 * (OWN + PAIRS) - 2 * 512 * WIDTH  # forward, two backward; features have no gradient
-FRAME_BYTES = 2 * WINDOW * (256 + 128) * 4  # products kept for the backward pass: written and read
-STEP_BYTES = 8 * 1_740_545 * 4  # parameters, two moments, gradient: read and written
+FRAME_MULTIPLY_ADDS = 3 * (OWN + PAIRS) - 2 * 512 * WIDTH  # one forward, two backward; features need no gradient
+FRAME_BYTES = 2 * WINDOW * (256 + 128) * 4  # products kept for the backward pass, written and read
+STEP_BYTES = 8 * 1_740_545 * 4  # parameters, two moments and gradient, read and written
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Parses the flags and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--frames", type=int, default=40 * 1024, help="of the corpus")
+    parser.add_argument("--frames", type=int, default=40 * 1024, help="frames of the corpus")
     parser.add_argument("--batch_frames", type=int, default=[1024], nargs="+")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float16"], help="of the shards")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16"], help="dtype of the shards")
     arguments = parser.parse_args()
     print(f"jax {jax.__version__}, torch {torch.__version__}, {describe()}")
     rates = {precision: matrix_rate(precision) for precision in ("float32", "bfloat16")}
@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_corpus(Path(folder), arguments.frames, arguments.dtype)
         plain, wanted = measure_plain(Path(folder), arguments.batch_frames[0])
-        columns = ("", "frames/s", "ratio", "difference of loss", "ms a step", "floor: products", "floor: bytes")
+        columns = ("", "frames/s", "ratio", "loss difference", "ms per step", "floor: products", "floor: bytes")
         print("\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
         print(f"| straightforward, batch {arguments.batch_frames[0]} | {plain:.0f} | 1.0 | | | | |", flush=True)
         for batch_frames in arguments.batch_frames:
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def measure_plain(folder: Path, batch_frames: int) -> tuple[float, list[float]]:
-    """Frames a second of the straightforward way, its first step left out; its first losses."""
+    """Returns the frames per second of straightforward training, without its first step, and its first losses."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arguments = folder / "npz", folder / "init.safetensors", batch_frames, RATE, device
     losses, seconds = timed(straightforward_training.train(*arguments), COMPARED)
@@ -82,7 +82,7 @@ def measure_plain(folder: Path, batch_frames: int) -> tuple[float, list[float]]:
 
 
 def measure(config: Config) -> tuple[list[float], float]:
-    """Losses of every step, and the seconds of one, the first ones (which compile) left out."""
+    """Returns the loss of every step and the mean seconds per step, without the first steps, which compile."""
     mesh = make_mesh()
     source = open_source(config.data.train)
     method, optimizer = avh_align.METHOD, make_optimizer(config.optimizer)
@@ -101,7 +101,7 @@ def measure(config: Config) -> tuple[list[float], float]:
 
 
 def timed(steps: Iterator[float], count: int) -> tuple[list[float], float]:
-    """The first results of some steps, and the seconds of one, the first left out."""
+    """Returns the first `count` results of some steps and the mean seconds per step, without the first."""
     losses = [next(steps)]
     began = time.perf_counter()
     losses += [next(steps) for _ in range(count - 1)]
@@ -109,7 +109,7 @@ def timed(steps: Iterator[float], count: int) -> tuple[list[float], float]:
 
 
 def make_corpus(folder: Path, frames: int, dtype: str) -> None:
-    """Clips of random features, as npz files and as shards, and weights to start from."""
+    """Writes clips of random features as npz files and as shards, and initial weights."""
     rng, starts = np.random.default_rng(0), range(0, frames, CLIP_FRAMES)
     lengths = {f"c{n:05d}": min(CLIP_FRAMES, frames - start) for n, start in enumerate(starts)}
     (folder / "npz").mkdir()
@@ -123,7 +123,7 @@ def make_corpus(folder: Path, frames: int, dtype: str) -> None:
 
 
 def make_config(folder: Path, batch_frames: int, precision: str, placement: str) -> Config:
-    """A run in the clips' own order, in compiled loops of a few steps."""
+    """Returns the configuration of an unshuffled run in compiled loops of 4 steps on a CPU, else up to 1000."""
     data = DataConfig(str(folder / "shards"), batch_frames=batch_frames, shuffle=False, placement=placement)
     segment = 4 if jax.default_backend() == "cpu" else 1000
     train = TrainConfig(checkpoint_steps=segment, precision=precision)
@@ -131,7 +131,7 @@ def make_config(folder: Path, batch_frames: int, precision: str, placement: str)
 
 
 def matrix_rate(precision: str) -> float:
-    """Multiply-adds a second of the fastest of some large products."""
+    """Returns the multiply-adds per second of the fastest of three large matrix products."""
     rates = []
     for rows, inner, columns in ((1024, 512, 256), (31 * 1024, 512, 256), (4096, 4096, 4096)):
         one, two = (jnp.ones(shape, precision) for shape in ((rows, inner), (inner, columns)))
@@ -140,13 +140,13 @@ def matrix_rate(precision: str) -> float:
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second, read and written."""
+    """Returns the bytes per second that a large copy reads and writes."""
     array = jnp.ones(2**26, jnp.float32)
     return 2 * array.nbytes / fastest(jax.jit(lambda x: x + 1), array)
 
 
 def fastest(function: Callable, *arguments: jax.Array) -> float:
-    """Seconds of the fastest of some calls."""
+    """Returns the seconds of the fastest of eight calls."""
     seconds = []
     for _ in range(8):
         started = time.perf_counter()
@@ -156,14 +156,14 @@ def fastest(function: Callable, *arguments: jax.Array) -> float:
 
 
 def describe() -> str:
-    """The machine's devices."""
+    """Returns the number and the kind of the machine's devices."""
     device = jax.devices()[0]
     threads = f", {torch.get_num_threads()} threads" if device.platform == "cpu" else ""
     return f"{jax.device_count()} x {device.device_kind}{threads}"
 
 
 def show(config: Config, plain: float, difference: float, seconds: float, floors: tuple[float, float]) -> None:
-    """One row."""
+    """Prints one row of the table."""
     name = f"{config.train.precision}, {config.data.placement}, batch {config.data.batch_frames}"
     speed = config.data.batch_frames / seconds
     shares = [f"{1e3 * floor:.1f} ({floor / seconds:.0%})" for floor in floors]

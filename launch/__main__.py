@@ -1,4 +1,7 @@
-"""`avh`: every command by one name. `avh extract ...` is `python -m launch.extract ...`; `avh` alone lists them."""
+"""The program `avh`, which runs any command: `avh extract ...` equals `python -m launch.extract ...`.
+
+Without arguments it lists the commands.
+"""
 
 import ast
 import os
@@ -12,7 +15,7 @@ USAGE = "avh COMMAND --flag=value ...; avh COMMAND --help lists its flags"
 
 
 def list_commands() -> dict[str, str]:
-    """Returns what each command does, by its name: read from its file, since importing all of them takes seconds."""
+    """Returns the first line of each command's docstring by name, read without the imports, which take seconds."""
     commands = {}
     for file in sorted(Path(__file__).parent.glob("*.py")):
         text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
@@ -22,7 +25,7 @@ def list_commands() -> dict[str, str]:
 
 
 def main() -> None:
-    """Becomes the command that the user names."""
+    """Replaces this process by the command that the user names, or lists the commands."""
     commands = list_commands()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in HELP:
@@ -30,7 +33,7 @@ def main() -> None:
     elif name in commands:
         os.execv(sys.executable, [sys.executable, "-m", f"launch.{name}", *arguments])  # noqa: S606
     else:
-        sys.exit(complain(f"{name}: unknown command{nearest(name, commands)}; avh alone lists them"))
+        sys.exit(complain(f"{name}: unknown command{nearest(name, commands)}; run avh to list them"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prints the clip list of a data set or a file; counts and missing files go to standard error.
+"""Prints the clip list of a data set or a file; prints counts and missing files to standard error.
 
 python -m launch.clips --dataset=fakeavceleb --root=FakeAVCeleb_v1.2 > clips.csv
 """
@@ -15,30 +15,37 @@ from extract.datasets.common import of_splits
 from extract.prepare import INPUTS
 from launch import command
 
-# launch.extract takes them, too.
-CLIPS = flags.DEFINE_string("clips", None, "Clip list: a CSV file with the column `path`.")
+# launch.extract shares these flags.
+CLIPS = flags.DEFINE_string("clips", None, "Clip list, a CSV file with the column `path`.")
 MEDIA = flags.DEFINE_string("media", None, "Folder that the paths of --clips are relative to.")
-DATASET = flags.DEFINE_enum("dataset", None, list(DATASETS), "A data set as it was released, instead of --clips.")
+DATASET = flags.DEFINE_enum("dataset", None, list(DATASETS), "Data set in its released form, instead of --clips.")
 ROOT = flags.DEFINE_string("root", None, "Folder of the --dataset.")
-SPLIT = flags.DEFINE_list("split", [], "Splits of the --dataset, by its own names, or of --clips; none = all.")
-SELECTION = flags.DEFINE_string("selection", None, "A list of AVH-Align's: the clips of the --dataset to keep.")
+SPLIT = flags.DEFINE_list("split", [], "Splits of the --dataset, by its names, or of --clips; default: all.")
+SELECTION = flags.DEFINE_string("selection", None, "AVH-Align's list of the clips of the --dataset to keep.")
 INPUT = flags.DEFINE_enum("input", "media", INPUTS, "media: video files; roi: x_roi.mp4 and x.wav for x.mp4.")
 
 
 def read_clips() -> tuple[list[ClipMeta], str]:
-    """Reads the clips that the flags name; returns the folder that their paths are relative to, as well."""
+    """Reads the clips that the flags name.
+
+    Returns:
+      The clips, and the folder that their paths are relative to.
+
+    Raises:
+      UserError: the flags are incomplete or contradict each other, or the list or the data set cannot be read.
+    """
     if DATASET.value:
         if CLIPS.value or MEDIA.value:
-            raise UserError("--dataset stands instead of --clips and --media; give one or the other")
+            raise UserError("--dataset: replaces --clips and --media; use one or the other")
         if not ROOT.value:
-            raise UserError(f"--dataset={DATASET.value} needs --root, the folder of the data set")
+            raise UserError(f"--dataset={DATASET.value}: needs --root; add the folder of the data set")
         clips = read_dataset(DATASET.value, ROOT.value, SPLIT.value, SELECTION.value)
         folder = ROOT.value
     else:
         if given := [flag.name for flag in (ROOT, SELECTION) if flag.value]:
-            raise UserError(f"--{given[0]} goes with --dataset; give that too")
+            raise UserError(f"--{given[0]}: needs --dataset; add it")
         if not CLIPS.value or not MEDIA.value:
-            raise UserError("no clips named: give --clips and --media, or --dataset and --root")
+            raise UserError("no clips named; add --clips and --media, or --dataset and --root")
         clips = of_splits(CLIPS.value, read_clip_list(CLIPS.value), SPLIT.value)
         folder = MEDIA.value
     warn_of_contradictions(clips)
@@ -46,7 +53,7 @@ def read_clips() -> tuple[list[ClipMeta], str]:
 
 
 def main() -> int:
-    """Parses flags, prints; the exit status is 1 if a file is missing."""
+    """Parses the flags and prints the list; returns exit status 1 if a file is missing."""
     clips, root = read_clips()
     if INPUT.value == "roi":
         refuse_shared_names(clips)

@@ -1,4 +1,4 @@
-"""What every command shares: flags, their help, and one sentence with exit status 2 for a user's mistake."""
+"""Code shared by all commands: flags, their help, and one-line errors with exit status 2 for a user's mistake."""
 
 import math
 import os
@@ -15,26 +15,28 @@ from avh_shards import UserError
 from avh_shards.text import nearest, one_line
 from launch import USER_ERROR
 
-HOME = re.compile(r"(?<=[=,])~(?=[/,]|$)")  # a shell expands it at the start of a word only, not in --output=~/x
+HOME = re.compile(r"(?<=[=,])~(?=[/,]|$)")  # shells expand "~" only at the start of a word, not in --output=~/x
 SETTING = re.compile(r"--?(no(?=config\.))?(\w[^=]*\.[^=]*)(=.*)?", re.DOTALL)  # --NAME.FIELD, --noconfig.FIELD
 METHOD = re.compile(r"--config\.method(?:\.name)?=(.*)", re.DOTALL)
 HELP = {"--help", "-help", "-h", "-?", "--helpfull", "-helpfull", "--helpshort", "-helpshort"}
-WIDTH = 100  # columns of the help
+WIDTH = 100  # columns of the help text
 
 T = TypeVar("T")
-ListSettings = Callable[..., Mapping[str, Any]]  # (method) -> field -> its default `value`, and a `comment` on it
+ListSettings = Callable[..., Mapping[str, Any]]  # (method) -> {field: object with the default `value` and a `comment`}
 
 
 def run(
     main: Callable[..., int | None], arguments: str | None = None, list_settings: ListSettings | None = None
 ) -> None:
-    """Parses the flags and calls `main`; what it returns is the exit status.
+    """Parses the flags, calls `main` and exits with the status that it returns.
+
+    A UserError, an OSError, a missing accelerator and Ctrl-C each print one line and exit with USER_ERROR.
 
     Args:
-      main: the command.
-      arguments: what a user gives besides flags, if anything ("VIDEO"); `main` receives the list of them.
-      list_settings: lists the settings of training runs. `main` then receives the list of --NAME.FIELD=VALUE; without
-        `arguments`, NAME is `config` and every FIELD is one of them.
+      main: the command; receives a list if `arguments` or `list_settings` is given, else nothing.
+      arguments: name of the positional arguments in messages ("VIDEO"), if the command takes any; `main` receives them.
+      list_settings: returns the settings of training runs, if the command takes them; `main` then also receives them as
+        --NAME.FIELD=VALUE. Without `arguments`, NAME must be `config` and FIELD a listed setting.
     """
 
     def guarded(rest: list[str]) -> int | None:
@@ -46,7 +48,7 @@ def run(
             return complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
         except KeyboardInterrupt:
             return complain("interrupted")
-        except Exception:  # jax raises several kinds where its device is missing, and only once it is used
+        except Exception:  # for a missing device, jax raises errors of several types, and only on first use
             if missing := _missing_device():
                 return complain(missing)
             raise
@@ -55,42 +57,52 @@ def run(
 
 
 def complain(message: object) -> int:
-    """Prints a mistake of the user; returns the exit status."""
+    """Prints a mistake of the user to standard error and returns the exit status, USER_ERROR."""
     print(f"error: {one_line(message)}", file=sys.stderr)
     return USER_ERROR
 
 
 def define_switch(name: str, values: Iterable[str], text: str) -> flags.FlagHolder:
-    """Defines a flag that is false, true (also --name and --noname), or one of further values."""
+    """Defines a flag that is false, true (also --NAME and --noNAME) or another of the given values.
+
+    Args:
+      name: name of the flag.
+      values: all values that it may take, "false" and "true" among them.
+      text: its help.
+    """
     parser = flags.EnumParser(list(values), case_sensitive=False)
     flag = flags.Flag(parser, flags.ArgumentSerializer(), name, "false", text, boolean=True)
     return flags.DEFINE_flag(flag)
 
 
 def define_choices(name: str, values: Sequence[str], text: str) -> flags.FlagHolder:
-    """Defines a flag that takes some of these values, separated by commas; its value is a tuple, sorted."""
+    """Defines a flag that takes any of the given values, separated by commas; its value is a sorted tuple."""
     return flags.DEFINE_flag(flags.Flag(_Choices(values), flags.ArgumentSerializer(), name, (), text))
 
 
 def define_numbers(name: str, text: str) -> flags.FlagHolder:
-    """Defines a flag that takes NAME=NUMBER,...; its value is a dictionary."""
+    """Defines a flag that takes NAME=NUMBER,...; its value is a dictionary of finite numbers by name."""
     return flags.DEFINE_flag(flags.Flag(_Numbers(), flags.ArgumentSerializer(), name, {}, text))
 
 
 def define_paths(name: str, text: str) -> flags.FlagHolder:
-    """Defines a flag that must be given, and takes one path or several, separated by commas."""
+    """Defines a required flag that takes one or more paths, separated by commas; its value is a list."""
     return flags.DEFINE_flag(flags.Flag(_Paths(), flags.ListSerializer(","), name, None, text), required=True)
 
 
 def require(flag: flags.FlagHolder[T | None]) -> T:
-    """Returns the value of a flag that only some uses of a command need; raises a UserError without it."""
+    """Returns the value of a flag that only some uses of a command require.
+
+    Raises:
+      UserError: the flag is not set.
+    """
     if flag.value is None:
-        raise UserError(f"--{flag.name} is needed")
+        raise UserError(f"--{flag.name}: required here; add it")
     return flag.value
 
 
 class _Choices(flags.ArgumentParser):
-    syntactic_help = "some values, separated by commas"
+    syntactic_help = "values, separated by commas"
 
     def __init__(self, values: Sequence[str]):
         self.values = values
@@ -98,7 +110,7 @@ class _Choices(flags.ArgumentParser):
     def parse(self, argument: str | tuple) -> tuple[str, ...]:
         chosen = argument if isinstance(argument, tuple) else {part.strip() for part in argument.split(",")} - {""}
         if wrong := sorted(set(chosen) - set(self.values)):
-            raise ValueError(f"{wrong[0]!r} is none of {', '.join(self.values)}")
+            raise ValueError(f"{wrong[0]!r} is not one of {', '.join(self.values)}")
         return tuple(sorted(chosen))
 
 
@@ -112,7 +124,7 @@ class _Numbers(flags.ArgumentParser):
         for part in filter(str.strip, argument.split(",")):
             name, _, number = map(str.strip, part.rpartition("="))
             if name in numbers or not math.isfinite(float(number)):
-                raise ValueError(f"{part.strip()!r} is no finite number, or the second of its name")
+                raise ValueError(f"{part.strip()!r} is not a finite number, or repeats a name")
             numbers[name] = float(number)
         return numbers
 
@@ -121,14 +133,14 @@ class _Paths(flags.ListParser):
     def parse(self, argument: str | list) -> list[str]:
         paths = super().parse(argument)
         if not paths or "" in paths:
-            raise ValueError("names no path, or an empty one")
+            raise ValueError("names no path or an empty one; list paths, separated by commas")
         return paths
 
 
 def _parse(
     argv: list[str], main: Callable[..., int | None], arguments: str | None, list_settings: ListSettings | None
 ) -> list[str]:
-    """Returns the name of the command, then the arguments and settings that `main` receives."""
+    """Returns the name of the command, followed by the arguments and settings that `main` receives."""
     try:
         given = flags.FLAGS.read_flags_from_files(argv[1:])
         home = str(Path.home())
@@ -150,16 +162,16 @@ def _parse(
     except (flags.Error, UserError, OSError) as error:
         sys.exit(complain(str(error).removeprefix("ERROR:: ")))
     if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING)  # leaves out the libraries' running commentary
+        logging.set_verbosity(logging.WARNING)  # hides the libraries' progress messages
     if not arguments and len(rest) > 1:
-        sys.exit(complain(f"unexpected argument {rest[1]!r}; flags are written --name=value"))
+        sys.exit(complain(f"unexpected argument {rest[1]!r}; write flags as --name=value"))
     if arguments and not known and len(rest) == 1:
         sys.exit(complain(f"no {arguments} given"))
     return [*rest, *settings]
 
 
 def _split_settings(arguments: Sequence[str], known: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Returns the settings, written in any way that flags may be, as --NAME.FIELD=VALUE; and the other arguments."""
+    """Splits arguments into settings, normalised to --NAME.FIELD=VALUE from any form that flags take, and the rest."""
     settings, others = [], []
     waiting = list(arguments)
     while waiting:
@@ -178,18 +190,21 @@ def _split_settings(arguments: Sequence[str], known: Mapping[str, Any]) -> tuple
 
 
 def _check_settings(settings: Sequence[str], known: Mapping[str, Any]) -> None:
-    """Rejects what is not --config.FIELD=VALUE."""
+    """Raises a UserError for a setting that is not --config.FIELD=VALUE with a known FIELD."""
     for setting in settings:
         name, equals, _ = setting.removeprefix("--").partition("=")
         field = name.removeprefix("config.")
         if field == name or field not in (*known, "method"):
             raise UserError(f"--{name}: unknown flag{nearest(field, known, '--config.')}")
         if not equals:
-            raise UserError(f"--{name}: give it a value")
+            raise UserError(f"--{name}: no value given; write --{name}=VALUE")
 
 
 def _help(main: Callable[..., int | None], arguments: str | None, settings: Mapping[str, Any]) -> str:
-    """What a command does, and its flags: its own and those that it shares with others, not the libraries'."""
+    """Returns the help text: the command's docstring, its flags, own and shared, and its settings.
+
+    The flags of libraries are left out.
+    """
     entries = [_described(flag) for flag in _own_flags()]
     entries += [(f"--config.{name}{_default(setting.value)}", setting.comment) for name, setting in settings.items()]
     text = [str(sys.modules[main.__module__].__doc__).strip(), ""]
@@ -200,18 +215,18 @@ def _help(main: Callable[..., int | None], arguments: str | None, settings: Mapp
 
 
 def _own_flags() -> Iterator[flags.Flag]:
-    """Flags of the running command: those of modules here."""
+    """Yields the flags of the running command, which modules of this package define."""
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         if module == sys.argv[0] or module.partition(".")[0] == __package__:
             yield from defined
 
 
 def _described(flag: flags.Flag) -> tuple[str, str]:
-    """A flag with its default, and what it is for."""
+    """Returns a flag with its default, and its help."""
     name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
     required = flag.default is None and flag.validators
     values = getattr(flag.parser, "enum_values", None) or getattr(flag.parser, "values", ())
-    choice = f" Of {', '.join(values)}." if values else ""
+    choice = f" Choices: {', '.join(values)}." if values else ""
     return f"{name}{_default(flag.default)}{' (required)' if required else ''}", f"{flag.help}{choice}"
 
 
@@ -220,16 +235,16 @@ def _default(value: object) -> str:
 
 
 def _missing_device() -> str:
-    """Why jax has no device, if it was used and has none; "" otherwise."""
+    """Returns why jax has no device if it was imported and has none, else ""."""
     if "jax" not in sys.modules:
         return ""
     try:
         sys.modules["jax"].devices()
-    except Exception as error:  # a RuntimeError, or an AssertionError without a word
+    except Exception as error:  # a RuntimeError, or an AssertionError without a message
         wanted = os.environ.get("JAX_PLATFORMS", "")
         reason = f" ({error})" if str(error) else ""
         return (
-            f"JAX_PLATFORMS={wanted}: jax finds no such device here{reason}; install jax for it as BUILD.md says, or "
+            f"JAX_PLATFORMS={wanted}: jax finds no such device here{reason}; install jax for it (see BUILD.md), or "
             "set JAX_PLATFORMS=cpu"
         )
     return ""

@@ -11,12 +11,14 @@ from avh_shards.text import one_line
 from extract.convert.weights import convert_weights
 from launch import command
 
-INPUT = flags.DEFINE_string("input", None, "To read: .pt, .ckpt, .pth or .safetensors.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "To write: .safetensors; from that, .pt, .ckpt or .pth.", required=True)
+INPUT = flags.DEFINE_string("input", None, "File to read: .pt, .ckpt, .pth or .safetensors.", required=True)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "File to write: .safetensors, or .pt, .ckpt or .pth if the input is .safetensors.", required=True
+)
 
 
 def main() -> None:
-    """Parses flags, converts."""
+    """Parses the flags and converts the file."""
     convert_weights(INPUT.value, OUTPUT.value)
     print(one_line(f"{INPUT.value} -> {OUTPUT.value}"))
 

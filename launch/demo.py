@@ -1,4 +1,4 @@
-"""Runs the whole path in a few minutes, on three real clips and on simulated features.
+"""Runs the whole pipeline in a few minutes, on three real clips and on simulated features.
 
 python -m launch.demo --output=demo_output
 """
@@ -8,14 +8,12 @@ from absl import flags
 from apps.demo import demo
 from launch import command
 
-OUTPUT = flags.DEFINE_string("output", None, "Folder of all results.", required=True)
-AVHUBERT = flags.DEFINE_string(
-    "avhubert", None, "Official AV-HuBERT file; without it the encoder's weights are random."
-)
+OUTPUT = flags.DEFINE_string("output", None, "Folder for all results.", required=True)
+AVHUBERT = flags.DEFINE_string("avhubert", None, "Official AV-HuBERT file; without it, the encoder has random weights.")
 
 
 def main() -> None:
-    """Parses flags, runs the demo."""
+    """Parses the flags and runs the demo."""
     demo(OUTPUT.value, AVHUBERT.value)
 
 

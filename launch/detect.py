@@ -1,4 +1,4 @@
-"""Scores videos: the whole path, from a media file to a verdict.
+"""Scores videos with the whole pipeline, from a media file to a verdict.
 
 python -m launch.detect clip.mp4 --avhubert=self_large_vox_433h.pt --weights=avh_align.safetensors
 """
@@ -9,20 +9,22 @@ from apps.detect import detect
 from extract.prepare import FINDERS, PrepareSettings
 from launch import command
 
-AVHUBERT = flags.DEFINE_string("avhubert", None, "Official AV-HuBERT file, or `random` to try the path.", required=True)
+AVHUBERT = flags.DEFINE_string(
+    "avhubert", None, "Official AV-HuBERT file, or `random` to try the pipeline.", required=True
+)
 WEIGHTS = flags.DEFINE_string("weights", None, "Weights, or the workdir of a training run.", required=True)
 JSON = flags.DEFINE_string("json", None, "File to write the verdicts to.")
-PAGES = flags.DEFINE_string("pages", None, "Folder for a page of each video: it plays above its frame scores.")
+PAGES = flags.DEFINE_string("pages", None, "Folder for a page per video, which plays it above its frame scores.")
 LANDMARKS = flags.DEFINE_enum(
     "landmarks",
     PrepareSettings.landmarks,
     list(FINDERS),
-    "dlib: detect on every frame, small faces too; dlib-tracked: now and then, and on doubt.",
+    "dlib: detect on every frame, including small faces; dlib-tracked: detect at intervals and when in doubt.",
 )
 
 
 def main(videos: list[str]) -> int:
-    """Parses flags, detects."""
+    """Parses the flags and scores the videos; returns the exit status."""
     return detect(videos, AVHUBERT.value, WEIGHTS.value, JSON.value, PAGES.value, LANDMARKS.value)
 
 

@@ -1,4 +1,4 @@
-"""Evaluates scores: metrics, a table of clips, a report.
+"""Evaluates scores and writes metrics, a table of clips and a report.
 
 python -m launch.evaluate --scores=a.h5,b.h5 --output=results
 """
@@ -12,14 +12,14 @@ from jax_avh.report.results import write_results
 from launch import command
 
 SCORES = command.define_paths("scores", "Score files, comma-separated.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder of metrics.json, clips.csv and report.html.", required=True)
-CLIPS = flags.DEFINE_string("clips", None, "Clip list: which clips ought to be scored, for the coverage.")
-FAILURES = flags.DEFINE_string("failures", None, "failures.jsonl of the extraction, to tell failed from missing.")
-THRESHOLD = command.define_numbers("threshold", "METHOD=SCORE,...: from which clip score on a clip is called fake.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder for metrics.json, clips.csv and report.html.", required=True)
+CLIPS = flags.DEFINE_string("clips", None, "Clip list of the clips that should be scored, for the coverage.")
+FAILURES = flags.DEFINE_string("failures", None, "failures.jsonl of the extraction; separates failed from missing.")
+THRESHOLD = command.define_numbers("threshold", "METHOD=SCORE,...: least score of a clip that is called fake.")
 
 
 def main() -> None:
-    """Parses flags, evaluates."""
+    """Parses the flags and prints the evaluation."""
     if FAILURES.value:
         command.require(CLIPS)
     listed = read_clip_list(CLIPS.value) if CLIPS.value else []

@@ -1,4 +1,4 @@
-"""Extracts features: videos -> shards.
+"""Extracts features from videos into shards.
 
 python -m launch.extract --clips=clips.csv --media=videos --avhubert=large.pt --output=shards
 """
@@ -22,52 +22,52 @@ from extract.store.shard_set import format_summary
 from launch import command
 from launch.clips import CLIPS, INPUT, SELECTION, read_clips
 
-AVHUBERT = flags.DEFINE_string("avhubert", None, "Official AV-HuBERT file, or `random` to try the path.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder or fsspec URL of the shards.", required=True)
+AVHUBERT = flags.DEFINE_string("avhubert", None, "Official AV-HuBERT file, or `random` to try the pipeline.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder or fsspec URL for the shards.", required=True)
 FPS_POLICY = flags.DEFINE_enum(
-    "fps_policy", "resample", FPS_POLICIES, "resample to 25 fps, or take native frames for it."
+    "fps_policy", "resample", FPS_POLICIES, "resample: convert to 25 fps; native: use the frames as if at 25 fps."
 )
 LANDMARKS = flags.DEFINE_string(
     "landmarks",
     PrepareSettings.landmarks,
-    "dlib: detect on every frame; dlib-tracked: now and then, and on doubt; else a folder with x.npz for x.mp4 "
-    "(`landmarks` [T, 68, 2]), or the npz file of the only clip.",
+    "dlib: detect on every frame; dlib-tracked: detect at intervals and when in doubt. Otherwise a folder with x.npz "
+    "for x.mp4 (`landmarks` [T, 68, 2]), or the npz file of the only clip.",
 )
 MIN_FACE_SHARE = flags.DEFINE_float(
     "min_face_share",
     PrepareSettings.min_face_share,
-    "Least share of frames with a face; a clip with fewer fails.",
+    "Least share of frames with a face; clips below it fail.",
     lower_bound=0,
     upper_bound=1,
 )
-TRIM = command.define_switch("trimmed", VARIANTS, "Drop the leading silence from both modalities; both: two sets.")
-STORE = command.define_choices("store", OPTIONAL, "Further contents of the shards.")
-DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of the stored features.")
-CLIPS_PER_SHARD = flags.DEFINE_integer("clips_per_shard", 256, "Clips in one shard.", lower_bound=1)
-PRECISION = flags.DEFINE_enum("precision", "float32", ENCODER_PRECISIONS, "Of the encoder's weights and products.")
-BATCH = flags.DEFINE_integer("batch_frames", BATCH_FRAMES, "Frames of one encoder batch.", lower_bound=1)
-COMPILE = flags.DEFINE_bool("compile", False, "torch.compile the encoder: minutes first, faster on a GPU then.")
+TRIM = command.define_switch("trimmed", VARIANTS, "Drop leading silence from both modalities; both: write two sets.")
+STORE = command.define_choices("store", OPTIONAL, "Optional contents of the shards.")
+DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Dtype of the stored features.")
+CLIPS_PER_SHARD = flags.DEFINE_integer("clips_per_shard", 256, "Clips per shard.", lower_bound=1)
+PRECISION = flags.DEFINE_enum("precision", "float32", ENCODER_PRECISIONS, "Precision of encoder weights and products.")
+BATCH = flags.DEFINE_integer("batch_frames", BATCH_FRAMES, "Frames per encoder batch.", lower_bound=1)
+COMPILE = flags.DEFINE_bool("compile", False, "torch.compile the encoder: takes minutes, then runs faster on a GPU.")
 PROCESSES = flags.DEFINE_integer("processes", ExtractSettings.processes, "Processes that prepare clips.", lower_bound=1)
-CLIP_TIMEOUT = flags.DEFINE_float("clip_timeout", 600, "Seconds after which a clip is given up.", lower_bound=0.001)
+CLIP_TIMEOUT = flags.DEFINE_float("clip_timeout", 600, "Seconds after which a clip counts as hung.", lower_bound=0.001)
 RETRY_FAILED = flags.DEFINE_enum(
     "retry_failed",
     "passing",
     RETRIED,
-    "Clips that failed in an earlier run, to try again: for passing reasons, or all.",
+    "Failed clips of earlier runs to retry; passing: those whose reason may have passed.",
 )
-CLUSTER = flags.DEFINE_enum("cluster", "none", ["none", "ray"], "ray: spread over the Ray cluster at RAY_ADDRESS.")
+CLUSTER = flags.DEFINE_enum("cluster", "none", ["none", "ray"], "ray: use the Ray cluster at RAY_ADDRESS.")
 TASK_INDEX = flags.DEFINE_integer(
-    "task_index", None, "Of this task of a job array; from 0; by default as the launcher says."
+    "task_index", None, "Index of this task in a job array, from 0; default: read from the launcher."
 )
 TASK_COUNT = flags.DEFINE_integer(
-    "task_count", None, "Tasks of the whole job array, also of one that is run again in part."
+    "task_count", None, "Tasks of the whole job array, even if only some of them are rerun."
 )
-MERGE = flags.DEFINE_bool("merge", False, "Only sum up the shards of --output, once all tasks have ended.")
-CONTACT_SHEET = flags.DEFINE_string("contact_sheet", None, "PNG file: first draw the crops of the first clips there.")
+MERGE = flags.DEFINE_bool("merge", False, "Only summarise the shards of --output after all tasks have ended.")
+CONTACT_SHEET = flags.DEFINE_string("contact_sheet", None, "PNG file for the first clips' crops, drawn at the start.")
 
 
 def main() -> int:
-    """Parses flags, extracts; exit status 1 if no clip succeeded."""
+    """Parses the flags and extracts features; returns exit status 1 if no clip succeeded."""
     summaries = merge_sets(OUTPUT.value) if MERGE.value else _extract()
     print("\n".join(map(format_summary, summaries)))
     return int(not any(summary is None or summary.stored for summary in summaries))
@@ -95,14 +95,14 @@ def _extract() -> list:
         job.check()
         write_contact_sheet(CONTACT_SHEET.value, clips, job.task, settings.processes)
     if CLUSTER.value == "ray":
-        from extract.run.ray import extract_on_ray  # needs the extra `ray`
+        from extract.run.ray import extract_on_ray  # requires the extra `ray`
 
         return extract_on_ray(job, avhubert, index, count)
     return extract(job, avhubert, index, count)
 
 
 def _check_contact_sheet(sheet: str, job: Job) -> None:
-    """Rejects a contact sheet that would replace an input or a file of another kind, before any work is done."""
+    """Raises a UserError, before any work, if the contact sheet would replace an input or a file of another kind."""
     read = [CLIPS.value, SELECTION.value, AVHUBERT.value, LANDMARKS.value]
     inputs = [*filter(None, read), *clip_files(job.clips, job.media, job.settings.prepare.input)]
     check_outputs({sheet: PNG}, inputs)

@@ -1,4 +1,4 @@
-"""Imports official features: npz files -> shards.
+"""Imports official features from npz files into shards.
 
 python -m launch.import_npz --clips=train.csv --features=npz --output=shards
 """
@@ -12,22 +12,22 @@ from extract.convert.npz import import_features
 from extract.store.shard_set import format_summary
 from launch import command
 
-CLIPS = flags.DEFINE_string("clips", None, "Clip list: a CSV file with the column `path`.", required=True)
-FEATURES = flags.DEFINE_string("features", None, "Folder of the npz files: x.npz for the clip x.mp4.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Folder of the shards.", required=True)
-DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of the stored features.")
+CLIPS = flags.DEFINE_string("clips", None, "Clip list, a CSV file with the column `path`.", required=True)
+FEATURES = flags.DEFINE_string("features", None, "Folder of the npz files, x.npz for x.mp4.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the shards.", required=True)
+DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Dtype of the stored features.")
 WIDTH = flags.DEFINE_integer("width", 1024, "Feature width (1024 for AV-HuBERT large, 768 for base).", lower_bound=1)
-CLIPS_PER_SHARD = flags.DEFINE_integer("clips_per_shard", 256, "Clips in one shard.", lower_bound=1)
+CLIPS_PER_SHARD = flags.DEFINE_integer("clips_per_shard", 256, "Clips per shard.", lower_bound=1)
 RETRY_FAILED = flags.DEFINE_enum(
     "retry_failed",
     "passing",
     RETRIED,
-    "Clips that failed in an earlier run, to try again: for passing reasons, or all.",
+    "Failed clips of earlier runs to retry; passing: those whose reason may have passed.",
 )
 
 
 def main() -> int:
-    """Parses flags, imports; exit status 1 if no clip succeeded."""
+    """Parses the flags and imports features; returns exit status 1 if no clip succeeded."""
     clips = read_clip_list(CLIPS.value)
     warn_of_contradictions(clips)
     choices = DTYPE.value, WIDTH.value, CLIPS_PER_SHARD.value, RETRY_FAILED.value

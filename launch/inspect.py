@@ -1,4 +1,4 @@
-"""Shows what is in a shard or a set of shards, and whether it is whole; the exit status is 1 if it is not.
+"""Shows the contents of a shard or a set of shards and validates them; exits with status 1 on damage or differences.
 
 python -m launch.inspect shards --against=npz
 """
@@ -9,13 +9,13 @@ from avh_shards import UserError
 from extract.check.shards import compare, format_comparison, inspect
 from launch import command
 
-AGAINST = flags.DEFINE_string("against", None, "Folder of official npz features to compare with, a file a clip.")
+AGAINST = flags.DEFINE_string("against", None, "Folder of official npz features to compare with, one file per clip.")
 
 
 def main(paths: list[str]) -> int:
-    """Parses flags, inspects."""
+    """Parses the flags and prints a report; returns exit status 1 if shards are damaged or differ from --against."""
     if len(paths) > 1:
-        raise UserError(f"name one folder or shard, not {len(paths)}")
+        raise UserError(f"{len(paths)} paths given; name one folder or shard")
     report = inspect(paths[0])
     print(report.text())
     if report.damage or not AGAINST.value:

@@ -1,4 +1,4 @@
-"""Makes the paper's tables 1, 2, 4 and 5 from feature shards, with the published numbers next to ours.
+"""Reproduces tables 1, 2, 4 and 5 of the paper from feature shards, next to the published numbers.
 
 python -m launch.paper --root=shards --output=paper
 python -m launch.paper --root=simulated --output=paper --flagfile=simulated/paper.flags
@@ -10,12 +10,12 @@ from apps.paper import paper
 from jax_avh.configs import list_all_settings
 from launch import command
 
-ROOT = flags.DEFINE_string("root", None, "Folder: <data set>/<untrimmed, trimmed>/<train, val, test>.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs, scores, tables and report.", required=True)
+ROOT = flags.DEFINE_string("root", None, "Folder of <data set>/<untrimmed, trimmed>/<train, val, test>.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the runs, scores, tables and report.", required=True)
 
 
 def main(settings: list[str]) -> None:
-    """Parses flags, runs."""
+    """Parses the flags and prints the tables."""
     print(paper(ROOT.value, OUTPUT.value, settings))
 
 

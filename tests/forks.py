@@ -1,4 +1,4 @@
-"""Commands in forks of one interpreter that has loaded every library: they cost no seconds of imports."""
+"""Commands in forks of one interpreter that has loaded every library, which saves seconds of imports."""
 
 import atexit
 import functools
@@ -23,7 +23,7 @@ LIBRARIES = """
 
 
 class Forked:
-    """A running command, with the part of `subprocess.Popen` that tests use."""
+    """A running command with the part of the `subprocess.Popen` interface that tests use."""
 
     def __init__(self, server: "Forks", pid: int):
         self.pid, self.returncode, self._server = pid, None, server
@@ -34,7 +34,7 @@ class Forked:
         return self.returncode
 
     def wait(self, timeout: float = 300) -> int:
-        """Waits for the end.
+        """Waits for the command to end.
 
         Raises:
           subprocess.TimeoutExpired: it did not end in `timeout` seconds.
@@ -55,7 +55,7 @@ class Forked:
 
 
 class Forks:
-    """The loaded interpreter, in a process of its own."""
+    """The loaded interpreter in a separate process."""
 
     def __init__(self):
         self._server = subprocess.Popen(
@@ -67,7 +67,7 @@ class Forks:
         )
 
     def __call__(self, command: str, *arguments: object, environment: dict[str, str] | None = None) -> tuple[int, str]:
-        """Runs a command to its end: (exit status, what it printed, errors last)."""
+        """Runs a command to its end and returns (exit status, output, errors last)."""
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, name) for name in ("output", "errors")]
             run = self.start(command, *arguments, stdout=files[0], stderr=files[1], environment=environment)
@@ -83,7 +83,7 @@ class Forks:
         environment: dict[str, str] | None = None,
         start_new_session: bool = False,
     ) -> Forked:
-        """Starts a command in the working directory and environment of this moment; its output is appended to files."""
+        """Starts a command in the current working directory and environment; appends its output to files."""
         request = {
             "command": [command, *map(str, arguments)],
             "files": [str(stdout), str(stderr)],
@@ -94,7 +94,7 @@ class Forks:
         return Forked(self, self.ask(request))
 
     def ask(self, request: dict) -> int | None:
-        """Sends a request, returns the answer."""
+        """Sends a request and returns the answer."""
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
@@ -107,14 +107,14 @@ class Forks:
 
 @functools.cache
 def forks() -> Forks:
-    """The one of this process; ends with it."""
+    """Returns the interpreter of this process, which ends with it."""
     server = Forks()
     atexit.register(server.close)
     return server
 
 
 def serve() -> None:
-    """Answers requests: starts commands, tells whether they have ended."""
+    """Answers requests: starts commands and reports whether they have ended."""
     for name in LIBRARIES.split():
         importlib.import_module(name)
     for line in sys.stdin:
@@ -130,7 +130,7 @@ def serve() -> None:
 
 
 def become(command: list[str], files: list[str], environment: dict[str, str], folder: str, session: bool) -> None:
-    """Turns a fork into a process of a command; never returns."""
+    """Runs a command in a fork; never returns."""
     if session:
         os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -139,7 +139,7 @@ def become(command: list[str], files: list[str], environment: dict[str, str], fo
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    import jax  # has read the environment of the server
+    import jax  # was loaded with the environment of the server
 
     jax.config.update("jax_platforms", environment.get("JAX_PLATFORMS"))
     jax.config.update("jax_num_cpu_devices", int(environment.get("JAX_NUM_CPU_DEVICES", 1)))

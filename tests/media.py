@@ -1,4 +1,4 @@
-"""Media files made for tests by real encoders: a bar's length in each frame tells its time, the sound is a tone."""
+"""Media files from real encoders for tests; the length of a bar in each frame shows its time, the sound is a tone."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -9,19 +9,19 @@ import numpy as np
 from extract.face.landmarks import CountingFinder
 from extract.media import read_video
 
-CLOCK = 1000  # ticks a second of the video's timestamps
+CLOCK = 1000  # ticks per second of the video's timestamps
 POINTS = np.random.default_rng(0).uniform(5, 40, (68, 2))
 
 
 def tone(seconds: float, rate: int = 16000, silence: float = 0.0, channels: int = 1) -> np.ndarray:
-    """A 440 Hz tone [channels, S], float32, after a stretch of silence."""
+    """Returns a 440 Hz tone [channels, S], float32, after some silence."""
     time = np.arange(round(seconds * rate)) / rate
     wave = 0.3 * np.sin(2 * np.pi * 440 * time) * (time >= silence)
     return np.tile(wave.astype(np.float32), (channels, 1))
 
 
 def ramp(times: list[float]) -> list[np.ndarray]:
-    """A frame for each time: a white bar from the left, 100 pixels a second long."""
+    """Returns a frame for each time with a white bar from the left, 100 pixels long per second."""
     frames = np.zeros((len(times), 16, 1024, 3), np.uint8)
     for frame, time in zip(frames, times, strict=True):
         frame[:, : round(100 * time)] = 255
@@ -29,17 +29,17 @@ def ramp(times: list[float]) -> list[np.ndarray]:
 
 
 def shown_times(frames: np.ndarray) -> np.ndarray:
-    """The time that each decoded frame of a ramp shows, to 0.01 s."""
+    """Returns the time that each decoded frame of a ramp shows, to 0.01 s."""
     return (frames[..., 0] > 127).sum(axis=2).mean(axis=1) / 100
 
 
 def read_frames(path: Path, fps_policy: str = "resample") -> np.ndarray:
-    """All frames of a video, [T, H, W, 3]."""
+    """Returns all frames of a video, [T, H, W, 3]."""
     return read_video(path, fps_policy)
 
 
 def pretended_face() -> CountingFinder:
-    """A finder that sees one and the same face in every picture, at no cost."""
+    """Returns a finder that reports the same face in every picture, at no cost."""
     counts: list[int] = []
 
     def look(frame: np.ndarray) -> np.ndarray:
@@ -60,7 +60,7 @@ def write_media(
     video_codec: str = "libx264",
     audio_codec: str = "aac",
 ) -> Path:
-    """Encodes frames (shown at `times`, by default 25 a second) and a sound [C, S]."""
+    """Encodes frames (shown at `times`, by default 25 per second) and a sound [C, S]."""
     with av.open(str(path), "w") as container:
         streams = {}
         for kind in ("sound", "frames") if sound_first else ("frames", "sound"):

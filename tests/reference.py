@@ -1,7 +1,7 @@
-"""Small outputs of every command, made alike by any version: `python -m tests.reference FOLDER` writes them.
+"""Small outputs of every command, created alike by any version: `python -m tests.reference FOLDER` writes them.
 
-testdata/reference contains those of commit 74a2539, without pictures and pages, from shards of `apps/simulate` with 8,
-4 and 12 clips of width 8. test_reference.py reads, resumes and reproduces them.
+testdata/reference contains the outputs of commit 74a2539, without pictures and pages, from shards of `apps/simulate`
+with 8, 4 and 12 clips of width 8. test_reference.py reads, resumes and reproduces them.
 """
 
 import shutil
@@ -17,14 +17,14 @@ from tests import rules
 from tests.forks import forks
 from tests.sets import make_media
 
-CURVES = {  # trainings from scratch: settings besides the data
+CURVES = {  # trainings from scratch -> settings except the data
     "avh_align": {"data.batch_frames": 64, "optimizer.learning_rate": 1e-3, "train.epochs": 3},
     "avh_sup": {"data.batch_frames": 128, "optimizer.weight_decay": 1e-4, "train.epochs": 3},
     "rawnet2": {"method.samples": 3300, "data.batch_examples": 4, "train.epochs": 1},
     "avad": {"method.windows": 10, "data.batch_examples": 4, "train.epochs": 2},
 }
 LINEAR = {"method.head": "linear", "optimizer.learning_rate": 1e-2, "train.early_stop": 1000000}
-KILLED = {  # runs that are killed within an epoch, and end after some more
+KILLED = {  # runs that are killed within an epoch and finish after a restart
     "align": LINEAR | {"method": "avh_align", "data.batch_frames": 4, "train.checkpoint_steps": 2},
     "sup": LINEAR
     | {
@@ -40,14 +40,14 @@ SCORED = ("factor", "speech_forensics", "leading_silence", "leading_amplitude", 
 
 
 def launch(command: str, *flags: str) -> None:
-    """Runs a command that must succeed, on one device."""
+    """Runs a command on one device and asserts that it succeeds."""
     environment = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
     status, output = forks()(command, *flags, environment=environment)
     assert not status, output
 
 
 def extract(folder: Path, scratch: Path) -> None:
-    """Extracts the drawn clips with the tiny encoder, trimmed and untrimmed, and a clip that is missing."""
+    """Extracts the synthetic clips and a missing one with the tiny encoder, trimmed and untrimmed."""
     torch.save(rules.encoder_checkpoint(False, rules.TINY_SETTINGS), scratch / "tiny.pt")
     clips = make_media(scratch / "media", 3)
     flags = {"clips": clips, "media": scratch / "media", "avhubert": scratch / "tiny.pt", "output": folder}
@@ -56,18 +56,18 @@ def extract(folder: Path, scratch: Path) -> None:
 
 
 def data_flags(shards: Path) -> list[str]:
-    """Flags of trainings on these shards."""
+    """Returns the flags of a training on these shards."""
     return [f"--config.data.{split}={shards / split}" for split in ("train", "val")]
 
 
 def train(workdir: Path, shards: Path, settings: dict[str, object]) -> None:
-    """Trains to the end, or resumes a killed run."""
+    """Trains to the end, from the start or from where a run was killed."""
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     launch("train", f"--workdir={workdir}", *data_flags(shards), *flags)
 
 
 def start_and_kill(workdir: Path, shards: Path, settings: dict[str, object]) -> None:
-    """Trains until some epochs are done, and kills the run within the next."""
+    """Trains for some epochs and kills the run within the next."""
     flags = [f"--config.{name}={value}" for name, value in (settings | {"train.epochs": 1000}).items()]
     command = [sys.executable, "-m", "launch.train", f"--workdir={workdir}", *data_flags(shards), *flags]
     run = subprocess.Popen(command)
@@ -89,7 +89,7 @@ def curve(method: str, workdir: Path, shards: Path, weights: Path) -> None:
 
 
 def score(folder: Path, shards: Path, weights: dict[str, Path]) -> None:
-    """Scores the test clips by every frame method and clip method."""
+    """Scores the test clips with every frame method and clip method."""
     features = f"--features={shards / 'test'}"
     for name, path in weights.items():
         launch("score", features, f"--weights={path}", f"--output={folder / name}.h5", "--dataset=Made by rule")
@@ -98,7 +98,7 @@ def score(folder: Path, shards: Path, weights: dict[str, Path]) -> None:
 
 
 def evaluate(folder: Path, scores: Path) -> None:
-    """Evaluates those scores."""
+    """Evaluates the scores."""
     files = ",".join(str(path) for path in sorted(scores.glob("*.h5")))
     launch("evaluate", f"--scores={files}", f"--output={folder}")
 
@@ -109,7 +109,7 @@ def audit(folder: Path, shards: Path) -> None:
 
 
 def main(root: Path) -> None:
-    """Writes everything."""
+    """Writes all outputs."""
     scratch, shards, trained = root / "scratch", root / "shards", root / "trained"
     scratch.mkdir(parents=True)
     extract(root / "extracted", scratch)

@@ -1,4 +1,4 @@
-"""Weights and features made by rule, so that none need storing: the outputs in testdata were made from them."""
+"""Synthetic weights and features, generated instead of stored; the outputs in testdata were computed from them."""
 
 import collections
 import csv
@@ -27,7 +27,7 @@ TINY_SETTINGS = {
 
 
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Values of a parameter, out of its official name."""
+    """Generates the values of a parameter from its official name."""
     x = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     if name.endswith("running_var"):
         return 1 + 0.5 * np.tanh(x)
@@ -46,14 +46,14 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def fill_network(network: nnx.Module) -> nnx.Module:
-    """A network of ours, its arrays rule-made by their official names."""
+    """Fills a network of this project with arrays generated from their official names."""
     for name, array in named_arrays(network).items():
         array.variable.set_value(jnp.asarray(array.ours(fill(name, array.shape)), array.variable.dtype))
     return network
 
 
 def encoder_weights(network: torch.nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Rule-made weights of an encoder, rounded to a dtype."""
+    """Returns generated weights of an encoder, rounded to a dtype."""
     return {
         name: torch.tensor(fill(name, tuple(value.shape))).to(dtype if value.is_floating_point() else value.dtype)
         for name, value in network.state_dict().items()
@@ -61,7 +61,7 @@ def encoder_weights(network: torch.nn.Module, dtype: torch.dtype = torch.float32
 
 
 def encoder_checkpoint(fine_tuned: bool, settings: object, dtype: torch.dtype = torch.float16) -> dict:
-    """A checkpoint in the official form, with the tiny encoder's rule-made weights."""
+    """Returns a checkpoint in the official form with generated weights of the tiny encoder."""
     weights = encoder_weights(AVHubert(AVHubertConfig.tiny()), dtype)
     weights |= {"mask_emb": torch.zeros(104), "label_embs_concat": torch.zeros(20, 32)}
     if not fine_tuned:
@@ -73,7 +73,7 @@ def encoder_checkpoint(fine_tuned: bool, settings: object, dtype: torch.dtype = 
 
 
 def alignment_weights(width: int = 1024) -> dict[str, np.ndarray]:
-    """Rule-made weights of the alignment network, in the official layout."""
+    """Returns generated weights of the alignment network in the official layout."""
     shapes = {f"{modality}_proj": (512, width) for modality in ("visual", "audio")}
     inputs = 1024
     for index, hidden in zip((0, 3, 6), HIDDEN, strict=True):
@@ -87,7 +87,7 @@ def alignment_weights(width: int = 1024) -> dict[str, np.ndarray]:
 
 
 def write_alignment_weights(path: Path, width: int = 1024) -> Path:
-    """The same as a file."""
+    """Writes generated weights of the alignment network to a file and returns its path."""
     safetensors.numpy.save_file(alignment_weights(width), path)
     return path
 
@@ -100,7 +100,7 @@ CLIPS = {
 
 
 def feature_clip(name: str, frames: int, fake: int, width: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-    """Visual and audio features of a clip: one latent path drives both; in a fake, a third of the audio has another."""
+    """Generates visual and audio features of a clip from one latent path; a third of a fake's audio has another."""
     latent, noise = 24, 0.5
     fixed = np.random.RandomState(7)
     mixing = [fixed.standard_normal((latent, width)) / latent**0.5 for _ in range(2)]
@@ -128,7 +128,7 @@ def feature_clip(name: str, frames: int, fake: int, width: int = 1024) -> tuple[
 
 
 def write_feature_clips(root: Path) -> dict[str, Path]:
-    """Writes the clips as npz files and imports them into float32 shards."""
+    """Writes the clips as npz files and imports them into float32 shards; returns the folders by name."""
     shards = {"npz": root / "npz"}
     for split, clips in CLIPS.items():
         (root / "npz" / split).mkdir(parents=True)

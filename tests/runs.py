@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, on any number of CPU devices and processes."""
+"""Training runs in separate processes, on any number of CPU devices and processes."""
 
 import socket
 from pathlib import Path
@@ -19,9 +19,9 @@ def train(config: Config, workdir: str | Path, profile: bool = False) -> RunProg
 def start_training(
     workdir: Path, processes: int = 1, devices: int = 1, x64: bool = False, **settings: object
 ) -> list[Forked]:
-    """Starts the command; each process has so many devices. Settings are fields of the configuration.
+    """Starts the training command in a number of processes with `devices` each; `settings` are configuration fields.
 
-    With the linear head: such runs are compared with one another only, and a program compiles in a second.
+    Uses the linear head, which compiles in a second: such runs are only compared with each other.
     """
     environment = {
         "JAX_NUM_CPU_DEVICES": str(devices),
@@ -42,24 +42,24 @@ def start_training(
 
 
 def finish(started: list[Forked], workdir: Path) -> None:
-    """Waits until all have ended well."""
+    """Waits for all processes and asserts that they succeed."""
     for number, process in enumerate(started):
         assert process.wait(timeout=300) == 0, Path(f"{workdir}.{number}.log").read_text()
 
 
 def curve(workdir: Path) -> list[dict]:
-    """The metrics, less what depends on the machine's speed."""
+    """Returns the metrics that do not depend on the machine's speed."""
     lines = read_metrics(workdir / "metrics.jsonl")
     return [{name: value for name, value in line.items() if not name.endswith("_per_second")} for line in lines]
 
 
 def losses(workdir: Path) -> list[tuple[float, float]]:
-    """Training and validation loss of every epoch."""
+    """Returns the training and validation loss of every epoch."""
     return [(line["train_loss"], line["val_loss"]) for line in curve(workdir)]
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Returns a free port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

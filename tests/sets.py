@@ -1,4 +1,4 @@
-"""Runs of `launch.extract` on small clips, and what must be the same of two of them."""
+"""Runs of `launch.extract` on small clips, and a comparison of their results."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ from tests.forks import Forked, forks
 
 
 def make_media(folder: Path, clips: int, source: Path = TESTDATA) -> Path:
-    """A folder of roi clips c0, c1, ... and a clip list beside it that names one more, which is missing."""
+    """Creates a folder of roi clips c0, c1, ..., and returns a clip list that also names a missing one."""
     folder.mkdir()
     for k in range(clips):
         for suffix in ("_roi.mp4", ".wav"):
@@ -27,21 +27,21 @@ def make_media(folder: Path, clips: int, source: Path = TESTDATA) -> Path:
 def start_extract(
     media: Path, avhubert: Path, output: object, cluster: str = "none", **flags: object
 ) -> Forked | subprocess.Popen:
-    """Starts the command on such a folder, two clips a shard."""
+    """Starts the command on such a folder, with two clips per shard."""
     flags = {"clips": media.with_suffix(".csv"), "media": media, "avhubert": avhubert, "output": output} | flags
     flags |= {"input": "roi", "clips_per_shard": 2, "cluster": cluster}
     arguments = [f"--{name}={value}" for name, value in flags.items()]
-    errors = media.with_suffix(".err")  # shown by pytest's own folder when a run fails
+    errors = media.with_suffix(".err")  # kept in pytest's folder for failed runs
     if cluster == "none":
         return forks().start("extract", *arguments, stderr=errors)
-    with errors.open("a") as file:  # Ray wants a process of its own
+    with errors.open("a") as file:  # Ray needs a separate process
         return subprocess.Popen(
             [sys.executable, "-m", "launch.extract", *arguments], stdout=subprocess.DEVNULL, stderr=file
         )
 
 
 def assert_same_set(one, other) -> None:
-    """Two folders hold the same shards, arrays bit for bit, and the same failures."""
+    """Asserts that two folders hold the same shards, bit for bit, and the same failures."""
     names = [path.name for path in list_shards(one)]
     assert names == [path.name for path in list_shards(other)]
     for a, b in ((open_shard(one / name), open_shard(other / name)) for name in names):

@@ -1,4 +1,4 @@
-"""Small networks in place of the methods' own: the same layers, fewer channels."""
+"""Small networks that replace those of the methods, with the same layers and fewer channels."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ NETWORKS = {
 
 
 def use_small_networks(patch: pytest.MonkeyPatch) -> None:
-    """Until the patch is undone."""
+    """Replaces the methods' networks until the patch is undone."""
     for name, network in NETWORKS.items():
         method = dataclasses.replace(
             METHODS[name],

@@ -1,4 +1,4 @@
-"""What pyproject.toml declares: every package that ours import, in the extra of the side that imports it."""
+"""Tests that pyproject.toml declares every imported package, in the extra of the side that imports it."""
 
 import ast
 import importlib.metadata
@@ -12,7 +12,7 @@ from tests.test_walls import ROOT, files_of
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = ("avh", "avh_shards", "extract", "jax_avh", "apps", "launch", "benchmarks", "tests")
-SIDES = {  # of our packages -> extras that it may need
+SIDES = {  # packages of a side -> extras that it may need
     "avh_shards": (),
     "extract": ("extract", "ray"),
     "jax_avh": ("jax",),
@@ -23,11 +23,11 @@ SIDES = {  # of our packages -> extras that it may need
 }
 
 
-DISTRIBUTIONS = importlib.metadata.packages_distributions() | {"dlib": ["dlib-bin"]}  # whose files do not say so
+DISTRIBUTIONS = importlib.metadata.packages_distributions() | {"dlib": ["dlib-bin"]}  # whose metadata does not say so
 
 
 def plain(name: str) -> str:
-    """A distribution's name, however it is spelt."""
+    """Normalises the name of a distribution."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -39,7 +39,7 @@ def declared(side: str) -> set[str]:
 
 
 def imported(side: str) -> set[str]:
-    """Top-level packages that the files of a side import, neither Python's nor ours."""
+    """Returns the top-level third-party packages that the files of a side import."""
     found = set()
     for _, file in files_of(side):
         for node in ast.walk(ast.parse(file.read_text())):

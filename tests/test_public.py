@@ -1,4 +1,4 @@
-"""The public Python names: they exist under these modules, are documented, and fit together."""
+"""Tests that the public Python names exist in these modules, are documented and work together."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""An older version's files can be read, resumed and reproduced: see reference.py."""
+"""Tests that the files of an older version can be read, resumed and reproduced; see reference.py."""
 
 import json
 import shutil
@@ -20,12 +20,12 @@ UNLIKE = ("frames_per_second", "examples_per_second", "seconds", "prepare_second
 
 @pytest.fixture
 def old(tmp_path):
-    """A copy of the older version's files."""
+    """Returns a copy of the older version's files."""
     return Path(shutil.copytree(OLD, tmp_path / "old"))
 
 
 def assert_alike(one: object, other: object, tolerance: float) -> None:
-    """Equal in everything but the last digits of numbers, and paths."""
+    """Asserts equality in everything except paths and the last digits of numbers."""
     if isinstance(one, dict):
         assert isinstance(other, dict)
         assert list(one) == list(other)

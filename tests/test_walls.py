@@ -1,4 +1,4 @@
-"""The walls between the rooms: what each side may import, seen in fresh interpreters."""
+"""Tests of the allowed imports between packages, in fresh interpreters."""
 
 import ast
 import graphlib
@@ -17,7 +17,7 @@ TORCH_SIDE = ("torch", "cv2", "dlib", "av", "soxr")
 
 
 def files_of(*packages: str) -> list[tuple[str, Path]]:
-    """Modules and their files."""
+    """Returns the modules of packages with their files."""
     files = [file for package in packages for file in sorted(ROOT.joinpath(*package.split(".")).rglob("*.py"))]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     return [(name.removesuffix(".__init__"), file) for name, file in zip(names, files, strict=True)]
@@ -28,7 +28,7 @@ def modules_of(package: str) -> list[str]:
 
 
 def loaded_by(modules: list[str]) -> set[str]:
-    """Top-level packages and our own modules that importing these loads."""
+    """Returns the top-level packages and the modules of this project that importing some modules loads."""
     code = "import importlib, json, sys; [importlib.import_module(m) for m in json.loads(sys.argv[1])]; "
     code += "print(json.dumps([m for m in sys.modules]))"
     result = subprocess.run(
@@ -79,20 +79,20 @@ def test_what_both_sides_share_loads_neither_torch_nor_jax():
         ("simulate", (*TORCH_SIDE, *JAX_SIDE)),
     ],
 )
-def test_commands_load_their_own_side_alone(command, never):
+def test_commands_load_only_their_own_side(command, never):
     assert not loaded_by([f"launch.{command}"]) & set(never)
 
 
 def test_a_sweep_leaves_the_devices_to_its_runs():
-    """It loads jax, by the methods whose settings it checks, but starts no device."""
+    """Checks that a sweep, which loads jax with the methods whose settings it checks, starts no device."""
     code = "import sys, jax; from apps.sweep import make_trials; "
     code += "make_trials(['--config.data.train=a', '--config.data.val=b'], sys.argv[1]); "
     code += "assert not jax._src.xla_bridge.backends_are_initialized()"
     subprocess.run([sys.executable, "-c", code, "workdir"], check=True)
 
 
-# A file imports only from its own room and those below it, also within functions.
-ROOMS = [  # lower ones first; those of a line may not import each other
+# A file may import only from its own room and lower ones, also within functions.
+ROOMS = [  # lowest first; rooms of one line may not import each other
     ["avh_shards"],
     ["extract.progress"],
     ["extract.media", "extract.datasets", "extract.store"],
@@ -117,7 +117,7 @@ ROOMS = [  # lower ones first; those of a line may not import each other
 
 
 def imports(file: Path) -> set[str]:
-    """Our own modules that a file imports, anywhere in it."""
+    """Returns the modules of this project that a file imports anywhere."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -132,7 +132,7 @@ GRAPH = {name: imports(file) - {name} for name, file in OURS.items()}
 
 
 def room(module: str) -> tuple[int, str] | None:
-    """Floor and name of a module's room; None = the front door of a package of rooms."""
+    """Returns the floor and the name of a module's room; None for the `__init__` of a package of rooms."""
     found = [
         (floor, name) for floor, names in enumerate(ROOMS) for name in names if f"{module}.".startswith(f"{name}.")
     ]
@@ -147,13 +147,13 @@ def test_imports_go_down(module):
         assert there is None or there[1] == own or there[0] < floor, f"{module} imports {other}"
 
 
-def test_there_is_no_import_circle():
+def test_imports_have_no_cycle():
     order = graphlib.TopologicalSorter({name: found - parents(name) for name, found in GRAPH.items()})
     order.prepare()  # raises CycleError, which names it
 
 
 def parents(module: str) -> set[str]:
-    """The packages that a module is in: their front doors import it, and Python runs them before it."""
+    """Returns the packages that contain a module: their `__init__` imports it, and Python runs them before it."""
     parts = module.split(".")
     return {".".join(parts[:end]) for end in range(1, len(parts))}
 

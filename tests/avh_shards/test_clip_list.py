@@ -1,4 +1,4 @@
-"""Clip lists: what is read, one clear sentence for each mistake, and the files that paths name."""
+"""Tests of clip lists: the columns read, a clear message for each mistake, and the files that paths name."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_every_column_is_read(tmp_path):
 
 
 def unknown(clip):
-    """NaN equals nothing, so it is passed on as the same object."""
+    """Passes on the same NaN object, because NaN equals nothing."""
     return {"leading_silence": clip.leading_silence}
 
 
@@ -78,7 +78,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
         ('path\nb.mp4\n"a.mp4\nc.mp4\n', "line 3: not readable as CSV .*check the quotes from this line on"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(tmp_path, text, reason):
+def test_mistakes_are_reported_in_one_sentence(tmp_path, text, reason):
     with pytest.raises(UserError, match=reason) as error:
         read_clip_list(write(tmp_path / "c.csv", text))
     assert "c.csv" in str(error.value)
@@ -117,7 +117,7 @@ def test_lists_of_other_programs_are_read(tmp_path, text, encoding):
         ("path,note, note\na.mp4,0,1\n", "names the column `note` twice"),
         ("path:label\na.mp4:0\n", r"no column `path` in the header \(path:label\)"),
         ("a.mp4,0\nb.mp4,1\n", r"no column `path` in the header \(a.mp4, 0\)"),
-        ("path,label\n\na.mp4\n", r"line 3: .*number of fields than the header: 1, not 2 \(path, label\)"),
+        ("path,label\n\na.mp4\n", r"line 3: .*number of fields differs from the header: 1, not 2 \(path, label\)"),
         ('path,label\n"a\n.mp4",0\n', "line 2: .*holds U[+]000A"),
         ("path\na\u200b.mp4\n", r"line 2: the clip's path 'a\\u200b.mp4' holds U[+]200B ZERO WIDTH SPACE"),
         ("path\na\u202f.mp4\n", "holds U[+]202F NARROW NO-BREAK SPACE"),
@@ -145,7 +145,7 @@ def test_columns_that_are_not_read_are_named(tmp_path, capsys):
     assert capsys.readouterr().err.endswith("line 1: columns that are not read: speaker, \\x1b[2J\n")
 
 
-def test_files_that_are_no_list(tmp_path):
+def test_files_that_are_not_lists(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_clip_list(tmp_path / "none.csv")
     with pytest.raises(UserError, match="is a folder; name a text file"):
@@ -173,7 +173,7 @@ def test_a_spreadsheet_a_pipe_a_device_and_a_giant_are_refused_unread(tmp_path):
         archive.writestr("xl/workbook.xml", "")
     os.mkfifo(tmp_path / "pipe")
     with (tmp_path / "giant.csv").open("wb") as file:
-        file.truncate(2**40)  # without taking room
+        file.truncate(2**40)  # a sparse file
     reasons = {"c.csv": "a spreadsheet", "pipe": "a pipe or a device", "/dev/zero": "a pipe or a device"}
     for name, reason in (reasons | {"giant.csv": "has 1,099,511,627,776 bytes"}).items():
         with pytest.raises(UserError, match=reason):
@@ -190,7 +190,7 @@ def test_names_that_begin_or_end_with_blanks_survive_a_list(tmp_path):
 
 DECOMPOSED = unicodedata.normalize("NFD", "médias/é.mp4")
 
-# Files that are there, the listed path, the file that it means; None: there is none.
+# Existing files, the listed path, and the file that it means; None if there is no such file.
 MEANT = {
     "itself": (["a.mp4", " a.mp4"], " a.mp4", " a.mp4"),
     "Unicode form": ([DECOMPOSED], unicodedata.normalize("NFC", DECOMPOSED), DECOMPOSED),

@@ -1,4 +1,4 @@
-"""HDF5 files that are damaged or hostile, on a full disk, or on a file system without locks."""
+"""Tests of HDF5 files that are damaged, hostile, on a full disk or on a file system without locks."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from tests.avh_shards.test_shards import features, rewrite, shard_set, write, wr
 
 
 def variable_text(path) -> None:
-    """Stores the clips' text as older versions did: of variable length, in the file's global heap."""
+    """Stores the clips' text as older versions did, with variable length in the file's global heap."""
 
     def change(file):
         for name in ("path", "category", "split", "identity"):
@@ -40,7 +40,7 @@ def test_text_of_fixed_and_of_variable_length_is_the_same(tmp_path):
     write(shards, *(StoredClip(clip, features(2)) for clip in clips))
     path = shards.writer.path(0)
     with h5py.File(path) as file:
-        assert file["clips/path"].dtype.kind == "S"  # no heap is in play
+        assert file["clips/path"].dtype.kind == "S"  # stored without the heap
         assert file["clips/path"].asstr()[1] == "日本.mp4"
     before = open_shard(path).clips
     variable_text(path)
@@ -67,7 +67,7 @@ def test_a_heap_that_never_ends_is_refused_in_seconds(tmp_path):
         data[heap + 16 : heap + size] = bytes(size - 16)
         heap = data.find(b"GCOL", heap + size)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"features-00000\.h5: not a whole HDF5 file of ours \(the HDF5 library"):
+    with pytest.raises(UserError, match=r"features-00000\.h5: not a valid avh-align HDF5 file \(the HDF5 library"):
         open_shard(path)
 
 
@@ -96,12 +96,12 @@ def attribute(name, value):
         (nested_groups, "more than 1000 objects"),
         (lambda file: file.__setitem__("again", file["/"]), "more than 1000 objects"),
         (attribute("trimmed", np.bytes_(b"x")), "'trimmed' is 'x'"),
-        (attribute("trimmed", np.void(b"x")), "'trimmed' is not one number or one text"),
-        (attribute("trimmed", h5py.Empty("f4")), "attribute 'trimmed' is (empty|not one number)"),
-        (attribute("width", np.complex64(8)), "'width' is not one number or one text"),
+        (attribute("trimmed", np.void(b"x")), "'trimmed' is not a single number or text"),
+        (attribute("trimmed", h5py.Empty("f4")), "attribute 'trimmed' is (empty|not a single number)"),
+        (attribute("width", np.complex64(8)), "'width' is not a single number or text"),
         (attribute("width", 8.0), "'width' is 8.0"),
         (attribute("version", "1"), "version '1'"),
-        (attribute("frame_rate", np.array([25, 25])), "'frame_rate' is not one number"),
+        (attribute("frame_rate", np.array([25, 25])), "'frame_rate' is not a single number"),
         (attribute("settings", "[1"), "'settings' is not a JSON object"),
         (attribute("settings", "[" * 100_000), "'settings' is not a JSON object"),
         (attribute("seconds", '{"encode": "x"}'), "'seconds' holds more than numbers"),
@@ -145,7 +145,7 @@ def test_a_reader_that_is_interrupted_reads_the_next_file(tmp_path, monkeypatch)
 
     class Slow(io.FileIO):
         def read(self, count=-1):
-            os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C while bytes are on their way
+            os.kill(os.getpid(), signal.SIGINT)  # like Ctrl-C during a transfer
             return super().read(count)
 
     with monkeypatch.context() as patch:
@@ -209,7 +209,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, count):
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="a file system without locks is made by gcc")
 def test_files_are_read_and_written_where_nothing_can_be_locked(tmp_path):
-    """File systems of clusters often cannot lock; the HDF5 library would refuse them."""
+    """Clusters often have file systems without locks, on which the HDF5 library itself would fail."""
     source = "#include <errno.h>\nint flock(int fd, int op) { errno = ENOLCK; return -1; }\n"
     (tmp_path / "nolock.c").write_text(source)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "nolock.so", tmp_path / "nolock.c"], check=True)
@@ -237,5 +237,5 @@ def test_a_remote_file_is_read_like_a_local_one(tmp_path):
     assert (here.attributes, here.extents) == (there.attributes, there.extents)
     np.testing.assert_array_equal(here.array("visual"), there.array("visual"))
     remote.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(UserError, match="not a whole HDF5 file of ours"):
+    with pytest.raises(UserError, match="not a valid avh-align HDF5 file"):
         open_hdf5(remote)

@@ -1,5 +1,5 @@
-"""Outputs: several files appear together or not at all, nothing but a command's own files is replaced, and a place
-where nothing can be written is refused before the work."""
+"""Tests of outputs: files that belong together appear together, commands replace only files of their own kind, and
+unwritable paths are rejected before the work starts."""
 
 import contextlib
 import errno
@@ -40,13 +40,13 @@ from tests.runs import train
 
 
 def contents(folder) -> dict[str, bytes]:
-    """The files that a reader of a folder sees."""
+    """Returns the contents of the files that a reader of a folder sees."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 @pytest.fixture
 def moments(monkeypatch):
-    """A function: what a folder holds whenever a file in it appears or goes, which is what a kill may leave."""
+    """Returns a function that records a folder at each appearance or removal of a file, as a kill may leave it."""
 
     def watch(folder) -> list[dict[str, bytes]]:
         seen = []
@@ -64,7 +64,7 @@ def moments(monkeypatch):
 
 
 def assert_never_mixed(seen, old, new, first) -> None:
-    """Every moment shows old files or new ones, all of them wherever the first is."""
+    """Asserts that each moment shows only old or only new files, and all of them if it shows the first."""
     assert len(seen) > 2
     for state in seen:
         one = next((whole for whole in (old, new) if state.items() <= whole.items()), None)
@@ -167,7 +167,7 @@ def test_any_name_that_a_file_may_have_will_do(tmp_path, length):
         assert (tmp_path / name).read_text() == "x"
 
 
-def test_places_where_no_file_can_be_are_refused_before_the_work(tmp_path):
+def test_unwritable_paths_are_rejected_before_the_work(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, reason in {
         tmp_path / ("x" * 256): "cannot be written: file name too long; name another place",
@@ -205,7 +205,7 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_the_home_of_nobody_is_told():
+def test_the_home_of_an_unknown_user_is_reported():
     with pytest.raises(UserError, match=r"~nobody-at-all/x: no user of that name has a home; write \./~nobody"):
         as_path("~nobody-at-all/x")
     assert str(as_path("~root/x")) == "/root/x"
@@ -234,7 +234,7 @@ def test_an_input_is_found_by_its_hard_link(tmp_path):
 
 
 def test_results_are_not_written_among_shards_or_over_other_files(tmp_path):
-    """Each names what is there; all of it stays as it was."""
+    """Checks that each message names the existing file, and that all files stay unchanged."""
     make_source(tmp_path / "s", [3, 5])
     (tmp_path / "s" / "clips.csv").write_text("path\nc0.mp4\nc1.mp4\n")
     (tmp_path / "mine").mkdir()

@@ -1,4 +1,4 @@
-"""The shard format: what is written is read, damage is told, files appear whole."""
+"""Tests of the shard format: contents survive a round trip, damage is reported, files appear only when complete."""
 
 import contextlib
 import dataclasses
@@ -40,14 +40,14 @@ def write(shards, *outcomes):
 
 
 def write_one(folder, lengths=(3, 5), **options):
-    """A folder with one shard of clips of these lengths."""
+    """Creates a folder with one shard of clips of the given lengths and returns the shard's path."""
     clips = [ClipMeta(f"{n}.mp4", label=n % 2) for n in range(len(lengths))]
     shards = shard_set(folder, clips, **options)
     write(shards, *(StoredClip(clip, features(n, n)) for clip, n in zip(clips, lengths, strict=True)))
     return shards.writer.path(0)
 
 
-text = st.characters(exclude_categories=["C", "Z"], include_characters=" ")  # what a clip list may hold
+text = st.characters(exclude_categories=["C", "Z"], include_characters=" ")  # characters allowed in a clip list
 metas = st.fixed_dictionaries(
     {
         "path": st.text(text, min_size=1, max_size=9),
@@ -110,7 +110,7 @@ def test_a_segment_may_end_beyond_all_float32_numbers(tmp_path):
 
 
 def stored_with_all(lengths) -> list[StoredClip]:
-    """Clips with every optional content; waveforms and crops tell their clip."""
+    """Returns clips with every optional content; waveforms and crops identify their clip."""
     return [
         StoredClip(
             ClipMeta(f"{n}"),
@@ -148,7 +148,7 @@ def test_optional_contents_are_stored_where_asked_for(tmp_path, store):
         ("waveform/offset", [0, 500, 401, 803], "/waveform does not fit"),
         ("waveform/value", np.zeros(803, np.int32), "/waveform does not fit"),
         ("crops/value", np.zeros((8, 88, 88), np.uint8), "/crops does not fit"),
-        ("crops/offset", [0, 2, 4, 8], "another number of frames"),
+        ("crops/offset", [0, 2, 4, 8], "differ in frames per clip"),
         ("multimodal", np.zeros((7, WIDTH), np.float32), "/multimodal is"),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_shard_cut_short_is_refused(tmp_path, part):
     path = write_one(tmp_path, lengths=(50, 60))
     data = path.read_bytes()
     path.write_bytes(data[: int(part * len(data))])
-    with pytest.raises(UserError, match=r"features-00000\.h5: not a whole"):
+    with pytest.raises(UserError, match=r"features-00000\.h5: not a valid avh-align"):
         open_shard(path)
 
 
@@ -223,24 +223,24 @@ def compressed(name):
         (replaced("clips/offset", [1, 3, 8]), "does not rise"),
         (replaced("clips/label", np.int8([1])), "different lengths"),
         (replaced("clips/label", [0.0, 1.0]), "cast"),
-        (replaced("clips/label", np.int8([0, 7])), "/clips/label holds what is not 0, 1 or -1"),
+        (replaced("clips/label", np.int8([0, 7])), "/clips/label holds a value that is not 0, 1 or -1"),
         (replaced("clips/offset", [0.0, 3.0, 8.0]), "cast"),
         (replaced("clips/path", ["a", "a"]), "twice"),
         (replaced("clips/face_share", np.float32([0.5, 1.5])), "not between 0 and 1"),
-        (replaced("clips/several_faces", np.float32([[0.5], [0.5]])), "not a whole HDF5"),
-        (replaced("clips/offset", np.zeros((3, 1), np.int64)), "another shape"),
+        (replaced("clips/several_faces", np.float32([[0.5], [0.5]])), "not a valid avh-align HDF5"),
+        (replaced("clips/offset", np.zeros((3, 1), np.int64)), "the wrong shape"),
         (replaced("clips/offset", np.zeros(0, np.int64)), "different lengths"),
-        (replaced("segments/value", np.zeros((0, 3), np.float32)), "another shape"),
-        (lambda f: (f.pop("visual"), f.create_group("visual")), "not a whole HDF5"),
+        (replaced("segments/value", np.zeros((0, 3), np.float32)), "the wrong shape"),
+        (lambda f: (f.pop("visual"), f.create_group("visual")), "not a valid avh-align HDF5"),
         (lambda f: f.attrs.update(frame_rate=30), "30 frames a second"),
-        (replaced("segments/offset", [0, 0, 1]), "does not fit"),
+        (replaced("segments/offset", [0, 0, 1]), "does not match"),
         (replaced("visual", np.zeros((8, WIDTH), np.int32)), "int32"),
         (replaced("visual", np.zeros(8, np.float32)), "promise"),
         (compressed("audio"), "in chunks, or compressed"),
         (replaced("clips/split", ["test", "a\x1b[2J"]), "control characters"),
         (replaced("clips/path", ["a\u2028", "b"]), "control characters"),
         *((with_segment(*ends), "not 0 <= start <= end") for ends in ((2, 1), (-1, 1), (0, np.inf), (np.nan, 1))),
-        (lambda f: f.attrs.update(encoder=["a", "b"]), "not a whole HDF5"),
+        (lambda f: f.attrs.update(encoder=["a", "b"]), "not a valid avh-align HDF5"),
     ],
 )
 def test_a_shard_that_contradicts_itself_is_refused(tmp_path, change, reason):
@@ -274,7 +274,7 @@ def virtual_dataset(file, secret):
 
 @pytest.mark.parametrize("draw_on", [external_link, hidden_link, external_storage, virtual_dataset])
 def test_a_file_that_draws_on_others_is_refused(tmp_path, draw_on):
-    """It could bring any file of the machine into tables; score files are opened by the same function."""
+    """Checks that a shard cannot pull other files of the machine into tables; score files use the same function."""
     path, secret = write_one(tmp_path), tmp_path / "secret.h5"
     with h5py.File(secret, "w") as file:
         file["audio"], file["category"] = np.zeros((8, WIDTH), np.float32), ["secret", "secret"]
@@ -289,7 +289,7 @@ def test_links_inside_a_file_are_its_own(tmp_path):
     assert [clip.identity for clip in open_shard(path).clips] == ["", ""]
 
 
-def test_missing_shards_are_told(tmp_path):
+def test_missing_shards_are_reported(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         open_shard(tmp_path / "none.h5")
     with pytest.raises(UserError, match="no feature shards"):
@@ -312,7 +312,7 @@ def test_a_file_appears_only_when_whole(tmp_path):
 def test_an_output_is_checked_without_a_trace(tmp_path):
     (tmp_path / "file").write_text("x")
     check_output(tmp_path / "new" / "deep" / "x")
-    for path, reason in {"file/x": "not a folder that takes files", ".": "is a folder or a device"}.items():
+    for path, reason in {"file/x": "not a writable folder", ".": "is a folder or a device"}.items():
         with pytest.raises(UserError, match=reason):
             check_output(tmp_path / path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -347,7 +347,7 @@ def test_whole_files_and_shards_at_a_url(tmp_path):
         np.testing.assert_array_equal(open_shard(copy).visual, features(2).visual)
 
 
-def test_an_unknown_file_system_is_told():
+def test_an_unknown_file_system_is_reported():
     with pytest.raises(UserError, match="nowhere://x: cannot be reached"):
         as_path("nowhere://x")
 

@@ -1,4 +1,4 @@
-"""Leading silence and the loudness of the first moment of int16 and float waveforms, against plain definitions."""
+"""Tests of leading silence and initial loudness for int16 and float waveforms, against plain definitions."""
 
 import hypothesis
 import hypothesis.extra.numpy
@@ -29,7 +29,7 @@ steps = np.float32([0, 0, 4.9e-4, SILENCE, np.nextafter(np.float32(SILENCE), np.
 
 @hypothesis.given(st.lists(st.sampled_from(steps.tolist()), max_size=20))
 def test_silence_of_floats_equals_its_definition(samples):
-    waveform = np.array(samples, np.float32)  # compared in float32, in which the threshold itself is silent; so is NaN
+    waveform = np.array(samples, np.float32)  # float32 comparison: the threshold itself is silent; NaN is silent
     loud = np.abs(waveform) > SILENCE
     assert first_sound(waveform) == (int(loud.argmax()) if loud.any() else len(waveform))
     assert leading_silence(waveform) == first_sound(waveform) / 16000

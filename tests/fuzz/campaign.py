@@ -1,7 +1,7 @@
-"""Fuzzing: many damaged inputs, each tried in a process that may hang, crash or run out of memory without harm.
+"""Fuzzing with many damaged inputs, each in a process that may hang, crash or run out of memory without harm.
 
-An input is made from its number, so a failure is repeated by its number. A try passes if the reader returns, or says
-in an UserError (one sentence) what is wrong; anything else (another exception, a crash, a hang) is a failure.
+Each input is generated from its number, which reproduces a failure. An attempt passes if the reader returns or raises a
+UserError of one line; anything else (another exception, a crash, a hang) is a failure.
 """
 
 import collections
@@ -14,23 +14,23 @@ import pebble
 
 from avh_shards import UserError
 
-SECONDS = 60  # that one try may take: a hang, even on a busy machine
-MEMORY = 2**30  # bytes that a try may add to what its process holds when it starts
+SECONDS = 60  # per attempt; more is a hang even on a busy machine
+MEMORY = 2**30  # bytes that an attempt may allocate beyond what its process holds at the start
 
 
 def campaign(attempt: Callable[[int], None], tries: int, processes: int = 1) -> collections.Counter:
-    """Tries inputs 0, 1, ..., tries - 1.
+    """Attempts inputs 0, 1, ..., tries - 1.
 
     Args:
-      attempt: makes the input of a number and reads it; a module-level function, so that processes can import it.
-      tries: how many.
-      processes: that try side by side.
+      attempt: generates the input of a number and reads it; a module-level function, which processes can import.
+      tries: number of inputs.
+      processes: number of parallel processes.
 
     Returns:
-      How many were "read" and how many "refused".
+      The numbers of inputs that were "read" and "refused".
 
     Raises:
-      AssertionError: some failed; it names their numbers and what happened.
+      AssertionError: some attempts failed; the message names their numbers and errors.
     """
     outcomes: collections.Counter = collections.Counter()
     failures: list[str] = []
@@ -45,21 +45,21 @@ def campaign(attempt: Callable[[int], None], tries: int, processes: int = 1) -> 
                 failures.append(f"{number}: hangs")
             except pebble.ProcessExpired as error:
                 failures.append(f"{number}: crashes with exit status {error.exitcode}")
-            except Exception as error:  # whatever a library raised: a user would have seen a traceback
+            except Exception as error:  # any other exception, of which a user would see the traceback
                 failures.append(f"{number}: {type(error).__name__}: {error}")
     assert not failures, f"{len(failures)} of {tries}:\n" + "\n".join(failures[:20])
     return outcomes
 
 
 class _Attempt:
-    """An attempt under a limit of memory; what it came to."""
+    """An attempt with limited memory, which returns its outcome."""
 
     def __init__(self, attempt: Callable[[int], None]):
         self.attempt = attempt
 
     def __call__(self, number: int) -> str:
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        with open("/proc/self/statm") as file:  # noqa: PTH123 (a device of the kernel)
+        with open("/proc/self/statm") as file:  # noqa: PTH123 (a kernel file)
             held = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, hard))
         try:

@@ -1,4 +1,4 @@
-"""Damage to text: bytes and pieces of lists changed at random."""
+"""Random damage to text: changed bytes, and changed pieces of lists."""
 
 import random
 
@@ -16,7 +16,7 @@ SCRAPS = [
 
 
 def damaged(content: bytes, chance: random.Random) -> bytes:
-    """The same with one to four changes: pieces taken out, doubled, moved or put in, bytes or the encoding changed."""
+    """Applies one to four changes: removes, repeats, moves or inserts pieces, or changes bytes or the encoding."""
     for _ in range(chance.randint(1, 4)):
         start, end = sorted(chance.randrange(len(content) + 1) for _ in range(2))
         piece, there = content[start:end], chance.randrange(len(content) + 1)

@@ -1,4 +1,4 @@
-"""Damaged shards and score files: bytes changed anywhere, structures changed by the library itself."""
+"""Fuzzing of shards and score files: bytes changed anywhere, and structures changed with the HDF5 library."""
 
 import random
 import tempfile
@@ -27,7 +27,7 @@ ATTRIBUTES = ("format", "version", "frame_rate", "width", "trimmed", "settings",
 
 
 def write_originals(folder: Path) -> list[Path]:
-    """A shard and a score file; each also with text of variable length, as older versions wrote it."""
+    """Returns a shard and a score file, and both with text of variable length, as older versions wrote it."""
     clips = (ClipMeta("a.mp4", 0, "real"), ClipMeta("ü/b.mp4", 1, "fake", segments=((0.1, 0.2),)))
     attributes = {"encoder": "test", "weights_sha256": "0", "width": 4, "trimmed": False, "settings": "{}"}
     frames = np.ones((3, 4), np.float32)
@@ -49,7 +49,7 @@ def write_originals(folder: Path) -> list[Path]:
 
 
 def change_bytes(data: bytearray, rng: random.Random) -> bytearray:
-    """Changes some bytes, mostly of the structures at the front; or cuts, zeroes or repeats a stretch."""
+    """Changes some bytes, mostly in the structures at the front, or cuts, zeroes or repeats a stretch."""
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         at = rng.randrange(min(len(data), rng.choice((512, 4096, len(data)))))
         kind = rng.randrange(6)
@@ -71,7 +71,7 @@ def change_bytes(data: bytearray, rng: random.Random) -> bytearray:
 
 
 def change_structure(path: Path, rng: random.Random) -> None:
-    """Changes a whole file by the HDF5 library: what it then contains is sound HDF5, but not ours."""
+    """Changes an intact file with the HDF5 library: the result is valid HDF5, but not valid for this project."""
     with h5py.File(path, "r+") as file:
         for _ in range(rng.choice((1, 1, 2, 3))):
             name, attribute = rng.choice(NAMES), rng.choice(ATTRIBUTES)
@@ -110,7 +110,7 @@ def change_structure(path: Path, rng: random.Random) -> None:
 
 
 def attempt(number: int) -> None:
-    """Damages one of the files and reads it by every reader."""
+    """Damages one of the files and reads it with every reader."""
     rng = random.Random(number)
     with tempfile.TemporaryDirectory() as folder:
         path = rng.choice(write_originals(Path(folder)))

@@ -1,4 +1,4 @@
-"""Damaged clip lists, lists of AVH-Align's and lists of test files: clips, or a sentence."""
+"""Fuzzing of clip lists, AVH-Align's lists and lists of test files: each returns clips or a one-line error."""
 
 import math
 import random
@@ -28,7 +28,7 @@ OFFICIAL = "path,label,num_frames\na/é.npz,0,50\n", "source,category,full_path\
 
 
 def read_damaged_list(number: int) -> None:
-    """Reads a damaged list; what is read must be whole, and be read again when written."""
+    """Reads a damaged list; its clips must be complete and survive a round trip."""
     chance = random.Random(number)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "list.csv")
@@ -48,7 +48,7 @@ def read_damaged_list(number: int) -> None:
 
 
 def check_clips(clips: list[ClipMeta], root: Path) -> None:
-    """Sees that clips are whole, and that all that is done with them works."""
+    """Asserts that clips are complete and that every use of them works."""
     for clip in clips:
         texts = (clip.path, clip.category, clip.split, clip.identity)
         assert all(text.isprintable() for text in texts)

@@ -1,4 +1,4 @@
-"""Damaged media files: a clip's preparation gives frames and sound, or a reason."""
+"""Fuzzing of media files: the preparation of a clip returns frames and sound, or a reason."""
 
 import functools
 import tempfile
@@ -23,12 +23,12 @@ KINDS = {  # suffix -> codecs
     "flv": ("flv1", "aac"),
     "wav": (None, "pcm_s16le"),
 }
-HEAD = 2000  # bytes in which most changes are made: headers say more than pictures do
+HEAD = 2000  # bytes that receive most changes: headers matter more than pictures
 
 
 @functools.cache
 def whole(suffix: str) -> bytes:
-    """A small whole file of a kind."""
+    """Returns a small intact file of a kind."""
     video, audio = KINDS[suffix]
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(12)] if video else None
@@ -39,14 +39,14 @@ def whole(suffix: str) -> bytes:
 
 
 def damaged(number: int) -> tuple[str, bytes]:
-    """A file that is damaged at random: its suffix and its bytes."""
+    """Returns the suffix and the bytes of a randomly damaged file."""
     rng = np.random.default_rng(number)
     suffix = list(KINDS)[number % len(KINDS)]
     data = bytearray(whole(suffix))
     for _ in range(rng.integers(1, 6)):
         size = int(rng.choice([HEAD, len(data)]))
         place = int(rng.integers(max(min(size, len(data)) - 8, 1)))
-        if rng.random() < 0.3:  # the end of an mp4 file holds its index
+        if rng.random() < 0.3:  # an mp4 file has its index at the end
             place = max(len(data) - 1 - place, 0)
         length = int(rng.choice([1, 2, 4, 8]))
         change = rng.integers(7)
@@ -69,7 +69,7 @@ def damaged(number: int) -> tuple[str, bytes]:
 
 
 def prepare_damaged(number: int) -> None:
-    """Prepares a damaged clip, without the cost of finding faces."""
+    """Prepares a damaged clip without the cost of face detection."""
     clip.FINDERS["dlib-tracked"] = pretended_face
     suffix, data = damaged(number)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Damaged metadata of the data sets: clips, or a sentence."""
+"""Fuzzing of data sets' metadata: each returns clips or a one-line error."""
 
 import json
 import random
@@ -35,7 +35,7 @@ VALUES = [
 
 
 def read_damaged_metadata(number: int) -> None:
-    """Reads a data set of which one file is damaged: its bytes, or the values in it."""
+    """Reads a data set after damage to the bytes or the values of one file."""
     chance = random.Random(number)
     name, files = chance.choice(SETS)
     file = chance.choice(sorted(files))
@@ -50,7 +50,7 @@ def read_damaged_metadata(number: int) -> None:
 
 
 def with_other_values(content: object, chance: random.Random) -> object:
-    """The same with some of its values exchanged for others, at any depth."""
+    """Replaces some of the values at any depth by others."""
     if chance.random() < 0.03:
         return chance.choice(VALUES)
     if isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""Files of arrays at random: members, headers and bytes changed; read as features and as landmarks."""
+"""Fuzzing of npz files: changed members, headers and bytes, read as features and as landmarks."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ SIZES = [0, 1, 2, 5, 8, 68, -1, 2**31, 2**40, 2**63, True, 1.5, "x"]
 
 
 def header(draw: random.Random) -> bytes:
-    """What stands before the numbers of an array, mostly of the right form."""
+    """Returns the header of an array, mostly a valid one."""
     shape = draw.choice([(5, WIDTH), (5, 68, 2), tuple(draw.choice(SIZES) for _ in range(draw.randrange(4)))])
     fields = {"descr": draw.choice(["<f4", "<f8", *FORMS]), "fortran_order": draw.choice([False, True]), "shape": shape}
     text = (

@@ -1,4 +1,4 @@
-"""Weights in .safetensors at random: headers, notes and bytes changed; read on both sides."""
+"""Fuzzing of .safetensors weights: changed headers, notes and bytes, read on both sides."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ SHAPES = [(1, 16), (1,), (512, 8), (1, 200), (1, 2048), (1, 200_000), (3,), (0,)
 
 
 def weights(draw: random.Random) -> bytes:
-    """A file of the linear network, mostly; else of arrays and notes that go together badly."""
+    """Returns a file, mostly of the linear network, else of arrays and notes that do not match."""
     linear = {"head.weight": np.ones((1, 16), np.float32), "head.bias": np.ones(1, np.float32)}
     if draw.random() < 0.4:
         return safetensors.numpy.save(linear, pack_notes({"method": "avh_sup"} | KINDS["avh_sup"]))
@@ -64,7 +64,7 @@ def weights(draw: random.Random) -> bytes:
 
 
 def changed(content: bytes, draw: random.Random) -> bytes:
-    """The file with its header written anew, or with some bytes changed."""
+    """Returns the file with a rewritten header or some changed bytes."""
     length = int.from_bytes(content[:8], "little")
     if draw.random() < 0.3:
         header = json.loads(content[8 : 8 + length])
@@ -82,7 +82,7 @@ def changed(content: bytes, draw: random.Random) -> bytes:
 
 
 def attempt(number: int) -> None:
-    """Reads a file as the weights of a detector, and converts it; the first names a layer of gigabytes."""
+    """Reads a file as the weights of a detector, and converts it; the first file declares a layer of gigabytes."""
     draw = random.Random(number)
     wide = safetensors.numpy.save({"visual_proj.weight": np.zeros((1, 800_000), np.uint8)})
     with tempfile.TemporaryDirectory() as folder:

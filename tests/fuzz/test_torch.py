@@ -1,4 +1,4 @@
-"""PyTorch files at random: opcode by opcode, and official ones with bytes changed. Nothing in them ever runs."""
+"""Fuzzing of PyTorch files, built opcode by opcode or damaged: no code in them may run."""
 
 import collections
 import contextlib
@@ -64,11 +64,11 @@ OPCODES = {opcode.name: opcode.code.encode("latin1") for opcode in pickletools.o
 SETTINGS = {"encoder_layers": 1, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 16, "encoder_attention_heads": 1}
 
 armed = False
-seen: list[str] = []  # what Python was made to do by a file
+seen: list[str] = []  # calls that a file caused
 
 
 def watch(event: str, arguments: tuple) -> None:
-    """Records where reading a file makes Python run something."""
+    """Records forbidden audit events while a file is read."""
     if armed and event.startswith(FORBIDDEN_EVENTS) and "encodings" not in str(arguments[:1]):
         seen.append(f"{event} {arguments[:1]}")
 
@@ -87,7 +87,7 @@ def name(module: str, kind: str) -> bytes:
 
 
 def storage(draw: random.Random) -> bytes:
-    """A reference to a storage, mostly one that the file holds."""
+    """Returns a reference to a storage, mostly to one in the file."""
     kind = draw.choice(["FloatStorage"] * 6 + ["LongStorage", "BoolStorage", "UntypedStorage"])
     count = draw.choice([4] * 6 + NUMBERS)
     key = draw.choice(["0", "0", "1", "2"])
@@ -99,7 +99,7 @@ def numbers(draw: random.Random) -> bytes:
 
 
 def tensor(draw: random.Random) -> bytes:
-    """A tensor, mostly one that fits its storage."""
+    """Returns a tensor, mostly one that fits its storage."""
     if draw.random() < 0.6:
         sizes = integer(0) + b"(" + integer(2) + integer(2) + b"t(" + integer(2) + integer(1) + b"t"
     else:
@@ -109,7 +109,7 @@ def tensor(draw: random.Random) -> bytes:
 
 
 def value(draw: random.Random, depth: int = 0) -> bytes:
-    """Opcodes that leave one value, whatever it is made of."""
+    """Returns opcodes that leave one value of any kind on the stack."""
     simple = [
         lambda: integer(draw.choice(NUMBERS)),
         lambda: text(draw.choice(TEXTS)),
@@ -149,7 +149,7 @@ def value(draw: random.Random, depth: int = 0) -> bytes:
 
 
 def program(draw: random.Random) -> bytes:
-    """A pickle, mostly of the form of an official file."""
+    """Returns a pickle, mostly in the form of an official file."""
     if draw.random() < 0.2:
         return b"\x80\x02" + value(draw) + b"."
     parts = [b"\x80\x02}("]
@@ -178,7 +178,7 @@ def in_legacy(pickled: bytes, draw: random.Random) -> bytes:
 
 
 def changed(draw: random.Random) -> bytes:
-    """An official file, some of its bytes changed: in its pickle alone, or anywhere."""
+    """Returns an official file with some bytes changed, either only in its pickle or anywhere."""
     weights = collections.OrderedDict(a=torch.arange(4.0).reshape(2, 2), b=torch.ones(3).half())
     content = {
         "model": weights,
@@ -216,7 +216,7 @@ def flip(content: bytes, draw: random.Random) -> bytes:
 
 
 def attempt(number: int) -> None:
-    """Reads a file by all that reads such files."""
+    """Reads a file with every reader of such files."""
     global armed
     draw = random.Random(number)
     content = changed(draw) if draw.random() < 0.4 else draw.choice([in_zip, in_legacy])(program(draw), draw)
@@ -239,9 +239,9 @@ def attempt(number: int) -> None:
 
 
 def prepare() -> None:
-    """Watches this process from now on."""
+    """Starts watching this process."""
     global armed
-    with tempfile.TemporaryDirectory() as folder:  # what it imports at first is no file's doing
+    with tempfile.TemporaryDirectory() as folder:  # imports on first use are not caused by a file
         torch.save({}, Path(folder) / "w.pt")
         load_restricted(Path(folder) / "w.pt")
     sys.addaudithook(watch)

@@ -158,7 +158,7 @@ def test_flags_are_taken_in_any_form_and_order(tmp_path, fork):
         ("--config.seed=1", "--config.data.val=b", "--config.seed=-2"): "--config.seed=-2: must be",
         (f"--flagfile={tmp_path}/f.flags", "--config.data.val=b"): "batch_examples=0: must be at least 1",
         ("--noconfig.data.shuffle", "--config.model.normalise", "--config.data.val="): "--config.data.val is missing",
-        ("--config.data.val",): "--config.data.val: give it a value",
+        ("--config.data.val",): "--config.data.val: no value given",
         ("--config.data=x",): "--config.data: unknown flag",
         ("--other.seed=1",): "--other.seed: unknown flag",
     }.items():

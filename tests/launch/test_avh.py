@@ -1,4 +1,4 @@
-"""`avh`: lists the commands, and becomes the one that is named."""
+"""Tests of `avh`, which lists the commands and runs the named one."""
 
 import importlib
 import subprocess
@@ -36,7 +36,7 @@ def test_a_misspelt_command_is_one_sentence_with_the_nearest():
     assert avh("trian", "--workdir=w") == (
         2,
         "",
-        "error: trian: unknown command; did you mean train?; avh alone lists them\n",
+        "error: trian: unknown command; did you mean train?; run avh to list them\n",
     )
 
 

@@ -1,4 +1,4 @@
-"""Numbers made of simulated features carry the word in every output of every command."""
+"""Tests that every output of every command labels numbers computed from simulated features as such."""
 
 import csv
 import json
@@ -29,12 +29,12 @@ from jax_avh.scores import open_scores
 from tests.jax_avh.data.test_batches import make_source
 from tests.runs import train
 
-METRIC = re.compile(r"\d\.\d\d")  # what looks like a number made of features
+METRIC = re.compile(r"\d\.\d\d")  # pattern of a number computed from features
 SETTINGS = {"method.head": "linear", "data.batch_frames": "64", "train.epochs": "1", "optimizer.learning_rate": "1e-3"}
 
 
 def texts(file: Path) -> str:
-    """What a file says to who reads it."""
+    """Returns the text that a reader of a file sees."""
     if file.suffix == ".safetensors":
         with safetensors.safe_open(file, "numpy") as weights:
             return caveat(read_notes(file)) + str(weights.metadata()) + " 0.00"
@@ -52,7 +52,7 @@ def texts(file: Path) -> str:
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory, fork):
-    """Every output of the main path on a small simulated corpus; what was printed by command, in a file each."""
+    """Returns every output of the main path on a small simulated corpus, with a file of what each command printed."""
     root = tmp_path_factory.mktemp("simulated")
     corpus, out, printed = root / "corpus", root / "out", root / "out" / "printed"
     simulate_corpus(corpus, Corpus(train=6, val=3, test=12, frames=(20, 30), width=4))
@@ -85,7 +85,7 @@ def simulated(tmp_path_factory, fork):
     for n, (command, *arguments) in enumerate(commands):
         status, output = fork(command, *arguments)
         assert status == 0, output
-        (printed / f"{n} {command}.txt").write_text(output + "\n0.00")  # as if each printed a number
+        (printed / f"{n} {command}.txt").write_text(output + "\n0.00")  # treated as if each command printed a number
     return out
 
 
@@ -93,7 +93,7 @@ def test_every_output_says_so(simulated):
     seen = []
     for file in sorted(path for path in simulated.rglob("*") if path.is_file()):
         if file.suffix == ".png" or "checkpoints" in file.parts or file.name == "config.json":
-            continue  # pictures are tested below; settings are not made of features
+            continue  # pictures are tested below; settings do not depend on features
         text = texts(file)
         if METRIC.search(text):
             seen.append(file.name)
@@ -134,7 +134,7 @@ def test_pictures_of_an_audit_say_so(simulated):
 
 
 def test_a_detector_trained_on_simulated_features_says_so_on_others(simulated, tmp_path):
-    """On features whose encoder is unknown, which any weights fit; its successors say so, too."""
+    """Uses features of an unknown encoder, which any weights accept; weights trained from it carry the caveat too."""
     source = make_source(tmp_path / "s", [5, 9], weights_sha256="unknown")
     weights = simulated / "sweep" / "run" / "best.safetensors"
     table = score_shards(source.path, tmp_path / "scores.h5", weights=weights)
@@ -171,7 +171,7 @@ def test_simulated_and_other_features_do_not_share_a_set(tmp_path):
     assert (summary.stored, summary.failed) == (2, 1)
     assert "SIMULATED" in (tmp_path / "shards" / "failures.jsonl").read_text()
     assert open_shard(tmp_path / "shards" / "features-00000.h5").attributes["weights_sha256"] == "simulated"
-    (tmp_path / "train" / "c000.npz").write_bytes(b"no npz")  # the first that can be read decides
+    (tmp_path / "train" / "c000.npz").write_bytes(b"no npz")  # the first readable file decides
     summary = import_features(clips, tmp_path, tmp_path / "others", width=16)
     assert (summary.stored, summary.caveat) == (1, "")
 
@@ -185,7 +185,7 @@ def test_a_damaged_first_file_costs_only_its_clip(tmp_path, damage):
     summary = import_features(read_clip_list(tmp_path / "train.csv"), tmp_path, tmp_path / "shards", width=16)
     assert (summary.stored, summary.failed) == (2, 1)
     assert "SIMULATED" in summary.caveat
-    for file in (tmp_path / "train").iterdir():  # what a restart finds: the set stays what it was
+    for file in (tmp_path / "train").iterdir():  # a restart finds no files, but the set keeps its mark
         file.unlink()
     again = import_features(read_clip_list(tmp_path / "train.csv"), tmp_path, tmp_path / "shards", width=16)
     assert "SIMULATED" in again.caveat

@@ -1,4 +1,4 @@
-"""The commands as a user types them: results, and one sentence with exit status 2 for every mistake."""
+"""Tests of the commands as a user types them: results, and one line and exit status 2 for every mistake."""
 
 import json
 
@@ -15,7 +15,7 @@ from jax_avh.training.logging import read_metrics
 from tests import rules
 from tests.conftest import TESTDATA
 
-# Every import of torch or jax costs seconds, so a mistake is tried where it is cheap to reach.
+# Imports of torch and jax take seconds, so each mistake is made where it is cheap to reach.
 MISTAKES = {
     "a missing flag": (["evaluate", "--scores=a.h5"], "--output"),
     "an unknown flag": (["evaluate", "--scores=a.h5", "--output=o", "--outptu=x"], "outptu"),
@@ -26,7 +26,7 @@ MISTAKES = {
         ["evaluate", "--scores=a.h5", "--clips=r/clips.csv", "--output=r"],
         "r/clips.csv: is an input",
     ),
-    "failures without a list": (["evaluate", "--scores=a.h5", "--output=o", "--failures=f.jsonl"], "--clips is needed"),
+    "failures without a list": (["evaluate", "--scores=a.h5", "--output=o", "--failures=f.jsonl"], "--clips: required"),
     "no failures": (
         ["evaluate", "--scores=a.h5", "--output=o", "--clips=c.csv", "--failures=none.jsonl"],
         "none.jsonl: no such file",
@@ -105,7 +105,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_sentence(tmp_path, monkeypatch, launch, mistake):
+def test_a_mistake_is_reported_in_one_sentence(tmp_path, monkeypatch, launch, mistake):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.csv").write_text("file\na.mp4\n")
     (tmp_path / "c.csv").write_text("path\na.mp4\n")
@@ -127,8 +127,8 @@ def test_a_mistake_is_told_in_one_sentence(tmp_path, monkeypatch, launch, mistak
 
 
 def test_the_main_path_by_its_commands(tmp_path, launch, tiny_checkpoint, monkeypatch):
-    """Extract, train, score, evaluate: each command on what the one before left."""
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # --compile asks for programs that take minutes to make
+    """Runs extract, train, score and evaluate, each on the output of the one before."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # --compile would compile for minutes
     (tmp_path / "c.csv").write_text("path,label\ns4.mp4,0\nst48.mp4,0\ntrim.mp4,1\nnone.mp4,1\n")
     shards, run, scores, results = (tmp_path / name for name in ("shards", "run", "scores.h5", "results"))
     extraction = {"clips": tmp_path / "c.csv", "media": TESTDATA, "avhubert": tiny_checkpoint, "output": shards}
@@ -150,10 +150,10 @@ def test_the_main_path_by_its_commands(tmp_path, launch, tiny_checkpoint, monkey
         status, output = launch(command, *(f"--{name}={value}" for name, value in flags.items()))
         assert status == 0, output
         assert "Traceback" not in output
-        assert "I1" not in output  # the libraries' commentary
+        assert "I1" not in output  # log lines of libraries
     assert [len(open_shard(path).clips) for path in sorted(shards.glob("*.h5"))] == [3, 0]
     assert json.loads((shards / "failures.jsonl").read_text())["path"] == "none.mp4"
-    rows = 4 * [CAPTION] + 3 * [2 * 96]  # of the sheet: a caption for each clip, crops of three
+    rows = 4 * [CAPTION] + 3 * [2 * 96]  # sheet rows: a caption for each clip, crops for three
     assert cv2.imread(str(tmp_path / "sheet.png")).shape == (sum(rows), SHEET_COLUMNS * 2 * 96, 3)
     lines = read_metrics(run / "metrics.jsonl")
     assert [line["epoch"] for line in lines] == [0, 1, 2]

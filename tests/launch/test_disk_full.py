@@ -1,4 +1,4 @@
-"""A full disk: one sentence, nothing half, and the same command completes once there is space."""
+"""Tests of a full disk: one message, no partial file, and the same command completes once space is free."""
 
 import os
 import subprocess
@@ -36,23 +36,23 @@ class Disk:
             pytest.skip("a small disk cannot be mounted here")
 
     def resize(self, size: str) -> None:
-        """Makes it larger or smaller."""
+        """Changes the size of the disk."""
         subprocess.run(["mount", "-o", f"remount,size={size}", self.path], check=True)
 
     def fill(self, free: int) -> None:
-        """Leaves some bytes free, to the next smaller number of pages."""
+        """Fills the disk up to some free bytes, rounded down to pages."""
         (self.path / "filler").unlink(missing_ok=True)
         room = os.statvfs(self.path).f_bavail * os.statvfs(self.path).f_frsize
         (self.path / "filler").write_bytes(bytes(room - free))
 
     def temporaries(self) -> list[str]:
-        """What must not be left there."""
+        """Returns the leftovers that must not be there."""
         return [str(path) for path in self.path.rglob("*") if path.name.endswith((".part", "-tmp"))]
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A function: a new disk of a size."""
+    """Returns a function that mounts a new disk of a given size."""
     made = []
 
     def make(size: str) -> Disk:
@@ -83,7 +83,7 @@ def test_extraction(tmp_path, disk, tiny_checkpoint):
 
 
 def test_training(tmp_path, disk):
-    """On a disk that is too small for its settings, its logs, a checkpoint, a second one, and then is not."""
+    """Trains on a disk too small for settings, logs, one checkpoint or two checkpoints, enlarging it each time."""
     data = {split: make_source(tmp_path / split, [5, 9, 7]).path for split in ("train", "val")}
     given = {f"data.{split}": str(path) for split, path in data.items()}
     config = make_config(given | {"data.batch_frames": "10", "train.epochs": "2", "optimizer.learning_rate": "1e-3"})
@@ -116,7 +116,7 @@ def test_a_line_of_the_log_is_added_whole_or_not_at_all(disk):
 
 
 def test_training_whose_disk_fills_while_a_checkpoint_is_written(tmp_path, disk, monkeypatch):
-    """As with a quota, of which the system does not tell beforehand: Orbax finds out, in threads of its own."""
+    """Simulates a quota that the system does not announce: Orbax hits it in its own threads."""
     data = {f"data.{split}": str(make_source(tmp_path / split, [5, 9]).path) for split in ("train", "val")}
     monkeypatch.setattr("jax_avh.training.checkpoint.METADATA_BYTES", -(10**9))
     config = make_config(data | {"data.batch_frames": "10", "train.epochs": "1"})
@@ -140,14 +140,14 @@ def test_scores(tmp_path, disk):
 
 
 def test_results(tmp_path, disk):
-    """The old ones stay, all of them, if there is no space for the new."""
+    """Checks that all old results stay if the new ones do not fit."""
     write_scores(make_table(), tmp_path / "a.h5")
     write_scores(make_table("other", clips=("x.mp4", "y.mp4", "z.mp4")), tmp_path / "b.h5")
     small = disk("1m")
     out = small.path / "out"
     write_results([tmp_path / "a.h5"], out, resamples=5)
     old = contents(out)
-    for free in (0, 8192, 32768):  # for none of the files, some, or all but a part of the last
+    for free in (0, 8192, 32768):  # room for no file, some files, or all but part of the last
         small.fill(free)
         with pytest.raises(UserError, match=f"out: {FULL}"):
             write_results([tmp_path / "b.h5"], out, resamples=5)

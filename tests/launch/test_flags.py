@@ -1,4 +1,4 @@
-"""Every flag that the documentation names is used by a test."""
+"""Tests that some test uses every flag that the documentation names."""
 
 import ast
 import re
@@ -9,18 +9,18 @@ import pytest
 from tests.launch.test_help import FLAGS
 
 ROOT = Path(__file__).parents[2]
-FLAG = re.compile(r"--(?:\[no\])?([a-z]\w*(?:\.[a-z]\w*)*)")  # --NAME, --config.FIELD; FIELD in capitals is any
+FLAG = re.compile(r"--(?:\[no\])?([a-z]\w*(?:\.[a-z]\w*)*)")  # --NAME, --config.FIELD; capitals are placeholders
 ROW = re.compile(rf"^  {FLAG.pattern}", re.MULTILINE)  # of --help
 OF_OTHERS = {"array"}  # SLURM's
 STARTERS = ("start_extract", "start_training")  # take flags as keywords
 
 
 def used_flags(sources: dict[str, str]) -> set[str]:
-    """Names of the flags that tests use, of settings without `config.`, too.
+    """Returns the names of the flags that tests use; names of settings also without `config.`.
 
-    A flag is used where a string gives it (not a docstring), where a dictionary of a module that turns names into flags
-    has its name as a key, and where a function that starts a command takes it as a keyword. A setting is also used as a
-    field of a `...Config(...)`, in an assignment to that field of a configuration, and by its dotted name.
+    A use of a flag is a string that contains it (except docstrings), a dictionary key in a module that turns names into
+    flags, or a keyword of a function that starts a command. Settings are also used by the field of a `...Config(...)`,
+    an assignment to that field of a configuration, or the dotted name.
     """
     used = set()
     for source in sources.values():
@@ -49,7 +49,7 @@ def used_flags(sources: dict[str, str]) -> set[str]:
 
 
 def is_used(flag: str, used: set[str]) -> bool:
-    """Whether a flag is among the used ones: itself, as a setting's field, or as the first part of a longer one."""
+    """Returns whether a flag is used: by its name, as a setting's field, or as the first part of a longer name."""
     name = flag.removeprefix("config.")
     return name in used or f".{flag.rpartition('.')[2]}" in used or any(other.startswith(f"{flag}.") for other in used)
 

@@ -1,4 +1,4 @@
-"""Help, typos, and what is missing on a machine: through the commands."""
+"""Tests of the commands' help, and of their messages about typos, missing packages and missing devices."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ from jax_avh.configs import list_all_settings
 ROWS = re.compile(r"^  --(?:\[no\])?([\w.]+)", re.MULTILINE)
 CLIPS = {"clips", "media", "dataset", "root", "split", "selection"}
 SETTINGS = {f"config.{name}" for name in list_all_settings()}
-FLAGS = {  # command -> some of its flags, some of them defined where several commands share them
+FLAGS = {  # command -> some of its flags, including flags that several commands share
     "audit": {"features", "output"},
     "clips": CLIPS | {"input"},
     "convert": {"input", "output"},
@@ -28,7 +28,7 @@ FLAGS = {  # command -> some of its flags, some of them defined where several co
     "sweep": SETTINGS | {"config_file", "workdir", "parallel", "print_jobs"},
     "train": SETTINGS | {"config_file", "workdir", "profile", "distributed", "process_id"},
 }
-UNEXPLAINED = {"optimizer.learning_rate", "optimizer.warmup_epochs"}  # their names say it, or the comment of another
+UNEXPLAINED = {"optimizer.learning_rate", "optimizer.warmup_epochs"}  # clear from their names or other comments
 LIBRARIES = ("grain", "orbax", "verbosity", "logtostderr", "pdb", "flagfile", "array_record", "only_check_args")
 
 

@@ -1,4 +1,4 @@
-"""Results of killed commands: the old ones or the new ones, never both; and the same command then completes."""
+"""Tests of killed commands: they leave old or new results, never a mixture, and the same command then completes."""
 
 import os
 import random
@@ -34,16 +34,16 @@ for turn in itertools.count():
 
 
 class Case(NamedTuple):
-    """A command, and a folder of what its predecessor left."""
+    """A command, and a folder with the results of an earlier run."""
 
     arguments: list[str]
-    output: Path  # the folder in which the results are
+    output: Path  # folder of the results
     shown: str  # pattern of the files that appear together
-    first: str  # the one that is there only with all others
+    first: str  # the file that exists only together with all others
 
 
 def results(case: Case) -> dict[str, bytes]:
-    """What a reader sees."""
+    """Returns the contents that a reader sees."""
     paths = (path for path in case.output.glob(case.shown) if path.is_file() and not path.name.startswith("."))
     return {str(path.relative_to(case.output)): path.read_bytes() for path in paths}
 
@@ -88,7 +88,7 @@ def score_case(root: Path) -> Case:
 
 
 def paper_case(root: Path) -> Case:
-    """A paper with one training."""
+    """Prepares a paper with a single training."""
     for state in ("untrimmed", "trimmed"):
         for split in ("train", "val", "test"):
             folder = root / "root" / "fakeavceleb" / state / split
@@ -100,7 +100,7 @@ def paper_case(root: Path) -> Case:
 
 
 def sweep_case(root: Path) -> Case:
-    """A sweep that is told to last longer: each run's result is of its own."""
+    """Prepares a sweep that is resumed with more epochs; the results of its runs are independent."""
     make_sets(root)
     flags = ["--config.seed=0,1", f"--config.data.train={root}/one", f"--config.data.val={root}/two"]
     flags += ["--config.data.batch_frames=10", f"--workdir={root}/out"]
@@ -139,7 +139,7 @@ def test_commands_killed_at_random(tmp_path, name):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         found = results(case)
-        if name == "sweep":  # of runs on their own
+        if name == "sweep":  # whose runs are independent
             assert all(data in (old[run], new[run]) for run, data in found.items())
         else:
             whole = old if found.items() <= old.items() else new
@@ -151,7 +151,7 @@ def test_commands_killed_at_random(tmp_path, name):
 
 
 def test_an_evaluation_killed_at_random(tmp_path):
-    """The quick form: a process that does nothing else."""
+    """Kills a process that only evaluates, which is faster than the full command."""
     tables = make_table(), make_table("other", clips=("x.mp4", "y.mp4", "z.mp4"))
     whole = []
     for name, table in zip("ab", tables, strict=True):
@@ -174,7 +174,7 @@ def test_an_evaluation_killed_at_random(tmp_path):
 
 
 def test_the_tables_of_a_paper_appear_with_its_numbers(tmp_path, monkeypatch):
-    """All of them, or none: an evaluation that fails leaves the old ones."""
+    """Checks that they appear together: a failed evaluation leaves the old ones."""
     case = paper_case(tmp_path)
     old = results(case)
     monkeypatch.setattr("apps.paper.experiments", lambda root: [Experiment("clip_length", "clip_length")])

@@ -1,4 +1,4 @@
-"""Two runs at once with one output: the second is refused, whatever the command, and a killed run keeps nobody out."""
+"""Tests of simultaneous runs with one output: every command rejects the second; a killed run blocks nobody."""
 
 import contextlib
 import fcntl
@@ -71,7 +71,7 @@ def run_paper(tmp_path, checkpoint, output):
     paper(tmp_path / "root", output)
 
 
-COMMANDS = {  # a run of each, and the lock of its output
+COMMANDS = {  # command -> a run of it, and the lock of its output
     "extract": (run_extract, task_lock),
     "import_npz": (lambda t, _, o: import_features([ClipMeta("a.mp4")], t, o), task_lock),
     "train": (run_train, None),
@@ -110,7 +110,7 @@ def test_tasks_of_one_folder_run_side_by_side(tmp_path, tiny_checkpoint):
     with locked(tmp_path / "out", task_lock(tmp_path / "out", 1, 2)):
         run_extract(tmp_path, tiny_checkpoint, tmp_path / "out", 0, 2)
         left = tmp_path / "out" / ".features-00001.h5.x.part"
-        with left.open("xb") as file:  # of task 1, at work
+        with left.open("xb") as file:  # a temporary of task 1, which is running
             fcntl.flock(file, fcntl.LOCK_EX)
             run_extract(tmp_path, tiny_checkpoint, tmp_path / "out", 0, 2)
             assert left.exists()
@@ -119,7 +119,7 @@ def test_tasks_of_one_folder_run_side_by_side(tmp_path, tiny_checkpoint):
 
 
 def test_tasks_of_different_settings_are_refused_before_any_shard(tmp_path, tiny_checkpoint):
-    """Task 1 has nothing to make, task 0 comes later with another precision."""
+    """Starts task 0 with another precision after task 1, which has no shards to write."""
     run_extract(tmp_path, tiny_checkpoint, tmp_path / "out", 1, 2)
     assert not list((tmp_path / "out").glob("*.h5"))
     with pytest.raises(UserError, match=r"settings.json: was made with dtype = 'float16', but this run has 'float32'"):
@@ -148,7 +148,7 @@ def test_a_url_is_not_locked():
 
 
 def without_locks(monkeypatch):
-    """A file system as some clusters have it."""
+    """Simulates a file system without locks, as on some clusters."""
 
     def refuse(file, operation):
         raise OSError(37, "No locks available")
@@ -157,7 +157,7 @@ def without_locks(monkeypatch):
     paths._warn_of_no_locks.cache_clear()
 
 
-def test_without_locks_runs_go_on_and_warn_once(tmp_path, tiny_checkpoint, monkeypatch, capsys):
+def test_without_locks_runs_continue_and_warn_once(tmp_path, tiny_checkpoint, monkeypatch, capsys):
     without_locks(monkeypatch)
     (summary,) = run_extract(tmp_path, tiny_checkpoint, tmp_path / "shards")
     assert summary.stored == 1
@@ -169,7 +169,7 @@ def test_without_locks_runs_go_on_and_warn_once(tmp_path, tiny_checkpoint, monke
 
 
 def test_two_extractions_at_once(tmp_path, tiny_checkpoint):
-    """Of two real processes: the second is told at once, the first ends well."""
+    """Runs two real processes: the second fails immediately, the first succeeds."""
     make_media(tmp_path / "media", 3)
     first = start_extract(tmp_path / "media", tiny_checkpoint, tmp_path / "out")
     while not (tmp_path / "out" / ".task-0-of-1.lock").exists():
@@ -182,7 +182,7 @@ def test_two_extractions_at_once(tmp_path, tiny_checkpoint):
 
 
 def test_an_interrupted_extraction_ends_with_one_sentence(tmp_path, tiny_checkpoint):
-    """Ctrl-C reaches every process of the terminal's group."""
+    """Sends the signal to the whole process group, as Ctrl-C in a terminal does."""
     make_media(tmp_path / "media", 12)
     flags = {"clips": tmp_path / "media.csv", "media": tmp_path / "media", "avhubert": tiny_checkpoint}
     flags |= {"output": tmp_path / "out", "input": "roi", "clips_per_shard": 2}
@@ -203,7 +203,7 @@ def test_an_interrupted_extraction_ends_with_one_sentence(tmp_path, tiny_checkpo
 
 @pytest.fixture
 def lockless(tmp_path, monkeypatch):
-    """`flock` fails below every library of a command, as on some network file systems."""
+    """Makes `flock` fail for every library of a command, as on some network file systems."""
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc")
     (tmp_path / "nolock.c").write_text("#include <errno.h>\nint flock(int f, int o) { errno = ENOLCK; return -1; }\n")
@@ -212,7 +212,7 @@ def lockless(tmp_path, monkeypatch):
 
 
 def run_all(commands: dict[str, dict[str, object]]) -> None:
-    """Runs commands, each in a new process: LD_PRELOAD has no effect on a fork."""
+    """Runs each command in a new process, because LD_PRELOAD has no effect on a fork."""
     for command, flags in commands.items():
         arguments = [sys.executable, "-m", f"launch.{command}", *(f"--{name}={value}" for name, value in flags.items())]
         result = subprocess.run(arguments, capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""Text of others never reaches a terminal, a spreadsheet or a picture as more than text; few clips are called few."""
+"""Tests that outside text is harmless in terminals, spreadsheets and pictures, and of warnings about few clips."""
 
 import csv
 import json
@@ -27,11 +27,11 @@ ESCAPES = "\x1b]0;pwned\x07\x1b[31mRED\x1b[0m\u202e"
 
 
 def harmless(output: str) -> bool:
-    return all(c.isprintable() or c in "\r\n" for c in output)  # a progress bar returns the carriage
+    return all(c.isprintable() or c in "\r\n" for c in output)  # progress bars use carriage returns
 
 
 def scored(labels, paths=None, dataset="", **meta):
-    """Scores that follow the labels."""
+    """Returns scores that follow the labels."""
     paths = paths or [f"{n}.mp4" for n in range(len(labels))]
     clips = tuple(ClipMeta(path, label, **meta) for path, label in zip(paths, labels, strict=True))
     score = np.array(labels, np.float32) - 0.5
@@ -73,8 +73,8 @@ def test_escapes_of_shards_and_names_do_not_reach_the_terminal(tmp_path, fork):
 def test_escapes_of_a_clip_list_do_not_reach_the_terminal(tmp_path, fork):
     (tmp_path / "c.csv").write_text(f'path,category\n"a.mp4","{ESCAPES}"\n')
     status, output = fork("clips", f"--clips={tmp_path / 'c.csv'}", f"--media={tmp_path}")
-    assert status in (1, 2)  # the file is missing, or the list is refused
-    assert harmless(output.replace(f",{ESCAPES}", "").replace("\r", ""))  # the list itself, on standard output
+    assert status in (1, 2)  # the file is missing, or the list is rejected
+    assert harmless(output.replace(f",{ESCAPES}", "").replace("\r", ""))  # without the list itself on standard output
 
 
 def test_formulas_of_names_are_text_in_a_spreadsheet(tmp_path):
@@ -89,7 +89,7 @@ def test_formulas_of_names_are_text_in_a_spreadsheet(tmp_path):
 
 
 @pytest.mark.parametrize("name", [r"$\frac$", "$x$", "a_$\\alpha^2$", "x\x1b[31m"])
-def test_folder_names_are_no_formulas_in_pictures(tmp_path, name):
+def test_folder_names_are_not_formulas_in_pictures(tmp_path, name):
     source = make_source(tmp_path / name, [5, 9], labels=[0, 1])
     write_audit([source.path], tmp_path / "audit")
     (figure,) = draw_audit(audit({name: source})).values()
@@ -151,7 +151,7 @@ def sources(tmp_path):
     return tmp_path
 
 
-def test_a_run_says_where_it_stands(sources, capsys):
+def test_a_run_reports_its_progress(sources, capsys):
     run = sources / "run"
     train(settings(sources), run)
     first = capsys.readouterr().out
@@ -179,7 +179,7 @@ def test_validation_on_training_clips_is_warned_of(sources, capsys):
 
 
 def test_refusals_say_what_differs(sources, fork):
-    """Through the command: other settings, other features, another encoder, other weights."""
+    """Runs the command with other settings, other features, another encoder and other weights."""
     flags = [f"--config.data.{split}={sources / split}" for split in ("train", "val")]
     flags += ["--config.train.epochs=0", f"--workdir={sources / 'run'}"]
     assert fork("train", *flags)[0] == 0

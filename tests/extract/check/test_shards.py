@@ -79,7 +79,7 @@ LOST = neither(1, 3), neither(1, 4)  # the clips of shard 1 if it is unreadable
 BOTH = "^features-00000.h5: 'c0.mp4' of the clip list is both in a shard and in its failure log$"
 BEYOND = "features-00002.h5: is beyond the last shard", "not in the clip list, .*'c6.mp4'"
 OTHERWISE = "^features-00001.h5: differs from the shards before it: .* is .*, not .*$"
-BROKEN = "features-00001.h5: not a whole HDF5 file"
+BROKEN = "features-00001.h5: not a valid avh-align HDF5 file"
 
 # A shard and a change to it, or a file and a change to its bytes (None: removed); then a pattern for each message.
 DAMAGES = {
@@ -251,7 +251,7 @@ COMMANDS = {
         2,
         "clips.csv: has no split 'test'",
     ),
-    "a root of a list": ("", "clips --clips=set/clips.csv --root=set", 2, "--root goes with --dataset"),
+    "a root of a list": ("", "clips --clips=set/clips.csv --root=set", 2, "--root: needs --dataset"),
     "no clips": ("", "clips", 2, "no clips named"),
     "an unknown data set": ("", "clips --dataset=kodf --root=set", 2, "--dataset"),
 }

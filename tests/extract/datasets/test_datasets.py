@@ -158,8 +158,8 @@ def test_what_a_folder_leaves_out_is_said(tmp_path, capsys):
     assert lines[0].startswith(f"1 linked folders are left out, the first is {root / 'link'}")
     assert lines[1:] == [
         r"left out: the clip's path 'b\udcff.mp4' holds the byte 0xFF, which is not UTF-8; "
-        "take it out, or rename the file",
-        r"left out: the clip's path 'w\u200b.mp4' holds U+200B ZERO WIDTH SPACE; take it out, or rename the file",
+        "remove it, or rename the file",
+        r"left out: the clip's path 'w\u200b.mp4' holds U+200B ZERO WIDTH SPACE; remove it, or rename the file",
         "left out: 4 files of other kinds: .txt (2), .jpg (1), without a suffix (1)",
     ]
 
@@ -226,7 +226,7 @@ def test_splits_of_a_list_are_kept_by_name():
         ("fakeavceleb", FAVC, ("train",), "fakeavceleb: has no split 'train'; it has no splits"),
         ("fakeavceleb", {"meta_data.csv": "a,b\n1,2\n"}, (), "line 2: has no field 'category'"),
         ("fakeavceleb", {"meta_data.csv": FAVC_HEADER + '"'}, (), "line 2: not readable as CSV"),
-        ("fakeavceleb", {"meta_data.csv": FAVC_HEADER + "a,b\n"}, (), "line 2: has another number of fields"),
+        ("fakeavceleb", {"meta_data.csv": FAVC_HEADER + "a,b\n"}, (), "line 2: the number of fields"),
         ("fakeavceleb", {"meta_data.csv": FAVC_HEADER[:-2] + "\n" + favc()[:-61] + "\n"}, (), "no field 'Unnamed: 9'"),
         ("fakeavceleb", {"meta_data.csv": FAVC_HEADER + favc("E")}, (), "category 'E' is not one of A, B, C, D"),
         ("fakeavceleb", {"meta_data.csv": FAVC_HEADER + favc("B")}, (), "'B' means RealVideo-FakeAudio, but type is"),

@@ -182,7 +182,7 @@ def replaced(name, value):
         (lambda f: f.attrs.update(method="a\x1b[2J"), "its attribute method holds control"),
         (lambda f: f.attrs.update(dataset="a\nb"), "its attribute dataset holds control"),
         (lambda f: f.attrs.update(weights="a\x07.pt"), "its attribute weights holds control"),
-        (lambda f: f.attrs.update(weights_sha256=["random", "0"]), "not one number or one text"),
+        (lambda f: f.attrs.update(weights_sha256=["random", "0"]), "not a single number or text"),
         (lambda f: f.attrs.update(pooling="median"), "its pooling 'median' is not one of logsumexp"),
         (lambda f: f.attrs.update(threshold=np.nan), "its threshold nan is not a finite number"),
         (lambda f: f.attrs.update(threshold="high"), "its threshold 'high' is not a finite number"),
