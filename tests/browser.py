@@ -26,9 +26,9 @@ def running_browser() -> Iterator:
 
 @contextlib.contextmanager
 def opened(
-    browser, path: Path, size: tuple[int, int] = DESKTOP, scheme: str = "light", beside: Path | None = None
+    browser, path: Path, size: tuple[int, int] = DESKTOP, scheme: str = "light", linked: Path | None = None
 ) -> Iterator:
-    """Opens a page in a new window; asserts that it reports no errors and fetches only itself and the file `beside`."""
+    """Opens a page in a new window; asserts that it reports no errors and fetches only itself and the file `linked`."""
     fetched, complaints = [], []
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
     page = context.new_page()
@@ -38,6 +38,6 @@ def opened(
     page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
     page.goto(path.as_uri())
     yield page
-    assert {url for url in fetched if not url.startswith("data:")} == {file.as_uri() for file in (path, beside) if file}
+    assert {url for url in fetched if not url.startswith("data:")} == {file.as_uri() for file in (path, linked) if file}
     assert complaints == []
     context.close()

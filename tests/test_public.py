@@ -1,13 +1,14 @@
 """Tests that the public Python names exist in these modules, are documented and work together."""
 
 import importlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import avh
-
 from avh_shards import ClipMeta, UserError, leading_silence, open_shard, read_clip_list
 from extract.avhubert import AVHubert, AVHubertConfig, load_avhubert
 from extract.face import crop_mouths, detect_landmarks
@@ -28,6 +29,14 @@ PUBLIC = {
     "jax_avh.models": ("AlignmentNetwork", "windowed_softmax_loss"),
     "jax_avh.training": ("train",),
 }
+
+
+def test_the_api_imports_nothing_before_it_is_used():
+    code = "import sys, avh; print(len({'numpy', 'jax', 'torch'} & sys.modules.keys()), dir(avh) == avh.__all__)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "0 True\n"
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        avh.nothing  # noqa: B018
+    assert avh.MODULES.keys() == set(avh.__all__)
 
 
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in PUBLIC.items() for name in names])

@@ -112,6 +112,7 @@ ROOMS = [  # lowest first; rooms of one line may not import each other
     ["jax_avh.audit"],
     ["jax_avh.report"],
     ["apps"],
+    ["avh"],
     ["launch"],
 ]
 
@@ -127,7 +128,7 @@ def imports(file: Path) -> set[str]:
     return found & OURS.keys()
 
 
-OURS = dict(files_of("avh_shards", "extract", "jax_avh", "apps", "launch"))
+OURS = dict(files_of("avh_shards", "extract", "jax_avh", "apps", "avh", "launch"))
 GRAPH = {name: imports(file) - {name} for name, file in OURS.items()}
 
 

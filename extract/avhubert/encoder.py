@@ -148,15 +148,13 @@ def normalise_crops(crops: UInt8[Tensor, "T 96 96"]) -> Float[Tensor, "T 88 88"]
     return (crops[:, CROP_MARGIN:-CROP_MARGIN, CROP_MARGIN:-CROP_MARGIN].float() / 255 - CROP_MEAN) / CROP_STD
 
 
-def encode_video(
-    path: str | os.PathLike, encoder: Encoder, settings: PrepareSettings = PrepareSettings()
-) -> ClipFeatures:
+def encode_video(path: str | os.PathLike, encoder: Encoder, landmarks: str = PrepareSettings.landmarks) -> ClipFeatures:
     """Encodes one video file.
 
     Args:
       path: media file with picture and sound.
       encoder: the encoder.
-      settings: preparation of the clip.
+      landmarks: the landmark finder, "dlib-tracked" or "dlib".
 
     Returns:
       float32 features [T, D] of both modalities at 25 Hz, as a shard would store them.
@@ -164,7 +162,7 @@ def encode_video(
     Raises:
       UserError: the video cannot be prepared or encoded; the message gives the reason.
     """
-    clip = prepare_clip(ClipMeta(Path(path).name), Path(path).parent, settings)
+    clip = prepare_clip(ClipMeta(Path(path).name), Path(path).parent, PrepareSettings(landmarks=landmarks))
     ((_, features),) = encoder.encode([clip])
     if isinstance(features, Failure):
         raise UserError(f"{path}: {features.reason}")

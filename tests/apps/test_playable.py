@@ -41,7 +41,7 @@ def test_the_browser_shows_the_copys_pictures(browser, real_clips, tmp_path):
     page = tmp_path / "page.html"
     with playable(real_clips["testMovie"]) as copy:
         page.write_text(f'<video src="{copy.as_uri()}" preload="auto"></video>')
-        with opened(browser, page, beside=copy) as window:
+        with opened(browser, page, linked=copy) as window:
             window.wait_for_function("document.querySelector('video').readyState >= 2")
             size = window.evaluate("(v => [v.videoWidth, v.videoHeight])(document.querySelector('video'))")
     assert size == [352, 288]

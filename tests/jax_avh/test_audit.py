@@ -184,11 +184,11 @@ def test_length_tells_by_its_mirror_image_too(tmp_path):
     sounds = [speech(n, 100 - 60 * (n % 2)) for n in range(12)]
     result = audit({"x": write_set(tmp_path, sounds)})
     assert result.sources["x"].length_s.auc == 0.0
-    told = (
+    expected = (
         "x: labels can be predicted from length: AUC 0.00, mirrored 1.00, 95 % 0.00-0.00 "
         "(fakes: median 1.6 s, real clips: 4 s)"
     )
-    assert told in verdict(result)
+    assert expected in verdict(result)
 
 
 def test_a_threshold_that_tells_more_is_told(tmp_path):

@@ -149,7 +149,7 @@ def test_flags_are_taken_in_any_form_and_order(tmp_path, fork):
     """Checks flags by the errors that they cause, so that no run is needed."""
     train = ["train", f"--workdir={tmp_path}/run", "--config.data.train=a"]
     (tmp_path / "f.flags").write_text("--config.method=mds\n--config.data.batch_examples=0\n")
-    for flags, told in {
+    for flags, expected in {
         ("--config.seed=-1", "--config.data.val=b"): "--config.seed=-1: must be at least 0",
         ("--config.seed", "-1", "--config.data.val", "b"): "--config.seed=-1: must be at least 0",
         ("-config.seed=-1", "-config.data.val=b"): "--config.seed=-1: must be at least 0",
@@ -164,7 +164,7 @@ def test_flags_are_taken_in_any_form_and_order(tmp_path, fork):
     }.items():
         status, output = fork(*train, *flags)
         assert status == 2
-        assert [line for line in output.splitlines() if line.startswith("error: ") and told in line], output
+        assert [line for line in output.splitlines() if line.startswith("error: ") and expected in line], output
     assert not (tmp_path / "run").exists()
 
 

@@ -38,10 +38,10 @@ def test_packed_pooling_equals_each_clip_alone(lengths, seed, scale):
         packed = pool(frame, offset)
         assert packed.shape == (len(lengths),)
         for n, value in enumerate(packed):
-            alone = frame[offset[n] : offset[n + 1]]
-            np.testing.assert_allclose(value, DEFINITIONS[name](alone.astype(np.float64)), rtol=1e-9, atol=1e-9)
-            np.testing.assert_allclose(value, pool(alone), rtol=1e-12, atol=1e-12 * scale)
-            assert np.ndim(pool(alone)) == 0
+            single = frame[offset[n] : offset[n + 1]]
+            np.testing.assert_allclose(value, DEFINITIONS[name](single.astype(np.float64)), rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(value, pool(single), rtol=1e-12, atol=1e-12 * scale)
+            assert np.ndim(pool(single)) == 0
     np.testing.assert_array_equal(frame, before)
 
 

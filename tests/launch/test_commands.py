@@ -115,13 +115,13 @@ def test_a_mistake_is_reported_in_one_sentence(tmp_path, monkeypatch, launch, mi
     (tmp_path / "f.flags").write_text(
         "--config.method=factor\n--config.data.train=.\n--config.data.val=.\n--workdir=w\n"
     )
-    arguments, told = MISTAKES[mistake]
+    arguments, expected = MISTAKES[mistake]
     before = set(tmp_path.rglob("*"))
     status, output = launch(*arguments)
     assert status == 2
     errors = [line for line in output.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert told in errors[0]
+    assert expected in errors[0]
     assert "Traceback" not in output
     assert set(tmp_path.rglob("*")) == before
 

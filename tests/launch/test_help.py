@@ -58,7 +58,7 @@ def test_help_holds_the_comments_and_the_defaults_of_settings(fork):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["evaluate", "--scroes=a.h5"], "--scroes: unknown flag; did you mean --scores?"),
         (["train", "--workdri=w"], "--workdri: unknown flag; did you mean --workdir?"),
@@ -69,10 +69,10 @@ def test_help_holds_the_comments_and_the_defaults_of_settings(fork):
         (["extract", "--medai=x"], "--medai: unknown flag; did you mean --media?"),
     ],
 )
-def test_a_typo_suggests_a_flag_of_the_command(fork, arguments, told):
+def test_a_typo_suggests_a_flag_of_the_command(fork, arguments, expected):
     status, output = fork(*arguments)
     assert status == 2
-    assert re.fullmatch(f"error: .*{re.escape(told)}\n", output)
+    assert re.fullmatch(f"error: .*{re.escape(expected)}\n", output)
 
 
 BLOCKED = """

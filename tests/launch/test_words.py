@@ -124,7 +124,7 @@ def test_too_few_clips_have_no_interval(tmp_path, labels, few):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "labels", "told"),
+    ("lengths", "labels", "expected"),
     [
         ([5, 9], [0, 1], "too few clips to say whether labels can be predicted from length \\(1 real, 1 fake\\)"),
         ([5, 9, 7, 6, 8, 5, 9], [0, 1, 1, 1, 1, 1, 1], "too few clips to say .* \\(1 real, 6 fake\\)"),
@@ -133,10 +133,10 @@ def test_too_few_clips_have_no_interval(tmp_path, labels, few):
         ([5, 7] * 5, [0, 1] * 5, "labels can be predicted from length:"),
     ],
 )
-def test_an_audit_of_few_clips_does_not_judge(tmp_path, lengths, labels, told):
+def test_an_audit_of_few_clips_does_not_judge(tmp_path, lengths, labels, expected):
     text = verdict(audit({"s": make_source(tmp_path / "s", lengths, per_shard=100, labels=labels)}))
     (sentence,) = (line for line in text if "length" in line)
-    assert re.search(told, sentence)
+    assert re.search(expected, sentence)
 
 
 def settings(tmp_path, **more):
@@ -188,7 +188,7 @@ def test_refusals_say_what_differs(sources, fork):
     with h5py.File(sources / "mixed" / "features-00001.h5", "a") as file:
         file.attrs["trimmed"] = True
     make_source(sources / "moved", [5, 9, 8])
-    for more, told in {
+    for more, expected in {
         ("--config.model.tau=7", "--config.seed=3"): "--config.model.tau was 15, now 7; --config.seed was 0, now 3",
         ("--config.model.normalise=False",): "--config.model.normalise was True, now False",
         ("--config.data.train_clips=2",): "--config.data.train_clips was 0, now 2",
@@ -200,7 +200,7 @@ def test_refusals_say_what_differs(sources, fork):
     }.items():
         status, output = fork("train", *flags, *more)
         assert (status, output.count("error: ")) == (2, 1)
-        assert told in output
+        assert expected in output
 
 
 def test_nearest_names_and_single_lines():

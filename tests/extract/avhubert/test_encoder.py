@@ -49,8 +49,8 @@ def test_features_equal_the_official_ones(shared, prepared, file):
 
 def test_a_batch_equals_its_clips(tiny_encoder, short):
     for clip, features in zip(short, start_encoding(tiny_encoder, short)(), strict=True):
-        for together, alone in zip(features[:2], start_encoding(tiny_encoder, [clip])()[0][:2], strict=True):
-            np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+        for together, single in zip(features[:2], start_encoding(tiny_encoder, [clip])()[0][:2], strict=True):
+            np.testing.assert_allclose(together, single, rtol=0, atol=1e-5)
 
 
 def test_the_front_end_runs_once_and_the_transformer_once(tiny_encoder, prepared):

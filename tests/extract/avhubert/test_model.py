@@ -79,8 +79,8 @@ def test_padded_batch_equals_clips_one_by_one(tiny_encoder):
     for a, v in ((audio, None), (None, video), (audio, video)):
         batch = tiny_encoder(a, v, lengths)
         for n, length in enumerate(lengths):
-            alone = tiny_encoder(*(x[n : n + 1, :length] if x is not None else None for x in (a, v)))
-            torch.testing.assert_close(batch[n, :length], alone[0], rtol=0, atol=1e-5)
+            single = tiny_encoder(*(x[n : n + 1, :length] if x is not None else None for x in (a, v)))
+            torch.testing.assert_close(batch[n, :length], single[0], rtol=0, atol=1e-5)
 
 
 def test_missing_modality_differs_from_a_silent_one(tiny_encoder):

@@ -116,9 +116,9 @@ def test_a_hard_cut_is_followed_at_once(real_clips, runs):
     one = read_frames(real_clips["testMovie"])[:13]
     other = np.roll(one[:, :, ::-1], 60, axis=2) // 2  # mirrored, moved, darker
     found = detect_landmarks(np.concatenate([one, other]), tracked())[13:]
-    alone = detect_landmarks(other, tracked())
+    separate = detect_landmarks(other, tracked())
     assert [upsamplings for _, upsamplings in runs][:10].count(1) >= 2
-    assert np.median(np.linalg.norm(found - alone, axis=2) / eye_distance(alone)[:, None]) <= 0.02
+    assert np.median(np.linalg.norm(found - separate, axis=2) / eye_distance(separate)[:, None]) <= 0.02
 
 
 def test_a_face_that_leaves_is_a_gap_and_found_again(real_clips):
@@ -187,9 +187,9 @@ def test_a_face_in_the_second_half_counts_from_its_first_frame(real_clips):
 def test_several_faces_are_counted_until_a_cut(real_clips, finder):
     """A poster next to the speaker, then the speaker in another scene."""
     frames = read_frames(real_clips["testMovie"])[:10]
-    beside = [np.hstack([frame, frames[0]]) for frame in frames[:5]]
-    alone = [np.hstack([frame, np.full_like(frame, 255)]) for frame in frames[5:]]
-    assert counted(finder(), [*beside, *alone]) == "2" * 5 + "1" * 5
+    two_faces = [np.hstack([frame, frames[0]]) for frame in frames[:5]]
+    one_face = [np.hstack([frame, np.full_like(frame, 255)]) for frame in frames[5:]]
+    assert counted(finder(), [*two_faces, *one_face]) == "2" * 5 + "1" * 5
 
 
 def test_a_repeated_picture_counts_in_every_frame_that_shows_it(real_clips):

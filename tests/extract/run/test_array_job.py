@@ -52,8 +52,8 @@ def test_a_launchers_processes_share_the_shards(launcher, ranks, capsys):
     tasks = [this_task(None, None, LAUNCHERS[launcher](rank, ranks)) for rank in range(ranks)]
     assert tasks == [(rank, ranks) for rank in range(ranks)]
     assert_partition(tasks)
-    told = capsys.readouterr().err
-    assert told.count(f" of {ranks}, counted from 0 (") == (ranks if ranks > 1 else 0)
+    expected = capsys.readouterr().err
+    assert expected.count(f" of {ranks}, counted from 0 (") == (ranks if ranks > 1 else 0)
 
 
 @pytest.mark.parametrize("ranks", [None, 1, 3])

@@ -23,10 +23,10 @@ def media(tmp_path_factory, short_clips):
 
 
 @pytest.fixture(scope="module")
-def alone(media, tiny_checkpoint):
+def local(media, tiny_checkpoint):
     """Shards extracted from them on one machine."""
-    assert start_extract(media, tiny_checkpoint, media.with_name("alone")).wait() == 0
-    return media.with_name("alone")
+    assert start_extract(media, tiny_checkpoint, media.with_name("local")).wait() == 0
+    return media.with_name("local")
 
 
 @pytest.fixture
@@ -58,23 +58,23 @@ def kill_workers(process: subprocess.Popen, kills: int, seed: int) -> int:
     return killed
 
 
-def killed_workers(start, tmp_path, alone, kills: int, seed: int) -> None:
+def killed_workers(start, tmp_path, local, kills: int, seed: int) -> None:
     """Runs on Ray until `kills` workers have been killed; each run finishes with the right shards."""
     run = 0
     while kills > 0:
         process = start(f"ray{run}", "ray")
         kills -= kill_workers(process, kills, seed + run)
         assert process.wait(timeout=300) == 0
-        assert_same_set(alone, tmp_path / f"ray{run}")
+        assert_same_set(local, tmp_path / f"ray{run}")
         run += 1
 
 
-def test_shards_of_a_cluster_whose_workers_die_are_those_of_one_machine(start, tmp_path, alone):
-    killed_workers(start, tmp_path, alone, kills=1, seed=0)
+def test_shards_of_a_cluster_whose_workers_die_are_those_of_one_machine(start, tmp_path, local):
+    killed_workers(start, tmp_path, local, kills=1, seed=0)
 
 
 @pytest.mark.slow
-def test_a_dead_nodes_clips_are_done_elsewhere(start, tmp_path, alone, monkeypatch):
+def test_a_dead_nodes_clips_are_done_elsewhere(start, tmp_path, local, monkeypatch):
     """The second of two nodes dies after the first shard."""
     cluster = ray.cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     node = cluster.add_node(num_cpus=1)
@@ -86,15 +86,15 @@ def test_a_dead_nodes_clips_are_done_elsewhere(start, tmp_path, alone, monkeypat
     cluster.remove_node(node, allow_graceful=False)
     assert process.wait(timeout=300) == 0
     cluster.shutdown()
-    assert_same_set(alone, tmp_path / "ray")
+    assert_same_set(local, tmp_path / "ray")
 
 
 @pytest.mark.slow
-def test_shards_of_a_cluster_whose_workers_die_twenty_times(start, tmp_path, alone):
-    killed_workers(start, tmp_path, alone, kills=20, seed=1)
+def test_shards_of_a_cluster_whose_workers_die_twenty_times(start, tmp_path, local):
+    killed_workers(start, tmp_path, local, kills=20, seed=1)
 
 
-def test_a_cluster_run_that_was_killed_goes_on_on_one_machine(start, tmp_path, alone):
+def test_a_cluster_run_that_was_killed_goes_on_on_one_machine(start, tmp_path, local):
     process = start("broken", "ray")
     while not list((tmp_path / "broken").glob("features-*.h5")) and process.poll() is None:
         time.sleep(0.1)
@@ -103,16 +103,16 @@ def test_a_cluster_run_that_was_killed_goes_on_on_one_machine(start, tmp_path, a
         child.kill()
     process.wait()
     assert start("broken", "none").wait() == 0
-    assert_same_set(alone, tmp_path / "broken")
+    assert_same_set(local, tmp_path / "broken")
 
 
 @pytest.mark.slow
-def test_a_restart_on_a_cluster_tries_failed_clips_again(start, media, tmp_path, alone):
+def test_a_restart_on_a_cluster_tries_failed_clips_again(start, media, tmp_path, local):
     (media / "c3.wav").rename(tmp_path / "c3.wav")
     assert start("broken", "ray").wait() == 0
     (tmp_path / "c3.wav").rename(media / "c3.wav")
     assert start("broken", "ray").wait() == 0
-    assert_same_set(alone, tmp_path / "broken")
+    assert_same_set(local, tmp_path / "broken")
 
 
 def test_without_ray_the_flag_is_told(tmp_path, tiny_checkpoint):

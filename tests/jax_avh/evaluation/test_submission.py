@@ -100,10 +100,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("mistake", REFUSED)
 def test_a_wrong_list_is_rejected(submit, tmp_path, mistake):
-    text, told = REFUSED[mistake]
+    text, expected = REFUSED[mistake]
     with pytest.raises(UserError) as error:
         submit(make_table(), text)
-    assert told in str(error.value)
+    assert expected in str(error.value)
     assert "test_files.txt" in str(error.value)
     assert not (tmp_path / "s.zip").exists()
 

@@ -85,9 +85,9 @@ def every_stage(network, frames, cepstra):
     stages["v_logits"], stages["a_logits"] = network.logits(v, a)
     stages["distances"] = distance(v, a)
     stages["video_score_mean_distance"] = jnp.mean(stages["distances"])
-    stages["single_v_embedding"], alone = network.embeddings(frames, cepstra)
-    stages["single_distances"] = distance(stages["single_v_embedding"], alone)
-    stages["single_logits_v_a"] = jnp.stack(network.logits(stages["single_v_embedding"], alone), axis=1)
+    stages["single_v_embedding"], single = network.embeddings(frames, cepstra)
+    stages["single_distances"] = distance(stages["single_v_embedding"], single)
+    stages["single_logits_v_a"] = jnp.stack(network.logits(stages["single_v_embedding"], single), axis=1)
     return {name: jnp.moveaxis(x, -1, 1) if x.ndim > 3 else x for name, x in stages.items()}
 
 

@@ -424,7 +424,7 @@ def test_the_video_page_says_what_it_shows(browser, clip, tmp_path, size, scheme
 def test_a_large_video_is_linked_not_embedded(browser, clip, tmp_path, monkeypatch):
     monkeypatch.setattr(video, "EMBEDDED_BYTES", 10)
     write_video_page(tmp_path / "sub" / "v.html", clip, dataclasses.replace(VERDICT, scores={}), FRAME[:1])
-    with opened(browser, tmp_path / "sub" / "v.html", beside=clip) as page:
+    with opened(browser, tmp_path / "sub" / "v.html", linked=clip) as page:
         assert state_of(page)[0] == 0
         assert page.evaluate("video.duration") == pytest.approx(2, abs=0.1)
         text = page.locator("main").inner_text()
