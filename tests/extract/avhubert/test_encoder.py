@@ -121,7 +121,7 @@ def test_half_precision_stays_close(tiny_encoder, short, precision, cosine):
 
 
 def test_pieces_are_close_to_the_whole():
-    """The rule's price, with rule-made weights of the base size: frames near a cut see less, the others nearly all."""
+    """The rule's price, in a small network: frames near a cut see less, the others nearly all."""
     network = AVHubert(AVHubertConfig(layers=4, width=256, ffn_width=1024, heads=4))
     network.load_state_dict(rules.encoder_weights(network))
     fused = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3000, 256)).astype(np.float32))
