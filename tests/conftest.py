@@ -16,7 +16,16 @@ os.environ |= dict.fromkeys(
 from jaxtyping import install_import_hook
 
 # Checks every shape annotation of the product on every call.
-install_import_hook(["avh_shards", "extract", "jax_avh", "apps"], "beartype.beartype")
+ROOT = Path(__file__).parents[1]
+install_import_hook(
+    [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for package in ("avh_shards", "extract", "jax_avh", "apps")
+        for path in (ROOT / package).rglob("*.py")
+        if "jaxtyping" in path.read_text()
+    ],
+    "beartype.beartype",
+)
 
 import hypothesis
 import jax

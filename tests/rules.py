@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import functools
 import zlib
 from pathlib import Path
 
@@ -26,9 +27,16 @@ TINY_SETTINGS = {
 }
 
 
+@functools.lru_cache(2000)  # the parameters of several networks
+def _normal(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    x = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    x.flags.writeable = False
+    return x
+
+
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Generates the values of a parameter from its official name."""
-    x = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    x = _normal(name, shape)
     if name.endswith("running_var"):
         return 1 + 0.5 * np.tanh(x)
     if name.endswith("running_mean"):
@@ -42,7 +50,7 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name.endswith(".weight") and len(shape) == 1:
         prelu = "relu" in name or name.endswith("frontend3D.2.weight")
         return 0.25 + 0.1 * np.tanh(x) if prelu else 1 + 0.2 * np.tanh(x)
-    return x / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else x
+    return x / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else x.copy()
 
 
 def fill_network(network: nnx.Module) -> nnx.Module:

@@ -121,7 +121,7 @@ def test_half_precision_stays_close(tiny_encoder, short, precision, cosine):
 
 
 def test_pieces_are_close_to_the_whole():
-    """Error due to pieces, with rule-made weights of base size: small except for frames near a cut."""
+    """Error due to pieces, in a small network: small except for frames near a cut."""
     network = AVHubert(AVHubertConfig(layers=4, width=256, ffn_width=1024, heads=4))
     network.load_state_dict(rules.encoder_weights(network))
     fused = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3000, 256)).astype(np.float32))

@@ -193,15 +193,16 @@ def test_a_batch_too_large_for_memory_is_halved(tmp_path, tiny_checkpoint, short
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
 def test_a_clip_too_large_for_memory_goes_through_in_pieces(tmp_path, tiny_checkpoint, monkeypatch, error):
-    """A clip of 600 frames where 400 fit is halved once, and the shard records it."""
+    """A clip of 120 frames where 80 fit is halved once, and the shard records it."""
+    monkeypatch.setattr("extract.avhubert.encoder.CONTEXT", 50)
 
     def encode(network, clips, multimodal, piece):
-        if (piece or len(clips[0].audio)) > 400:
+        if (piece or len(clips[0].audio)) > 80:
             raise error
         return start_encoding(network, clips, multimodal, piece)
 
     rng = np.random.default_rng(0)
-    crops, audio = rng.integers(0, 256, (600, 96, 96), dtype=np.uint8), rng.standard_normal((600, 104), np.float32)
+    crops, audio = rng.integers(0, 256, (120, 96, 96), dtype=np.uint8), rng.standard_normal((120, 104), np.float32)
     clip = PreparedClip(ClipMeta("long.mp4"), crops, audio, np.zeros(1, np.int16))
     encoder = Encoder(tiny_checkpoint)
     ((_, wanted),) = encoder.encode([clip])
@@ -209,7 +210,7 @@ def test_a_clip_too_large_for_memory_goes_through_in_pieces(tmp_path, tiny_check
     writer = ShardWriter(tmp_path, "float32", encoder.attributes)
     make_shard(0, [clip.meta], [Prepared({Variant.UNTRIMMED: clip}, {})], encoder, {Variant.UNTRIMMED: writer})
     shard = open_shard(tmp_path / "features-00000.h5")
-    assert json.loads(shard.attributes["pieces"]) == {"long.mp4": 300}
+    assert json.loads(shard.attributes["pieces"]) == {"long.mp4": 60}
     cosine = (shard.visual * wanted.visual).sum(1) / np.prod(
         [np.linalg.norm(x, axis=1) for x in (shard.visual, wanted.visual)], axis=0
     )

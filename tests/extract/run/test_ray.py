@@ -70,7 +70,7 @@ def killed_workers(start, tmp_path, local, kills: int, seed: int) -> None:
 
 
 def test_shards_of_a_cluster_whose_workers_die_are_those_of_one_machine(start, tmp_path, local):
-    killed_workers(start, tmp_path, local, kills=1, seed=0)
+    killed_workers(start, tmp_path, local, kills=2, seed=0)
 
 
 @pytest.mark.slow

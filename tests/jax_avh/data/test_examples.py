@@ -34,8 +34,8 @@ from tests.small import use_small_networks
 
 CORPUS = Corpus(8, 4, 6, fakes=True, kinds=("local",), frames=(20, 60), width=8)
 NAMES = ("rawnet2", "mds", "avad")
-EPOCHS = {"rawnet2": 3, "mds": 3, "avad": 5}  # enough for the loss to fall, at these rates
-RATES = {"rawnet2": "1e-2", "mds": "1e-2", "avad": "3e-3"}
+EPOCHS = {"avh_align": 1, "rawnet2": 3, "mds": 3, "avad": 5}  # enough for the loss to fall, at these rates
+RATES = {"avh_align": "3e-3", "rawnet2": "1e-2", "mds": "1e-2", "avad": "3e-3"}
 LOOKS = {"rawnet2": 7, "mds": 9, "avad": 5}  # checks for SIGTERM, the last of them within an epoch
 
 
@@ -84,14 +84,14 @@ def corpus(tmp_path_factory, small) -> Path:
         root = tmp_path_factory.mktemp("corpus")
         simulation.simulate(root)
     root = root / "av_deepfake1m" / "untrimmed"
-    train(run_config(root, "avh_align", {"train.epochs": "1", "data.batch_frames": "128"}), root / "sync")
+    train(run_config(root, "avh_align", {"data.batch_frames": "128"}), root / "sync")
     return root
 
 
 def run_config(root: Path, method: str, settings=None):
     chosen = {"data.train": str(root / "train"), "data.val": str(root / "val"), "data.batch_examples": "4"}
-    chosen |= {"optimizer.learning_rate": RATES.get(method, "3e-3"), "optimizer.warmup_epochs": "0"}
-    chosen |= {"train.epochs": str(EPOCHS.get(method, 1))}
+    chosen |= {"optimizer.learning_rate": RATES[method], "optimizer.warmup_epochs": "0"}
+    chosen |= {"train.epochs": str(EPOCHS[method])}
     chosen |= {"method.sync_weights": str(root / "sync"), "method.windows": "30"} if method == "avad" else {}
     return make_config(chosen | (settings or {}) | {"method": method})
 
