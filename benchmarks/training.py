@@ -61,7 +61,7 @@ def main() -> None:
         for batch_frames in arguments.batch_frames:
             for precision in rates:
                 for placement in ("stream", "host", "device"):
-                    config = make_config(Path(folder), batch_frames, precision, placement)
+                    config = make_config(Path(folder), arguments.frames, batch_frames, precision, placement)
                     losses, seconds = measure(config)
                     itemsize = np.dtype(arguments.dtype).itemsize
                     floors = (
@@ -122,10 +122,10 @@ def make_corpus(folder: Path, frames: int, dtype: str) -> None:
     save_weights(AlignmentNetwork(WIDTH, rngs=nnx.Rngs(0)), folder / "init.safetensors")
 
 
-def make_config(folder: Path, batch_frames: int, precision: str, placement: str) -> Config:
-    """Returns the configuration of an unshuffled run in compiled loops of 4 steps on a CPU, else up to 1000."""
+def make_config(folder: Path, frames: int, batch_frames: int, precision: str, placement: str) -> Config:
+    """Returns an unshuffled run's configuration: compiled loops of 4 steps on a CPU, else of a quarter of the epoch."""
     data = DataConfig(str(folder / "shards"), batch_frames=batch_frames, shuffle=False, placement=placement)
-    segment = 4 if jax.default_backend() == "cpu" else 1000
+    segment = 4 if jax.default_backend() == "cpu" else max(1, frames // batch_frames // 4)
     train = TrainConfig(checkpoint_steps=segment, precision=precision)
     return Config(AVHAlignConfig(), data=data, train=train, init=str(folder / "init.safetensors"))
 

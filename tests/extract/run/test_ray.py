@@ -94,6 +94,7 @@ def test_shards_of_a_cluster_whose_workers_die_twenty_times(start, tmp_path, loc
     killed_workers(start, tmp_path, local, kills=20, seed=1)
 
 
+@pytest.mark.slow
 def test_a_cluster_run_that_was_killed_goes_on_on_one_machine(start, tmp_path, local):
     process = start("broken", "ray")
     while not list((tmp_path / "broken").glob("features-*.h5")) and process.poll() is None:
