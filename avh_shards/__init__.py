@@ -1,6 +1,6 @@
 """Shard format and file handling that the PyTorch side and the JAX side share.
 
-Builds on numpy, h5py, fsspec and safetensors, and needs neither torch nor jax.
+Builds on numpy, h5py, fsspec, universal_pathlib, jaxtyping and safetensors, and needs neither torch nor jax.
 """
 
 from avh_shards.clip import ClipMeta

@@ -110,7 +110,8 @@ class OptimizerConfig:
     """Optimiser and schedule of the learning rate."""
 
     learning_rate: float = rules(1e-5, POSITIVE)
-    weight_decay: float = rules(0.0, NOT_NEGATIVE)  # Decay of every parameter, added to its gradient
+    # Decay of every parameter: added to its gradient by adam and sgd, to its update by adamw and lion.
+    weight_decay: float = rules(0.0, NOT_NEGATIVE)
     # "plateau" = cut when the validation loss stops improving; "cosine" = by epoch, up to the learning rate over
     # `warmup_epochs`, then down to 0 over the rest of train.epochs.
     schedule: str = rules("plateau", one_of(("plateau", "cosine")))

@@ -39,9 +39,8 @@ def choose_method(method: str | None, weights: Path | None) -> Method:
     trained = read_notes(weights).get("method") if weights else None
     name = method or trained or (DEFAULT if weights else None)
     if name not in METHODS:
-        raise UserError(
-            f"--method={name}: unknown; choose from {', '.join(METHODS)}" if name else "--weights is needed"
-        )
+        unknown = f"--method={name}: unknown; choose from {', '.join(METHODS)}"
+        raise UserError(unknown if name else "--weights: required here; add it, or name a --method that needs none")
     chosen = METHODS[name]
     if chosen.trainable and not weights:
         raise UserError(f"--method={name} needs --weights; give a .safetensors file or the workdir of a training run")

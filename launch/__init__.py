@@ -28,12 +28,13 @@ def explain(kind: type[BaseException], error: BaseException, trace: TracebackTyp
       SystemExit: a package of another project is missing.
     """
     name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if not name or name in EXTRAS:
+    files = [Path(frame.filename) for frame in traceback.extract_tb(trace)]
+    packages = [file.relative_to(ROOT).parts[0] for file in files if file.is_relative_to(ROOT)]
+    importing = [package for package in packages if package in EXTRAS]
+    if not name or name in EXTRAS or not importing:
         sys.__excepthook__(kind, error, trace)
         return
-    files = [Path(frame.filename) for frame in traceback.extract_tb(trace)]
-    parts = [file.relative_to(ROOT).parts for file in files if file.is_relative_to(ROOT)]
-    extra = EXTRAS[[part[0] for part in parts if part[0] in EXTRAS][-1]]  # of the innermost package that imports it
+    extra = EXTRAS[importing[-1]]  # of the innermost package that imports it
     print(f'error: the package {name} is not installed; run pip install -e "{extra}" (see BUILD.md)', file=sys.stderr)
     raise SystemExit(USER_ERROR)
 

@@ -122,10 +122,14 @@ class _Numbers(flags.ArgumentParser):
             return argument
         numbers: dict[str, float] = {}
         for part in filter(str.strip, argument.split(",")):
-            name, _, number = map(str.strip, part.rpartition("="))
-            if name in numbers or not math.isfinite(float(number)):
+            name, _, text = map(str.strip, part.rpartition("="))
+            try:
+                number = float(text)
+            except ValueError:
+                number = math.nan
+            if name in numbers or not math.isfinite(number):
                 raise ValueError(f"{part.strip()!r} is not a finite number, or repeats a name")
-            numbers[name] = float(number)
+            numbers[name] = number
         return numbers
 
 

@@ -1,4 +1,6 @@
-"""Shows the contents of a shard or a set of shards and validates them; exits with status 1 on damage or differences.
+"""Shows the contents of a shard or a set of shards and validates them.
+
+Exits with status 1 if they are damaged, differ from --against, or have no clip that --against has.
 
 python -m launch.inspect shards --against=npz
 """
@@ -13,7 +15,7 @@ AGAINST = flags.DEFINE_string("against", None, "Folder of official npz features 
 
 
 def main(paths: list[str]) -> int:
-    """Parses the flags and prints a report; returns exit status 1 if shards are damaged or differ from --against."""
+    """Parses the flags and prints a report; returns exit status 1 if they are damaged or do not equal --against."""
     if len(paths) > 1:
         raise UserError(f"{len(paths)} paths given; name one folder or shard")
     report = inspect(paths[0])

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ BEFORE = {  # page -> the page whose commands come first
     "docs/evaluation.md": "docs/methods/avh_align.md",
     "docs/methods/avad.md": "docs/methods/avh_align.md",
 }
+ENCODER = {"encoder_layers": 1, "encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 64, "encoder_attention_heads": 4}
 CORPUS = Corpus(4, 2, 12, fakes=True, kinds=("local",), frames=(20, 30), width=16)
 
 
@@ -37,7 +37,7 @@ SLOW = {f"docs/methods/{name}.md" for name in ("rawnet2", "mds", "avad")}  # tra
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory, real_clips, tiny_checkpoint) -> Path:
+def material(tmp_path_factory, real_clips) -> Path:
     """What the examples start from: some videos with their list, weights, and simulated shards."""
     folder = tmp_path_factory.mktemp("material")
     (folder / "videos").mkdir()
@@ -48,9 +48,9 @@ def material(tmp_path_factory, real_clips, tiny_checkpoint) -> Path:
         rows.append(f"{name}.mp4,{rest}")
     (folder / "clips.csv").write_text("\n".join(rows))
     write_media(folder / "videos" / "clip.mp4", frames, sound=sound)
-    shutil.copy(tiny_checkpoint, folder / "self_large_vox_433h.pt")
-    rules.write_alignment_weights(folder / "avh_align.safetensors", width=64)
-    weights = {name: torch.from_numpy(array) for name, array in rules.alignment_weights(64).items()}
+    torch.save(rules.encoder_checkpoint(False, rules.TINY_SETTINGS | ENCODER), folder / "self_large_vox_433h.pt")
+    rules.write_alignment_weights(folder / "avh_align.safetensors")
+    weights = {name: torch.from_numpy(array) for name, array in rules.alignment_weights().items()}
     torch.save({"epoch": 0, "state_dict": weights}, folder / "AVH-Align_AV1M.pt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulation, "CORPORA", {"av_deepfake1m": CORPUS})

@@ -95,7 +95,7 @@ class InstantNorm(nnx.Module):
         return normalise_channels(inputs, mean, variance, self.scale[...], self.bias[...])
 
 
-def linear(inputs: int, outputs: int, rngs: nnx.Rngs, precision: str = "float32") -> nnx.Linear:
+def he_linear(inputs: int, outputs: int, rngs: nnx.Rngs, precision: str = "float32") -> nnx.Linear:
     """Builds a linear layer with MDS's initial values: normal weights scaled by the number of outputs, zero bias."""
     param_dtype, dtype = DTYPES[precision]
     return nnx.Linear(
@@ -219,8 +219,8 @@ def sound_layers(channels: tuple[int, ...], rngs: nnx.Rngs, precision: str) -> n
 
 def embedding_layers(inputs: int, hidden: int, embedding: int, rngs: nnx.Rngs, precision: str) -> nnx.Sequential:
     """Builds a stream's linear layers up to its embedding."""
-    first = linear(inputs, hidden, rngs, precision)
-    last = linear(hidden, embedding, rngs, precision)
+    first = he_linear(inputs, hidden, rngs, precision)
+    last = he_linear(hidden, embedding, rngs, precision)
     return nnx.Sequential(first, BatchNorm(hidden, DTYPES[precision][0]), nnx.relu, last)
 
 
@@ -253,8 +253,8 @@ class MDS(nnx.Module):
         self.netfclip = embedding_layers(seen[-1] * (image // REDUCTION) ** 2, hidden, embedding, rngs, precision)
         self.final_bn_lip = BatchNorm(embedding, self.dtype)
         self.final_bn_aud = BatchNorm(embedding, self.dtype)
-        self.final_fc_lip = nnx.Sequential(dropout, linear(embedding, 2, rngs, precision))
-        self.final_fc_aud = nnx.Sequential(dropout, linear(embedding, 2, rngs, precision))
+        self.final_fc_lip = nnx.Sequential(dropout, he_linear(embedding, 2, rngs, precision))
+        self.final_fc_aud = nnx.Sequential(dropout, he_linear(embedding, 2, rngs, precision))
 
     @property
     def kind(self) -> dict[str, str]:

@@ -91,6 +91,7 @@ MISTAKES = {
     "a threshold of no number": (["evaluate", "--scores=a.h5", "--output=o", "--threshold=x=y"], "--threshold"),
     "a threshold that is infinite": (["evaluate", "--scores=a.h5", "--output=o", "--threshold=x=inf"], "'x=inf'"),
     "a threshold that is none": (["evaluate", "--scores=a.h5", "--output=o", "--threshold=x=nan"], "'x=nan'"),
+    "a threshold without a number": (["evaluate", "--scores=a.h5", "--output=o", "--threshold=x=y"], "'x=y' is not a"),
     "two thresholds of a name": (["evaluate", "--scores=a.h5", "--output=o", "--threshold=x=1,x=2"], "'x=2'"),
     "no score file to submit": (
         ["submit", "--scores=none.h5", "--test_files=c.csv", "--output=s.zip"],

@@ -108,6 +108,13 @@ def test_a_missing_side_is_named_with_its_extra(command, blocked, extra):
     ] == (extra)
 
 
+def test_a_missing_package_of_a_program_of_the_users_keeps_its_traceback():
+    code = "import launch, no_package_of_this_name"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith("ModuleNotFoundError: No module named 'no_package_of_this_name'\n")
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpx"])
 def test_a_missing_device_is_one_sentence(rule_shards, tmp_path, monkeypatch, launch, platform):
     monkeypatch.setenv("JAX_PLATFORMS", platform)

@@ -308,7 +308,7 @@ def test_methods_that_do_not_go_with_shards_or_weights(tmp_path):
     for options, reason in {
         (("method", "leading_silence"),): "features-00000.h5: its shards hold no waveform; extract them with --store",
         (("method", "avh_align"),): "avh_align needs --weights",
-        (): "--weights is needed",
+        (): "--weights: required here",
         (("method", "factor"), ("weights", weights)): "takes no --weights",
         (("method", "avh_align"), ("weights", weights)): "was trained as avh_sup, not as avh_align",
         (("weights", weights),): "was trained on features of another encoder",
