@@ -68,9 +68,14 @@ def encoder_weights(network: torch.nn.Module, dtype: torch.dtype = torch.float32
     }
 
 
-def encoder_checkpoint(fine_tuned: bool, settings: object, dtype: torch.dtype = torch.float16) -> dict:
-    """Returns a checkpoint in the official form with generated weights of the tiny encoder."""
-    weights = encoder_weights(AVHubert(AVHubertConfig.tiny()), dtype)
+def encoder_checkpoint(
+    fine_tuned: bool,
+    settings: object,
+    dtype: torch.dtype = torch.float16,
+    config: AVHubertConfig = AVHubertConfig.tiny(),  # noqa: B008
+) -> dict:
+    """Returns a checkpoint in the official form with generated weights of an encoder, which `settings` describe."""
+    weights = encoder_weights(AVHubert(config), dtype)
     weights |= {"mask_emb": torch.zeros(104), "label_embs_concat": torch.zeros(20, 32)}
     if not fine_tuned:
         weights |= {"final_proj.weight": torch.zeros(32, 64), "final_proj.bias": torch.zeros(32)}

@@ -9,6 +9,7 @@ import torch
 
 from apps import simulate as simulation
 from apps.simulate import Corpus
+from extract.avhubert import AVHubertConfig
 from extract.media import read_audio, read_video
 from tests import rules
 from tests.media import write_media
@@ -22,7 +23,9 @@ BEFORE = {  # page -> the page whose commands come first
     "docs/evaluation.md": "docs/methods/avh_align.md",
     "docs/methods/avad.md": "docs/methods/avh_align.md",
 }
-ENCODER = {"encoder_layers": 1, "encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 64, "encoder_attention_heads": 4}
+ENCODER = AVHubertConfig(layers=1, width=1024, ffn_width=64, heads=4)  # the official weights of AVH-Align read 1,024
+SETTINGS = {"_name": "av_hubert", "encoder_layers": 1, "encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 64}
+SETTINGS |= {"encoder_attention_heads": 4}
 CORPUS = Corpus(4, 2, 12, fakes=True, kinds=("local",), frames=(20, 30), width=16)
 
 
@@ -48,7 +51,8 @@ def material(tmp_path_factory, real_clips) -> Path:
         rows.append(f"{name}.mp4,{rest}")
     (folder / "clips.csv").write_text("\n".join(rows))
     write_media(folder / "videos" / "clip.mp4", frames, sound=sound)
-    torch.save(rules.encoder_checkpoint(False, rules.TINY_SETTINGS | ENCODER), folder / "self_large_vox_433h.pt")
+    encoder = rules.encoder_checkpoint(False, SETTINGS, config=ENCODER)
+    torch.save(encoder, folder / "self_large_vox_433h.pt")
     rules.write_alignment_weights(folder / "avh_align.safetensors")
     weights = {name: torch.from_numpy(array) for name, array in rules.alignment_weights().items()}
     torch.save({"epoch": 0, "state_dict": weights}, folder / "AVH-Align_AV1M.pt")
