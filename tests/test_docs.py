@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 NOT_RUN = r"<!-- not run: [^\n]+ -->\n"
 BLOCK = re.compile(rf"(?P<skipped>{NOT_RUN})?```(?P<language>sh|python)\n(?P<text>.*?)```", re.DOTALL)
-BEFORE = {  # page -> the page whose commands come first
+BEFORE = {  # page -> the page whose commands come first, and are tested with it
     "README.md": "docs/your_data_set.md",
     "docs/evaluation.md": "docs/methods/avh_align.md",
     "docs/methods/avad.md": "docs/methods/avh_align.md",
@@ -35,7 +35,9 @@ def examples(page: Path) -> list[tuple[str, str]]:
 
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES if examples(page)]
+NAMES = [
+    name for page in PAGES if examples(page) and (name := page.relative_to(ROOT).as_posix()) not in BEFORE.values()
+]
 SLOW = {f"docs/methods/{name}.md" for name in ("rawnet2", "mds", "avad")}  # trained elsewhere, too
 
 
@@ -92,3 +94,14 @@ def test_examples_run(name, material, tmp_path, launch, monkeypatch):
 def test_most_examples_run():
     blocks = [found for page in PAGES for found in BLOCK.finditer(page.read_text())]
     assert sum(not found["skipped"] for found in blocks) > 2 * sum(bool(found["skipped"]) for found in blocks)
+
+
+@pytest.mark.parametrize("page", [page.name for page in sorted(ROOT.glob("*.md"))])
+def test_links_between_files_lead_somewhere(page):
+    """Checks the pages outside docs/, whose links `make docs` checks, headings included."""
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", (ROOT / page).read_text()):
+        file = ROOT / (target or page)
+        assert file.exists(), f"{page}: {target}"
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, heading
