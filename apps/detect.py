@@ -63,11 +63,7 @@ def detect(
         outputs[as_path(output)] = VERDICTS
     check_outputs(outputs, [*videos, avhubert, *([detector.path] if detector.path else [])])
     encoder = Encoder(avhubert)
-    detector.check_fits(encoder.width, encoder.attributes, avhubert)
-    if not detector.method.pooling:
-        raise UserError(
-            f"{detector.path}: {detector.method.name} cannot score single videos; extract shards and use launch.score"
-        )
+    _check_pair(encoder, detector)
     for path in map(as_path, outputs):  # if this run were killed, older results could be mistaken for its own
         path.unlink(missing_ok=True)
     verdicts = []
@@ -100,6 +96,15 @@ def _write_page(path: AnyPath, video: Path, verdict: Verdict, frame: Float[np.nd
         write_video_page(str(path), lasting, verdict, frame)
 
 
+def _check_pair(encoder: Encoder, detector: Detector) -> None:
+    """Checks that a detector scores single videos, and from the features of an encoder."""
+    detector.check_fits(encoder.width, encoder.attributes, encoder.attributes["encoder"])
+    if not detector.method.pooling:
+        raise UserError(
+            f"{detector.path}: {detector.method.name} cannot score single videos; extract shards and use launch.score"
+        )
+
+
 def score_video(
     video: str, encoder: Encoder, detector: Detector, landmarks: str = PrepareSettings.landmarks
 ) -> tuple[Verdict, Float[np.ndarray, " T"]]:
@@ -108,13 +113,18 @@ def score_video(
     Args:
       video: path of a media file.
       encoder: the encoder of the features that the detector was trained on.
-      detector: a method that scores frames.
+      detector: a method that scores frames by their features, with a `method.pooling`.
       landmarks: the landmark finder, "dlib-tracked" or "dlib".
 
     Returns:
-      The verdict (its `error` gives the reason if the video failed), and the score of each frame at 25 Hz; higher means
-      more fake. A failed video has no frame scores.
+      The verdict (its `error` gives the reason if the video failed), and the score of each frame at 25 Hz, float32;
+      higher means more fake. A failed video has no frame scores.
+
+    Raises:
+      UserError: the detector does not fit the encoder or cannot score single videos, the landmark model is not
+        installed, the encoder fails for a reason other than lack of memory, or the scores are not finite.
     """
+    _check_pair(encoder, detector)
     settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0)  # a video with few faces gets a warning
     name = Path(video).name
     clip = attempt(name, prepare_clip, ClipMeta(name), Path(video).parent, settings)

@@ -36,7 +36,10 @@ SPEAKER = re.compile("(?:^|/)(id[0-9]+)/")  # a speaker's folder in VoxCeleb2
 
 @dataclasses.dataclass(frozen=True)
 class ClipMeta:
-    """Metadata of one clip: everything that is stored about it except its features."""
+    """Metadata of one clip: everything that is stored about it except its features.
+
+    `category`, `split` and `identity` are "" if unknown. Frames are those at 25 Hz.
+    """
 
     path: str  # key of the clip: relative, unique in its set
     label: int = UNKNOWN  # REAL, FAKE or UNKNOWN

@@ -33,9 +33,9 @@ def read_clip_list(path: AnyPath) -> list[ClipMeta]:
     Blanks around a field are stripped; write a name that really begins or ends with one as `./ a.mp4` or `a.mp4 /`.
 
     Args:
-      path: a CSV file, delimited by commas, semicolons or tabs, whose header has the column `path`. Optional columns:
-        `label` (0 or real, 1 or fake, -1 or empty = unknown), `category`, `split`, `identity`,
-        `fake_segments` (JSON: [[start, end], ...], seconds).
+      path: a CSV file, local or at a URL, delimited by commas, semicolons, tabs or bars, whose header has the column
+        `path`. Optional columns: `label` (0 or real, 1 or fake, -1 or empty = unknown), `category`, `split`,
+        `identity`, `fake_segments` (JSON: [[start, end], ...], seconds). Other columns are not read.
 
     Returns:
       The clips, in the file's order.

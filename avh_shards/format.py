@@ -64,7 +64,7 @@ class ShardTable:
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-    """Arrays of different lengths, one per clip, stored end to end."""
+    """Arrays of different lengths, one per clip, stored end to end; `ragged[n]` is that of clip n."""
 
     offset: Int64[np.ndarray, "borders"]
     value: np.ndarray  # [S, ...], memory-mapped
@@ -77,7 +77,12 @@ class Ragged:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """An open shard, whose arrays are read from disk only where they are accessed."""
+    """An open shard, whose arrays are read from disk only where they are accessed.
+
+    It holds N clips with F frames in total, at 25 Hz. `audio` and `multimodal` (the pass with both modalities) are
+    stored like `visual`, and `offset` has N + 1 entries. `attributes` are the root attributes of the file: `encoder`,
+    `trimmed`, `settings`, ... Optional contents that the file lacks are None.
+    """
 
     path: Path
     clips: tuple[ClipMeta, ...]
@@ -110,9 +115,11 @@ def open_shard(path: AnyPath) -> Shard:
       The shard, with memory-mapped arrays.
 
     Raises:
-      UserError: the file is missing, truncated, inconsistent, or of another format or version.
+      UserError: the file is missing, not local, truncated, inconsistent, or of another format or version.
     """
-    path = Path(str(path))
+    path = as_path(path)
+    if not isinstance(path, Path):
+        raise UserError(f"{path}: cannot be memory-mapped; copy the shard to a local disk")
     table = read_shard_table(path)
     # A single memory map keeps h5py's global lock off the hot path and costs one file descriptor per shard.
     buffer = np.memmap(path, np.uint8, "r")

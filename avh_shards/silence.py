@@ -14,7 +14,15 @@ START = 0.030  # seconds; the largest |x| of this first moment is the most infor
 
 
 def leading_silence(waveform: Real[np.ndarray, " S"], threshold: float = SILENCE) -> float:
-    """Returns the seconds before the first sample louder than a threshold, or the clip's length if there is none."""
+    """Returns the seconds before the first sample louder than a threshold, or the clip's length if there is none.
+
+    Args:
+      waveform: mono samples at 16 kHz, int16 or floats in [-1, 1]; NaN is silent.
+      threshold: largest |x| that is silent, as a share of full scale; by default AVH-Align's.
+
+    References:
+      AVH-Align, section 3.
+    """
     return first_sound(waveform, threshold) / SAMPLE_RATE
 
 

@@ -51,7 +51,7 @@ class ReadClip:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedClip:
-    """Network inputs of a clip, both with T frames at 25 Hz."""
+    """Network inputs of a clip, both with T frames at 25 Hz; `audio` comes from `filterbank_frames`."""
 
     meta: ClipMeta
     crops: UInt8[np.ndarray, "T 96 96"]  # grey
@@ -72,8 +72,13 @@ def prepare_clip(
       settings: preparation settings.
       variant: whether to cut off the leading silence.
 
+    Returns:
+      The encoder's inputs and the clip's completed record.
+
     Raises:
-      ClipError: the clip cannot be used.
+      ClipError: the clip cannot be used: its files are missing or damaged, no sound is heard, too few frames show a
+        face, or it is too short or too long.
+      UserError: the landmark model is not installed.
     """
     return cut_clip(read_clip(clip, root, settings), variant)
 
@@ -168,7 +173,7 @@ def filterbank_frames(waveform: Float[np.ndarray, " S"]) -> Float[np.ndarray, "T
     and stacked by 4; each frame is then normalised to mean 0 and variance 1 over its 104 values.
 
     Args:
-      waveform: mono samples at 16 kHz, in [-1, 1].
+      waveform: mono samples at 16 kHz, in [-1, 1]; at least one.
 
     Returns:
       The frames, float32.

@@ -63,7 +63,7 @@ class Detector:
 
     @property
     def attributes(self) -> dict[str, object]:
-        """Attributes of its scores that describe its weights."""
+        """Attributes of its scores that describe its weights: path, SHA-256, marks of their origin; {} without any."""
         if self.path is None:
             return {}
         known: dict[str, object] = {"weights": str(self.path), "alignment_sha256": file_sha256(self.path)}
@@ -90,8 +90,11 @@ class Detector:
     def score(self, source: Source) -> tuple[Float[np.ndarray, " F"] | None, Float[np.ndarray, " N"]]:
         """Scores a source.
 
+        Args:
+          source: N clips with F frames in total, whose shards hold what the method reads.
+
         Returns:
-          Frame scores, or None if the method has none, and clip scores, float32; higher = more fake.
+          Frame scores [F], or None if the method has none, and clip scores [N], float32; higher = more fake.
 
         Raises:
           UserError: the features or the scores are not finite.
@@ -113,11 +116,15 @@ def load_detector(
 
     Args:
       weights: a .safetensors file, or the workdir of a training run (its best weights); None = the method has none.
-      method: a name of METHODS; None = the method that the weights were trained as.
+      method: a name of METHODS; None = the method that the weights were trained as, or avh_align if they record none.
       batch_frames: frames of one step; None = the backend's default.
 
+    Returns:
+      The method with its network in float32.
+
     Raises:
-      UserError: the weights are missing or damaged, or belong to a different method.
+      UserError: the method is unknown, or needs weights and has none; or the weights are missing or damaged, or belong
+        to a different method.
     """
     path = None if weights is None else weights_file(weights)
     chosen = choose_method(method, path)
@@ -138,9 +145,9 @@ def score_shards(
     """Scores every clip of a folder of shards, and every frame if the method scores frames.
 
     Args:
-      features: a folder of shards, or one shard.
-      output: the score file to write.
-      method: a name of METHODS; None = the method that the weights were trained as.
+      features: a folder of shards, or one shard, local or a URL.
+      output: the score file to write, local or a URL.
+      method: a name of METHODS; None = the method that the weights were trained as, or avh_align if they record none.
       weights: weights of a trainable method: a .safetensors file, or the workdir of a training run (its best weights).
       notes: attributes that the shards do not record: `dataset`, a name, and `trimmed`, a bool.
       batch_frames: frames of one step; None = the backend's default.
@@ -149,8 +156,9 @@ def score_shards(
       The contents of the score file.
 
     Raises:
-      UserError: the weights or the features are missing or damaged, lack what the method needs, or do not fit each
-        other; the score file is an input or holds other scores; or another run is writing it.
+      UserError: the method is unknown; the weights or the features are missing or damaged, lack what the method needs,
+        do not fit each other, or give scores that are not finite; `notes` contradict the shards; the score file cannot
+        be written, is an input or holds other scores; or another run is writing it.
     """
     detector = load_detector(weights, method, batch_frames)
     chosen = detector.method

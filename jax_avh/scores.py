@@ -142,7 +142,7 @@ def pool_all(
       names: names of poolings in RULES.
 
     Returns:
-      Clip scores [N] by name of the pooling; single numbers if `offset` is None.
+      Clip scores, float64 [N], by name of the pooling; single numbers if `offset` is None.
     """
     borders = np.array([0, len(frame)]) if offset is None else offset
     scores = PackedScores(frame.astype(np.float64), borders)
@@ -153,11 +153,12 @@ def pool_all(
 def pool(
     name: str, frame: Float[np.ndarray, " F"], offset: Int64[np.ndarray, "borders"] | None = None
 ) -> Float64[np.ndarray, " N"] | np.float64:
-    """Pools scores in one way; arguments as for `pool_all`."""
+    """Pools scores in one way: returns the clip scores that `pool_all` returns under this name; arguments as there."""
     return pool_all(frame, offset, [name])[name]
 
 
 POOLINGS: dict[str, Pooling] = {name: functools.partial(pool, name) for name in RULES}
+"""Poolings by name: POOLINGS[name](frame, offset) returns float64 [N], or a number without `offset`; see `pool_all`."""
 
 
 # --- score files -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from avh_shards import ClipMeta, UserError
-from avh_shards.errors import Failure
+from avh_shards.errors import ClipError, Failure
 from avh_shards.format import RANDOM_WEIGHTS
 from avh_shards.paths import file_sha256
 from avh_shards.text import one_line
@@ -48,13 +48,20 @@ class EncodeSettings:
 
 
 class Encoder:
-    """AV-HuBERT on a GPU, or on the CPU if none is available."""
+    """AV-HuBERT on a GPU, or on the CPU if none is available.
+
+    Attributes:
+      settings: encoding settings.
+      pieces: frames per piece of each clip, by path, that was encoded in pieces for lack of memory.
+      network: the AVHubert network on its device.
+      digest: SHA-256 of the file in hexadecimal digits, or "random".
+    """
 
     def __init__(self, avhubert: str | os.PathLike, settings: EncodeSettings = EncodeSettings()):
-        """Loads the weights.
+        """Loads the weights, and turns off TF32 in cuDNN for the whole process.
 
         Args:
-          avhubert: path of an official file, or "random".
+          avhubert: path of an official file, or "random" for seeded random weights, whose features are meaningless.
           settings: encoding settings.
 
         Raises:
@@ -97,11 +104,11 @@ class Encoder:
 
         Args:
           clips: prepared clips, consumed lazily.
-          dtype: dtype of the shard, whose range the features must fit.
+          dtype: dtype of the shard, "float16" or "float32", whose range the features must fit.
           multimodal: whether to run the pass with both modalities as well.
 
         Yields:
-          Each clip with its features or failure, in no particular order.
+          Each clip with its features (float32 [T, D] at 25 Hz, not normalised) or failure, in no particular order.
 
         Raises:
           UserError: the encoder fails for a reason other than lack of memory.
@@ -157,12 +164,15 @@ def encode_video(path: str | os.PathLike, encoder: Encoder, landmarks: str = Pre
       landmarks: the landmark finder, "dlib-tracked" or "dlib".
 
     Returns:
-      float32 features [T, D] of both modalities at 25 Hz, as a shard would store them.
+      float32 features [T, D] of both modalities at 25 Hz, of the whole clip and not normalised.
 
     Raises:
       UserError: the video cannot be prepared or encoded; the message gives the reason.
     """
-    clip = prepare_clip(ClipMeta(Path(path).name), Path(path).parent, PrepareSettings(landmarks=landmarks))
+    try:
+        clip = prepare_clip(ClipMeta(Path(path).name), Path(path).parent, PrepareSettings(landmarks=landmarks))
+    except ClipError as error:
+        raise UserError(f"{path}: {error.reason}") from error
     ((_, features),) = encoder.encode([clip])
     if isinstance(features, Failure):
         raise UserError(f"{path}: {features.reason}")

@@ -25,7 +25,17 @@ LARGEST_SIZES = (1 << 8, 1 << 14, 1 << 16, 1 << 10)  # layers, width, ffn_width,
 
 @dataclasses.dataclass(frozen=True)
 class AVHubertConfig:
-    """Sizes of the Transformer; the size of the video front end is fixed."""
+    """Sizes of the Transformer; the size of the video front end is fixed.
+
+    Attributes:
+      layers: number of Transformer blocks.
+      width: feature width D, a multiple of `heads` and of POSITION_GROUPS.
+      ffn_width: hidden width of the feed-forward layers.
+      heads: attention heads per block.
+
+    Raises:
+      ValueError: a size is not positive or exceeds LARGEST_SIZES, or `width` is not such a multiple.
+    """
 
     layers: int
     width: int
@@ -58,7 +68,13 @@ class AVHubertConfig:
 
 
 class AVHubert(nn.Module):
-    """The AV-HuBERT encoder, with the state-dict names of the official files."""
+    """The AV-HuBERT encoder, with the state-dict names of the official files.
+
+    A new network has random float32 weights without gradients, and is in evaluation mode.
+
+    Args:
+      config: sizes of the Transformer.
+    """
 
     def __init__(self, config: AVHubertConfig):
         super().__init__()
@@ -104,13 +120,13 @@ class AVHubert(nn.Module):
         """Encodes a batch of clips.
 
         Args:
-          audio: normalised filterbank frames; None for a video-only pass.
-          video: normalised grey mouth crops; None for an audio-only pass.
+          audio: normalised filterbank frames (`prepare.filterbank_frames`); None for a video-only pass.
+          video: normalised grey mouth crops (`encoder.normalise_crops`); None for an audio-only pass.
           lengths: number of frames of each clip; later frames are padding and do not affect the result of the clip.
             None if no clip is padded.
 
         Returns:
-          The output of the last layer after the final layer norm; undefined on padding.
+          The output of the last layer after the final layer norm, float32; undefined on padding.
         """
         assert audio is not None or video is not None, "at least one modality"
         projected_audio = None if audio is None else self.project_audio(audio)
@@ -118,13 +134,16 @@ class AVHubert(nn.Module):
         return self.contextualise(self.fuse(projected_audio, projected_video), lengths)
 
     def project_audio(self, audio: Float[Tensor, "B T 104"]) -> Float[Tensor, "B T D"]:
-        """Projects audio frames, each independently."""
+        """Projects audio frames, each independently; the output has the dtype of the weights."""
         return _apply(self.feature_extractor_audio, audio)
 
     def project_video(
         self, video: Float[Tensor, "B T 88 88"], lengths: Int[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Projects video frames, each with two neighbours on either side (zeros beyond the clip's ends)."""
+        """Projects video frames, each with two neighbours on either side (zeros beyond the clip's ends).
+
+        Arguments are as for `forward`; the output has the dtype of the weights.
+        """
         if lengths is not None:
             video = video * valid_frames(lengths, video.shape[1])[..., None, None]
         return self.feature_extractor_video(video)
@@ -132,7 +151,7 @@ class AVHubert(nn.Module):
     def fuse(
         self, audio: Float[Tensor, "B T D"] | None, video: Float[Tensor, "B T D"] | None
     ) -> Float[Tensor, "B T D"]:
-        """Fuses projected modalities; a missing one is replaced by zeros before the layer norm."""
+        """Fuses projected modalities to float32; a missing one (None) is replaced by zeros before the layer norm."""
         if audio is None:
             assert video is not None, "at least one modality"
             audio = torch.zeros_like(video)
@@ -143,7 +162,7 @@ class AVHubert(nn.Module):
     def contextualise(
         self, fused: Float[Tensor, "B T D"], lengths: Int[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B T D"]:
-        """Applies the Transformer to fused frames."""
+        """Applies the Transformer to fused frames; `lengths` and the output are as for `forward`."""
         return self.encoder(fused, None if lengths is None else valid_frames(lengths, fused.shape[1]))
 
 

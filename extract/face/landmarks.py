@@ -138,13 +138,14 @@ def detect_landmarks(frames: Iterable[Frame], find: Finder | None = None) -> Flo
 
     Args:
       frames: RGB frames, as an array or iterable.
-      find: a finder; `every_frame` by default.
+      find: a finder, which takes each frame in order and returns its points or None; `every_frame` by default.
 
     Returns:
-      (x, y) in pixels, float64.
+      (x, y) in pixels, float64, in the order of the 300-W annotation.
 
     Raises:
       ClipError: no frame shows a face.
+      UserError: the landmark model is not installed.
     """
     find = find or every_frame()
     return fill_gaps(np.stack([NO_FACE if (points := find(frame)) is None else points for frame in frames]))

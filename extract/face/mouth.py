@@ -61,14 +61,17 @@ def find_mouths(decode: Callable[[], Iterable[Frame]], find: Finder) -> Mouths:
 
 
 def crop_mouths(frames: Iterable[Frame], landmarks: Float[np.ndarray, "T 68 2"]) -> Mouths:
-    """Crops the mouth in every frame.
+    """Crops the mouth in every frame, as AV-HuBERT's preparation does.
 
     Frame i is warped by the similarity transform that maps the mean stable points of frames i .. i+11 onto the
     reference; the last 11 frames share the last transform. The crop is centred on the frame's own mouth points.
 
     Args:
       frames: RGB frames, as an array or iterable.
-      landmarks: (x, y) in pixels of the frames.
+      landmarks: (x, y) in pixels of the frames, without NaN.
+
+    Returns:
+      Grey crops, uint8 [T, 96, 96], and the landmarks in them, float32 [T, 68, 2].
     """
     last = max(len(landmarks) - SMOOTHED_FRAMES, 0)  # start of the last window
     crops = [

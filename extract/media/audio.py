@@ -37,8 +37,14 @@ class Sound:
 def read_audio(path: str | os.PathLike) -> Float[np.ndarray, " S"]:
     """Decodes a file's sound and returns only the waveform of `read_sound`.
 
+    Args:
+      path: a media file.
+
+    Returns:
+      Mono samples at 16 kHz, float32 with full scale 1, from the time of the first frame of `iterate_video`.
+
     Raises:
-      ClipError: the file is missing, damaged or cut short, or has no sound.
+      ClipError: the file is missing, damaged or cut short, has no sound, or has more than MAX_SECONDS of it.
     """
     return read_sound(path).waveform
 

@@ -58,10 +58,11 @@ def iterate_video(path: str | os.PathLike, fps_policy: str = "resample", heard: 
         their header gives a duration longer than both sound and picture.
 
     Yields:
-      Upright RGB frames with square pixels, all of the first frame's size. A repeated frame is the same object.
+      Upright RGB frames with square pixels, uint8, all of the first frame's size. A repeated frame is the same object.
 
     Raises:
-      ClipError: the file is missing, damaged or cut short, or has no video.
+      ClipError: the file is missing, damaged or cut short, has no video, or shows one picture for more than MAX_HELD
+        seconds (only "resample").
     """
     assert fps_policy in FPS_POLICIES, fps_policy
     frames = timed_pictures(path, heard)
@@ -71,8 +72,15 @@ def iterate_video(path: str | os.PathLike, fps_policy: str = "resample", heard: 
 def read_video(path: str | os.PathLike, fps_policy: str = "resample") -> UInt8[np.ndarray, "T H W 3"]:
     """Decodes all frames of `iterate_video` into one array; a minute of 640x480 takes 1.4 GB.
 
+    Args:
+      path: a media file.
+      fps_policy: "resample" or "native", as for `iterate_video`.
+
+    Returns:
+      Upright RGB frames with square pixels.
+
     Raises:
-      ClipError: the file is missing, damaged or cut short, or has no video.
+      ClipError: as for `iterate_video`.
     """
     return np.stack(list(iterate_video(path, fps_policy)))
 

@@ -27,7 +27,7 @@ CREATED_BY = "avh-align-jax"
 
 
 class ClipFeatures(NamedTuple):
-    """Encoder outputs of one clip, not normalised."""
+    """Encoder outputs of one clip at 25 Hz, not normalised; `multimodal` is the pass with both modalities."""
 
     visual: Float[np.ndarray, "T D"]
     audio: Float[np.ndarray, "T D"]

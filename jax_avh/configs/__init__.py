@@ -49,14 +49,16 @@ def list_all_settings(method: str = DEFAULT_METHOD) -> dict[str, Setting]:
 def make_config(settings: Mapping[str, Any]) -> Config:
     """Returns a method's published configuration with some settings changed.
 
-    Settings of other methods are checked but have no effect, because a sweep over methods may include them.
+    Settings of other methods are checked but have no effect, because a sweep over methods may include them. The ranges
+    of the method's own settings are checked when training starts.
 
     Args:
       settings: values by dotted field, possibly as text: {"optimizer.learning_rate": "1e-4"}; "method" is short for
-        "method.name".
+        "method.name", which is avh_align if absent.
 
     Raises:
-      UserError: a field or the method does not exist, or a value is not of its field's type.
+      UserError: a field or the method does not exist, a value is not of its field's type, or a setting of another
+        method is out of range.
     """
     settings = {"method.name" if name == "method" else name: value for name, value in settings.items()}
     config = get_config(str(settings.get("method.name", DEFAULT_METHOD)))

@@ -51,20 +51,24 @@ def evaluate(
     """Evaluates score files.
 
     Args:
-      scores: score files.
-      listed: clips that should be scored, for coverage.
+      scores: score files, at least one, local or URLs.
+      listed: clips that should be scored, for coverage; none = no coverage.
       failed: paths of listed clips that could not be extracted.
-      thresholds: method -> lowest clip score at which a clip is called fake.
-      resamples: number of bootstrap resamples.
+      thresholds: method, as named in the comparison -> lowest clip score at which a clip is called fake. Without one,
+        the method's own threshold applies, or else that of equal error on the same clips.
+      resamples: number of bootstrap resamples of the 95 % intervals, at least one.
       names: name of each score file's method in the comparison; None = derived from method and weights.
 
     Returns:
       The numbers of `metrics.json`, and the scores that they come from.
 
     Raises:
-      UserError: a file is missing or damaged, two files contradict each other, or a threshold is for a method
-        without scores.
+      UserError: no file is given, a file is missing or damaged, a clip's labels contradict each other in two files or
+        in a file and `listed`, two files of the same data set and state would have the same name, or a threshold is
+        for a method without scores.
     """
+    if not scores or resamples < 1:
+        raise UserError(f"{len(scores)} score files, {resamples} resamples: at least one of each is needed")
     scored_sets = name_scored_sets([(Path(path), open_scores(path)) for path in scores], names)
     _check_labels(scored_sets, listed)
     thresholds = thresholds or {}

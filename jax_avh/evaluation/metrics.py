@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 
 @dataclasses.dataclass(frozen=True)
 class DetectionMetrics(Generic[Value]):
-    """One value per detection metric, e.g. an estimate or an interval; the first five need both classes."""
+    """One value per detection metric, e.g. an estimate or an interval, in [0, 1]; the first five need both classes."""
 
     auc: Value  # area under the ROC curve; ties count half
     ap: Value  # average precision

@@ -73,7 +73,7 @@ class ScoredSet(Row):
 
 @dataclasses.dataclass(frozen=True)
 class Result(Row):
-    """How well clip scores separate the fake clips of a group from its real ones."""
+    """How well clip scores separate the fake clips of a group from its real ones; None = undefined."""
 
     pooling: str  # pooling of the frame scores; "clip" = a score that is not pooled
     own: bool  # whether it is the method's own clip score
@@ -89,7 +89,7 @@ class Result(Row):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Comparison of two methods on the clips that both scored."""
+    """Comparison of two methods on the clips that both scored, by DeLong's test; None = undefined."""
 
     dataset: str
     trimmed: bool | None
@@ -103,7 +103,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Coverage(Row):
-    """Number of listed clips that were scored, and bounds on the metrics if the others had been."""
+    """Number of listed clips that were scored, and bounds on the metrics if the others had been; None = undefined."""
 
     listed: int  # clips
     scored: int
@@ -154,17 +154,20 @@ def name_scored_sets(
       The contents of the files under these names.
 
     Raises:
-      UserError: two files would have the same name, data set and state.
+      UserError: two files would have the same name, data set and state, or their number is not that of the names.
     """
+    choices = [
+        [table.method for _, table in tables],
+        [f"{table.method}@{_weights_name(path, table)}" for path, table in tables],
+        [f"{table.method}@{path.stem}" for path, table in tables],
+    ]
     if names is not None:
-        return _named(tables, names)
+        if len(names) != len(tables):
+            raise UserError(f"names: {len(names)} for {len(tables)} score files; give one for each")
+        choices = [list(names)]
     scored_sets, keys = (), collections.Counter()
-    for rule in (
-        lambda path, table: table.method,
-        lambda path, table: f"{table.method}@{_weights_name(path, table)}",
-        lambda path, table: f"{table.method}@{path.stem}",
-    ):
-        scored_sets = _named(tables, [rule(path, table) for path, table in tables])
+    for chosen in choices:
+        scored_sets = _named(tables, chosen)
         keys = collections.Counter((scored.dataset, scored.method, scored.trimmed) for scored in scored_sets)
         weights = collections.defaultdict(set)
         for scored in scored_sets:

@@ -22,5 +22,6 @@ METHODS: dict[str, Method] = {
         untrained.CLIP_LENGTH,
     )
 }
+"""Detection methods by name; `trainable` is whether a method is trained, `reads` what its shards must hold."""
 
 __all__ = ["METHODS", "ClipMethod", "ExampleMethod", "FrameMethod", "Method", "TrainableMethod"]

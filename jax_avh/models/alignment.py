@@ -119,7 +119,15 @@ class FrameNetwork(nnx.Module):
         return DTYPES[self.precision][0]
 
     def __call__(self, visual: Float[Array, "*T D"], audio: Float[Array, "*T D"]) -> Float[Array, "*T"]:
-        """Scores each visual frame with the audio frame of the same index."""
+        """Scores each visual frame with the audio frame of the same index.
+
+        Args:
+          visual: features of the visual frames, not normalised; unused unless `features` names them.
+          audio: features of the audio frames, likewise.
+
+        Returns:
+          Scores in `dtype`; NaN where a feature was NaN or infinite.
+        """
         given = {"visual": visual, "audio": audio}
         shares = [self.share(name, given[name]) for name in self.features]
         return self._score(functools.reduce(jnp.add, shares))
@@ -158,7 +166,13 @@ class FrameNetwork(nnx.Module):
     def score_folded(
         self, folded: Folded, visual: Float[Array, "T D"], audio: Float[Array, "T D"]
     ) -> Float[Array, " T"]:
-        """Returns the same scores as `__call__`, computed with folded linear maps."""
+        """Returns the same scores as `__call__`, computed with folded linear maps.
+
+        Args:
+          folded: the network's maps, from `fold`.
+          visual: as for `__call__`.
+          audio: as for `__call__`.
+        """
         given = {"visual": visual, "audio": audio}
         # Scales frames after the product, where they are narrower.
         shares = (
@@ -181,6 +195,16 @@ class AlignmentNetwork(FrameNetwork):
 
     It has 1,740,545 parameters at D = 1024. With one modality it is the network of AVH-Align/sup's ablations, which
     scores only the frames of that modality.
+
+    Args:
+      width: feature width D.
+      rngs: source of the initial parameters.
+      modality: "both", "audio" or "video".
+      normalised: whether features are scaled to unit length first.
+      precision: "float32", "bfloat16" (only the matrix products) or "float64".
+
+    References:
+      AVH-Align, section 4.
     """
 
     head = "mlp"

@@ -25,7 +25,11 @@ TIMELINE_WIDTH, TIMELINE_HEIGHT = 1000, 100  # size of the timeline in its own c
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Verdict on a video; higher scores = more fake, compared with real videos under the same weights."""
+    """Verdict on a video; higher scores = more fake, compared with real videos under the same weights.
+
+    `seconds` is the length of the video; `caveat` warns of scores from random weights or simulated features.
+    A video that could not be scored has only `path` and `error`.
+    """
 
     path: str
     seconds: float = 0.0

@@ -19,7 +19,10 @@ TOGETHER = 8  # calls between two exchanges among processes: often enough to sto
 
 @dataclasses.dataclass(frozen=True)
 class RunProgress:
-    """Progress of a run: plain numbers, saved with the arrays."""
+    """Progress of a run: plain numbers, saved with the arrays.
+
+    Validation losses are means over frames, clips or examples, in nats.
+    """
 
     epoch: int  # completed epochs; -1 = the losses before training are not measured yet
     step: int  # completed steps of the current epoch

@@ -41,7 +41,7 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
 
     Raises:
       UserError: a setting, the features or the initial weights are invalid, the loss is not finite, or the workdir
-        cannot be written, belongs to another run, or is in use.
+        is a URL, cannot be written, belongs to another run, holds a damaged checkpoint, or is in use.
     """
     check_config(config)
     workdir = run.open_workdir(workdir, config)

@@ -13,14 +13,15 @@ import torch
 from flax import nnx
 
 from apps.demo import SOURCE_CLIPS, demo, fetch_clips, make_clips
-from apps.detect import detect, worst_second
+from apps.detect import detect, score_video, worst_second
 from apps.simulate import Corpus
 from avh_shards import ClipMeta, UserError, leading_silence, read_clip_list
 from extract.avhubert import AVHubert, AVHubertConfig, random_avhubert
-from extract.avhubert.encoder import start_encoding
+from extract.avhubert.encoder import Encoder, encode_video, start_encoding
 from extract.media import read_audio
 from extract.prepare import PrepareSettings, prepare_clip
 from jax_avh.evaluation import POOLINGS
+from jax_avh.inference import load_detector
 from jax_avh.models.alignment import NETWORKS
 from jax_avh.models.weights import load_weights, save_weights
 from jax_avh.report.video import Verdict
@@ -145,6 +146,14 @@ def test_weights_that_do_not_fit_the_encoder(tmp_path, tiny_checkpoint):
     weights = rules.write_alignment_weights(tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"width 1024, but .* has width 64"):
         detect(["x.mp4"], str(tiny_checkpoint), str(weights))
+    with pytest.raises(UserError, match=r"width 1024, but .* has width 64"):
+        score_video("x.mp4", Encoder(tiny_checkpoint), load_detector(weights))
+
+
+def test_a_video_that_cannot_be_encoded_is_named(tmp_path, tiny_checkpoint):
+    (tmp_path / "text.mp4").write_text("no film")
+    with pytest.raises(UserError, match=r"text\.mp4: cannot be decoded"):
+        encode_video(tmp_path / "text.mp4", Encoder(tiny_checkpoint))
 
 
 def test_random_and_simulated_origins_are_said_in_every_verdict(tmp_path, real_clips, monkeypatch, capsys):

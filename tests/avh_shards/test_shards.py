@@ -289,9 +289,17 @@ def test_links_inside_a_file_are_its_own(tmp_path):
     assert [clip.identity for clip in open_shard(path).clips] == ["", ""]
 
 
+def test_a_shard_in_the_home_folder_is_opened(tmp_path, monkeypatch):
+    path = write_one(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_shard(f"~/{path.relative_to(tmp_path)}").visual.shape == open_shard(path).visual.shape
+
+
 def test_missing_shards_are_reported(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         open_shard(tmp_path / "none.h5")
+    with pytest.raises(UserError, match=r"memory://none\.h5: cannot be memory-mapped"):
+        open_shard("memory://none.h5")
     with pytest.raises(UserError, match="no feature shards"):
         list_shards(tmp_path)
 

@@ -218,6 +218,19 @@ def test_the_same_file_twice_is_rejected(tmp_path):
         write_results([tmp_path / "a.h5"] * 2, tmp_path / "out")
 
 
+def test_arguments_of_evaluate_are_checked(tmp_path):
+    path = tmp_path / "a.h5"
+    write_scores(make_table(), path)
+    for files, options, reason in (
+        ([], {}, "0 score files"),
+        ([path], {"resamples": 0}, "0 resamples"),
+        ([path], {"names": ["a", "b"]}, "names: 2 for 1 score files"),
+        ([path, path], {"names": ["a", "a"]}, "two are named 'a'"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            evaluate(files, **options)
+
+
 @pytest.mark.parametrize("clips", [1, 3])
 def test_an_absent_class_is_undefined(tmp_path, clips):
     table = make_table(labels=(0, 0, 0))
