@@ -19,7 +19,7 @@ from avh_shards import UserError
 from jax_avh.methods import METHODS
 from jax_avh.methods.mds import LOSS_MARGIN, distance, losses, mfcc, network_frames, source_frames
 from jax_avh.models.cpu_kernels import convolve, max_pool_3x3, xla_convolve
-from jax_avh.models.mds import MDS, Convolution, flat, linear, run
+from jax_avh.models.mds import MDS, Convolution, flat, he_linear, run
 from jax_avh.models.weights import named_arrays, save_weights
 from tests import rules
 
@@ -251,8 +251,8 @@ def test_weights_of_no_network_are_told(tmp_path, name, value):
 def test_fresh_weights_are_drawn_by_the_number_of_outputs():
     rngs = nnx.Rngs(0)
     for layer, fan_out in (
-        (linear(512, 2, rngs), 2),
-        (linear(64, 256, rngs), 256),
+        (he_linear(512, 2, rngs), 2),
+        (he_linear(64, 256, rngs), 256),
         (Convolution(4, 192, (3, 3), rngs, bias=True), 192 * 9),
         (Convolution(4, 32, (3, 3, 3), rngs, bias=True), 32 * 27),
     ):
