@@ -23,7 +23,7 @@ lint: .venv/installed
 
 # The documentation, into site/; a broken link is an error.
 docs: .venv/installed
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 TQDM_DISABLE=1 $(BIN)/python -m mkdocs build --strict
 
 # torch first and by its pin, so that no other package's requirement picks another build of it.
 .venv/installed: pyproject.toml constraints.txt

@@ -78,7 +78,7 @@ Method = TypeVar("Method", bound=MethodConfig)
 class DataConfig:
     """Training and validation data, and their batches."""
 
-    train: str = rules("", FOLDER)  # Folder of feature shards to train on; avh_align leaves out clips labelled fake
+    train: str = rules("", FOLDER)  # Folder of feature shards to train on; avh_align uses clips labelled real
     val: str = rules("", FOLDER)  # Folder of feature shards to validate on, likewise
     train_clips: int = rules(0, NOT_NEGATIVE, MOST)  # Training clips to use, drawn by the seed; 0 = all
     # Visual frames of one step, over all devices; avh_sup fills them with whole clips. At most 111 hours, and no more

@@ -3,7 +3,7 @@ r"""RawNet2, trained on the sound of clips of both labels, which the shards must
 python -m launch.train --config.method=rawnet2 --config.data.train=shards/train --config.data.val=shards/val \
     --workdir=run
 
-Expected time: 17 clips a second on two CPU cores (benchmarks/RESULTS.md); not measured on a GPU.
+Expected time: 17 clips a second on two CPU cores (benchmarks/RESULTS.md).
 
 Expected number: AUC untrimmed and trimmed, trained and tested within a data set (the paper's table 1): 99.9 % and
 97.3 % on FakeAVCeleb, 99.9 % and 88.1 % on AV-Deepfake1M.

@@ -113,7 +113,7 @@ def test_older_verdicts_are_gone_before_the_first_new_one(tmp_path, tiny_checkpo
         assert list((tmp_path / "out").rglob("*.*")) == []
         return Verdict("x.mp4", error="none"), np.zeros(0, np.float32)
 
-    monkeypatch.setattr("apps.detect._verdict", verdict)
+    monkeypatch.setattr("apps.detect.score_video", verdict)
     (tmp_path / "out" / "pages").mkdir(parents=True)
     (tmp_path / "out" / "v.json").write_text("[]\n")
     (tmp_path / "out" / "pages" / "x.html").write_text("<!doctype html>\n")
@@ -129,7 +129,7 @@ def test_verdicts_are_kept_if_a_page_fails(tmp_path, tiny_checkpoint, narrow_wei
         raise OSError("no space left")
 
     found = Verdict("x.mp4", 1.0, {"mean": 0.5}), np.zeros(25, np.float32)
-    monkeypatch.setattr("apps.detect._verdict", lambda *_: found)
+    monkeypatch.setattr("apps.detect.score_video", lambda *_: found)
     monkeypatch.setattr("apps.detect._write_page", fail)
     with pytest.raises(OSError, match="no space left"):
         detect(["x.mp4"], str(tiny_checkpoint), str(narrow_weights), tmp_path / "v.json", tmp_path / "pages")

@@ -244,7 +244,7 @@ COMMANDS = {
     "no shards": ("", "inspect npz", 2, "npz: no feature shards"),
     "agreeing": ("", "inspect set --against=npz", 0, "5 of 5 clips agree"),
     "disagreeing": ("npz/c4.npz", "inspect set --against=npz", 1, "4 of 5 clips agree"),
-    "clips twice": ("", "clips --clips=set/clips.csv --dataset=folder --root=set", 2, "instead of --clips and --media"),
+    "clips twice": ("", "clips --clips=set/clips.csv --dataset=folder --root=set", 2, "replaces --clips and --media"),
     "a split of a list": (
         "",
         "clips --clips=set/clips.csv --media=. --split=test",

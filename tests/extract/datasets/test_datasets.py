@@ -205,7 +205,12 @@ def test_splits_of_a_list_are_kept_by_name():
         ("lrs3", {}, (), "'lrs3' is not a known data set; choose from av_deepfake1m, "),
         ("av_deepfake1m", {"a.txt": ""}, (), "holds none of train_metadata.json, "),
         ("av_deepfake1m", AV1M, ("dev",), "no split 'dev'; choose from train, val, test"),
-        ("av_deepfake1m", {"train_metadata.json": []}, ("val",), "val_metadata.json: no such .* of train, val, test"),
+        (
+            "av_deepfake1m",
+            {"train_metadata.json": []},
+            ("val",),
+            "val_metadata.json: no such file; .* from train, val, test",
+        ),
         ("av_deepfake1m", {"train_metadata.json": []}, (), "train_metadata.json: holds no clip"),
         ("av_deepfake1m", {"train_metadata.json": {}}, (), "train_metadata.json: holds no list"),
         ("av_deepfake1m", {"train_metadata.json": "[" * 100_000}, (), "not a readable JSON file"),
