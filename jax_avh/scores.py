@@ -158,7 +158,7 @@ def pool(
 
 
 POOLINGS: dict[str, Pooling] = {name: functools.partial(pool, name) for name in RULES}
-"""Poolings by name: POOLINGS[name](frame, offset) returns float64 [N], or a number without `offset`; see `pool_all`."""
+"""Poolings by name: `POOLINGS[name](frame, offset)` returns float64 [N], or a number without `offset`: `pool_all`."""
 
 
 # --- score files -----------------------------------------------------------------------------------------------------
