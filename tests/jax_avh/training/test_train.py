@@ -236,8 +236,8 @@ def test_one_device_gives_the_curve_of_two(rule_shards, init, tmp_path, monkeypa
     assert jax.device_count() == 2
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     monkeypatch.setattr(TRAIN, "make_mesh", lambda: mesh)
-    train(official_config(rule_shards, init), tmp_path)
-    for one, two in zip(curve(tmp_path), curve(official_run[1]), strict=True):
+    train(official_config(rule_shards, init, epochs=1), tmp_path)
+    for one, two in zip(curve(tmp_path), curve(official_run[1])[:2], strict=True):
         assert one["train_loss"] == pytest.approx(two["train_loss"], abs=1e-5)
         assert one["val_loss"] == pytest.approx(two["val_loss"], abs=1e-5)
 
@@ -488,11 +488,11 @@ def test_steps_are_traced_where_asked_for(tmp_path):
 
 
 def test_bfloat16_trains_as_float32_does_but_for_its_digits(rule_shards, init, tmp_path, official_run):
-    config = official_config(rule_shards, init)
+    config = official_config(rule_shards, init, epochs=1)
     config.train.precision = "bfloat16"
     train(config, tmp_path)
     assert all(leaf.dtype in (np.float32, np.int32) for leaf in latest(tmp_path, config))
-    difference = np.abs(np.array(losses(tmp_path)) - np.array(losses(official_run[1])))
+    difference = np.abs(np.array(losses(tmp_path)) - np.array(losses(official_run[1])[:2]))
     assert 1e-7 < difference.max() < 5e-3
 
 
