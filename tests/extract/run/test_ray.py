@@ -74,6 +74,7 @@ def test_shards_of_a_cluster_whose_workers_die_are_those_of_one_machine(start, t
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # Ray forks in this process, where JAX may be loaded
 def test_a_dead_nodes_clips_are_done_elsewhere(start, tmp_path, local, monkeypatch):
     """The second of two nodes dies after the first shard."""
     cluster = ray.cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
