@@ -2,8 +2,8 @@
 
 python -m launch.train --config.data.train=shards/train --config.data.val=shards/val --workdir=run
 
-Expected time of an epoch of AV-Deepfake1M's 10.3 million training frames, at the speeds that benchmarks/RESULTS.md
-reports: 47 minutes on two CPU cores (3,600 frames a second), 8 to 53 seconds on one H200.
+Expected time: an epoch of AV-Deepfake1M's 10.3 million training frames takes 47 minutes on two CPU cores (3,600 frames
+a second) and 8 to 53 seconds on one H200, at the speeds that benchmarks/RESULTS.md reports.
 
 Expected number: trained on AV-Deepfake1M, AUC 85.9 % on its untrimmed and 83.5 % on its trimmed clips, and 94.6 % on
 both kinds of FakeAVCeleb's clips (the paper's table 2).
