@@ -113,7 +113,7 @@ class LossMeter:
         self._done = first_step
         self._pending: collections.deque[jax.Array] = collections.deque()
         self._sums: list[float] = []
-        hidden = {} if shown else {"disable": True}  # if shown, the variable TQDM_DISABLE decides
+        hidden: dict[str, Any] = {} if shown else {"disable": True}  # if shown, the variable TQDM_DISABLE decides
         self._bar = tqdm.tqdm(
             desc=title,
             total=int(epoch.frames.sum()),
