@@ -18,13 +18,20 @@ from extract.convert.npz import import_features
 from jax_avh.models.weights import named_arrays
 
 HIDDEN = (512, 256, 128)
-TINY_SETTINGS = {
-    "_name": "av_hubert",
-    "encoder_layers": 2,
-    "encoder_embed_dim": 64,
-    "encoder_ffn_embed_dim": 128,
-    "encoder_attention_heads": 4,
-}
+
+
+def encoder_settings(config: AVHubertConfig) -> dict[str, object]:
+    """Returns the settings that an official file records of an encoder."""
+    return {
+        "_name": "av_hubert",
+        "encoder_layers": config.layers,
+        "encoder_embed_dim": config.width,
+        "encoder_ffn_embed_dim": config.ffn_width,
+        "encoder_attention_heads": config.heads,
+    }
+
+
+TINY_SETTINGS = encoder_settings(AVHubertConfig.tiny())
 
 
 @functools.lru_cache(2000)  # the parameters of several networks

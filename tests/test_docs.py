@@ -24,8 +24,6 @@ BEFORE = {  # page -> the page whose commands come first, and are tested with it
     "docs/methods/avad.md": "docs/methods/avh_align.md",
 }
 ENCODER = AVHubertConfig(layers=1, width=1024, ffn_width=64, heads=4)  # the official weights of AVH-Align read 1,024
-SETTINGS = {"_name": "av_hubert", "encoder_layers": 1, "encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 64}
-SETTINGS |= {"encoder_attention_heads": 4}
 CORPUS = Corpus(4, 2, 12, fakes=True, kinds=("local",), frames=(20, 30), width=16)
 
 
@@ -53,7 +51,7 @@ def material(tmp_path_factory, real_clips) -> Path:
         rows.append(f"{name}.mp4,{rest}")
     (folder / "clips.csv").write_text("\n".join(rows))
     write_media(folder / "videos" / "clip.mp4", frames, sound=sound)
-    encoder = rules.encoder_checkpoint(False, SETTINGS, config=ENCODER)
+    encoder = rules.encoder_checkpoint(False, rules.encoder_settings(ENCODER), config=ENCODER)
     torch.save(encoder, folder / "self_large_vox_433h.pt")
     rules.write_alignment_weights(folder / "avh_align.safetensors")
     weights = {name: torch.from_numpy(array) for name, array in rules.alignment_weights().items()}

@@ -311,7 +311,7 @@ def _to_host(tensor: Tensor) -> Callable[[], np.ndarray]:
 
 
 def _device() -> torch.device:
-    """Returns the GPU that a multi-process launcher assigns to this process, or the CPU if there is no GPU."""
+    """Returns the GPU that a multi-process launcher assigns to this process, or the CPU without one."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())

@@ -189,7 +189,7 @@ def segment_metrics(
 ) -> SegmentMetrics:
     """Computes average precision and recall of proposals by the official rule of AV-Deepfake1M, in its float32.
 
-    A proposal matches a segment if their intersection over union (IoU) exceeds a threshold; equality is no match.
+    A proposal matches a segment if their intersection over union (IoU) exceeds a threshold.
 
     Average precision: each segment takes the first proposal of its file that matches it and is not yet taken. The
     value is the area under the precision envelope of all proposals by falling confidence, starting at the recall of

@@ -190,7 +190,7 @@ def test_names_that_begin_or_end_with_blanks_survive_a_list(tmp_path):
 
 DECOMPOSED = unicodedata.normalize("NFD", "médias/é.mp4")
 
-# Existing files, the listed path, and the file that it means; None if there is no such file.
+# Existing files, the listed path, and the file that is found for it, or None.
 MEANT = {
     "itself": (["a.mp4", " a.mp4"], " a.mp4", " a.mp4"),
     "Unicode form": ([DECOMPOSED], unicodedata.normalize("NFC", DECOMPOSED), DECOMPOSED),
