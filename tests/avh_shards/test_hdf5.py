@@ -49,7 +49,7 @@ def test_text_of_fixed_and_of_variable_length_is_the_same(tmp_path):
 
 def test_the_child_keeps_to_a_limit_that_is_lower_already():
     code = (
-        "import resource; from avh_shards.hdf5 import _limit; kind = resource.RLIMIT_NOFILE\n"
+        "import resource; from avh_shards.hdf5_child import _limit; kind = resource.RLIMIT_NOFILE\n"
         "resource.setrlimit(kind, (64, 64)); _limit(kind, 128); print(resource.getrlimit(kind))\n"
         "_limit(kind, 32); print(resource.getrlimit(kind))"
     )
