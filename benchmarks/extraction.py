@@ -71,7 +71,7 @@ def compare_preparation(real: dict[str, Path]) -> None:
     task = PrepareTask(str(next(iter(real.values())).parent), PrepareSettings(), (Variant.UNTRIMMED,))
     clips = [ClipMeta(path.name) for path in real.values()]
     processes = torch.get_num_threads()
-    with open_pool(processes) as pool:
+    with open_pool(task, processes) as pool:
         list(prepare_all(pool, clips * processes, task, processes))  # loads the models
         runs = [timed(lambda: list(prepare_all(pool, clips, task, processes))) for _ in range(REPEATS)]
     frames = sum(len(crops) for _, crops, _ in plain)

@@ -38,6 +38,11 @@ class PrepareSettings:
     landmarks: str = "dlib-tracked"  # or "dlib", a folder with an npz file per clip, or the npz file of the only clip
     min_face_share: float = 0.5  # smallest fraction of frames with a face in a usable clip; not applied to "roi"
 
+    @property
+    def finds_faces(self) -> bool:
+        """Whether faces and landmarks are found by dlib's models."""
+        return self.input == "media" and self.landmarks in FINDERS
+
 
 @dataclasses.dataclass(frozen=True)
 class ReadClip:

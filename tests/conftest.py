@@ -13,7 +13,20 @@ os.environ |= dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
 )  # test workers run in parallel
 
+# What is first imported while the hook below loads a module is compiled anew, so the large libraries come before it.
+import grain  # noqa: F401
+import hypothesis
+import jax
+import matplotlib.figure  # noqa: F401
+import pytest
+import ray  # noqa: F401
+import scipy.stats  # noqa: F401
+import sklearn.metrics  # noqa: F401
+import torch
+from absl import flags
+from flax import nnx  # noqa: F401
 from jaxtyping import install_import_hook
+from orbax.checkpoint import v1 as ocp  # noqa: F401
 
 # Checks every shape annotation of the product on every call.
 ROOT = Path(__file__).parents[1]
@@ -26,12 +39,6 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
-
-import hypothesis
-import jax
-import pytest
-import torch
-from absl import flags
 
 from apps.demo import fetch_clips
 from avh_shards import UserError

@@ -32,7 +32,7 @@ def write_contact_sheet(path: AnyPath, clips: Sequence[ClipMeta], task: PrepareT
       processes: number of worker processes.
     """
     first = clips[:SHEET_ROWS]
-    with running_pool(processes) as pool:
+    with running_pool(task, processes) as pool:
         prepared = prepare_all(pool, first, task, processes)
         rows = [draw_clip(clip, outcome) for clip, outcome in zip(first, prepared, strict=True)]
     with atomic_write(path) as temporary:

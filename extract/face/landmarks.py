@@ -167,7 +167,7 @@ def fill_gaps(points: Float[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T 68 2"
 
 def predict(grey: Grey, face: dlib.rectangle) -> Points:
     """Returns the points of a face."""
-    return np.array([(point.x, point.y) for point in _predictor()(grey, face).parts()], float)
+    return np.array([(point.x, point.y) for point in predictor()(grey, face).parts()], float)
 
 
 def same_speaker(faces, confidences, previous) -> tuple[dlib.rectangle, float]:
@@ -217,7 +217,12 @@ def detector():
 
 
 @functools.cache
-def _predictor():
+def predictor():
+    """Returns dlib's 68-point landmark model, loaded once.
+
+    Raises:
+      UserError: the model is not installed.
+    """
     spec = importlib.util.find_spec("face_recognition_models")  # importing the package needs an old setuptools
     folders = spec.submodule_search_locations if spec else None
     for file in [*(Path(folder) / "models" / MODEL_FILE for folder in folders or ()), SYSTEM_MODEL]:

@@ -147,7 +147,7 @@ def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 
     """
     job.check()
     processes = job.settings.processes
-    with job.locked(index, count), running_pool(processes) as pool:
+    with job.locked(index, count), running_pool(job.task, processes) as pool:
         encoder = Encoder(avhubert, job.settings.encode)
         sets = job.shard_sets(encoder.attributes)
         missing = missing_shards(sets, index, count)

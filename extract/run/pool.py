@@ -5,6 +5,9 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import multiprocessing
+import multiprocessing.context
+import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -21,6 +24,7 @@ from extract.prepare import PreparedClip, PrepareSettings, cut_clip, read_clip
 
 Result = TypeVar("Result")
 
+MODELS = "extract.face.loaded"  # the module whose import loads the face detector and the landmark model
 CLIPS_AHEAD = 4  # clips per process in preparation or waiting: bounds memory
 
 
@@ -98,19 +102,42 @@ def attempt(path: str, work: Callable[..., Result], *arguments: object) -> Resul
         return Failure(path, "prepare", f"unexpected {type(error).__name__}: {one_line(error)}", is_passing(error))
 
 
-def open_pool(processes: int) -> pebble.ProcessPool:
-    """Opens a pool of processes that prepare clips."""
+class _Worker(multiprocessing.context.ForkServerProcess):
+    """Process that does not import the main module, as others would: a command's loads torch, 290 MB in each."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")  # of no file
+        try:
+            return multiprocessing.context.ForkServerProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _ForkServer(multiprocessing.context.ForkServerContext):
+    Process = _Worker
+
+
+def open_pool(task: PrepareTask, processes: int) -> pebble.ProcessPool:
+    """Opens a pool of processes that prepare clips.
+
+    Args:
+      task: preparation of each clip.
+      processes: number of processes.
+    """
     # Forking this process would copy torch's threads in an unknown state. A fork server that has only loaded the
-    # libraries starts all workers and their replacements. pebble's annotation of the context is too narrow.
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__])
+    # libraries, and the models if the task needs them, starts all workers and their replacements, which share that
+    # memory. pebble's annotation of the context is too narrow.
+    server = _ForkServer()
+    server.set_forkserver_preload([__name__, *([MODELS] if task.settings.finds_faces else [])])
     return pebble.ProcessPool(processes, initializer=_start_worker, context=cast(Any, server))
 
 
 @contextlib.contextmanager
-def running_pool(processes: int) -> Iterator[pebble.ProcessPool]:
-    """Opens a pool for a block; an error or Ctrl-C does not wait for the clips in preparation."""
-    with open_pool(processes) as pool:
+def running_pool(task: PrepareTask, processes: int) -> Iterator[pebble.ProcessPool]:
+    """Opens a pool for a block, as `open_pool` does; an error or Ctrl-C does not wait for the clips in preparation."""
+    with open_pool(task, processes) as pool:
         try:
             yield pool
         except BaseException:

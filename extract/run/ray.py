@@ -120,14 +120,14 @@ def _wait_for_one(load: dict, progress: ProgressBar) -> None:
 @ray.remote(num_cpus=1, max_retries=RETRIES)
 def _prepare(clip: ClipMeta, task: PrepareTask) -> Prepared:
     """Prepares a clip in a separate process next to this worker's."""
-    (prepared,) = prepare_all(_worker_pool(), [clip], task, 1)
+    (prepared,) = prepare_all(_worker_pool(task), [clip], task, 1)
     return prepared
 
 
 @ray.remote(num_cpus=1, max_retries=RETRIES)
 def _failures(clip: ClipMeta, task: PrepareTask) -> dict[Variant, Failure | None]:
     """Prepares a clip as `_prepare` does, but returns only the failures."""
-    (prepared,) = prepare_all(_worker_pool(), [clip], task, 1)
+    (prepared,) = prepare_all(_worker_pool(task), [clip], task, 1)
     return prepared.failures
 
 
@@ -136,9 +136,9 @@ def _lost(clip: ClipMeta) -> Failure:
 
 
 @functools.cache
-def _worker_pool():
+def _worker_pool(task: PrepareTask):
     """Opens this worker's pool of one process, once."""
-    return open_pool(1)
+    return open_pool(task, 1)
 
 
 @ray.remote

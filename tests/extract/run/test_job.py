@@ -6,6 +6,8 @@ import json
 import random
 import re
 import shutil
+import subprocess
+import sys
 import time
 
 import av
@@ -26,7 +28,7 @@ from extract.run.job import ExtractSettings, Job, make_shard, merge_sets
 from extract.run.job import extract as extract_job
 from extract.run.pool import Prepared, PrepareTask, attempt
 from extract.store.shard import ShardWriter, failure_log, read_failures, write_failures
-from tests.conftest import TESTDATA
+from tests.conftest import ROOT, TESTDATA
 from tests.extract.run.crashing import CrashingTask
 from tests.media import ramp, tone, write_media
 from tests.sets import assert_same_set, make_media, start_extract
@@ -144,6 +146,21 @@ def test_a_crash_or_a_hang_costs_its_clip_alone(tmp_path, tiny_checkpoint, short
     found = failures_of(tmp_path / "out")
     assert "crashed (exit status -11)" in found["crash.mp4"]
     assert "longer than 6 s" in found["hang.mp4"]
+
+
+@pytest.mark.parametrize(("kind", "loaded"), [("media", 1), ("roi", 0)])
+def test_workers_find_the_models_loaded_if_they_need_them_and_no_torch(kind, loaded):
+    script = f"""
+import sys, launch.extract
+sys.modules["__main__"].__spec__ = launch.extract.__spec__  # as in python -m launch.extract
+from extract.run.pool import PrepareSettings, PrepareTask, open_pool
+with open_pool(PrepareTask("", PrepareSettings(input="{kind}"), ()), 1) as pool:
+    modules = "__import__('sys').modules"
+    models = modules + "['extract.face.landmarks'].predictor.cache_info().currsize"
+    print(*(pool.schedule(eval, [text]).result() for text in (models, "'torch' in " + modules)))
+"""
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == (f"{loaded} False\n", "")
 
 
 def test_whatever_a_library_raises_is_the_clips_failure(tmp_path, monkeypatch):
