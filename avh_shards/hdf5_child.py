@@ -1,8 +1,8 @@
 """Child process of hdf5.py: opens HDF5 files for it, under limits on CPU time and memory, and describes their contents.
 
-It runs as a script, not as a module of its package, so that it loads h5py alone: every command that reads a shard waits
-for it. It requests the file's bytes on its standard output, receives them on its standard input, and answers with JSON:
-the root attributes, the position of each array and text of variable length, or an error message.
+It runs as a script, not as a module of its package, so that it loads little but h5py: every command that reads a shard
+waits for it. It requests the file's bytes on its standard output, receives them on its standard input, and answers with
+JSON: the root attributes, the position of each array and text of variable length, or an error message.
 """
 
 import io

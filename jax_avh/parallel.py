@@ -1,7 +1,9 @@
 """Processes, the device mesh and shardings; no other module builds meshes or shardings."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +15,8 @@ from avh_shards.text import one_line
 
 DATA_AXIS = "data"
 BY_DEVICE = PartitionSpec(DATA_AXIS)
+
+_target: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
 
 
 def join_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -46,6 +50,21 @@ def make_mesh() -> Mesh:
     """Returns the mesh: all devices along one data-parallel axis, with the devices of each process adjacent."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def target_platform() -> str:
+    """Returns the platform that programs are compiled for: "cpu", "gpu" or "tpu"."""
+    return _target.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Compiles the programs that the block traces for a platform that this machine need not have."""
+    before = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(before)
 
 
 def by_device(mesh: Mesh) -> NamedSharding:

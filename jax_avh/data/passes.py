@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int64
 
 from jax_avh.data.batches import ExampleBatches, Examples, frame_batches, frame_stream, pass_order, prefetched
 from jax_avh.data.source import Source
-from jax_avh.parallel import compile_on_own_parts, make_mesh, put_copies
+from jax_avh.parallel import compile_on_own_parts, make_mesh, put_copies, target_platform
 
 PASS_FRAMES = {"cpu": 2048}  # backend -> frames of a step, chosen to stay in its caches
 LARGE_BATCH_FRAMES = 16384  # frames of a step on all other backends
@@ -39,7 +39,7 @@ def frame_pass(
     Returns:
       A function that yields the outputs of a source's frames, several whole clips at a time, with the clips' borders.
     """
-    frames = batch_frames or PASS_FRAMES.get(jax.default_backend(), LARGE_BATCH_FRAMES)
+    frames = batch_frames or PASS_FRAMES.get(target_platform(), LARGE_BATCH_FRAMES)
     mesh = make_mesh()
     compiled = functools.partial(compile_on_own_parts(mesh, outputs, graph), put_copies(mesh, fixed))
 

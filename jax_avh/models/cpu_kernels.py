@@ -27,6 +27,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_avh.models.layers import cast_product, larger, product, row
+from jax_avh.parallel import target_platform
 
 POOL_SIDE = 3  # pixels along each axis of a pooling
 GROUP = 2  # examples per gradient computation, so that their patches stay in a CPU's cache
@@ -77,7 +78,7 @@ def _convolve_backward(
     cotangents: Float[Array, "B *R D"],
 ) -> tuple[Float[Array, "B *S C"], Float[Array, "*K C D"]]:
     inputs, kernel = saved
-    if jax.default_backend() != "cpu":
+    if target_platform() != "cpu":
         plain = functools.partial(xla_convolve, strides=strides, padding=padding)
         return jax.vjp(plain, inputs, kernel)[1](cotangents)
     matrix = kernel.reshape(-1, kernel.shape[-1])

@@ -29,6 +29,7 @@ from jax_avh.models.layers import (
     torch_uniform,
     uniform_within,
 )
+from jax_avh.parallel import target_platform
 
 SAMPLES = 64_600  # samples per cut in the official program: 4 s at 16 kHz
 SINC_FILTERS = 20
@@ -67,7 +68,7 @@ def loudness(sound: Float[Array, "B S"]) -> Float[Array, "B U F"]:
     def loudness_of_cut(sound: Float[Array, " S"]) -> Float[Array, "U F"]:
         return max_pool(jnp.abs(fft_correlate(sound, sinc_bank())).T[None])[0]
 
-    batch_size = CUTS_AT_ONCE.get(jax.default_backend(), len(sound))
+    batch_size = CUTS_AT_ONCE.get(target_platform(), len(sound))
     return jax.lax.map(loudness_of_cut, jax.lax.stop_gradient(sound), batch_size=batch_size)
 
 

@@ -7,6 +7,8 @@ Letters: T visual frames, L = T + 2 tau audio frames, W = 2 tau + 1 offsets of a
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +16,32 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_avh.data.batches import FrameBatch
 from jax_avh.models.alignment import FrameNetwork
+from jax_avh.parallel import target_platform
 
-# The backward pass keeps the hidden layers' matrix products; recomputing everything between them is cheaper than
-# storing and loading it.
-recomputed = functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
-UNROLL = 2  # offsets per loop iteration: 4 % faster than one
 BLOCK = 64  # frames per matrix product from which a band is taken
-FORMS = {"cpu": "loop"}  # backend -> the faster form of the window; "block" for all others
+
+
+class Form(NamedTuple):
+    """How the window is computed: some offsets at a time, each with all frames."""
+
+    pairs: int  # pairs of frames per step, from which the number of offsets follows; at least one offset
+    saved: Callable[..., bool]  # which results the forward pass keeps; the backward pass computes the others again
+    unroll: int  # steps per iteration of the loop
+
+
+# On accelerators, memory limits the speed: computing everything again is faster than storing and loading it. A GPU
+# wants few large steps. On a TPU, the step's arrays (512 numbers per pair) must stay in the fast memory of the core.
+# On CPUs, arithmetic limits the speed, and one offset at a time stays in the caches.
+recomputed = jax.checkpoint_policies.nothing_saveable
+FORMS = {
+    "cpu": Form(1, jax.checkpoint_policies.dots_saveable, 2),
+    "tpu": Form(4096, recomputed, 1),
+}
+LARGE_STEPS = Form(65_536, recomputed, 1)  # on all other platforms
 
 
 def window_scores(
-    network: FrameNetwork, batch: FrameBatch, boundary: str = "zeros", form: str | None = None
+    network: FrameNetwork, batch: FrameBatch, boundary: str = "zeros", form: Form | None = None
 ) -> tuple[Float[Array, "T W"], Bool[Array, "T W"]]:
     """Scores every pair of the window, projecting each frame only once.
 
@@ -33,8 +50,7 @@ def window_scores(
       batch: frames of the stream.
       boundary: treatment of audio frames outside the clip: "zeros" replaces them by zero vectors, which compete;
         "mask" leaves them out.
-      form: "loop" takes one offset at a time, which stays in a CPU's cache; "block" takes all offsets in a few large
-        steps, which suit accelerators. None = the faster form for the backend.
+      form: how to compute the window; None = the fastest way on the platform.
 
     Returns:
       The scores, and a mask of those that compete.
@@ -46,22 +62,25 @@ def window_scores(
     mean_square = jnp.where(inside, mean_squares(*shares), jnp.mean(jnp.square(shares[0] + zeros), axis=1)[:, None])
     visual, audio, zeros = map(network.weigh, (*shares, zeros))
 
-    @recomputed
-    def scores_at(offset: Int[Array, ""]) -> Float[Array, " T"]:
-        neighbours = jax.lax.dynamic_slice_in_dim(audio, offset, frames)
-        pairs = visual + jnp.where(inside[:, offset, None], neighbours, zeros)
-        return network.score(pairs, mean_square[:, offset])
+    form = form or FORMS.get(target_platform(), LARGE_STEPS)
+    steps = -(-window // max(1, form.pairs // frames))
+    offsets = -(-window // steps)
+    more = offsets * steps - window  # offsets beyond the window, which the last step also computes
+    audio = jnp.pad(audio, ((0, more), (0, 0)))
+    by_offset = jnp.pad(inside.T, ((0, more), (0, 0))), jnp.pad(mean_square.T, ((0, more), (0, 0)))
 
-    @recomputed
-    def scores_at_all() -> Float[Array, "W T"]:
-        neighbours = jnp.concatenate([audio[offset : offset + frames] for offset in range(window)])
-        pairs = jnp.tile(visual, (window, 1)) + jnp.where(inside.T.reshape(-1, 1), neighbours, zeros)
-        return network.score(pairs, mean_square.T.reshape(-1)).reshape(window, frames)
+    @functools.partial(jax.checkpoint, policy=form.saved)
+    def scores_from(first: Int[Array, ""]) -> Float[Array, "O T"]:
+        neighbours = jnp.concatenate(
+            [jax.lax.dynamic_slice_in_dim(audio, first + offset, frames) for offset in range(offsets)]
+        )
+        here, square = (jax.lax.dynamic_slice_in_dim(array, first, offsets) for array in by_offset)
+        pairs = jnp.tile(visual, (offsets, 1)) + jnp.where(here.reshape(-1, 1), neighbours, zeros)
+        return network.score(pairs, square.reshape(-1)).reshape(offsets, frames)
 
-    if (form or FORMS.get(jax.default_backend(), "block")) == "loop":
-        _, scores = jax.lax.scan(lambda _, offset: (None, scores_at(offset)), None, jnp.arange(window), unroll=UNROLL)
-    else:
-        scores = scores_at_all()
+    starts = jnp.arange(steps, dtype=jnp.int32) * offsets
+    _, scores = jax.lax.scan(lambda _, first: (None, scores_from(first)), None, starts, unroll=form.unroll)
+    scores = scores.reshape(offsets * steps, frames)[:window]
     return scores.T, inside if boundary == "mask" else jnp.ones_like(inside)
 
 
@@ -94,9 +113,14 @@ def band_products(visual: Float[Array, "T H"], audio: Float[Array, "L H"]) -> Fl
     """Returns inner products of visual[t] and audio[t + w], as bands of matrix products of blocks."""
     frames, window = visual.shape[0], audio.shape[0] - visual.shape[0] + 1
     blocks, reach = -(-frames // BLOCK), BLOCK + window - 1
-    padding = blocks * BLOCK - frames
-    visual, audio = (jnp.pad(share, ((0, padding), (0, 0))) for share in (visual, audio))
-    audio = jnp.stack([audio[start : start + reach] for start in range(0, blocks * BLOCK, BLOCK)])
+    following = -(-reach // BLOCK)  # blocks of audio that a block of visual frames reaches
+    visual, audio = (
+        jnp.pad(share, ((0, count * BLOCK - len(share)), (0, 0)))
+        for share, count in ((visual, blocks), (audio, blocks + following - 1))
+    )
+    # Joined from whole blocks: the gradient of a slice per block would be an array of all frames per block.
+    audio = audio.reshape(-1, BLOCK, audio.shape[1])
+    audio = jnp.concatenate([audio[start : start + blocks] for start in range(following)], axis=1)[:, :reach]
     products = jnp.matmul(visual.reshape(blocks, BLOCK, -1), audio.mT, precision=jax.lax.Precision.HIGHEST)
     # The band of row t in a block starts at column t; in rows that are one element longer, it starts at column 0.
     skewed = jnp.pad(products.reshape(blocks, -1), ((0, 0), (0, BLOCK))).reshape(blocks * BLOCK, reach + 1)
