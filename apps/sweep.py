@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 from avh_shards import UserError
 from avh_shards.format import results_folder
+from avh_shards.machine import tpu_chips, visible_gpus
 from avh_shards.paths import FilePath, locked
 from avh_shards.text import format_table, one_line
 from jax_avh.config import RESULT, SETTINGS, Config, check_config, complete_record
@@ -25,6 +27,7 @@ LOG = "train.log"  # a run's output, in its workdir
 RESULT_FIELDS = ("epochs", "best_epoch", "best_val_loss")
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.1  # seconds between checks of the runs
+SHARED_MEMORY = 0.9  # share of a GPU's memory for all runs on it; one run by itself keeps to JAX's 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +92,8 @@ def make_trials(flags: Sequence[str], workdir: str, config_file: str | None = No
 def sweep(trials: Sequence[Trial], parallel: int) -> list[Trial]:
     """Runs the unfinished trials, `parallel` at a time, and returns those that failed.
 
+    Simultaneous runs have a GPU or TPU chip each; if there are fewer GPUs, they share the memory.
+
     Runs ignore the terminal's signals, so the sweep handles Ctrl-C; a signal that kills the process group still reaches
     them all. On the first SIGINT, SIGTERM or SIGHUP, the sweep asks its runs to save their state and end, and waits
     for them; on a second SIGINT, it kills them.
@@ -101,21 +106,23 @@ def sweep(trials: Sequence[Trial], parallel: int) -> list[Trial]:
       The trials without a result.
 
     Raises:
-      UserError: another sweep is running in the same folder.
+      UserError: another sweep is running in the same folder, or there are fewer TPU chips than simultaneous runs.
       KeyboardInterrupt: a signal was received, and all runs have ended.
     """
     signals: list[int] = []
-    running: dict[subprocess.Popen, Trial] = {}
+    running: dict[subprocess.Popen, tuple[Trial, dict[str, str]]] = {}
     heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
     before = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in heeded}
     try:
         with locked(trials[0].workdir.parent):
             waiting = collections.deque(trial for trial in trials if trial.result() is None)
+            free = _devices(min(parallel, len(waiting)))
             announced = False
             while running or (waiting and not signals):
-                while waiting and len(running) < parallel and not signals:
+                while waiting and free and not signals:
                     trial = waiting.popleft()
-                    running[_start(trial)] = trial
+                    device = free.pop(0)
+                    running[_start(trial, device)] = trial, device
                 if signals and not announced:
                     announced = True
                     for process in running:
@@ -125,7 +132,8 @@ def sweep(trials: Sequence[Trial], parallel: int) -> list[Trial]:
                         process.kill()
                 time.sleep(POLL)
                 for process in [process for process in running if process.poll() is not None]:
-                    trial = running.pop(process)
+                    trial, device = running.pop(process)
+                    free.append(device)
                     ending = "stopped" if signals else f"exit status {process.returncode}, without a result"
                     print(f"{trial.workdir.name}: {'done' if trial.result() else ending}", flush=True)
     finally:
@@ -140,13 +148,33 @@ def sweep(trials: Sequence[Trial], parallel: int) -> list[Trial]:
     return [trial for trial in trials if trial.result() is None]
 
 
-def _start(trial: Trial) -> subprocess.Popen:
+def _devices(runs: int) -> list[dict[str, str]]:
+    """Returns the environment variables that give each of several simultaneous runs its own device, or part of one."""
+    if runs < 2 or os.environ.get("JAX_PLATFORMS") == "cpu":
+        return [{}] * runs
+    if gpus := visible_gpus():
+        sharing = -(-runs // len(gpus))
+        chosen = {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys()  # JAX rejects both
+        memory = {"XLA_CLIENT_MEM_FRACTION": f"{SHARED_MEMORY / sharing:.3f}"} if sharing > 1 and not chosen else {}
+        return [{"CUDA_VISIBLE_DEVICES": gpus[run % len(gpus)], **memory} for run in range(runs)]
+    if not (chips := tpu_chips()):
+        return [{}] * runs
+    if len(chips) < runs:
+        raise UserError(
+            f"--parallel: {runs} runs need a TPU chip each, but this machine has {len(chips)}; "
+            f"give --parallel={len(chips)} or less"
+        )
+    alone = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1"}
+    return [{"TPU_VISIBLE_CHIPS": chip, **alone} for chip in chips[:runs]]
+
+
+def _start(trial: Trial, variables: dict[str, str]) -> subprocess.Popen:
     trial.workdir.mkdir(parents=True, exist_ok=True)
     # The run inherits the mask. A signal that arrives meanwhile is pending for the sweep, so none is lost.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
     try:
         with (trial.workdir / LOG).open("ab") as log:
-            return subprocess.Popen(trial.command, stdout=log, stderr=log)  # noqa: S603
+            return subprocess.Popen(trial.command, env=os.environ | variables, stdout=log, stderr=log)  # noqa: S603
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 

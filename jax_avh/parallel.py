@@ -3,6 +3,10 @@
 import contextlib
 import contextvars
 import functools
+import contextlib
+import contextvars
+import functools
+import os
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -11,7 +15,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from avh_shards import UserError
-from avh_shards.text import one_line
+from avh_shards.machine import local_rank, visible_gpus
+from avh_shards.text import one_line, warn
 
 DATA_AXIS = "data"
 BY_DEVICE = PartitionSpec(DATA_AXIS)
@@ -22,7 +27,9 @@ _target: contextvars.ContextVar[str] = contextvars.ContextVar("platform", defaul
 def join_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Joins this process to the others of the run; call it before anything uses a device.
 
-    On Cloud TPU and under SLURM or Open MPI, JAX detects all three arguments.
+    On Cloud TPU and under SLURM or Open MPI, JAX detects all three arguments. A process that is the only one on its
+    machine uses all GPUs there, one of several the GPU of its rank; JAX_LOCAL_DEVICE_IDS overrides this. Prints a
+    warning on stderr if GPUs of the machine stay idle.
 
     Args:
       coordinator: host:port of process 0.
@@ -38,12 +45,32 @@ def join_processes(coordinator: str | None = None, processes: int | None = None,
     if process is not None and processes is not None and not 0 <= process < processes:
         raise UserError(f"--process_id={process}: must be from 0 to --num_processes - 1 = {processes - 1}")
     try:
-        jax.distributed.initialize(coordinator, processes, process)
+        jax.distributed.initialize(coordinator, processes, process, _own_gpus())
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"--distributed: {one_line(error)}; outside Cloud TPU, SLURM and Open MPI, give "
             "--coordinator_address=HOST:PORT, --num_processes and --process_id"
         ) from error
+
+
+def _own_gpus() -> list[int] | None:
+    """Returns the indices of this process's GPUs among those it sees; empty for all, None if the user chose them.
+
+    JAX by itself gives a single GPU to a process that SLURM or Open MPI started, even to the only one on its machine.
+    """
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS"):  # read by JAX
+        return None
+    rank, processes = local_rank()
+    visible = len(visible_gpus())
+    takes_all = processes == 1 or 0 < visible < processes  # fewer: each process sees only GPUs of its own
+    used = processes * visible if takes_all else processes
+    found = max(visible, int(os.environ.get("SLURM_GPUS_ON_NODE") or 0))
+    if rank == 0 and used < found:
+        warn(
+            f"only {used} of {found} GPUs of this machine are used; start one process per GPU "
+            f"(srun --ntasks-per-node={found}) or one per machine that sees all GPUs, or set JAX_LOCAL_DEVICE_IDS"
+        )
+    return [] if takes_all else [rank]
 
 
 def make_mesh() -> Mesh:

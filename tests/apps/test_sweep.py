@@ -63,7 +63,7 @@ def test_a_failed_run_is_reported_and_the_others_continue(tmp_path, flags):
 def test_a_sweep_that_fails_itself_leaves_no_run_behind(tmp_path, flags, monkeypatch):
     started = []
 
-    def start(job):
+    def start(job, variables):
         if started:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.workdir))
         started.append(subprocess.Popen(["sleep", "60"]))
@@ -160,3 +160,80 @@ def test_settings_are_read_by_their_type():
     config = make_config(text)
     assert (config.data.shuffle, config.seed, config.optimizer.learning_rate, config.init) == (False, 3, 1e-4, "x,y")
     assert make_config({}).data.shuffle
+
+
+TPU = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1"}
+READ = {"CUDA_VISIBLE_DEVICES", "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "TPU_VISIBLE_CHIPS", *TPU}
+
+
+def gpu(name: str, share: str | None = None) -> dict[str, str]:
+    return {"CUDA_VISIBLE_DEVICES": name} | ({"XLA_CLIENT_MEM_FRACTION": share} if share else {})
+
+
+def tpu(name: str) -> dict[str, str]:
+    return {"CUDA_VISIBLE_DEVICES": "", "TPU_VISIBLE_CHIPS": name, **TPU}
+
+
+OWN_SHARE = gpu("5") | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.3"}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "environment", "chips", "wanted"),
+    [
+        pytest.param(2, gpu("5,7"), 0, [gpu("5"), gpu("7")], id="a GPU each"),
+        pytest.param(2, gpu("5"), 0, [gpu("5", "0.450")] * 2, id="one GPU for two"),
+        pytest.param(3, gpu("5,7"), 0, [gpu(n, "0.450") for n in "575"], id="two GPUs for three"),
+        pytest.param(1, gpu("5,7"), 0, [gpu("5,7")], id="one run at a time"),
+        pytest.param(2, OWN_SHARE, 0, [OWN_SHARE] * 2, id="the user's share of memory"),
+        pytest.param(2, gpu("5") | {"JAX_PLATFORMS": "cpu"}, 0, [gpu("5")] * 2, id="the CPU is wanted"),
+        pytest.param(2, gpu(""), 4, [tpu("0"), tpu("1")], id="a TPU chip each"),
+        pytest.param(2, gpu(""), 0, [gpu("")] * 2, id="no device"),
+    ],
+)
+def test_simultaneous_runs_have_devices_of_their_own(
+    tmp_path, flags, monkeypatch, parallel, environment, chips, wanted
+):
+    machine_of(monkeypatch, chips, environment)
+    sweep(make_trials([*flags, f"--config.seed={','.join(map(str, range(parallel)))}"], str(tmp_path)), parallel)
+    found = [{name: value for name, value in given.items() if name in READ} for given in environments(tmp_path)]
+    assert found == wanted
+
+
+def test_a_device_is_free_for_another_run_once_its_run_has_ended(tmp_path, flags, monkeypatch):
+    """Two GPUs and three runs, of which the second ends after the third."""
+    machine_of(monkeypatch, 0, {"CUDA_VISIBLE_DEVICES": "5,7"})
+    monkeypatch.setenv("WAITS", f"{tmp_path}/seed=1 {tmp_path}/seed=2")
+    sweep(make_trials([*flags, "--config.seed=0,1,2"], str(tmp_path)), 2)
+    assert [given["CUDA_VISIBLE_DEVICES"] for given in environments(tmp_path)] == ["5", "7", "5"]
+
+
+def test_more_runs_than_tpu_chips_are_refused_before_they_start(tmp_path, flags, monkeypatch):
+    machine_of(monkeypatch, 1, {"CUDA_VISIBLE_DEVICES": ""})
+    with pytest.raises(UserError, match="this machine has 1; give --parallel=1"):
+        sweep(make_trials([*flags, "--config.seed=0,1"], str(tmp_path)), 2)
+    assert not environments(tmp_path)
+
+
+def machine_of(monkeypatch, chips: int, environment: dict[str, str]) -> None:
+    """Gives sweeps a number of TPU chips and an environment, and runs that only write down theirs."""
+    code = """
+import json, os, pathlib, sys, time
+own = pathlib.Path(sys.argv[1])
+first, then = os.environ.get("WAITS", " ").split(" ")
+while sys.argv[1] == first and not pathlib.Path(then, "environment").exists():
+    time.sleep(0.02)
+(own / "environment").write_text(json.dumps(dict(os.environ)))
+"""
+    monkeypatch.setattr(
+        "apps.sweep.Trial.command", property(lambda trial: [sys.executable, "-c", code, str(trial.workdir)])
+    )
+    monkeypatch.setattr("apps.sweep.tpu_chips", lambda: [str(chip) for chip in range(chips)])
+    for name in ("JAX_PLATFORMS", *READ):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def environments(workdir) -> list[dict[str, str]]:
+    """Returns the environments of the runs, in the order of the grid."""
+    return [json.loads(file.read_text()) for file in sorted(workdir.glob("**/environment"))]
