@@ -24,6 +24,12 @@ BY_DEVICE = PartitionSpec(DATA_AXIS)
 _target: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
 
 
+def keep_to_cpu() -> None:
+    """Keeps JAX off GPUs and TPUs unless JAX_PLATFORMS names them; call it before anything uses a device."""
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
+
+
 def join_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Joins this process to the others of the run; call it before anything uses a device.
 

@@ -7,6 +7,7 @@ from absl import flags
 
 from apps.detect import detect
 from extract.prepare import FINDERS, PrepareSettings
+from jax_avh.parallel import keep_to_cpu
 from launch import command
 
 AVHUBERT = flags.DEFINE_string(
@@ -25,6 +26,7 @@ LANDMARKS = flags.DEFINE_enum(
 
 def main(videos: list[str]) -> int:
     """Parses the flags and scores the videos; returns the exit status."""
+    keep_to_cpu()  # a detector takes milliseconds there; on a GPU, JAX would reserve the memory that the encoder needs
     return detect(videos, AVHUBERT.value, WEIGHTS.value, JSON.value, PAGES.value, LANDMARKS.value)
 
 

@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -255,3 +257,20 @@ def test_the_demo_runs_to_its_end(tmp_path, launch, real_clips):
         assert said in output
     with (tmp_path / "results" / "clips.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 40
+
+
+def test_the_command_leaves_the_gpu_to_the_encoder():
+    """Asks for JAX's platforms at the moment when the command calls `detect`."""
+    code = """
+import os, jax
+from absl import flags
+from launch import detect
+detect.detect = lambda *_: print(repr(jax.config.jax_platforms))
+flags.FLAGS(["detect", "--avhubert=random", "--weights=w"])
+for chosen in (None, "cuda"):
+    jax.config.update("jax_platforms", chosen)
+    os.environ["JAX_PLATFORMS"] = chosen or ""
+    detect.main(["x.mp4"])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.split() == ["'cpu'", "'cuda'"], run.stderr
