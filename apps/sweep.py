@@ -164,8 +164,8 @@ def _devices(runs: int) -> list[dict[str, str]]:
             f"--parallel: {runs} runs need a TPU chip each, but this machine has {len(chips)}; "
             f"give --parallel={len(chips)} or less"
         )
-    alone = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1"}
-    return [{"TPU_VISIBLE_CHIPS": chip, **alone} for chip in chips[:runs]]
+    single = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1"}
+    return [{"TPU_VISIBLE_CHIPS": chip, **single} for chip in chips[:runs]]
 
 
 def _start(trial: Trial, variables: dict[str, str]) -> subprocess.Popen:

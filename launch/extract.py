@@ -10,6 +10,7 @@ from absl import flags
 from avh_shards import UserError
 from avh_shards.errors import RETRIED
 from avh_shards.format import OPTIONAL
+from avh_shards.machine import own_cores
 from avh_shards.paths import PNG, check_outputs
 from extract.avhubert.encoder import BATCH_FRAMES, ENCODER_PRECISIONS, EncodeSettings
 from extract.check.clip_list import clip_files
@@ -47,7 +48,7 @@ CLIPS_PER_SHARD = flags.DEFINE_integer("clips_per_shard", 256, "Clips per shard.
 PRECISION = flags.DEFINE_enum("precision", "float32", ENCODER_PRECISIONS, "Precision of encoder weights and products.")
 BATCH = flags.DEFINE_integer("batch_frames", BATCH_FRAMES, "Frames per encoder batch.", lower_bound=1)
 COMPILE = flags.DEFINE_bool("compile", False, "torch.compile the encoder: takes minutes, then runs faster on a GPU.")
-PROCESSES = flags.DEFINE_integer("processes", ExtractSettings.processes, "Processes that prepare clips.", lower_bound=1)
+PROCESSES = flags.DEFINE_integer("processes", own_cores(), "Processes that prepare clips.", lower_bound=1)
 CLIP_TIMEOUT = flags.DEFINE_float("clip_timeout", 600, "Seconds after which a clip counts as hung.", lower_bound=0.001)
 RETRY_FAILED = flags.DEFINE_enum(
     "retry_failed",

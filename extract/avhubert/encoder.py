@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from avh_shards import ClipMeta, UserError
 from avh_shards.errors import ClipError, Failure
 from avh_shards.format import RANDOM_WEIGHTS
+from avh_shards.machine import local_rank
 from avh_shards.paths import file_sha256
 from avh_shards.text import one_line
 from extract.avhubert.checkpoint import load_avhubert, random_avhubert
@@ -34,6 +35,14 @@ NEIGHBOURS = 2  # frames on either side in the receptive field of the first conv
 CONTEXT = 250  # frames on either side of a piece that are encoded with it and dropped (10 s)
 RANDOM_ENCODER = "random"  # used instead of a file: seeded random weights with the sizes of the official large model
 ENCODER_PRECISIONS = ("float32", "bfloat16", "float16")
+NO_MEMORY = (  # in messages of torch and of the libraries that it calls
+    "allocate memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # no memory for a handle
+    "unable to find an engine",  # no memory for the workspace of any convolution
+)
 
 Encoded = tuple[PreparedClip, ClipFeatures | Failure]
 
@@ -48,7 +57,7 @@ class EncodeSettings:
 
 
 class Encoder:
-    """AV-HuBERT on a GPU, or on the CPU if none is available.
+    """AV-HuBERT on a device.
 
     Attributes:
       settings: encoding settings.
@@ -57,15 +66,21 @@ class Encoder:
       digest: SHA-256 of the file in hexadecimal digits, or "random".
     """
 
-    def __init__(self, avhubert: str | os.PathLike, settings: EncodeSettings = EncodeSettings()):
+    def __init__(
+        self,
+        avhubert: str | os.PathLike,
+        settings: EncodeSettings = EncodeSettings(),
+        device: torch.device | None = None,
+    ):
         """Loads the weights, and turns off TF32 in cuDNN for the whole process.
 
         Args:
           avhubert: path of an official file, or "random" for seeded random weights, whose features are meaningless.
           settings: encoding settings.
+          device: device that encodes; None = the GPU of this process, or the CPU if none is available.
 
         Raises:
-          UserError: the file is missing, damaged or not an AV-HuBERT file.
+          UserError: the file is missing, damaged or not an AV-HuBERT file, or the device has too little free memory.
         """
         self.settings = settings
         self.pieces: dict[str, int] = {}  # path of a clip that exceeded memory -> frames per piece
@@ -76,7 +91,16 @@ class Encoder:
             self.network = load_avhubert(avhubert)
             self.digest = file_sha256(Path(avhubert))
         torch.backends.cudnn.allow_tf32 = False  # full float32, so that features agree between machines
-        self.network.hold(getattr(torch, settings.precision)).to(_device())
+        device = device or _device()
+        try:
+            self.network.hold(getattr(torch, settings.precision)).to(device)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"the encoder: does not fit into the free memory of {device}; end other programs there, or set "
+                "CUDA_VISIBLE_DEVICES to another GPU or to nothing (CPU)"
+            ) from error
         if settings.compile:
             self.network.project_video = torch.compile(self.network.project_video, dynamic=True)
             self.network.contextualise = torch.compile(self.network.contextualise, dynamic=True)
@@ -314,10 +338,10 @@ def _device() -> torch.device:
     """Returns the GPU that a multi-process launcher assigns to this process, or the CPU without one."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    rank, _ = local_rank()
+    return torch.device("cuda", rank % torch.cuda.device_count())
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Returns whether torch ran out of memory; on the CPU only the error message shows it."""
-    words = ("allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    """Returns whether torch ran out of memory; on the CPU and in CUDA's libraries only the error message shows it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)

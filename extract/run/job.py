@@ -8,13 +8,17 @@ import dataclasses
 import itertools
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip_list import refuse_shared_names
 from avh_shards.errors import Failure
 from avh_shards.format import RAGGED, Variant
+from avh_shards.machine import local_rank, own_cores
 from avh_shards.paths import FilePath, as_path, locked, reachable
 from extract.avhubert.encoder import Encoder, EncodeSettings
 from extract.prepare import FINDERS, PreparedClip, PrepareSettings
@@ -40,7 +44,7 @@ class ExtractSettings:
     store: tuple[str, ...] = ()  # optional contents of the shards, from format.OPTIONAL
     dtype: str = "float16"  # of the stored features
     clips_per_shard: int = 256
-    processes: int = len(os.sched_getaffinity(0))  # worker processes that prepare clips
+    processes: int = dataclasses.field(default_factory=own_cores)  # worker processes that prepare clips
     clip_timeout: float = 600.0  # seconds after which a clip's preparation counts as hung
     retry_failed: str = "passing"  # failures of an earlier run to retry, from errors.RETRIED
 
@@ -149,6 +153,7 @@ def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 
     processes = job.settings.processes
     with job.locked(index, count), running_pool(job.task, processes) as pool:
         encoder = Encoder(avhubert, job.settings.encode)
+        _report_idle_gpus()
         sets = job.shard_sets(encoder.attributes)
         missing = missing_shards(sets, index, count)
         if failed := failed_clips(sets, missing, index, count, job.settings.retry_failed):
@@ -166,6 +171,14 @@ def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 
                 writers = {variant: sets[variant].writer for variant in missing[shard]}
                 make_shard(shard, part, itertools.islice(prepared, len(part)), encoder, writers)
     return [merge(folder) for folder in job.folders().values()]
+
+
+def _report_idle_gpus() -> None:
+    rank, processes = local_rank()
+    gpus = torch.cuda.device_count()
+    if rank == 0 and processes < gpus:
+        command = f"torchrun --nproc_per_node={gpus} -m launch.extract"
+        print(f"uses {processes} of {gpus} GPUs; to use all, start it with {command} ...", file=sys.stderr, flush=True)
 
 
 def merge_sets(output: str) -> list[ExtractionSummary]:

@@ -50,7 +50,8 @@ def extract_on_ray(
     """
     job.check()
     with job.locked(index, count):
-        sets = job.shard_sets(Encoder(avhubert, job.settings.encode).attributes)
+        attributes = Encoder(avhubert, job.settings.encode, torch.device("cpu")).attributes  # the GPU is an actor's
+        sets = job.shard_sets(attributes)
         missing = missing_shards(sets, index, count)
         failed = failed_clips(sets, missing, index, count, job.settings.retry_failed)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends usage statistics by default

@@ -1,4 +1,4 @@
-"""A process's share of its machine (rank, cores, GPUs, TPU chips) by stand-in environments and drivers."""
+"""A process's share of its machine (rank, cores, GPUs, TPU chips) by imitated environments and drivers."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Which GPUs a process takes when it joins others, under stand-in launchers."""
+"""Which GPUs a process takes when it joins others, under imitated launchers."""
 
 import os
 import subprocess
@@ -60,7 +60,7 @@ def test_one_process_takes_all_gpus_of_its_machine_and_each_of_several_its_own(
 
 @pytest.mark.parametrize("user", [{}, {"JAX_LOCAL_DEVICE_IDS": "2,3"}])
 def test_jax_restricts_the_only_task_of_a_node_to_no_gpu(user):
-    """Joins a SLURM job of one task in earnest; JAX's own detection would take the first GPU alone."""
+    """Joins a SLURM job of one task in earnest; JAX's own detection would take only the first GPU."""
     code = "import jax; from jax_avh.parallel import join_processes; join_processes(); "
     code += "print(jax.process_count(), jax._src.xla_bridge.CUDA_VISIBLE_DEVICES.value)"
     step = srun(0, 1) | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "localhost", **NODE}

@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from avh_shards import ClipMeta
+from avh_shards import ClipMeta, UserError
 from avh_shards.format import Variant
 from extract.avhubert import AVHubert, AVHubertConfig, load_avhubert
-from extract.avhubert.encoder import FRONT_END_FRAMES, POOL_BATCHES, _in_pieces, batches, start_encoding
+from extract.avhubert.encoder import FRONT_END_FRAMES, POOL_BATCHES, Encoder, _in_pieces, batches, start_encoding
 from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from tests import rules
 from tests.conftest import TESTDATA
@@ -136,3 +136,67 @@ def test_pieces_are_close_to_the_whole():
 def test_encoding_keeps_no_graph(tiny_encoder, prepared):
     assert not any(parameter.requires_grad for parameter in tiny_encoder.parameters())
     assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ...",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_lack_of_memory_is_recognised_in_every_wording(tiny_checkpoint, short, monkeypatch, message):
+    sizes = []
+
+    def encode(network, clips, *options):
+        sizes.append(len(clips))
+        if len(clips) > 1:
+            raise RuntimeError(message)
+        return start_encoding(network, clips, *options)
+
+    monkeypatch.setattr("extract.avhubert.encoder.start_encoding", encode)
+    encoded = {clip.meta.path: features for clip, features in Encoder(tiny_checkpoint).encode(short)}
+    assert sizes == [3, 1, 2, 1, 1]
+    assert {path: len(features.audio) for path, features in encoded.items()} == {
+        clip.meta.path: len(clip.audio) for clip in short
+    }
+
+
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_LOCALID": "5", "SLURM_STEP_TASKS_PER_NODE": "8"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus", "wanted"),
+    [
+        ({}, 0, "cpu"),
+        ({}, 8, "cuda:0"),
+        ({"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8"}, 8, "cuda:3"),
+        (SRUN, 8, "cuda:5"),
+        (SRUN, 1, "cuda:0"),  # the task sees only its own
+        (SRUN | {"LOCAL_RANK": "3"}, 8, "cuda:3"),  # torchrun, started by srun
+        ({"OMPI_COMM_WORLD_LOCAL_RANK": "6"}, 8, "cuda:6"),
+    ],
+)
+def test_each_process_of_a_launcher_encodes_on_its_own_gpu(tiny_checkpoint, monkeypatch, environment, gpus, wanted):
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(AVHubert, "to", lambda network, device: moved.append(str(device)))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    Encoder(tiny_checkpoint)
+    assert moved == [wanted]
+
+
+def test_a_gpu_too_full_for_the_weights_is_one_sentence(tiny_checkpoint, monkeypatch):
+    def fail(network, device):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(AVHubert, "to", fail)
+    with pytest.raises(UserError, match="the encoder: does not fit into the free memory of cpu; end other programs"):
+        Encoder(tiny_checkpoint)

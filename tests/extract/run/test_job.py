@@ -409,3 +409,27 @@ def test_a_killed_extraction_goes_on(tmp_path, tiny_checkpoint, short_clips):
 @pytest.mark.slow
 def test_an_extraction_killed_twenty_times_goes_on(tmp_path, tiny_checkpoint):
     killed_runs(tmp_path, tiny_checkpoint, TESTDATA, clips=12, kills=20, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "printed"),
+    [
+        ({}, "uses 1 of 8 GPUs; to use all, start it with torchrun --nproc_per_node=8 -m launch.extract ...\n"),
+        ({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "8"}, ""),
+    ],
+)
+def test_gpus_that_stay_idle_are_reported(tmp_path, tiny_checkpoint, monkeypatch, capsys, environment, printed):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    extract([ClipMeta("none.mp4")], tmp_path, tiny_checkpoint, tmp_path / "out", settings())
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    assert "".join(line for line in lines if "GPU" in line) == printed
+
+
+def test_processes_that_share_a_machine_share_its_cores(monkeypatch):
+    cores = ExtractSettings().processes
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores))
+    assert ExtractSettings().processes == 1
+    assert ExtractSettings(processes=3).processes == 3

@@ -9,7 +9,11 @@ import time
 import psutil
 import pytest
 import ray.cluster_utils
+import torch
 
+from avh_shards import ClipMeta, UserError
+from extract.run.job import ExtractSettings, Job
+from extract.run.ray import extract_on_ray
 from tests.sets import assert_same_set, make_media, start_extract
 from tests.test_walls import BLOCK
 
@@ -131,3 +135,17 @@ def test_without_ray_the_flag_is_told(tmp_path, tiny_checkpoint):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.strip().endswith("error: --cluster=ray needs the package ray (extra `ray`)")
+
+
+def test_the_driver_leaves_the_gpu_to_the_encoders(tmp_path, tiny_checkpoint, monkeypatch):
+    """Moving weights to a GPU, of which this machine pretends to have one, would fail before Ray is called."""
+
+    def no_cluster(**_):
+        raise ConnectionError("no cluster")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("ray.init", no_cluster)
+    job = Job([ClipMeta("x.mp4")], str(tmp_path), str(tmp_path / "out"), ExtractSettings())
+    with pytest.raises(UserError, match="Ray cannot be reached or started: no cluster"):
+        extract_on_ray(job, tiny_checkpoint)
