@@ -3,11 +3,8 @@
 import contextlib
 import contextvars
 import functools
-import contextlib
-import contextvars
-import functools
 import os
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -79,9 +76,13 @@ def _own_gpus() -> list[int] | None:
     return [] if takes_all else [rank]
 
 
-def make_mesh() -> Mesh:
-    """Returns the mesh: all devices along one data-parallel axis, with the devices of each process adjacent."""
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh: devices along one data-parallel axis, with the devices of each process adjacent.
+
+    Args:
+      devices: the devices; None = all of all processes.
+    """
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 

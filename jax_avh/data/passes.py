@@ -1,4 +1,4 @@
-"""Passes over all frames or examples of a source, on all devices, for scoring.
+"""Passes over all frames or examples of a source, on all devices of this process, for scoring.
 
 Letters: T frames, E examples, K outputs per frame or example.
 """
@@ -40,7 +40,7 @@ def frame_pass(
       A function that yields the outputs of a source's frames, several whole clips at a time, with the clips' borders.
     """
     frames = batch_frames or PASS_FRAMES.get(target_platform(), LARGE_BATCH_FRAMES)
-    mesh = make_mesh()
+    mesh = make_mesh(jax.local_devices())
     compiled = functools.partial(compile_on_own_parts(mesh, outputs, graph), put_copies(mesh, fixed))
 
     def run(source: Source) -> Iterator[Clips]:
@@ -67,7 +67,7 @@ def example_pass(
     Returns:
       A function that returns the outputs of all examples.
     """
-    mesh = make_mesh()
+    mesh = make_mesh(jax.local_devices())
     compiled = functools.partial(compile_on_own_parts(mesh, outputs, graph), put_copies(mesh, fixed))
 
     def run(examples: Examples) -> Float[np.ndarray, "E K"]:

@@ -131,7 +131,7 @@ def test_a_run_stopped_within_an_epoch_ends_bit_for_bit_the_same(corpus, runs, t
     assert best == other
 
 
-def one_device() -> Mesh:
+def one_device(devices=None) -> Mesh:
     return Mesh(np.array(jax.devices()[:1]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -150,19 +150,29 @@ def test_one_device_gives_the_losses_and_scores_of_two(corpus, runs, tmp_path, m
     np.testing.assert_allclose(table.clip, other.clip, rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", NAMES)
-def test_four_devices_give_the_losses_of_one(corpus, tmp_path, method, monkeypatch):
+SLOW = pytest.mark.slow
+TOPOLOGIES = [  # method, processes, devices of each
+    ("avad", 2, 1),
+    ("avh_sup", 2, 1),
+    *(pytest.param(method, 1, 4, marks=SLOW) for method in NAMES),
+    *(pytest.param(method, 2, 2, marks=SLOW) for method in NAMES),
+    *(pytest.param(method, 3, 1, marks=SLOW) for method in (*NAMES, "avh_sup")),
+]
+
+
+@pytest.mark.parametrize(("method", "processes", "devices"), TOPOLOGIES)
+def test_any_devices_and_processes_give_the_losses_of_one(corpus, tmp_path, method, processes, devices, monkeypatch):
     """Runs the command with the real networks, in double precision."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # computing takes longer than compiling
-    monkeypatch.setenv("XLA_FLAGS", "")
+    if method in ("rawnet2", "mds"):  # computing takes longer than compiling
+        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        monkeypatch.setenv("XLA_FLAGS", "")
     settings = {"data.train": corpus / "train", "data.val": corpus / "val", "train.epochs": 1, "method.name": method}
-    settings |= {"method.image": 32, "method.samples": 8000, "data.batch_examples": 4, "method.windows": 30}
+    settings |= {"method.image": 32, "method.samples": 8000, "method.windows": 30}
+    settings |= {"data.batch_examples": 3 if processes == 3 else 4, "data.batch_frames": 250}
     settings |= {"method.sync_weights": corpus / "sync"} if method == "avad" else {}
-    for devices in (1, 4):
-        workdir = tmp_path / str(devices)
-        finish(start_training(workdir, devices=devices, x64=True, **settings), workdir)
-    np.testing.assert_allclose(losses(tmp_path / "4"), losses(tmp_path / "1"), rtol=1e-5)
+    for name, topology in {"one": (1, 1), "many": (processes, devices)}.items():
+        finish(start_training(tmp_path / name, *topology, x64=True, **settings), tmp_path / name)
+    np.testing.assert_allclose(losses(tmp_path / "many"), losses(tmp_path / "one"), rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["rawnet2", pytest.param("mds", marks=pytest.mark.slow), "avad"])
