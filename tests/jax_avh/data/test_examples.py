@@ -151,22 +151,29 @@ def test_one_device_gives_the_losses_and_scores_of_two(corpus, runs, tmp_path, m
 
 
 SLOW = pytest.mark.slow
-TOPOLOGIES = [  # method, processes, devices of each
-    ("avad", 2, 1),
-    ("avh_sup", 2, 1),
-    *(pytest.param(method, 1, 4, marks=SLOW) for method in NAMES),
-    *(pytest.param(method, 2, 2, marks=SLOW) for method in NAMES),
-    *(pytest.param(method, 3, 1, marks=SLOW) for method in (*NAMES, "avh_sup")),
+TOPOLOGIES = [  # method, processes, devices of each, epochs
+    ("avad", 2, 1, 0),
+    ("avh_sup", 2, 1, 1),
+    *(pytest.param(method, 1, 4, 1, marks=SLOW) for method in NAMES),
+    *(pytest.param(method, 2, 2, 1, marks=SLOW) for method in NAMES),
+    *(pytest.param(method, 3, 1, 1, marks=SLOW) for method in (*NAMES, "avh_sup")),
 ]
 
 
-@pytest.mark.parametrize(("method", "processes", "devices"), TOPOLOGIES)
-def test_any_devices_and_processes_give_the_losses_of_one(corpus, tmp_path, method, processes, devices, monkeypatch):
+@pytest.mark.parametrize(("method", "processes", "devices", "epochs"), TOPOLOGIES)
+def test_any_devices_and_processes_give_the_losses_of_one(
+    corpus, tmp_path, monkeypatch, method, processes, devices, epochs
+):
     """Runs the command with the real networks, in double precision."""
     if method in ("rawnet2", "mds"):  # computing takes longer than compiling
         monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
         monkeypatch.setenv("XLA_FLAGS", "")
-    settings = {"data.train": corpus / "train", "data.val": corpus / "val", "train.epochs": 1, "method.name": method}
+    settings = {
+        "data.train": corpus / "train",
+        "data.val": corpus / "val",
+        "train.epochs": epochs,
+        "method.name": method,
+    }
     settings |= {"method.image": 32, "method.samples": 8000, "method.windows": 30}
     settings |= {"data.batch_examples": 3 if processes == 3 else 4, "data.batch_frames": 250}
     settings |= {"method.sync_weights": corpus / "sync"} if method == "avad" else {}
