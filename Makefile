@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint docs
+.PHONY: demo test test-slow test-compilers lint docs
 
 demo: .venv/installed
 	$(BIN)/python -m launch.demo --output=demo_output $(if $(AVHUBERT),--avhubert=$(AVHUBERT))
@@ -13,6 +13,11 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+
+# Compiles for TPUs without one; "jax[cuda13]", where installed, adds GPUs.
+test-compilers: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[aot]"
+	$(BIN)/python -m pytest -m "not slow" tests/jax_avh/test_compile_check.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from avh_shards import UserError
 from avh_shards.machine import local_rank, visible_gpus
@@ -76,7 +77,7 @@ def _own_gpus() -> list[int] | None:
     return [] if takes_all else [rank]
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Returns the mesh: devices along one data-parallel axis, with the devices of each process adjacent.
 
     Args:
@@ -113,6 +114,15 @@ def own_devices(mesh: Mesh) -> range:
     return range(own[0], own[-1] + 1)
 
 
+def is_imagined(mesh: Mesh) -> bool:
+    """Returns whether programs can only be compiled for the mesh, because this machine lacks its devices."""
+    return type(mesh.devices.flat[0].client).__name__ == "CompileOnlyPyClient"
+
+
+# On a mesh of imagined devices, the functions below return the arrays' shapes, dtypes and shardings, from which the
+# same programs are compiled.
+
+
 def put_parts(mesh: Mesh, parts: Any) -> Any:
     """Puts arrays on the mesh, sharded along the leading axis.
 
@@ -120,17 +130,46 @@ def put_parts(mesh: Mesh, parts: Any) -> Any:
       mesh: the devices.
       parts: a tree of arrays that hold this process's parts; the leading axis has one element per own device.
     """
-    return jax.tree.map(
-        lambda part: jax.make_array_from_process_local_data(by_device(mesh), part, (mesh.size, *part.shape[1:])), parts
-    )
+
+    def put(part: Any) -> Any:
+        shape = (mesh.size, *part.shape[1:])
+        if is_imagined(mesh):
+            return jax.ShapeDtypeStruct(shape, part.dtype, sharding=by_device(mesh))
+        return jax.make_array_from_process_local_data(by_device(mesh), part, shape)
+
+    return jax.tree.map(put, parts)
+
+
+def put_rows(mesh: Mesh, shape: tuple[int, ...], dtype: DTypeLike, read: Callable[[int, int], np.ndarray]) -> Any:
+    """Puts an array on the mesh, sharded along the leading axis; each process reads the rows of its own devices.
+
+    Args:
+      mesh: the devices.
+      shape: shape of the array; its rows must be a multiple of the devices.
+      dtype: dtype of the array.
+      read: (first, last) -> these rows.
+    """
+    if is_imagined(mesh):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=by_device(mesh))
+    own = shape[0] // mesh.size
+
+    def part(index: Any) -> np.ndarray:
+        start = index[0].start or 0
+        return read(start, start + own)
+
+    return jax.make_array_from_callback(shape, by_device(mesh), part)
 
 
 def put_copies(mesh: Mesh, arrays: Any) -> Any:
     """Copies arrays to every device of the mesh; every process must have all of them."""
     whole = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(
-        lambda array: jax.make_array_from_process_local_data(whole, np.asarray(array), np.shape(array)), arrays
-    )
+
+    def put(array: Any) -> Any:
+        if is_imagined(mesh):
+            return jax.ShapeDtypeStruct(np.shape(array), array.dtype, sharding=whole)
+        return jax.make_array_from_process_local_data(whole, np.asarray(array), np.shape(array))
+
+    return jax.tree.map(put, arrays)
 
 
 def on_own_part(mesh: Mesh, function: Callable) -> Callable:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ from jax_avh.data.batches import (
     prefetched,
 )
 from jax_avh.data.source import PAIRED_FEATURES, Source
-from jax_avh.parallel import DATA_AXIS, by_device, on_own_part, own_devices, put_copies, put_parts
+from jax_avh.parallel import DATA_AXIS, is_imagined, on_own_part, own_devices, put_copies, put_parts, put_rows
 
 LOOP_STEPS = 100  # most steps of one compiled loop, so that losses arrive every few seconds
 SHARE = 0.6  # share of a memory that features may take; the rest is for the computation
@@ -223,14 +224,8 @@ def _cut(source: Source, mesh: Mesh, frames: int, tau: int, seed: Seed | None, *
 
 def _on_devices(stream: FrameStream, name: str, mesh: Mesh) -> Float[Array, "F D"]:
     """Returns all features of a stream, sharded by rows; each process reads the rows of its own devices."""
-    rows = -(-stream.frames // mesh.size)
-
-    def part(index: Any) -> np.ndarray:
-        start = index[0].start or 0
-        return stream.features(name, start, start + rows)
-
-    shape = (rows * mesh.size, stream.source.width)
-    return jax.make_array_from_callback(shape, by_device(mesh), part)
+    shape = (-(-stream.frames // mesh.size) * mesh.size, stream.source.width)
+    return put_rows(mesh, shape, stream.source.dtype, functools.partial(stream.features, name))
 
 
 def stream_examples(examples: Examples, mesh: Mesh, size: int, full_only: bool = False) -> StreamingLoader:
@@ -329,7 +324,9 @@ def choose_placement(placement: str, size: FeatureSize, memory: Memory) -> tuple
 
 
 def measure_memory(mesh: Mesh) -> Memory:
-    """Measures the memory of this machine and of the mesh's devices."""
+    """Measures the memory of this machine and of the mesh's devices; that of imagined devices counts as unlimited."""
+    if is_imagined(mesh):
+        return Memory(sys.maxsize, sys.maxsize, accelerators=True)
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" not in stats:  # the devices are the host's own cores

@@ -5,19 +5,26 @@ Letters: T frames, E examples, K outputs per frame or example.
 
 import functools
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int64
 
 from jax_avh.data.batches import ExampleBatches, Examples, frame_batches, frame_stream, pass_order, prefetched
 from jax_avh.data.source import Source
-from jax_avh.parallel import compile_on_own_parts, make_mesh, put_copies, target_platform
+from jax_avh.parallel import compile_on_own_parts, make_mesh, put_copies, put_rows, target_platform
 
 PASS_FRAMES = {"cpu": 2048}  # backend -> frames of a step, chosen to stay in its caches
 LARGE_BATCH_FRAMES = 16384  # frames of a step on all other backends
 Clips = tuple[Float[np.ndarray, "T K"], Int64[np.ndarray, "borders"]]
+
+
+def pass_frames() -> int:
+    """Returns the frames of a step on the platform that programs are compiled for."""
+    return PASS_FRAMES.get(target_platform(), LARGE_BATCH_FRAMES)
 
 
 def frame_pass(
@@ -39,13 +46,12 @@ def frame_pass(
     Returns:
       A function that yields the outputs of a source's frames, several whole clips at a time, with the clips' borders.
     """
-    frames = batch_frames or PASS_FRAMES.get(target_platform(), LARGE_BATCH_FRAMES)
     mesh = make_mesh(jax.local_devices())
     compiled = functools.partial(compile_on_own_parts(mesh, outputs, graph), put_copies(mesh, fixed))
 
     def run(source: Source) -> Iterator[Clips]:
         stream = frame_stream(source)
-        batches = frame_batches(stream, frames, tau, chunks=mesh.size)
+        batches = frame_batches(stream, batch_frames or pass_frames(), tau, chunks=mesh.size)
         bar = tqdm.tqdm(prefetched(batches, source.local), desc="score", total=len(batches), leave=False)
         found = (np.asarray(compiled(jax.tree.map(_end_to_end, batch)))[batch.weight.ravel() > 0] for batch in bar)
         yield from _whole_clips(found, stream.border)
@@ -79,6 +85,15 @@ def example_pass(
         return np.concatenate(list(found))
 
     return run
+
+
+def put_end_to_end(mesh: Mesh, batch: Any) -> Any:
+    """Puts a batch on the devices in the form that the compiled programs take: without an axis of chunks."""
+
+    def put(array: np.ndarray) -> Any:
+        return put_rows(mesh, array.shape, array.dtype, lambda first, last: array[first:last])
+
+    return jax.tree.map(put, jax.tree.map(_end_to_end, batch))
 
 
 def _end_to_end(chunks: np.ndarray) -> np.ndarray:

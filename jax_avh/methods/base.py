@@ -24,13 +24,21 @@ from jaxtyping import Array, Float, Int, Int64, Key
 from avh_shards import UserError
 from avh_shards.text import one_line
 from jax_avh.config import Config
-from jax_avh.data.batches import ExampleBatch, Examples, FrameBatch
+from jax_avh.data.batches import (
+    ExampleBatch,
+    ExampleBatches,
+    Examples,
+    FrameBatch,
+    frame_batches,
+    frame_stream,
+    pass_order,
+)
 from jax_avh.data.loaders import GIGABYTE, Loaders, frame_loaders, measure_memory, stream_examples
-from jax_avh.data.passes import example_pass, frame_pass
+from jax_avh.data.passes import example_pass, frame_pass, pass_frames, put_end_to_end
 from jax_avh.data.source import Source
 from jax_avh.models.alignment import HIDDEN_WIDTHS, NETWORKS, Folded, FrameNetwork
 from jax_avh.models.weights import load_weights
-from jax_avh.parallel import DATA_AXIS, on_own_part
+from jax_avh.parallel import DATA_AXIS, compile_on_own_parts, on_own_part, put_copies
 
 CLIPS_AT_ONCE = 4096  # clips whose examples are held in memory together
 
@@ -42,6 +50,14 @@ class BatchLoss(NamedTuple):
 
     total: Float[Array, ""]  # sum over the items of the batch, in nats
     fixed: nnx.State  # the network's other arrays after the step, with updated running statistics
+
+
+class ScoringStep(NamedTuple):
+    """A compiled function that computes the outputs of one batch, with its arguments."""
+
+    program: Any  # as jax.jit returns it
+    arguments: tuple
+    items: int  # frames or examples of the batch
 
 
 class Scores(NamedTuple):
@@ -103,6 +119,16 @@ class TrainableMethod(Method):
 
         Raises:
           UserError: the settings do not fit the data, the devices or their memory.
+        """
+
+    @abc.abstractmethod
+    def scoring_step(self, network: Any, source: Source, mesh: Mesh) -> ScoringStep:
+        """Returns one step of what `scorer` does, on some devices.
+
+        Args:
+          network: the network.
+          source: the clips; only their shapes matter.
+          mesh: the devices, which this machine need not have.
         """
 
     @abc.abstractmethod
@@ -230,6 +256,14 @@ class FrameMethod(TrainableMethod):
         merged = nnx.merge(graph, params)
         return self.outputs(lambda visual, audio: merged.score_folded(folded, visual, audio), frames)
 
+    def scoring_step(self, network: FrameNetwork, source: Source, mesh: Mesh) -> ScoringStep:
+        """See TrainableMethod."""
+        graph, params = nnx.split(network)
+        fixed = put_copies(mesh, (params, fold(graph, params)))
+        batch = frame_batches(frame_stream(source), pass_frames(), self.tau, chunks=mesh.size)[0]
+        arguments = fixed, put_end_to_end(mesh, batch)
+        return ScoringStep(compile_on_own_parts(mesh, self.frame_outputs, graph), arguments, pass_frames())
+
     def scorer(self, network: FrameNetwork | None, batch_frames: int | None = None) -> Callable[[Source], Scores]:
         """See Method."""
         # The parameters are the same for every batch, so their linear maps are folded only once.
@@ -316,6 +350,16 @@ class ExampleMethod(TrainableMethod):
     def example_outputs(self, graph: nnx.GraphDef, params: nnx.State, inputs: dict[str, Array]) -> Float[Array, "E K"]:
         """Computes the outputs of stored inputs with the network of a graph and parameters."""
         return self.outputs(nnx.merge(graph, params), self.prepare(inputs))
+
+    def scoring_step(self, network: nnx.Module, source: Source, mesh: Mesh) -> ScoringStep:
+        """See TrainableMethod."""
+        graph, params = nnx.split(network)
+        examples = self.examples(source, network)
+        batch = ExampleBatches(examples, pass_order(len(examples.clip)), self.batch_size * mesh.size, chunks=mesh.size)[
+            0
+        ]
+        arguments = put_copies(mesh, params), put_end_to_end(mesh, batch.inputs)
+        return ScoringStep(compile_on_own_parts(mesh, self.example_outputs, graph), arguments, self.batch_size)
 
     def scorer(self, network: nnx.Module | None, batch_frames: int | None = None) -> Callable[[Source], Scores]:
         """See Method. It scores some thousands of clips at a time, to bound the memory that their examples take."""

@@ -11,7 +11,7 @@ from tests.launch.test_help import FLAGS
 ROOT = Path(__file__).parents[2]
 FLAG = re.compile(r"--(?:\[no\])?([a-z]\w*(?:\.[a-z]\w*)*)")  # --NAME, --config.FIELD; capitals are placeholders
 ROW = re.compile(rf"^  {FLAG.pattern}", re.MULTILINE)  # of --help
-OF_OTHERS = {"array"}  # SLURM's
+OF_OTHERS = {"array", "command", "worker"}  # of SLURM and gcloud
 STARTERS = ("start_extract", "start_training")  # take flags as keywords
 
 

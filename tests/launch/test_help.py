@@ -14,6 +14,7 @@ SETTINGS = {f"config.{name}" for name in list_all_settings()}
 FLAGS = {  # command -> some of its flags, including flags that several commands share
     "audit": {"features", "output"},
     "clips": CLIPS | {"input"},
+    "compile_check": SETTINGS | {"topology", "slices", "frames", "width", "placement", "json"},
     "convert": {"input", "output"},
     "demo": {"output", "avhubert"},
     "detect": {"avhubert", "weights", "json", "pages"},
