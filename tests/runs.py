@@ -1,6 +1,7 @@
 """Training runs in separate processes, on any number of CPU devices and processes."""
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from jax_avh import training
@@ -17,10 +18,16 @@ def train(config: Config, workdir: str | Path, profile: bool = False) -> RunProg
 
 
 def start_training(
-    workdir: Path, processes: int = 1, devices: int = 1, x64: bool = False, **settings: object
+    workdir: Path,
+    processes: int = 1,
+    devices: int = 1,
+    x64: bool = False,
+    workdirs: Sequence[Path] = (),
+    **settings: object,
 ) -> list[Forked]:
     """Starts the training command in a number of processes with `devices` each; `settings` are configuration fields.
 
+    `workdirs` are those of the processes if they differ.
     Uses the linear head, which compiles in a second: such runs are only compared with each other.
     """
     environment = {
@@ -30,13 +37,13 @@ def start_training(
     settings = {"method.head": "linear"} | settings
     if x64:
         settings["train.precision"] = "float64"
-    flags = [f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in settings.items())]
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
     if processes > 1:
         flags += ["--distributed", f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
     started = []
-    for process in range(processes):
-        own = [f"--process_id={process}"] if processes > 1 else []
-        log = Path(f"{workdir}.{process}.log")
+    for process, folder in enumerate(workdirs or [workdir] * processes):
+        own = [f"--workdir={folder}", *([f"--process_id={process}"] if processes > 1 else [])]
+        log = Path(f"{folder}.{process}.log")
         started.append(forks().start("train", *flags, *own, stdout=log, stderr=log, environment=environment))
     return started
 

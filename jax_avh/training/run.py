@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import json
 import math
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +20,7 @@ from jax.experimental import multihost_utils
 from avh_shards import UserError
 from avh_shards.clip import FAKE, REAL
 from avh_shards.format import differences, marks, results_folder
-from avh_shards.paths import SAFETENSORS, AnyPath, atomic_write, check_outputs, locked
+from avh_shards.paths import SAFETENSORS, AnyPath, as_path, atomic_write, check_outputs, locked
 from avh_shards.text import one_line
 from jax_avh.config import RESULT, SETTINGS, Config, complete_record
 from jax_avh.data.source import SOURCE_ATTRIBUTES, Source, open_source
@@ -27,6 +29,8 @@ from jax_avh.models.weights import BEST_WEIGHTS, read_notes, weights_file
 from jax_avh.training.progress import RunProgress
 
 METRICS_FILE, EVENTS, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
+SEEN = ".seen-"  # start of the name of the file by which processes check that they share a workdir
+SEEN_WITHIN = 3  # seconds in which it must appear: network file systems are not instant
 RESUMABLE = {  # settings that a resumed run may change: its length, and where its features are and are kept
     "train": ("epochs", "checkpoint_steps"),
     "data": ("train", "val", "placement"),
@@ -148,22 +152,51 @@ def open_workdir(workdir: AnyPath, config: Config) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path) -> Iterator[None]:
-    """Locks a workdir against other runs while the block lasts; the lead process holds the lock for its whole run.
+def claimed(workdir: AnyPath, config: Config) -> Iterator[Path]:
+    """Yields the folder of a run, locked against other runs; the lead process checks it, and holds the lock.
+
+    The others touch it only afterwards: a network file system might remember for a while that it did not exist.
 
     Raises:
-      UserError: another run is writing there; every process of this run raises it.
+      UserError: the workdir is unsuitable (see `open_workdir`), another run is writing there, or a process does not see
+        what the lead process writes there; every process of this run raises it.
     """
+    folder = cast(Path, as_path(workdir))  # a Path, because `open_workdir` refuses URLs
     refusal = None
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             try:
-                stack.enter_context(locked(workdir))
+                folder = open_workdir(workdir, config)
+                stack.enter_context(locked(folder))
             except UserError as error:
                 refusal = error
         if multihost_utils.broadcast_one_to_all(np.array(refusal is not None)):
-            raise refusal or UserError(f"{workdir}: another run is writing there, as the lead process found")
-        yield
+            raise refusal or UserError(f"--workdir={workdir}: process 0 cannot use it; see its message")
+        if jax.process_count() > 1:
+            _check_shared(folder, workdir)
+        yield folder
+
+
+def _check_shared(folder: Path, workdir: AnyPath) -> None:
+    """Raises a UserError in every process unless all of them see what the lead process writes in a folder."""
+    lead = jax.process_index() == 0
+    token = secrets.randbits(31)
+    if lead:
+        (folder / f"{SEEN}{token:08x}").touch()
+    token = int(multihost_utils.broadcast_one_to_all(np.array(token, np.int32)))  # after the lead has written
+    file = folder / f"{SEEN}{token:08x}"
+    give_up = time.monotonic() + SEEN_WITHIN
+    while not (seen := file.exists()) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    blind = np.flatnonzero(~multihost_utils.process_allgather(np.array(seen)))
+    if lead:
+        file.unlink(missing_ok=True)
+    if blind.size:
+        who = f"process {blind[0]} does" if blind.size == 1 else f"processes {', '.join(map(str, blind))} do"
+        raise UserError(
+            f"--workdir={workdir}: {who} not see what process 0 writes there; give a folder that all processes see "
+            "(on NFS, Filestore, ...)"
+        )
 
 
 def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> None:

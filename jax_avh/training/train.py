@@ -41,10 +41,10 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
 
     Raises:
       UserError: a setting, the features or the initial weights are invalid, the loss is not finite, or the workdir
-        is a URL, cannot be written, belongs to another run, holds a damaged checkpoint, or is in use.
+        is a URL, cannot be written, is not seen by every process, belongs to another run, holds a damaged checkpoint,
+        or is in use.
     """
     check_config(config)
-    workdir = run.open_workdir(workdir, config)
     lead = jax.process_index() == 0  # the process that prints and writes
 
     def say(*lines: str) -> None:
@@ -52,7 +52,7 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
             print(*lines, sep="\n", flush=True)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(run.claimed(workdir))
+        workdir = stack.enter_context(run.claimed(workdir, config))
         preemption = stack.enter_context(Preemption())
 
         # Build everything that the run needs.

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +87,21 @@ def test_a_run_of_many_stopped_by_sigterm_goes_on_elsewhere(tmp_path, settings, 
         finish(start_training(tmp_path / "whole", x64=True, **run), tmp_path / "whole")
         for line, wanted in zip(found, losses(tmp_path / "whole"), strict=True):
             assert line == pytest.approx(wanted, abs=1e-9)
+
+
+def test_a_workdir_that_is_not_shared_is_refused(tmp_path, settings):
+    """Gives each process a workdir of its own, for a new run and for one whose checkpoint only the first has."""
+    workdirs = [tmp_path / "run", tmp_path / "other"]
+    finish(start_training(workdirs[0], **settings), workdirs[0])
+    for name, among in {"resumed": workdirs, "new": [tmp_path / "new0", tmp_path / "new1"]}.items():
+        started = start_training(among[0], 2, workdirs=among, **settings)
+        assert [process.wait(timeout=60) for process in started] == [2, 2], name
+        for number, workdir in enumerate(among):
+            said = Path(f"{workdir}.{number}.log").read_text()
+            assert f"--workdir={workdir}: process 1 does not see what process 0 writes there; give a folder" in said
+            assert "Traceback" not in said
+    assert not any(tmp_path.glob("*/.*"))
+    assert not any((tmp_path / name).exists() for name in ("other", "new0", "new1"))
 
 
 def wait_for_epoch(workdir, epoch: int) -> None:
