@@ -132,8 +132,10 @@ class TrainConfig:
     epochs: int = rules(500, NOT_NEGATIVE, MOST)  # Most epochs of the run
     # Epochs without a strictly lower validation loss after which the run ends.
     early_stop: int = rules(10, at_least(1), MOST)
-    # Steps between checkpoints within an epoch; each epoch also ends with one.
-    checkpoint_steps: int = rules(1000, at_least(1), MOST)
+    # Steps between checkpoints within an epoch, 0 = only by time; each epoch also ends with one.
+    checkpoint_steps: int = rules(1000, NOT_NEGATIVE, MOST)
+    # Minutes between checkpoints within an epoch, 0 = only by steps; every process saves after the same step.
+    checkpoint_minutes: float = rules(10.0, NOT_NEGATIVE)
     # Precision of the matrix products: "float32", or "bfloat16" (parameters, norms, softmax and Adam stay float32); or
     # "float64" for everything, to check other runs by (it needs JAX_ENABLE_X64=1).
     precision: str = rules("float32", one_of(("float32", "bfloat16", "float64")))

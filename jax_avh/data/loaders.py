@@ -278,7 +278,7 @@ def frame_loaders(config: Config, mesh: Mesh, train: Source, val: Source, *, tau
     placement, reason = choose_placement(config.data.placement, size, measure_memory(mesh))
     load = stream_frames
     if placement == "device":
-        load = functools.partial(hold_frames, loop_steps=config.train.checkpoint_steps)
+        load = functools.partial(hold_frames, loop_steps=config.train.checkpoint_steps or LOOP_STEPS)
     if placement == "host":
         train, val = train.in_memory(), val.in_memory()
     cut = {"whole_clips": whole_clips, "clips": config.data.batch_clips}

@@ -37,6 +37,7 @@ class Checkpoints:
           UserError: the folder cannot be written, or holds a damaged checkpoint.
         """
         self._directory = directory.absolute()
+        self._saving: Any = None  # response of the save in progress
         logging.getLogger("absl").addFilter(_not_raised_again)
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # silences the reads that Orbax abandons when one fails
         best = policies.BestN(
@@ -58,9 +59,11 @@ class Checkpoints:
                     raise ValueError(f"the metrics of {checkpoint.step} are not finite")
 
     def save(self, step: int, state: TrainState, progress: RunProgress, val_loss: float | None = None) -> None:
-        """Saves the run at a step unless that checkpoint exists; returns when it is on disk.
+        """Saves the run at a step in the background, unless that checkpoint exists.
 
-        A checkpoint is written whole or not at all.
+        Waits for the previous checkpoint first, and returns as soon as the arrays may change: Orbax copies them to the
+        host, or on a CPU holds views of them, which keeps JAX from reusing their memory for the next step. A checkpoint
+        is written whole or not at all.
 
         Args:
           step: number of the checkpoint; it must grow from one to the next.
@@ -69,8 +72,9 @@ class Checkpoints:
           val_loss: validation loss by which the best checkpoint is kept; None = within an epoch.
 
         Raises:
-          UserError: the checkpoint cannot be written: no space, no permission, ...
+          UserError: this checkpoint or the previous one cannot be written: no space, no permission, ...
         """
+        self.wait()
         if (latest := self._checkpointer.latest) and latest.step == step:
             return
         metrics: Any = None if val_loss is None else {"val_loss": val_loss}
@@ -83,7 +87,19 @@ class Checkpoints:
                 f"{disk.free / 1e6:.1f} MB are free; free some space, and the same command resumes"
             )
         with self._told():
-            self._checkpointer.save(step, _stored(state, progress), metrics=metrics, force=True)
+            stored = _stored(state, progress)
+            self._saving = self._checkpointer.save_async(step, stored, metrics=metrics, force=True)
+
+    def wait(self) -> None:
+        """Waits until the checkpoint in progress is on disk.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        saving, self._saving = self._saving, None
+        if saving:
+            with self._told():
+                saving.result()
 
     def restore(self, state: TrainState, progress: RunProgress) -> tuple[TrainState, RunProgress]:
         """Restores the latest checkpoint, placed on the devices as `state` is; without one, returns the arguments.

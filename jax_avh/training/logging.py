@@ -3,7 +3,6 @@
 import collections
 import io
 import json
-import math
 import os
 import socket
 import time
@@ -108,11 +107,13 @@ class LossMeter:
     speed, the remaining time and the latest loss, by the steps whose losses have arrived.
     """
 
-    def __init__(self, title: str, epoch: Epoch, unit: str, first_step: int = 0, shown: bool = True):
+    def __init__(
+        self, title: str, epoch: Epoch, unit: str, first_step: int = 0, loss_sum: float = 0.0, shown: bool = True
+    ):
         self._epoch = epoch
         self._done = first_step
         self._pending: collections.deque[jax.Array] = collections.deque()
-        self._sums: list[float] = []
+        self._sum = loss_sum
         hidden: dict[str, Any] = {} if shown else {"disable": True}  # if shown, the variable TQDM_DISABLE decides
         self._bar = tqdm.tqdm(
             desc=title,
@@ -137,16 +138,15 @@ class LossMeter:
             self._fetch()
 
     def take(self) -> float:
-        """Waits for all steps, and returns the sum of the losses since the last call."""
+        """Waits for all steps, and returns the sum of the losses of the epoch's steps so far."""
         while self._pending:
             self._fetch()
-        total = math.fsum(self._sums)
-        self._sums = []
-        return total
+        return self._sum
 
     def _fetch(self) -> None:
         losses = np.asarray(self._pending.popleft(), np.float64)
-        self._sums += losses.tolist()
+        for loss in losses.tolist():  # one by one, so that the sum is the same wherever the run was saved or resumed
+            self._sum += loss
         before, self._done = self._done, self._done + len(losses)
         latest = losses[-1] / self._epoch.items[self._done - 1]
         steps = len(self._epoch.items)

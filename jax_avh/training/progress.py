@@ -4,6 +4,7 @@ import dataclasses
 import math
 import signal
 import threading
+import time
 
 import jax
 import numpy as np
@@ -14,7 +15,8 @@ from jax_avh.training.optimizer import cosine_rate
 
 PLATEAU_THRESHOLD = 1e-4  # least relative improvement for the plateau rule; PyTorch's default
 SMALLEST_CUT = 1e-8  # cuts of the learning rate by no more than this are skipped, as in PyTorch
-TOGETHER = 8  # calls between two exchanges among processes: often enough to stop in time, at hardly any cost
+EXCHANGE_SECONDS = 2.0  # time between two exchanges among processes; machines give notice 30 s before they stop
+FEWEST_LOOKS, MOST_LOOKS = 8, 256  # calls between two exchanges; steps may suddenly take longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +40,9 @@ class RunProgress:
 
         Args:
           step: completed steps of the epoch.
-          loss_sum: sum of the losses of the steps since this progress.
+          loss_sum: sum of the losses of all steps up to it.
         """
-        return dataclasses.replace(self, step=step, loss_sum=self.loss_sum + loss_sum)
+        return dataclasses.replace(self, step=step, loss_sum=loss_sum)
 
     def after_epoch(self, loss: float, config: Config) -> "RunProgress":
         """Returns the progress after an epoch with this validation loss.
@@ -95,12 +97,22 @@ class Preempted(Exception):  # noqa: N818 (no error)
 
 
 class Preemption:
-    """Context that notices SIGTERM; the processes of a run agree on the step at which they stop."""
+    """Context that notices SIGTERM, and counts the minutes to the next checkpoint; all processes agree on both.
 
-    def __enter__(self) -> "Preemption":
+    They exchange what they noticed every few calls of `reached`, about every two seconds: an exchange waits for all
+    steps that the devices have in progress.
+    """
+
+    def __init__(self, checkpoint_minutes: float = 0.0):
+        self.checkpoint_due = False  # whether `checkpoint_minutes` had passed at the last exchange; 0 = never
+        self._seconds = 60 * checkpoint_minutes or math.inf
+        self._saved = self._exchanged = time.monotonic()
         self._noticed = False
         self._looks = 0
+        self._together = FEWEST_LOOKS
         self._before = None
+
+    def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             self._before = signal.signal(signal.SIGTERM, self._notice)
         return self
@@ -111,12 +123,32 @@ class Preemption:
 
     def reached(self) -> bool:
         """Returns whether it is time to stop; every process must call it equally often."""
-        self._looks += 1
+        now = time.monotonic()
+        due = now - self._saved >= self._seconds
         if jax.process_count() == 1:
+            self.checkpoint_due = due
             return self._noticed
-        if self._looks % TOGETHER:
+        self._looks += 1
+        if self._looks < self._together:
             return False
-        return bool(multihost_utils.process_allgather(np.array(self._noticed)).any())
+        mine = np.array([self._noticed, due, now - self._exchanged], np.float32)
+        noticed, dues, seconds = multihost_utils.process_allgather(mine).T
+        self.checkpoint_due = bool(dues[0])  # the lead decides
+        self._together = looks_between(self._looks, float(seconds[0]))
+        self._looks = 0
+        self._exchanged = now
+        return bool(noticed.any())
+
+    def saved(self) -> None:
+        """Starts counting the minutes to the next checkpoint."""
+        self._saved = time.monotonic()
+        self.checkpoint_due = False
 
     def _notice(self, signum: int, frame: object) -> None:
         self._noticed = True
+
+
+def looks_between(looks: int, seconds: float) -> int:
+    """Returns how many calls the next exchange among processes should come after, given those before the last one."""
+    wanted = looks * EXCHANGE_SECONDS / max(seconds, 1e-3)
+    return int(np.clip(wanted, FEWEST_LOOKS, min(2 * looks, MOST_LOOKS)))

@@ -32,7 +32,7 @@ METRICS_FILE, EVENTS, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints
 SEEN = ".seen-"  # start of the name of the file by which processes check that they share a workdir
 SEEN_WITHIN = 3  # seconds in which it must appear: network file systems are not instant
 RESUMABLE = {  # settings that a resumed run may change: its length, and where its features are and are kept
-    "train": ("epochs", "checkpoint_steps"),
+    "train": ("epochs", "checkpoint_steps", "checkpoint_minutes"),
     "data": ("train", "val", "placement"),
 }
 

@@ -53,7 +53,7 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
 
     with contextlib.ExitStack() as stack:
         workdir = stack.enter_context(run.claimed(workdir, config))
-        preemption = stack.enter_context(Preemption())
+        preemption = stack.enter_context(Preemption(config.train.checkpoint_minutes))
 
         # Build everything that the run needs.
         train_source, val_source = run.open_sources(method, config)
@@ -93,6 +93,7 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
         def save(val_loss: float | None = None) -> None:
             frames = int(train_source.lengths.sum())  # no epoch has more steps, so checkpoint numbers grow
             checkpoints.save(progress.epoch * (frames + 1) + progress.step, state, progress, val_loss)
+            preemption.saved()
 
         def evaluate(loader: Loader, title: str) -> float:
             return _mean_loss(objective, state, loader, title, lead, preemption)
@@ -115,7 +116,7 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
                 rate = progress.learning_rate
                 epoch = train_loader.epoch((config.seed, progress.epoch) if config.data.shuffle else None, first_step)
                 title = f"epoch {progress.epoch + 1}"
-                with LossMeter(title, epoch, method.unit, first_step, lead) as meter:
+                with LossMeter(title, epoch, method.unit, first_step, progress.loss_sum, lead) as meter:
                     for batches in epoch.batches:
                         state, losses = train_steps(
                             objective, optimizer, state, batches, np.asarray(rate, network.dtype)
@@ -124,8 +125,10 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
                         profiler.loop_started(losses)
                         before, step = step, step + len(batches)
                         last = step == len(epoch.items)
-                        due = step // config.train.checkpoint_steps > before // config.train.checkpoint_steps
                         stop = preemption.reached()
+                        due = preemption.checkpoint_due
+                        if every := config.train.checkpoint_steps:
+                            due |= step // every > before // every
                         if stop or due or last:
                             progress = progress.after_steps(step, meter.take())
                             _check_loss(progress, train_loader.source)
@@ -144,10 +147,12 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
                     save_weights(nnx.merge(graph, state.params, state.fixed), workdir / BEST_WEIGHTS, notes)
                 # Last, so that all that a checkpoint records is on disk; what it does not record is done again.
                 save(val_loss)
+            checkpoints.wait()
         except Preempted:
             done = "nothing"
             if progress.epoch >= 0:
                 save()
+                checkpoints.wait()
                 done = f"epoch {progress.epoch}, step {progress.step}"
             say(f"stopped by SIGTERM, saved after {done}; the same command resumes from there")
             return progress

@@ -9,7 +9,10 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import hypothesis
 import jax
@@ -18,7 +21,9 @@ import pytest
 import torch
 import tqdm
 from hypothesis import strategies as st
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType
+from orbax.checkpoint import CheckpointManager
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from avh_shards import UserError
@@ -30,9 +35,9 @@ from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.scores import open_scores
 from jax_avh.training import logging
 from jax_avh.training.checkpoint import Checkpoints
-from jax_avh.training.logging import MetricsLog, read_metrics
+from jax_avh.training.logging import LossMeter, MetricsLog, read_metrics
 from jax_avh.training.optimizer import make_optimizer
-from jax_avh.training.progress import Preemption, RunProgress
+from jax_avh.training.progress import Preemption, RunProgress, looks_between
 from jax_avh.training.run import CHECKPOINTS, initial_model, open_sources
 from jax_avh.training.step import init_state
 from tests import rules
@@ -167,6 +172,85 @@ def test_a_run_that_dies_anywhere_ends_the_same(small_run, tmp_path, monkeypatch
             train(config, tmp_path / "run")
     train(config, tmp_path / "run")
     assert_equal_runs(tmp_path / "run", unbroken, config)
+
+
+@pytest.mark.parametrize(("minutes", "saves"), [(1e-9, 13), (0.0, 4)])
+def test_checkpoints_by_time(small_run, tmp_path, monkeypatch, minutes, saves):
+    """Saves whenever the time is up, here after every step, or never within an epoch; epochs end with a checkpoint."""
+    config, unbroken = small_run
+    config = dataclasses.replace(config, train=TrainConfig(epochs=3, checkpoint_steps=0, checkpoint_minutes=minutes))
+    save, saved = Checkpoints.save, []
+
+    def counting(self, step, *args):
+        saved.append(step)
+        save(self, step, *args)
+
+    monkeypatch.setattr(Checkpoints, "save", counting)
+    train(config, tmp_path / "run")
+    assert len(set(saved)) == len(saved) == saves
+    assert_equal_runs(tmp_path / "run", unbroken, config)
+
+
+def test_processes_agree_on_the_time_of_a_checkpoint(monkeypatch):
+    """Plays the second of two processes, whose own minutes are over, while those of the first are not and then are."""
+    rows = iter([[0, 0, 0.5], [0, 1, 0.5], [1, 0, 4.0]])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: np.array([next(rows), mine]))
+    with Preemption(checkpoint_minutes=1e-9) as second:
+        looks = [(second.reached(), second.checkpoint_due) for _ in range(8 + 16)]
+        assert looks == [(False, False)] * 23 + [(False, True)]
+        second.saved()
+        looks = [(second.reached(), second.checkpoint_due) for _ in range(32)]
+        assert looks == [(False, False)] * 31 + [(True, False)]
+    assert next(rows, None) is None
+
+
+def test_processes_exchange_notices_every_two_seconds():
+    assert looks_between(8, 0.001) == 16  # at most twice as many
+    assert looks_between(200, 0.001) == 256
+    assert looks_between(100, 4.0) == 50
+    assert looks_between(100, 1000.0) == 8
+
+
+def test_a_checkpoint_is_written_in_the_background(small_run, tmp_path, monkeypatch):
+    """Lets next steps overwrite the state before a checkpoint is complete."""
+    config, _ = small_run
+    method, finalize, may_end = METHODS[config.method.name], CheckpointManager._finalize, threading.Event()
+
+    def late(*args):
+        assert may_end.wait(10)
+        finalize(*args)
+
+    monkeypatch.setattr(CheckpointManager, "_finalize", late)
+    network = initial_model(method, config, open_sources(method, config)[0])
+    _, state = init_state(network, method.trained, make_optimizer(config.optimizer))
+    wanted = [np.array(leaf) for leaf in jax.tree.leaves(state)]
+    step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(1, state, RunProgress.before(config))
+        for _ in range(3):
+            state = step(state)
+        jax.block_until_ready(state)
+        may_end.set()
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(state, RunProgress.before(config))
+    for found, leaf in zip(jax.tree.leaves(restored), wanted, strict=True):
+        np.testing.assert_array_equal(found, leaf)
+
+
+def test_the_sum_of_the_losses_is_the_same_wherever_a_run_is_saved():
+    losses = np.random.default_rng(0).standard_normal(100)
+    epoch: Any = SimpleNamespace(frames=np.ones(100), items=np.ones(100))
+    sums = []
+    for saved in (0, 1, 37):
+        with LossMeter("before", epoch, "frames", shown=False) as meter:
+            if saved:
+                meter.add(losses[:saved])
+            progress = RunProgress(0, 0, 0.0, 1.0).after_steps(saved, meter.take())
+        with LossMeter("after", epoch, "frames", saved, progress.loss_sum, shown=False) as meter:
+            meter.add(losses[saved:])
+            sums.append(meter.take())
+    assert len(set(sums)) == 1
 
 
 def assert_equal_runs(one, other, config) -> None:
@@ -395,7 +479,8 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):
         ("optimizer.plateau_patience", -1),
         ("train.epochs", -1),
         ("train.early_stop", 0),
-        ("train.checkpoint_steps", 0),
+        ("train.checkpoint_steps", -1),
+        ("train.checkpoint_minutes", -1.0),
         ("seed", -1),
     ],
 )
