@@ -106,9 +106,15 @@ def sweep(trials: Sequence[Trial], parallel: int) -> list[Trial]:
       The trials without a result.
 
     Raises:
-      UserError: another sweep is running in the same folder, or there are fewer TPU chips than simultaneous runs.
+      UserError: the folder is at a URL, another sweep is running there, or there are fewer TPU chips than simultaneous
+        runs.
       KeyboardInterrupt: a signal was received, and all runs have ended.
     """
+    if "://" in str(trials[0].workdir):
+        raise UserError(
+            f"{trials[0].workdir.parent}: a sweep keeps the output of its runs in a local folder; name one, or give "
+            "--print_jobs and run them yourself"
+        )
     signals: list[int] = []
     running: dict[subprocess.Popen, tuple[Trial, dict[str, str]]] = {}
     heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP

@@ -192,7 +192,7 @@ def atomic_writes(paths: Sequence[AnyPath], stale: Iterable[FilePath] = ()) -> I
                 if isinstance(path, Path):
                     draft.replace(path)
                 else:
-                    path.fs.put_file(str(draft), path.path)
+                    _upload(draft, path)
         except OSError as error:
             if not _of_writing(error, targets):
                 raise
@@ -298,6 +298,16 @@ def _draft(path: FilePath) -> Iterator[Path]:
             finally:
                 temporary.unlink(missing_ok=True)
             return
+
+
+def _upload(draft: Path, path: UPath) -> None:
+    try:
+        path.fs.put_file(str(draft), path.path)
+    except OSError:
+        raise
+    except Exception as error:  # each fsspec file system raises its own errors
+        reason = one_line(error)
+        raise UserError(f"{path}: cannot be written: {reason}; once it can, the same command resumes") from error
 
 
 def _of_writing(error: OSError, targets: Sequence[FilePath]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import safetensors
 
 from avh_shards.errors import UserError
-from avh_shards.paths import GZIP, HDF5, PNG, ZIP
+from avh_shards.paths import GZIP, HDF5, PNG, ZIP, FilePath, local_file
 from avh_shards.text import one_line
 
 NOTES = "avh-align"  # metadata key of this project's notes, which record how the weights were trained
@@ -79,11 +79,11 @@ def file_kind(path: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def open_safetensors(path: Path, framework: str) -> Iterator[safetensors.safe_open]:
+def open_safetensors(path: FilePath, framework: str) -> Iterator[safetensors.safe_open]:
     """Opens a .safetensors file without reading its arrays.
 
     Args:
-      path: the file.
+      path: the file; one at a URL is copied to the local disk while it is open.
       framework: type of the arrays that are read from it, "numpy" or "pt".
 
     Yields:
@@ -94,22 +94,23 @@ def open_safetensors(path: Path, framework: str) -> Iterator[safetensors.safe_op
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights")
-    try:
-        kind = file_kind(path)
-        if kind not in (SAFETENSORS_FILE, None):
-            way = "; convert it with launch.convert" if kind == PYTORCH_FILE else ""
-            raise UserError(f"{path}: {kind}, but .safetensors weights are expected{way}")
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-            size = file.seek(0, 2)
-        if header > min(MOST_HEADER, size - 8):
-            raise ValueError("it does not begin with a header of names and shapes")
-        with safetensors.safe_open(path, framework) as weights:
-            yield weights
-    except UserError:
-        raise
-    except (OSError, safetensors.SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a readable .safetensors file ({one_line(str(error)[:500])})") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            local = stack.enter_context(local_file(path))
+            kind = file_kind(local)
+            if kind not in (SAFETENSORS_FILE, None):
+                way = "; convert it with launch.convert" if kind == PYTORCH_FILE else ""
+                raise UserError(f"{path}: {kind}, but .safetensors weights are expected{way}")
+            with local.open("rb") as file:
+                header = int.from_bytes(file.read(8), "little")
+                size = file.seek(0, 2)
+            if header > min(MOST_HEADER, size - 8):
+                raise ValueError("it does not begin with a header of names and shapes")
+            yield stack.enter_context(safetensors.safe_open(local, framework))
+        except UserError:
+            raise
+        except (OSError, safetensors.SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not a readable .safetensors file ({one_line(str(error)[:500])})") from error
 
 
 def pack_notes(notes: Mapping[str, str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from avh_shards import UserError
 from avh_shards.clip import offsets
 from avh_shards.format import SHARD_PATTERN, marks
-from avh_shards.paths import HDF5, as_path, check_outputs, file_lock, file_sha256, locked
+from avh_shards.paths import HDF5, FilePath, as_path, check_outputs, file_lock, file_sha256, local_file, locked
 from avh_shards.text import one_line
 from jax_avh.data.source import Source, open_source
 from jax_avh.methods import METHODS
@@ -26,7 +26,7 @@ DEFAULT = "avh_align"  # method of weights that do not record one, such as an of
 COPIED = ("encoder", "weights_sha256", "trimmed", "dataset")  # attributes copied from the shards
 
 
-def choose_method(method: str | None, weights: Path | None) -> Method:
+def choose_method(method: str | None, weights: FilePath | None) -> Method:
     """Returns the method to score with: the named one, or the one that the weights record.
 
     Args:
@@ -56,7 +56,7 @@ class Detector:
     """Method that is ready to score, with its network and the notes of its weights, if it has any."""
 
     method: Method
-    path: Path | None = None  # path of the weights
+    path: FilePath | None = None  # path of the weights
     network: Any = None
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
     batch_frames: int | None = None  # frames of one step; None = the backend's default
@@ -66,7 +66,8 @@ class Detector:
         """Attributes of its scores that describe its weights: path, SHA-256, marks of their origin; {} without any."""
         if self.path is None:
             return {}
-        known: dict[str, object] = {"weights": str(self.path), "alignment_sha256": file_sha256(self.path)}
+        with local_file(self.path) as local:
+            known: dict[str, object] = {"weights": str(self.path), "alignment_sha256": file_sha256(local)}
         return known | ({"trained_on": ",".join(found)} if (found := marks(self.notes)) else {})
 
     def check_fits(self, width: int, attributes: Mapping[str, object], what: object) -> None:

@@ -17,7 +17,7 @@ from jax_avh.training import train
 from launch import command
 
 CONFIG_FILE = flags.DEFINE_string("config_file", None, "config.json of a run to repeat; flags override its settings.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a stopped run resumes there.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder or URL of the run; a stopped run resumes there.", required=True)
 PROFILE = flags.DEFINE_boolean("profile", False, "Trace some steps with jax.profiler into WORKDIR/profile.")
 DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "Run as one of several processes on a cluster.")
 COORDINATOR = flags.DEFINE_string(

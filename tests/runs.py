@@ -4,6 +4,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from avh_shards.paths import AnyPath, FilePath
 from jax_avh import training
 from jax_avh.config import Config
 from jax_avh.methods import METHODS
@@ -12,7 +13,7 @@ from jax_avh.training.progress import RunProgress
 from tests.forks import Forked, forks
 
 
-def train(config: Config, workdir: str | Path, profile: bool = False) -> RunProgress:
+def train(config: Config, workdir: AnyPath, profile: bool = False) -> RunProgress:
     """Trains the method that a configuration names, in this process."""
     return training.train(METHODS[config.method.name], config, workdir, profile)
 
@@ -22,12 +23,12 @@ def start_training(
     processes: int = 1,
     devices: int = 1,
     x64: bool = False,
-    workdirs: Sequence[Path] = (),
+    workdirs: Sequence[Path | str] = (),
     **settings: object,
 ) -> list[Forked]:
     """Starts the training command in a number of processes with `devices` each; `settings` are configuration fields.
 
-    `workdirs` are those of the processes if they differ.
+    `workdirs` are those of the processes if they differ from `workdir`, which names the logs.
     Uses the linear head, which compiles in a second: such runs are only compared with each other.
     """
     environment = {
@@ -43,7 +44,7 @@ def start_training(
     started = []
     for process, folder in enumerate(workdirs or [workdir] * processes):
         own = [f"--workdir={folder}", *([f"--process_id={process}"] if processes > 1 else [])]
-        log = Path(f"{folder}.{process}.log")
+        log = Path(f"{workdir}.{process}.log")
         started.append(forks().start("train", *flags, *own, stdout=log, stderr=log, environment=environment))
     return started
 
@@ -54,13 +55,13 @@ def finish(started: list[Forked], workdir: Path) -> None:
         assert process.wait(timeout=300) == 0, Path(f"{workdir}.{number}.log").read_text()
 
 
-def curve(workdir: Path) -> list[dict]:
+def curve(workdir: FilePath) -> list[dict]:
     """Returns the metrics that do not depend on the machine's speed."""
     lines = read_metrics(workdir / "metrics.jsonl")
     return [{name: value for name, value in line.items() if not name.endswith("_per_second")} for line in lines]
 
 
-def losses(workdir: Path) -> list[tuple[float, float]]:
+def losses(workdir: FilePath) -> list[tuple[float, float]]:
     """Returns the training and validation loss of every epoch."""
     return [(line["train_loss"], line["val_loss"]) for line in curve(workdir)]
 

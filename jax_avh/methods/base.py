@@ -10,7 +10,6 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int64, Key
 
 from avh_shards import UserError
+from avh_shards.paths import FilePath
 from avh_shards.text import one_line
 from jax_avh.config import Config
 from jax_avh.data.batches import (
@@ -102,7 +102,7 @@ class TrainableMethod(Method):
     make_model: Callable[[Config, Source], Any]
 
     @abc.abstractmethod
-    def load_model(self, path: Path, precision: str = "float32") -> Any:
+    def load_model(self, path: FilePath, precision: str = "float32") -> Any:
         """Loads the network of a weight file.
 
         Args:
@@ -198,7 +198,7 @@ class FrameMethod(TrainableMethod):
         """See Method."""
         return self.loss is not None
 
-    def load_model(self, path: Path, precision: str = "float32") -> FrameNetwork:
+    def load_model(self, path: FilePath, precision: str = "float32") -> FrameNetwork:
         """See TrainableMethod."""
         return load_weights(path, precision)
 
@@ -299,10 +299,10 @@ class ExampleMethod(TrainableMethod):
 
     unit = "examples"
 
-    def load_model(self, path: Path, precision: str = "float32") -> nnx.Module:
+    def load_model(self, path: FilePath, precision: str = "float32") -> nnx.Module:
         """See TrainableMethod."""
 
-        def make(path: Path, shapes: object, notes: Mapping[str, str], precision: str) -> nnx.Module:
+        def make(path: FilePath, shapes: object, notes: Mapping[str, str], precision: str) -> nnx.Module:
             try:
                 return self.model_of(notes, precision)
             except (KeyError, ValueError, TypeError, ArithmeticError) as error:  # notes may hold anything

@@ -1,8 +1,6 @@
 """Weights in .safetensors files: official names, PyTorch's layout ([out, in]), and notes on their training."""
 
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -12,7 +10,7 @@ import safetensors.numpy
 from flax import nnx
 
 from avh_shards import UserError
-from avh_shards.paths import atomic_write
+from avh_shards.paths import AnyPath, FilePath, as_path, atomic_write, reachable
 from avh_shards.text import one_line
 from avh_shards.weights import MOST_DETAILS, misfits, open_safetensors, pack_notes, unpack_notes
 from jax_avh.models.alignment import MODALITY_FEATURES, NETWORKS, FrameNetwork
@@ -25,7 +23,7 @@ SEQUENCE = "layers"
 
 Shapes = Mapping[str, tuple[int, ...]]
 # (file, shapes of its arrays, its notes, precision) -> a network of that kind, with arrays yet to be loaded
-Make = Callable[[Path, Shapes, Mapping[str, str], str], nnx.Module]
+Make = Callable[[FilePath, Shapes, Mapping[str, str], str], nnx.Module]
 
 
 class Named(NamedTuple):
@@ -49,7 +47,7 @@ class Named(NamedTuple):
         return np.moveaxis(array, (0, 1), (-1, -2)) if self.kernel else array
 
 
-def save_weights(network: Any, path: str | os.PathLike, notes: Mapping[str, str] = MappingProxyType({})) -> None:
+def save_weights(network: Any, path: AnyPath, notes: Mapping[str, str] = MappingProxyType({})) -> None:
     """Writes a network's arrays in float32, with its kind and notes in the file's metadata.
 
     Args:
@@ -63,7 +61,7 @@ def save_weights(network: Any, path: str | os.PathLike, notes: Mapping[str, str]
         temporary.write_bytes(safetensors.numpy.save(arrays, metadata=pack_notes({**notes, **network.kind})))
 
 
-def load_weights(path: str | os.PathLike, precision: str = "float32", make: Make | None = None) -> Any:
+def load_weights(path: AnyPath, precision: str = "float32", make: Make | None = None) -> Any:
     """Loads a network from a file of weights.
 
     Args:
@@ -78,7 +76,7 @@ def load_weights(path: str | os.PathLike, precision: str = "float32", make: Make
       UserError: the file is missing or damaged, its arrays do not fit the network (the message lists them), or an
         array is not of finite floating-point numbers.
     """
-    path = Path(path)
+    path = as_path(path)
     with open_safetensors(path, "numpy") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         notes = unpack_notes(file.metadata())
@@ -111,18 +109,18 @@ def named_arrays(network: nnx.Module) -> dict[str, Named]:
     return found
 
 
-def read_notes(path: str | os.PathLike) -> dict[str, str]:
+def read_notes(path: AnyPath) -> dict[str, str]:
     """Reads the notes on origin from a file of weights; empty for weights of an official file.
 
     Raises:
       UserError: the file is missing or damaged.
     """
-    with open_safetensors(Path(path), "numpy") as file:
+    with open_safetensors(as_path(path), "numpy") as file:
         return unpack_notes(file.metadata())
 
 
 def check_features(
-    path: Path, width: int, notes: Mapping[str, str], attributes: Mapping[str, object], what: object
+    path: FilePath, width: int, notes: Mapping[str, str], attributes: Mapping[str, object], what: object
 ) -> None:
     """Checks that features match those that weights were trained on.
 
@@ -155,13 +153,13 @@ def parameter_table(network: nnx.Module) -> str:
     return "\n".join([*lines, f"{'parameters':{wide}s} {'':{long}s} {sum(size for *_, size in rows):>10,}"])
 
 
-def weights_file(weights: str | os.PathLike) -> Path:
+def weights_file(weights: AnyPath) -> FilePath:
     """Returns the file of weights at a path: the path itself or, for a workdir, its best weights.
 
     Raises:
       UserError: the path is a folder without best weights.
     """
-    path = Path(weights)
+    path = reachable(weights)
     if not path.is_dir():
         return path
     if not (path / BEST_WEIGHTS).is_file():
@@ -169,7 +167,7 @@ def weights_file(weights: str | os.PathLike) -> Path:
     return path / BEST_WEIGHTS
 
 
-def frame_network(path: Path, shapes: Shapes, notes: Mapping[str, str], precision: str) -> FrameNetwork:
+def frame_network(path: FilePath, shapes: Shapes, notes: Mapping[str, str], precision: str) -> FrameNetwork:
     """Builds a network of the kind that a file's shapes and notes describe, with arrays yet to be loaded.
 
     Args:

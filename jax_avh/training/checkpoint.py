@@ -7,38 +7,49 @@ import math
 import os
 import re
 import shutil
+import tarfile
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from avh_shards import UserError
-from avh_shards.paths import FULL, UNWRITABLE, unwritable
+from avh_shards.paths import FULL, UNWRITABLE, FilePath, atomic_write, local_file, unwritable
 from avh_shards.text import one_line
 from jax_avh.training.progress import RunProgress
 from jax_avh.training.step import TrainState
 
 policies = ocp.training.preservation_policies
 SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in the ValueErrors that TensorStore raises
+ARCHIVE = "checkpoints.tar"  # all checkpoints, in a folder at a URL
 HALF = "*.orbax-checkpoint-tmp"  # folders of incomplete checkpoints
 METADATA_BYTES = 2**20  # reserved for a checkpoint's files other than arrays, which usually take a tenth of it
 MOST_TOLD = 300  # characters of a library's error that a message quotes
 
 
 class Checkpoints:
-    """Checkpoints of a run in one folder, numbered by training step."""
+    """Checkpoints of a run in one folder, numbered by training step.
 
-    def __init__(self, directory: Path):
+    Orbax writes to few object stores. So for a folder at a URL, each process keeps a copy on its own disk, which the
+    lead uploads after every save as one file, whole or not at all. This works because every process holds all arrays.
+    """
+
+    def __init__(self, directory: FilePath):
         """Opens the folder, or creates it.
 
         Raises:
           UserError: the folder cannot be written, or holds a damaged checkpoint.
         """
-        self._directory = directory.absolute()
-        self._saving: Any = None  # response of the save in progress
-        logging.getLogger("absl").addFilter(_not_raised_again)
+        self._directory = directory
+        self._archive = None if isinstance(directory, Path) else directory / ARCHIVE
+        self._uploader = ThreadPoolExecutor(1)
+        self._saving: Any = None  # future of the save in progress
+        logging.getLogger("absl").addFilter(_worth_reading)
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # silences the reads that Orbax abandons when one fails
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["val_loss"],
@@ -46,10 +57,18 @@ class Checkpoints:
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        with self._told("a checkpoint in it cannot be read"):
-            keep: Any = policies.AnyPreservationPolicy([policies.LatestN(1), best])
+        keep: Any = policies.AnyPreservationPolicy([policies.LatestN(1), best])
+        context = ocp.Context()
+        with contextlib.ExitStack() as stack, self._told("a checkpoint in it cannot be read"):
+            if isinstance(directory, Path):
+                self._local = directory.absolute()
+            else:
+                context.multiprocessing.primary_host = None  # every process writes
+                self._local = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                self._download()
             self._checkpointer = ocp.training.Checkpointer(
-                str(self._directory),
+                str(self._local),
+                context=context,
                 preservation_policy=keep,
                 cleanup_tmp_directories=True,
             )
@@ -57,6 +76,7 @@ class Checkpoints:
                 metrics: Any = checkpoint.metrics
                 if metrics is not None and not math.isfinite(metrics["val_loss"]):
                     raise ValueError(f"the metrics of {checkpoint.step} are not finite")
+            self._copy = stack.pop_all()
 
     def save(self, step: int, state: TrainState, progress: RunProgress, val_loss: float | None = None) -> None:
         """Saves the run at a step in the background, unless that checkpoint exists.
@@ -80,15 +100,17 @@ class Checkpoints:
         metrics: Any = None if val_loss is None else {"val_loss": val_loss}
         # Checked first, because on a full disk Orbax's threads fail one after the other. A quota only shows in writing.
         needed = sum(array.nbytes for array in jax.tree.leaves(state)) + METADATA_BYTES
-        disk = shutil.disk_usage(self._directory)
+        disk = shutil.disk_usage(self._local)
         if disk.total and disk.free < needed:  # some network file systems report zeros
             raise UserError(
-                f"{self._directory}: cannot be written: a checkpoint takes {needed / 1e6:.1f} MB, but "
+                f"{self._local}: cannot be written: a checkpoint takes {needed / 1e6:.1f} MB, but "
                 f"{disk.free / 1e6:.1f} MB are free; free some space, and the same command resumes"
             )
         with self._told():
-            stored = _stored(state, progress)
+            stored = self._placed(_stored(state, progress))
             self._saving = self._checkpointer.save_async(step, stored, metrics=metrics, force=True)
+            if self._archive and jax.process_index() == 0:
+                self._saving = self._uploader.submit(self._upload, self._saving)
 
     def wait(self) -> None:
         """Waits until the checkpoint in progress is on disk.
@@ -110,18 +132,46 @@ class Checkpoints:
         if self._checkpointer.latest is None:
             return state, progress
         with self._told("the latest checkpoint cannot be restored"):
-            stored = self._checkpointer.load(None, _stored(state, progress))
-        return _restored(stored, state)
+            stored = self._checkpointer.load(None, self._placed(_stored(state, progress)))
+        restored, progress = _restored(stored, state)
+        if self._archive:
+            restored = jax.tree.map(
+                lambda like, array: jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__),
+                state,
+                restored,
+            )
+        return restored, progress
 
     def close(self) -> None:
         """Closes the folder, and removes what a failed save left there."""
         try:
+            self.wait()
             with self._told():  # closing raises the error of a failed save again
                 self._checkpointer.close()
         finally:
             if jax.process_index() == 0:
-                for half in self._directory.glob(HALF):
+                for half in self._local.glob(HALF):
                     shutil.rmtree(half, ignore_errors=True)
+            self._uploader.shutdown()
+            self._copy.close()
+
+    def _download(self) -> None:
+        """Fills the copy on the own disk with the checkpoints at the URL."""
+        assert self._archive is not None
+        if self._archive.exists():
+            with local_file(self._archive) as file, tarfile.open(file) as archive:
+                archive.extractall(self._local, filter="data")
+
+    def _upload(self, saving: Any) -> None:
+        """Waits for a save, and uploads all checkpoints that it leaves."""
+        assert self._archive is not None
+        saving.result()
+        with atomic_write(self._archive) as temporary, tarfile.open(temporary, "w") as archive:
+            archive.add(self._local, arcname=".")
+
+    def _placed(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """Returns what to store, with arrays of the host if every process writes them."""
+        return {**stored, "state": jax.tree.map(np.asarray, stored["state"])} if self._archive else stored
 
     @contextlib.contextmanager
     def _told(self, damage: str = "") -> Iterator[None]:
@@ -143,9 +193,9 @@ class Checkpoints:
             raise UserError(f"{self._directory}: {damage} ({reason}); remove this folder to start over") from error
 
 
-def _not_raised_again(record: logging.LogRecord) -> bool:
-    """Filters out the tracebacks of Orbax's threads, because the main thread raises the same errors."""
-    return not (record.exc_info and "orbax" in record.pathname)
+def _worth_reading(record: logging.LogRecord) -> bool:
+    """Filters out tracebacks of Orbax's threads, which the main thread raises again, and a remark on every save."""
+    return "orbax" not in record.pathname or not (record.exc_info or "`primary_host=None`" in str(record.msg))
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

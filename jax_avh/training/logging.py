@@ -16,7 +16,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from avh_shards import UserError
-from avh_shards.paths import atomic_write, unwritable
+from avh_shards.paths import FilePath, atomic_write, unwritable
 from jax_avh.data.loaders import Epoch
 from jax_avh.training.run import EVENTS, METRICS_FILE
 
@@ -33,7 +33,7 @@ class MetricsLog:
     TensorBoard's own writer is not used: errors in its thread, such as a full disk, end in a traceback.
     """
 
-    def __init__(self, workdir: Path, last_epoch: int, caveat: str = ""):
+    def __init__(self, workdir: FilePath, last_epoch: int, caveat: str = ""):
         """Opens the files of a run.
 
         Args:
@@ -77,7 +77,7 @@ class MetricsLog:
 class Profiler:
     """Tracer of a few compiled loops by jax.profiler, after the first ones have compiled; without a folder, idle."""
 
-    def __init__(self, directory: Path | None):
+    def __init__(self, directory: FilePath | None):
         self._directory = directory
         self._seen = 0
         self._tracing = False
@@ -87,7 +87,7 @@ class Profiler:
         self._seen += 1
         if self._directory and self._seen == WARM_UP:
             jax.block_until_ready(losses)
-            jax.profiler.start_trace(self._directory)
+            jax.profiler.start_trace(str(self._directory))
             self._tracing = True
         if self._seen == WARM_UP + TRACED:
             jax.block_until_ready(losses)
@@ -154,8 +154,12 @@ class LossMeter:
         self._bar.update(int(self._epoch.frames[before : self._done].sum()))
 
 
-def _append(path: Path, data: bytes) -> None:
+def _append(path: FilePath, data: bytes) -> None:
     """Appends bytes to a file, all or none; they are on disk when this returns."""
+    if not isinstance(path, Path):  # objects of a store are replaced whole
+        with atomic_write(path) as temporary:
+            temporary.write_bytes((path.read_bytes() if path.exists() else b"") + data)
+        return
     try:
         path.parent.mkdir(exist_ok=True)
         with path.open("ab", buffering=0) as file:  # a buffer would be written again on closing
@@ -171,7 +175,7 @@ def _append(path: Path, data: bytes) -> None:
         raise unwritable(path, error) from error
 
 
-def read_metrics(path: Path) -> list[dict[str, int | float]]:
+def read_metrics(path: FilePath) -> list[dict[str, int | float]]:
     """Reads the complete lines of a metrics file, up to the first that was cut off; a missing file has none.
 
     Raises:

@@ -9,8 +9,7 @@ import math
 import secrets
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +19,7 @@ from jax.experimental import multihost_utils
 from avh_shards import UserError
 from avh_shards.clip import FAKE, REAL
 from avh_shards.format import differences, marks, results_folder
-from avh_shards.paths import SAFETENSORS, AnyPath, as_path, atomic_write, check_outputs, locked
+from avh_shards.paths import SAFETENSORS, AnyPath, FilePath, as_path, atomic_write, check_outputs, locked, reachable
 from avh_shards.text import one_line
 from jax_avh.config import RESULT, SETTINGS, Config, complete_record
 from jax_avh.data.source import SOURCE_ATTRIBUTES, Source, open_source
@@ -97,7 +96,7 @@ def initial_model(method: TrainableMethod, config: Config, source: Source) -> An
     trained = read_notes(config.init).get("method")
     if trained not in (None, method.name):
         raise UserError(f"{config.init}: weights trained as {trained}; give weights of {method.name}")
-    given = method.load_model(Path(config.init), config.train.precision)
+    given = method.load_model(as_path(config.init), config.train.precision)
     if given.kind != network.kind:
         wanted, found = (", ".join(f"{name} {value}" for name, value in n.kind.items()) for n in (network, given))
         raise UserError(f"{config.init}: weights of a network with {found}, but the settings ask for {wanted}")
@@ -132,16 +131,14 @@ def check_fit(network: Any, train: Source, val: Source) -> None:
 # --- workdir ---------------------------------------------------------------------------------------------------------
 
 
-def open_workdir(workdir: AnyPath, config: Config) -> Path:
+def open_workdir(workdir: AnyPath, config: Config) -> FilePath:
     """Returns the folder of a run, new or existing, after checking that the run can only replace its own files.
 
     Raises:
-      UserError: the folder is a URL or a file, holds shards or files that no run wrote, cannot be written to, or holds
-        the weights that the run reads.
+      UserError: the folder is a file, cannot be reached, holds shards or files that no run wrote, cannot be written to,
+        or holds the weights that the run reads.
     """
-    if "://" in str(workdir):
-        raise UserError(f"--workdir={workdir}: is a URL; give a folder that all processes see")
-    folder = cast(Path, results_folder(workdir))  # a Path, because it is not a URL
+    folder = results_folder(reachable(workdir))
     read = [config.init] if config.init else []
     read += [weights_file(path) for path in config.method.weights_read()]
     check_outputs({folder / SETTINGS: rb"\{", folder / BEST_WEIGHTS: SAFETENSORS}, read)
@@ -152,8 +149,10 @@ def open_workdir(workdir: AnyPath, config: Config) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(workdir: AnyPath, config: Config) -> Iterator[Path]:
+def claimed(workdir: AnyPath, config: Config) -> Iterator[FilePath]:
     """Yields the folder of a run, locked against other runs; the lead process checks it, and holds the lock.
+
+    A URL is not locked.
 
     The others touch it only afterwards: a network file system might remember for a while that it did not exist.
 
@@ -161,7 +160,7 @@ def claimed(workdir: AnyPath, config: Config) -> Iterator[Path]:
       UserError: the workdir is unsuitable (see `open_workdir`), another run is writing there, or a process does not see
         what the lead process writes there; every process of this run raises it.
     """
-    folder = cast(Path, as_path(workdir))  # a Path, because `open_workdir` refuses URLs
+    folder = as_path(workdir)
     refusal = None
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
@@ -177,7 +176,7 @@ def claimed(workdir: AnyPath, config: Config) -> Iterator[Path]:
         yield folder
 
 
-def _check_shared(folder: Path, workdir: AnyPath) -> None:
+def _check_shared(folder: FilePath, workdir: AnyPath) -> None:
     """Raises a UserError in every process unless all of them see what the lead process writes in a folder."""
     lead = jax.process_index() == 0
     token = secrets.randbits(31)
@@ -195,11 +194,11 @@ def _check_shared(folder: Path, workdir: AnyPath) -> None:
         who = f"process {blind[0]} does" if blind.size == 1 else f"processes {', '.join(map(str, blind))} do"
         raise UserError(
             f"--workdir={workdir}: {who} not see what process 0 writes there; give a folder that all processes see "
-            "(on NFS, Filestore, ...)"
+            "(on NFS, Filestore, gs://, ...)"
         )
 
 
-def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> None:
+def adopt(workdir: FilePath, config: Config, data: dict[str, str], lead: bool) -> None:
     """Writes the settings and the data's fingerprints into a workdir, once every process has compared them.
 
     Args:
@@ -231,7 +230,7 @@ def adopt(workdir: Path, config: Config, data: dict[str, str], lead: bool) -> No
         _write(path, record)
 
 
-def write_result(workdir: Path, progress: RunProgress, caveat: str = "") -> None:
+def write_result(workdir: FilePath, progress: RunProgress, caveat: str = "") -> None:
     """Writes the result of a finished run, with the caveat that accompanies its numbers."""
     result = {
         "epochs": progress.epoch,
@@ -241,7 +240,7 @@ def write_result(workdir: Path, progress: RunProgress, caveat: str = "") -> None
     _write(workdir / RESULT, result | ({"caveat": caveat} if caveat else {}))
 
 
-def _write(path: Path, record: dict) -> None:
+def _write(path: FilePath, record: dict) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
 

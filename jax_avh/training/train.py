@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ from flax import nnx
 
 from avh_shards import UserError
 from avh_shards.format import caveat
+from avh_shards.paths import AnyPath
 from jax_avh.config import Config, check_config
 from jax_avh.data.loaders import Loader
 from jax_avh.data.source import Source
@@ -26,14 +26,14 @@ from jax_avh.training.progress import Preempted, Preemption, RunProgress
 from jax_avh.training.step import Objective, TrainState, batch_losses, init_state, train_steps
 
 
-def train(method: TrainableMethod, config: Config, workdir: str | Path, profile: bool = False) -> RunProgress:
+def train(method: TrainableMethod, config: Config, workdir: AnyPath, profile: bool = False) -> RunProgress:
     """Trains a method's network on a folder of shards; resumes a run that was stopped.
 
     Args:
       method: the method that the configuration names.
       config: the run's settings.
-      workdir: folder for `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `best.safetensors` and, at the
-        end, `result.json`. All processes of a run must see it.
+      workdir: folder or URL for `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `best.safetensors` and,
+        at the end, `result.json`. All processes of a run must see it.
       profile: whether to trace some early steps into `profile/`.
 
     Returns:
@@ -41,10 +41,12 @@ def train(method: TrainableMethod, config: Config, workdir: str | Path, profile:
 
     Raises:
       UserError: a setting, the features or the initial weights are invalid, the loss is not finite, or the workdir
-        is a URL, cannot be written, is not seen by every process, belongs to another run, holds a damaged checkpoint,
+        cannot be reached or written, is not seen by every process, belongs to another run, holds a damaged checkpoint,
         or is in use.
     """
     check_config(config)
+    if profile and "://" in str(workdir):
+        raise UserError(f"--profile: traces are written to local disks only, not to {workdir}; leave it out")
     lead = jax.process_index() == 0  # the process that prints and writes
 
     def say(*lines: str) -> None:

@@ -162,6 +162,16 @@ def test_settings_are_read_by_their_type():
     assert make_config({}).data.shuffle
 
 
+def test_a_sweep_at_a_url_is_rejected_and_its_jobs_are_not(flags, launch):
+    """Checks that such runs can be started one by one, since each may keep its workdir at a URL."""
+    jobs = make_trials(flags, "memory://sweep")
+    with pytest.raises(UserError, match="memory://sweep: a sweep keeps the output of its runs in a local folder"):
+        sweep(jobs, 1)
+    status, output = launch("sweep", *flags, "--workdir=memory://sweep", "--print_jobs")
+    assert status == 0
+    assert "--workdir=memory://sweep/run" in output
+
+
 TPU = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1"}
 READ = {"CUDA_VISIBLE_DEVICES", "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "TPU_VISIBLE_CHIPS", *TPU}
 

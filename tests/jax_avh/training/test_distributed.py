@@ -97,7 +97,7 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path, settings):
         started = start_training(among[0], 2, workdirs=among, **settings)
         assert [process.wait(timeout=60) for process in started] == [2, 2], name
         for number, workdir in enumerate(among):
-            said = Path(f"{workdir}.{number}.log").read_text()
+            said = Path(f"{among[0]}.{number}.log").read_text()
             assert f"--workdir={workdir}: process 1 does not see what process 0 writes there; give a folder" in said
             assert "Traceback" not in said
     assert not any(tmp_path.glob("*/.*"))

@@ -579,8 +579,3 @@ def test_bfloat16_trains_as_float32_does_but_for_its_digits(rule_shards, init, t
     assert all(leaf.dtype in (np.float32, np.int32) for leaf in latest(tmp_path, config))
     difference = np.abs(np.array(losses(tmp_path)) - np.array(losses(official_run[1])[:2]))
     assert 1e-7 < difference.max() < 5e-3
-
-
-def test_a_workdir_at_a_url_is_refused(tmp_path):
-    with pytest.raises(UserError, match="give a folder"):
-        train(small_config(tmp_path), "memory://run")

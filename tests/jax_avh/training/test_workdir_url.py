@@ -1,0 +1,135 @@
+"""Runs whose workdir is at a URL: in memory, and in an object store over the S3 protocol."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from upath import UPath
+
+from avh_shards import UserError
+from jax_avh.config import TrainConfig
+from jax_avh.inference import score_shards
+from jax_avh.scores import open_scores
+from jax_avh.training.checkpoint import Checkpoints
+from tests.extract.run.test_object_store import bucket, keys  # noqa: F401 (a fixture)
+from tests.jax_avh.data.test_batches import make_source
+from tests.jax_avh.training.test_train import Killed, assert_equal_runs, small_config
+from tests.runs import curve, finish, start_training, train
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """Returns (config, workdir) of a run in a local folder, saved after every step."""
+    folder = tmp_path_factory.mktemp("small")
+    config = small_config(folder, train=TrainConfig(epochs=3, checkpoint_steps=1))
+    train(config, folder / "run")
+    return config, folder / "run"
+
+
+@pytest.fixture
+def url():
+    """Returns an empty folder in memory."""
+    yield UPath("memory://runs/run")
+    UPath("memory://runs").fs.rm("/", recursive=True)
+
+
+@pytest.mark.parametrize("place", ["_upload", "save"])
+@pytest.mark.parametrize("nth", [1, 6])
+def test_a_run_at_a_url_that_dies_ends_as_a_local_one(small_run, url, monkeypatch, place, nth):
+    """Kills a run as it uploads or has started to save its nth checkpoint."""
+    config, local = small_run
+    original, passed = getattr(Checkpoints, place), []
+
+    def dying(*args):
+        passed.append(1)
+        if place == "_upload" and len(passed) >= nth:
+            raise Killed
+        original(*args)
+        if len(passed) == nth:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, place, dying)
+        with pytest.raises(Killed):
+            train(config, str(url))
+    assert not (url / "result.json").exists()
+    train(config, str(url))
+    assert_equal_runs(url, local, config)
+    assert (url / "result.json").read_text() == (local / "result.json").read_text()
+    assert sorted(path.name for path in url.iterdir()) == sorted(path.name for path in local.iterdir())
+
+
+def test_weights_at_a_url_score_as_local_ones(small_run, url, tmp_path):
+    config, local = small_run
+    url.fs.put(str(local), url.path, recursive=True)
+    for name, weights in {"local": local, "url": str(url), "file": str(url / "best.safetensors")}.items():
+        score_shards(config.data.val, tmp_path / f"{name}.h5", weights=weights)
+        for part in ("frame", "clip"):
+            found, wanted = (getattr(open_scores(tmp_path / f"{one}.h5"), part) for one in (name, "local"))
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_damaged_checkpoint_at_a_url_is_told(small_run, url):
+    config, _ = small_run
+    train(dataclasses.replace(config, train=TrainConfig(epochs=0)), str(url))
+    (url / "checkpoints" / "checkpoints.tar").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"run/checkpoints: a checkpoint in it cannot be read \(.+\); remove this"):
+        train(config, str(url))
+
+
+@pytest.mark.parametrize("object_name", ["metrics.jsonl", "checkpoints.tar"])
+def test_a_store_that_fails_is_told(small_run, url, monkeypatch, object_name):
+    config, local = small_run
+    put_file = MemoryFileSystem.put_file
+
+    def failing(system, source, target):
+        if target.endswith(object_name):
+            raise RuntimeError("the store is away")
+        put_file(system, source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryFileSystem, "put_file", failing)
+        with pytest.raises(UserError, match=rf"{object_name}: cannot be written: the store is away; once it can, the"):
+            train(config, str(url))
+    train(config, str(url))
+    assert_equal_runs(url, local, config)
+
+
+def test_a_trace_is_not_written_to_a_url(small_run, url):
+    with pytest.raises(UserError, match="--profile: traces are written to local disks only"):
+        train(small_run[0], str(url), profile=True)
+
+
+def test_a_run_in_a_bucket_that_is_killed_ends_as_a_local_one(tmp_path, bucket):  # noqa: F811
+    """Kills both processes of a run within an epoch; the same command ends bit-equal to a run in a local folder."""
+    settings: dict[str, object] = {"data.batch_frames": 4, "train.checkpoint_steps": 4}
+    for split in ("train", "val"):
+        settings[f"data.{split}"] = make_source(tmp_path / split, [9, 1, 2, 20, 3, 17, 1, 30]).path
+    url = {"workdirs": ["s3://shards/run"] * 2}
+    started = start_training(tmp_path / "killed", 2, **url, **settings, **{"train.epochs": 200})
+    while "run/checkpoints/checkpoints.tar" not in keys(bucket):
+        assert started[0].poll() is None, (tmp_path / "killed.0.log").read_text()
+        time.sleep(0.01)
+    for process in started:
+        process.kill()
+        process.wait()
+    fetch(bucket, tmp_path / "then")
+    settings["train.epochs"] = len(curve(tmp_path / "then" / "run")) + 1  # at least one epoch more
+    finish(start_training(tmp_path / "resumed", 2, **url, **settings), tmp_path / "resumed")
+    assert "s3://shards/run: resumes after epoch" in (tmp_path / "resumed.0.log").read_text()
+    finish(start_training(tmp_path / "local", 2, **settings), tmp_path / "local")
+    fetch(bucket, tmp_path / "now")
+    found, wanted = tmp_path / "now" / "run", tmp_path / "local"
+    assert curve(found) == curve(wanted)
+    for name in ("best.safetensors", "result.json"):
+        assert (found / name).read_bytes() == (wanted / name).read_bytes()
+    assert sorted(path.name for path in found.iterdir()) == sorted(path.name for path in wanted.iterdir())
+
+
+def fetch(bucket, folder) -> None:  # noqa: F811
+    """Downloads all objects of the bucket."""
+    for key in keys(bucket):
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        bucket.download_file("shards", key, str(folder / key))
