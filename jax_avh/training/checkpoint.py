@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from avh_shards import UserError
@@ -127,9 +128,15 @@ class Checkpoints:
         """Restores the latest checkpoint, placed on the devices as `state` is; without one, returns the arguments.
 
         Raises:
-          UserError: the checkpoint cannot be read or belongs to a different network.
+          UserError: the checkpoint cannot be read, belongs to a different network, or is not seen by every process.
         """
-        if self._checkpointer.latest is None:
+        latest = self._checkpointer.latest
+        number = -1 if latest is None else latest.step % 2**31  # JAX has no larger integers by default
+        if np.ptp(multihost_utils.process_allgather(np.array(number, np.int32))):
+            raise UserError(
+                f"{self._directory}: the processes see different checkpoints in it; give a workdir that they share"
+            )
+        if latest is None:
             return state, progress
         with self._told("the latest checkpoint cannot be restored"):
             stored = self._checkpointer.load(None, self._placed(_stored(state, progress)))

@@ -104,6 +104,14 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path, settings):
     assert not any((tmp_path / name).exists() for name in ("other", "new0", "new1"))
 
 
+def test_a_workdir_that_the_first_process_cannot_use_ends_all(tmp_path, settings):
+    (tmp_path / "run").touch()
+    started = start_training(tmp_path / "run", 2, **settings)
+    assert [process.wait(timeout=60) for process in started] == [2, 2]
+    assert f"{tmp_path}/run: is not a folder" in (tmp_path / "run.0.log").read_text()
+    assert f"--workdir={tmp_path}/run: process 0 cannot use it" in (tmp_path / "run.1.log").read_text()
+
+
 def wait_for_epoch(workdir, epoch: int) -> None:
     """Waits until epoch `epoch` has been logged."""
     for _ in range(600):

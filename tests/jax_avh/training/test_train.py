@@ -534,6 +534,14 @@ def test_damaged_metrics_of_a_checkpoint_are_told(tmp_path):
             train(config, tmp_path / "run")
 
 
+def test_processes_that_see_different_checkpoints_are_told(small_run, monkeypatch):
+    """Plays the first of two processes, of which only it sees a checkpoint."""
+    config, workdir = small_run
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: np.array([mine, -1]))
+    with pytest.raises(UserError, match="run/checkpoints: the processes see different checkpoints in it"):
+        latest(workdir, config)
+
+
 def test_a_metrics_line_cut_off_by_a_kill_is_dropped(tmp_path):
     train(small_config(tmp_path), tmp_path / "run")
     whole = curve(tmp_path / "run")
