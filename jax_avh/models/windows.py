@@ -7,7 +7,6 @@ Letters: T visual frames, L = T + 2 tau audio frames, W = 2 tau + 1 offsets of a
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -25,19 +24,16 @@ class Form(NamedTuple):
     """How the window is computed: some offsets at a time, each with all frames."""
 
     pairs: int  # pairs of frames per step, from which the number of offsets follows; at least one offset
-    saved: Callable[..., bool]  # which results the forward pass keeps; the backward pass computes the others again
-    unroll: int  # steps per iteration of the loop
+    recomputed: tuple[str, ...] = ()  # precisions in which the backward pass computes the products again
+    unroll: int = 1  # steps per iteration of the loop
 
 
-# On accelerators, memory limits the speed: computing everything again is faster than storing and loading it. A GPU
-# wants few large steps. On a TPU, the step's arrays (512 numbers per pair) must stay in the fast memory of the core.
-# On CPUs, arithmetic limits the speed, and one offset at a time stays in the caches.
-recomputed = jax.checkpoint_policies.nothing_saveable
-FORMS = {
-    "cpu": Form(1, jax.checkpoint_policies.dots_saveable, 2),
-    "tpu": Form(4096, recomputed, 1),
-}
-LARGE_STEPS = Form(65_536, recomputed, 1)  # on all other platforms
+# Everything between the products is computed again, because that is cheaper than storing and loading it. So are the
+# products themselves in bfloat16 on accelerators, where memory limits the speed, but float32 products take many times
+# longer. A GPU wants few large steps. On a TPU, the step's arrays (512 numbers per pair) must stay in the fast memory
+# of the core. On CPUs, one offset at a time stays in the caches.
+FORMS = {"cpu": Form(1, unroll=2), "tpu": Form(4096, ("bfloat16",))}
+LARGE_STEPS = Form(65_536, ("bfloat16",))  # on all other platforms
 
 
 def window_scores(
@@ -69,7 +65,10 @@ def window_scores(
     audio = jnp.pad(audio, ((0, more), (0, 0)))
     by_offset = jnp.pad(inside.T, ((0, more), (0, 0))), jnp.pad(mean_square.T, ((0, more), (0, 0)))
 
-    @functools.partial(jax.checkpoint, policy=form.saved)
+    again = network.precision in form.recomputed
+    policies = jax.checkpoint_policies
+
+    @functools.partial(jax.checkpoint, policy=policies.nothing_saveable if again else policies.dots_saveable)
     def scores_from(first: Int[Array, ""]) -> Float[Array, "O T"]:
         neighbours = jnp.concatenate(
             [jax.lax.dynamic_slice_in_dim(audio, first + offset, frames) for offset in range(offsets)]

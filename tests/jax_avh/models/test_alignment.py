@@ -20,12 +20,12 @@ from jax_avh.methods import avh_align
 from jax_avh.models.alignment import AlignmentNetwork, plain_scores
 from jax_avh.models.layers import normalise
 from jax_avh.models.weights import load_weights, save_weights
-from jax_avh.models.windows import FORMS, Form, mean_squares, recomputed, window_scores, windowed_softmax_loss
+from jax_avh.models.windows import FORMS, Form, mean_squares, window_scores, windowed_softmax_loss
 from tests import rules
 
 WIDTH = 16
 
-STEPS = Form(72, recomputed, 1)  # four offsets at a time of the 15 that a batch of 18 frames has below
+STEPS = Form(72, ("float32",))  # four offsets at a time of the 15 that a batch of 18 frames has below
 
 
 @pytest.fixture(scope="module")
