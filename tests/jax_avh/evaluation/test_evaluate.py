@@ -319,7 +319,7 @@ def test_scores_depend_neither_on_the_batches_nor_on_the_devices(tmp_path, monke
     tables = []
     for devices in (1, 2):
         mesh = Mesh(np.array(jax.devices()[:devices]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
-        monkeypatch.setattr("jax_avh.data.passes.make_mesh", lambda mesh=mesh: mesh)
+        monkeypatch.setattr("jax_avh.data.passes.make_mesh", lambda _, mesh=mesh: mesh)
         for size in (3, 7, 8192):
             table = score_shards(tmp_path / "s", tmp_path / "scores.h5", method, batch_frames=size, **options)
             tables.append(table)

@@ -102,6 +102,7 @@ def test_a_trace_is_not_written_to_a_url(small_run, url):
         train(small_run[0], str(url), profile=True)
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_that_is_killed_ends_as_a_local_one(tmp_path, bucket):  # noqa: F811
     """Kills both processes of a run within an epoch; the same command ends bit-equal to a run in a local folder."""
     settings: dict[str, object] = {"data.batch_frames": 4, "train.checkpoint_steps": 4}
