@@ -78,7 +78,7 @@ GPU = (
     "registers_per_core_limit: 65536 registers_per_block_limit: 65536 {own} }} "
     'platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} device_description_str: "{name}"'
 )
-# Read by libtpu when it loads: that it runs on no TPU, asks no metadata server for one, and need not be alone.
+# Read by libtpu when it loads: it runs on no TPU, asks no server for one, and several processes may load it.
 WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
