@@ -14,9 +14,9 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
-# Compiles for TPUs without one; "jax[cuda13]", where installed, adds GPUs.
+# Compiles for TPUs without one; where libtpu cannot be installed, the tests that need it skip.
 test-compilers: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[aot]"
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[aot]"
 	$(BIN)/python -m pytest -m "not slow" tests/jax_avh/test_compile_check.py
 
 lint: .venv/installed
