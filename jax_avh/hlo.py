@@ -55,10 +55,11 @@ class Program:
     computations: dict[str, tuple[Instruction, ...]]
     entry: str
 
-    def runs(self, computation: str = "", times: int = 1) -> Iterator[tuple[Instruction, str, int]]:
-        """Yields every instruction that runs on its own, with its computation and how often it runs."""
-        computation = computation or self.entry
-        for instruction in self.computations[computation]:
+    def runs(self, computation: str = "", times: int = 1) -> Iterator[tuple[Instruction, list[str], int]]:
+        """Yields every instruction that runs on its own, with the types of its operands and how often it runs."""
+        instructions = self.computations[computation or self.entry]
+        types = {instruction.name: instruction.type for instruction in instructions}
+        for instruction in instructions:
             if instruction.opcode == "while":
                 body, condition = (_named(instruction, what) for what in ("body", "condition"))
                 yield from self.runs(body, times * self._iterations(instruction, condition))
@@ -66,7 +67,7 @@ class Program:
                 for called in re.findall(r"(?:to_apply|calls|\w+_computation)=%?([\w.\-]+)", instruction.rest):
                     yield from self.runs(called, times)
             elif instruction.opcode not in FREE:
-                yield instruction, computation, times
+                yield instruction, [types.get(name, "") for name in instruction.operands], times
 
     def collectives(self) -> list[Collective]:
         """Returns the program's collectives, in the order in which they run."""
@@ -87,7 +88,7 @@ class Program:
 
     def traffic(self) -> int:
         """Returns the bytes that one run reads from and writes to the device's memory, except its fast memory."""
-        return sum(self._moved(instruction, computation) * times for instruction, computation, times in self.runs())
+        return sum(self._moved(instruction, operands) * times for instruction, operands, times in self.runs())
 
     def _iterations(self, loop: Instruction, condition: str) -> int:
         if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
@@ -99,9 +100,7 @@ class Program:
         ]
         return max(limits, default=1)
 
-    def _moved(self, instruction: Instruction, computation: str) -> int:
-        types = {other.name: other.type for other in self.computations[computation]}
-        operands = [types.get(name, "") for name in instruction.operands]
+    def _moved(self, instruction: Instruction, operands: list[str]) -> int:
         if instruction.opcode in SLICES:
             return 2 * nbytes(instruction.type)
         if instruction.opcode == "dynamic-update-slice":

@@ -90,10 +90,11 @@ def example_pass(
 def put_end_to_end(mesh: Mesh, batch: Any) -> Any:
     """Puts a batch on the devices in the form that the compiled programs take: without an axis of chunks."""
 
-    def put(array: np.ndarray) -> Any:
-        return put_rows(mesh, array.shape, array.dtype, lambda first, last: array[first:last])
+    def put(chunks: np.ndarray) -> Any:
+        rows = _end_to_end(chunks)
+        return put_rows(mesh, rows.shape, rows.dtype, lambda first, last: rows[first:last])
 
-    return jax.tree.map(put, jax.tree.map(_end_to_end, batch))
+    return jax.tree.map(put, batch)
 
 
 def _end_to_end(chunks: np.ndarray) -> np.ndarray:

@@ -355,9 +355,8 @@ class ExampleMethod(TrainableMethod):
         """See TrainableMethod."""
         graph, params = nnx.split(network)
         examples = self.examples(source, network)
-        batch = ExampleBatches(examples, pass_order(len(examples.clip)), self.batch_size * mesh.size, chunks=mesh.size)[
-            0
-        ]
+        order = pass_order(len(examples.clip))
+        batch = ExampleBatches(examples, order, self.batch_size * mesh.size, chunks=mesh.size)[0]
         arguments = put_copies(mesh, params), put_end_to_end(mesh, batch.inputs)
         return ScoringStep(compile_on_own_parts(mesh, self.example_outputs, graph), arguments, self.batch_size)
 

@@ -134,15 +134,6 @@ class Killed(BaseException):
     pass
 
 
-@pytest.fixture(scope="module")
-def small_run(tmp_path_factory):
-    """Returns (config, workdir) of a run on a few tiny clips, saved after every step."""
-    folder = tmp_path_factory.mktemp("small")
-    config = small_config(folder, train=TrainConfig(epochs=3, checkpoint_steps=1))
-    train(config, folder / "run")
-    return config, folder / "run"
-
-
 @pytest.mark.parametrize("place", ["after a step", "before a save", "after a save", "after the line", "after the best"])
 @pytest.mark.parametrize("nth", [1, 3])
 def test_a_run_that_dies_anywhere_ends_the_same(small_run, tmp_path, monkeypatch, place, nth):

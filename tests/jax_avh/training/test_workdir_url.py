@@ -15,17 +15,8 @@ from jax_avh.scores import open_scores
 from jax_avh.training.checkpoint import Checkpoints
 from tests.extract.run.test_object_store import bucket, keys  # noqa: F401 (a fixture)
 from tests.jax_avh.data.test_batches import make_source
-from tests.jax_avh.training.test_train import Killed, assert_equal_runs, small_config
+from tests.jax_avh.training.test_train import Killed, assert_equal_runs
 from tests.runs import curve, finish, start_training, train
-
-
-@pytest.fixture(scope="module")
-def small_run(tmp_path_factory):
-    """Returns (config, workdir) of a run in a local folder, saved after every step."""
-    folder = tmp_path_factory.mktemp("small")
-    config = small_config(folder, train=TrainConfig(epochs=3, checkpoint_steps=1))
-    train(config, folder / "run")
-    return config, folder / "run"
 
 
 @pytest.fixture
