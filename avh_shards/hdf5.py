@@ -219,7 +219,7 @@ class _Examiner:
 
 def _start() -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", str(CHILD)]  # -P: modules beside it are not imported by name
+    command = [sys.executable, "-P", str(CHILD)]  # -P: its neighbours are not imported by name
     # A separate session keeps Ctrl-C away from the child: this process handles it.
     return subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
