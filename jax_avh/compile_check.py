@@ -104,6 +104,7 @@ class Check:
 
     program: str
     devices: int
+    placement: str  # where the training features are kept, and why
     compile_seconds: float
     argument_bytes: int
     temporary_bytes: int
@@ -202,7 +203,7 @@ def check_programs(
         network = method.make_model(config, train)
     with imagined_devices(topology, slices) as (devices, chip):
         mesh = make_mesh(devices)
-        *loaders, _ = method.make_loaders(config, mesh, network, train, val)
+        *loaders, placement = method.make_loaders(config, mesh, network, train, val)
         training, validation = (next(iter(loader.epoch((config.seed, 0)).batches)) for loader in loaders)
         optimizer = make_optimizer(config.optimizer)
         graph, state = init_state(network, method.trained, optimizer)
@@ -214,7 +215,7 @@ def check_programs(
         step = _Program("training", train_steps, arguments, len(training), items, mesh.size)
         losses = _Program("validation", batch_losses, (objective, state, validation), len(validation), items, mesh.size)
         score = _Program("scoring", scoring.program, scoring.arguments, 1, scoring.items, 1)
-        return [_check(program, chip, config) for program in (step, losses, score)]
+        return [_check(program, chip, config, placement) for program in (step, losses, score)]
 
 
 class _Program(NamedTuple):
@@ -228,7 +229,7 @@ class _Program(NamedTuple):
     devices: int
 
 
-def _check(program: _Program, chip: Chip, config: Config) -> Check:
+def _check(program: _Program, chip: Chip, config: Config, placement: str) -> Check:
     name, function, arguments, steps, items, devices = program
     traced = function.trace(*arguments)
     started = time.perf_counter()
@@ -250,6 +251,7 @@ def _check(program: _Program, chip: Chip, config: Config) -> Check:
     check = Check(
         program=name,
         devices=devices,
+        placement=placement,
         compile_seconds=seconds,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
@@ -335,7 +337,7 @@ def format_checks(checks: list[Check], unit: str, frames: int) -> str:
     rows = [["", *(check.program for check in checks)]]
     rows += [[name, *map(value, checks)] for name, value in _LINES.items()]
     training = checks[0]
-    lines = [format_table(rows, right=True)]
+    lines = [training.placement, "", format_table(rows, right=True)]
     speed = training.items / training.seconds
     epoch = f", {frames / speed:.3g} s for an epoch of {frames} frames" if unit == "frames" else ""
     lines += ["", f"expected of training: {speed:,.0f} {unit}/s{epoch}, bound by {training.bound}", MODEL]

@@ -88,9 +88,12 @@ class DataConfig:
     batch_clips: int = rules(0, NOT_NEGATIVE, MOST)
     # Examples of one step, over all devices: cuts of 4 s of rawnet2, chunks of 1 s of mds, sequences of avad.
     batch_examples: int = rules(16, at_least(1), at_most(65_536))
+    # Streams that the clips are divided into; each is shuffled by itself, and adds an equal share to every batch. If it
+    # is a multiple of the devices, they can keep features in their memory.
+    streams: int = rules(1, at_least(1), at_most(65_536))
     shuffle: bool = True  # New order of the clips every epoch, from the seed; False = the order of the shards
     # Where features are kept: "stream" = nowhere, they are read ahead from the shards; "host" = in host memory (local
-    # shards are memory-mapped); "device" = in the devices' memory, one part on each; "auto" = chosen by their size.
+    # shards are memory-mapped); "device" = in the devices' memory, with some streams on each; "auto" = chosen by size.
     placement: str = rules("auto", one_of(("auto", "stream", "host", "device")))
 
 

@@ -128,11 +128,12 @@ def put_parts(mesh: Mesh, parts: Any) -> Any:
 
     Args:
       mesh: the devices.
-      parts: a tree of arrays that hold this process's parts; the leading axis has one element per own device.
+      parts: a tree of arrays that hold this process's parts; the leading axis has as many elements per own device.
     """
+    own = len(own_devices(mesh))
 
     def put(part: Any) -> Any:
-        shape = (mesh.size, *part.shape[1:])
+        shape = (len(part) // own * mesh.size, *part.shape[1:])
         if is_imagined(mesh):
             return jax.ShapeDtypeStruct(shape, part.dtype, sharding=by_device(mesh))
         return jax.make_array_from_process_local_data(by_device(mesh), part, shape)
@@ -184,3 +185,14 @@ def on_own_part(mesh: Mesh, function: Callable) -> Callable:
 def compile_on_own_parts(mesh: Mesh, function: Callable, graph: Hashable) -> Callable:
     """Returns function(graph, whole, part) as a compiled function of (whole, part); see `on_own_part`."""
     return jax.jit(on_own_part(mesh, functools.partial(function, graph)))
+
+
+def run_on_own_parts(mesh: Mesh, function: Callable, graph: Hashable, part: Any) -> Any:
+    """Runs function(graph, (), part) on every device's own shard; on imagined devices, it describes the result."""
+    compiled = compile_on_own_parts(mesh, function, graph)
+    if not is_imagined(mesh):
+        return compiled((), part)
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=by_device(mesh)),
+        jax.eval_shape(compiled, (), part),
+    )

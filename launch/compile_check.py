@@ -24,7 +24,7 @@ SLICES = flags.DEFINE_integer("slices", 1, "Number of TPU slices.", lower_bound=
 FRAMES = flags.DEFINE_integer("frames", 10_260_000, "Frames of the training clips.", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", 1024, "Feature width.", lower_bound=1)
 PLACEMENT = flags.DEFINE_enum(
-    "placement", "device", ("device", "stream"), "Where features are kept; short for --config.data.placement."
+    "placement", "auto", ("auto", "device", "stream"), "Where features are kept; short for --config.data.placement."
 )
 JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 

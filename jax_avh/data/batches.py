@@ -1,13 +1,14 @@
 """Batches of frames or examples, of static shape and the same for any number of devices and processes.
 
-A batch consists of C equal chunks, one per device; a process reads only the chunks of its own devices. Places beyond
-the last frame or example have weight 0.
+A batch consists of C equal chunks, as many on each device; a process reads only the chunks of its own devices. Places
+beyond the last frame or example have weight 0.
 
-Letters: T visual frames, L = T + 2 tau audio frames, N clips, D feature width; B and E examples.
+Letters: T visual frames, L = T + 2 tau audio frames, N clips, S streams, D feature width; B and E examples.
 """
 
 import abc
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,14 +27,9 @@ OneBatch = TypeVar("OneBatch")
 Seed = tuple[int, int]  # (seed, epoch), which determine the order of a pass
 
 
-def pass_order(count: int, seed: Seed | None = None) -> Int[np.ndarray, " count"]:
-    """Returns the order of `count` clips or examples, as determined by (seed, epoch); None = their own order."""
+def pass_order(count: int, seed: tuple[int, ...] | None = None) -> Int[np.ndarray, " count"]:
+    """Returns the order of `count` clips or examples, as determined by a seed; None = their own order."""
     return np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
-
-
-def even_borders(count: int, size: int) -> Int[np.ndarray, "borders"]:
-    """Returns the borders of batches of equal size; the last batch holds the remainder."""
-    return np.minimum(np.arange(-(-count // size) + 1) * size, count)
 
 
 def prefetched(batches: Sequence[OneBatch], local: bool, first: int = 0) -> Iterator[OneBatch]:
@@ -50,9 +46,10 @@ def prefetched(batches: Sequence[OneBatch], local: bool, first: int = 0) -> Iter
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
-# Clips are concatenated to a stream, where each frame has the number of its clip. A batch holds consecutive frames of
-# the stream: a fixed number regardless of the borders of clips, or as many whole clips as fit. Each chunk has its own
-# halo of tau audio frames on both sides, so that no device needs the frames of another.
+# Clips are concatenated to streams, where each frame has the number of its clip. A batch holds consecutive frames of
+# each stream: a fixed number regardless of the borders of clips, or as many whole clips as fit. Each chunk has its own
+# halo of tau audio frames on both sides, so that no device needs the frames of another. A single stream is cut into as
+# many chunks as there are devices. Of several streams, each contributes one chunk, and always stays on one device.
 
 
 class FrameBatch(NamedTuple):
@@ -70,11 +67,12 @@ class FrameBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FrameStream:
-    """Frames of a source's clips, concatenated in some order of the clips."""
+    """Frames of clips of a source, concatenated in some order."""
 
     source: Source
     order: Int[np.ndarray, " N"]  # clip at each place of the stream
     border: Int[np.ndarray, "borders"]  # place n is frames border[n]:border[n+1] of the stream
+    first_place: int = 0  # number of the first place, so that the places of several streams differ
 
     @property
     def frames(self) -> int:
@@ -94,13 +92,15 @@ class FrameStream:
         """Returns the place of each frame's clip, for the frames start:stop; PADDING beyond the stream."""
         places = np.full(stop - start, PADDING, np.int32)
         for place, first, last in self._pieces(start, stop):
-            places[first - start : last - start] = place
+            places[first - start : last - start] = self.first_place + place
         return places
 
     def labels(self, start: int, stop: int) -> Int[np.ndarray, " T"]:
         """Returns the label of each frame's clip, for the frames start:stop; UNKNOWN beyond the stream."""
-        places = self.places(start, stop)
-        return np.where(places == PADDING, UNKNOWN, self.source.labels[self.order[places]]).astype(np.int32)
+        labels = np.full(stop - start, UNKNOWN, np.int32)
+        for place, first, last in self._pieces(start, stop):
+            labels[first - start : last - start] = self.source.labels[self.order[place]]
+        return labels
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Yields the place of each clip that overlaps start:stop, with the first and last frame of the overlap."""
@@ -110,20 +110,35 @@ class FrameStream:
             place += 1
 
 
-def frame_stream(source: Source, seed: Seed | None = None) -> FrameStream:
-    """Concatenates a source's clips in the order of (seed, epoch); None = the source's own order."""
-    order = pass_order(len(source.members), seed)
-    return FrameStream(source, order, offsets(source.lengths[order]))
+def frame_streams(source: Source, seed: Seed | None = None, count: int = 1) -> tuple[FrameStream, ...]:
+    """Concatenates a source's clips to streams of about equal length.
+
+    Each stream has the same clips in every epoch. They are consecutive clips of the source, so that a process reads few
+    shards. A stream may be empty.
+
+    Args:
+      source: the clips.
+      seed: (seed, epoch), which determine the order within each stream; None = the source's own order.
+      count: number of streams S.
+    """
+    begin = offsets(source.lengths)
+    stream = (begin[:-1] + begin[1:]) * count // (2 * begin[-1])  # of each clip, by its middle
+    borders = np.searchsorted(stream, np.arange(count + 1))
+    streams = []
+    for number, (first, last) in enumerate(itertools.pairwise(borders.tolist())):
+        order = first + pass_order(last - first, seed if seed is None or count == 1 else (*seed, number))
+        streams.append(FrameStream(source, order, offsets(source.lengths[order]), first))
+    return tuple(streams)
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameBatches(Sequence[FrameBatch]):
-    """Batches of one pass over a stream; each is a FrameBatch whose arrays have a leading axis of chunks."""
+    """Batches of one pass over streams; each is a FrameBatch whose arrays have a leading axis of chunks."""
 
-    stream: FrameStream
-    border: Int[np.ndarray, "borders"]  # batch i is frames border[i]:border[i+1]
+    streams: tuple[FrameStream, ...]
+    border: Int[np.ndarray, "S borders"]  # batch i takes frames border[s, i]:border[s, i+1] of stream s
     items: Int[np.ndarray, " steps"]  # items that the loss of each batch sums over: frames or whole clips
-    room: int  # capacity of a batch in frames
+    chunk_frames: int  # visual frames of a chunk
     tau: int  # audio frames of halo on each side of a chunk
     whole_clips: bool
     chunks: int  # C, over all processes
@@ -133,36 +148,37 @@ class FrameBatches(Sequence[FrameBatch]):
         return len(self.items)
 
     @property
-    def chunk_frames(self) -> int:
-        """Number of visual frames in a chunk."""
-        return -(-self.room // self.chunks)
+    def sizes(self) -> Int[np.ndarray, " steps"]:
+        """Number of frames in each batch."""
+        return np.diff(self.border).sum(axis=0)
 
     def __getitem__(self, index: int) -> FrameBatch:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        begin, end = map(int, self.border[index : index + 2])
-        start = begin + self.own.start * self.chunk_frames
-        stop = begin + self.own.stop * self.chunk_frames
+        return jax.tree.map(lambda *arrays: stacked(arrays), *(self._chunk(index, chunk) for chunk in self.own))
+
+    def _chunk(self, index: int, chunk: int) -> FrameBatch:
+        number, part = divmod(chunk, self.chunks // len(self.streams))
+        stream, (begin, end) = self.streams[number], map(int, self.border[number, index : index + 2])
+        start = begin + part * self.chunk_frames
+        stop = start + self.chunk_frames
         halo = start - self.tau, stop + self.tau
         return FrameBatch(
-            visual=self._chunks(self.stream.features("visual", start, stop)),
-            audio=self._chunks(self.stream.features("audio", *halo)),
-            clip=self._chunks(self.stream.places(*halo)),
-            weight=self._chunks((np.arange(start, stop) < end).astype(np.float32)),
-            label=self._chunks(self.stream.labels(start, stop)),
+            visual=stream.features("visual", start, stop),
+            audio=stream.features("audio", *halo),
+            clip=stream.places(*halo),
+            weight=(np.arange(start, stop) < end).astype(np.float32),
+            label=stream.labels(start, stop),
         )
 
-    def _chunks(self, rows: np.ndarray) -> np.ndarray:
-        """Cuts consecutive rows into chunks, which overlap if the rows include a halo."""
-        if len(self.own) == 1:
-            return rows[None]  # no copy
-        starts = range(0, len(self.own) * self.chunk_frames, self.chunk_frames)
-        length = len(rows) - starts[-1]
-        return np.stack([rows[start : start + length] for start in starts])
+
+def stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Stacks arrays along a new leading axis; a single one is not copied."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 def frame_batches(
-    stream: FrameStream,
+    streams: tuple[FrameStream, ...],
     frames: int,
     tau: int = 0,
     *,
@@ -171,32 +187,47 @@ def frame_batches(
     chunks: int = 1,
     own: range | None = None,
 ) -> FrameBatches:
-    """Cuts a stream into batches.
+    """Cuts streams into batches.
 
     Args:
-      stream: the frames.
-      frames: frames of a batch; with whole clips, at most, unless a single clip is longer.
+      streams: the frames.
+      frames: frames of a batch, a multiple of the streams; with whole clips, at most, unless a single clip is longer.
       tau: audio frames of halo on each side of a chunk.
       whole_clips: whether each batch ends with a clip.
-      clips: most clips of a batch of whole clips; 0 = as many as fit.
-      chunks: chunks of a batch over all processes, one per device.
+      clips: most clips of a batch of whole clips, a multiple of the streams; 0 = as many as fit.
+      chunks: chunks of a batch over all processes; as many of each stream.
       own: consecutive chunks that this process reads; None = all.
     """
-    own = own or range(chunks)
-    if not whole_clips:
-        border = even_borders(stream.frames, frames)
-        return FrameBatches(stream, border, np.diff(border), frames, tau, whole_clips, chunks, own)
-    # Capacity for any order of the clips, because each other shape would compile another program.
-    longest = np.sort(np.diff(stream.border))[::-1]
-    room = max(frames, int(longest[0]))
-    if clips:
-        room = min(room, int(longest[:clips].sum()))
+    count = len(streams)
+    assert frames % count == clips % count == chunks % count == 0
+    room = frames // count  # frames of each stream in a batch
+    if whole_clips:
+        # Room for any order of the clips, because each other shape would compile another program.
+        longest = [np.sort(np.diff(stream.border))[::-1] for stream in streams]
+        room = max(room, *(int(lengths[:1].sum()) for lengths in longest))
+        if clips:
+            room = min(room, max(int(lengths[: clips // count].sum()) for lengths in longest))
+        firsts = [_whole_clips(stream, room, clips // count) for stream in streams]
+        steps = max(map(len, firsts)) - 1
+        firsts = [np.pad(first, (0, steps + 1 - len(first)), "edge") for first in firsts]
+        border = np.stack([stream.border[first] for stream, first in zip(streams, firsts, strict=True)])
+        items = np.diff(firsts).sum(axis=0)
+    else:
+        steps = -(-max(stream.frames for stream in streams) // room)
+        border = np.minimum(np.arange(steps + 1) * room, [[stream.frames] for stream in streams])
+        items = np.diff(border).sum(axis=0)
+    chunk_frames = -(-room // (chunks // count))
+    return FrameBatches(streams, border, items, chunk_frames, tau, whole_clips, chunks, own or range(chunks))
+
+
+def _whole_clips(stream: FrameStream, room: int, clips: int) -> list[int]:
+    """Returns the first place of each batch of whole clips, and the place after the last batch."""
     fit = np.searchsorted(stream.border, stream.border + room, side="right") - 1  # place after a batch from each place
     first = [0]
     while first[-1] < len(stream.order):
         end = int(fit[first[-1]])
         first.append(min(end, first[-1] + clips) if clips else end)
-    return FrameBatches(stream, stream.border[first], np.diff(first), room, tau, whole_clips, chunks, own)
+    return first
 
 
 # --- examples --------------------------------------------------------------------------------------------------------
@@ -238,12 +269,14 @@ class ExampleBatches(Sequence[ExampleBatch]):
     def border(self) -> Int[np.ndarray, "borders"]:
         """Borders of the batches: batch i holds the examples order[border[i]:border[i+1]]."""
         count = len(self.order) // self.size * self.size if self.full_only else len(self.order)
-        return even_borders(count, self.size)
+        return np.minimum(np.arange(-(-count // self.size) + 1) * self.size, count)
 
     @property
     def items(self) -> Int[np.ndarray, " steps"]:
         """Number of examples in each batch."""
         return np.diff(self.border)
+
+    sizes = items
 
     def __len__(self) -> int:
         return len(self.items)

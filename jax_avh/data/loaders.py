@@ -2,7 +2,10 @@
 
 A loader yields batches in the form that the compiled loop of training takes: a tuple of one batch, read when it is due
 (`StreamingLoader`), or many batches that the loop gathers from features that stay on the devices (`DeviceLoader`). Both
-yield the same batches.
+yield the same batches. The second needs as many streams of clips on each device, so that no device needs features of
+another.
+
+Letters: S streams, N clips, D feature width, F frames of the longest stream, P with padding around it.
 """
 
 import abc
@@ -17,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
@@ -33,15 +37,17 @@ from jax_avh.data.batches import (
     FrameStream,
     Seed,
     frame_batches,
-    frame_stream,
+    frame_streams,
     pass_order,
     prefetched,
+    stacked,
 )
 from jax_avh.data.source import PAIRED_FEATURES, Source
-from jax_avh.parallel import DATA_AXIS, is_imagined, on_own_part, own_devices, put_copies, put_parts, put_rows
+from jax_avh.parallel import is_imagined, on_own_part, own_devices, put_parts, put_rows, run_on_own_parts
 
 LOOP_STEPS = 100  # most steps of one compiled loop, so that losses arrive every few seconds
-SHARE = 0.6  # share of a memory that features may take; the rest is for the computation
+SHARE = 0.6  # share of a host's memory that features may take; the rest is for the computation
+DEVICE_SHARE = 0.92  # share of an accelerator's memory that features and a step may take
 GIGABYTE = 1e9
 STATIC = {"static": True}  # metadata of a field that is a constant of compiled programs
 
@@ -53,16 +59,15 @@ Batch = FrameBatch | ExampleBatch
 class DeviceBatches:
     """Consecutive batches of features on the devices, each gathered when a compiled loop asks for it.
 
-    A batch is gathered by index: every device looks up the rows that it holds, so that only data of the batch's size
-    moves between devices. (A slice of the sharded features would first copy all of them to every device.)
+    All arrays are sharded by streams.
     """
 
-    visual: Float[Array, "F D"]  # sharded over the devices, in the source's order
-    audio: Float[Array, "F D"]
-    row: Int[Array, " S"]  # row of the features of each frame of the stream and of the padding around it; -1 = none
-    place: Int[Array, " S"]  # place of its clip in the stream
-    label: Int[Array, " S"]
-    border: Int[Array, "borders"]  # borders of the batches in the stream
+    visual: Float[Any, "S F D"]  # in the source's order
+    audio: Float[Any, "S F D"]
+    row: Int[Any, "S P"]  # row of the features of each frame, and of the padding around the stream; -1 = none
+    place: Int[Any, "S P"]  # place of its clip
+    label: Int[Any, "S P"]
+    border: Int[Any, "S borders"]  # borders of the batches
     steps: int = dataclasses.field(metadata=STATIC)
     chunk_frames: int = dataclasses.field(metadata=STATIC)
     tau: int = dataclasses.field(metadata=STATIC)
@@ -72,38 +77,34 @@ class DeviceBatches:
         return self.steps
 
     def __getitem__(self, index: int | Int[Array, ""]) -> FrameBatch:
-        """Gathers a batch, one chunk per device."""
+        """Gathers a batch, one chunk of each stream."""
         size, tau = self.chunk_frames, self.tau
 
-        def own_chunk(stream: tuple[Array, ...], part: tuple[Array, Array]) -> FrameBatch:
-            row, place, label, start, end = stream
-            rows = self._chunks(row, start)
-            own = jax.lax.axis_index(DATA_AXIS)
-            # One device holds each row and all others zeros, so the sum over devices is the row, bit for bit.
-            found = jnp.concatenate([_own_rows(rows[:, tau : tau + size], part[0]), _own_rows(rows, part[1])], axis=1)
-            features = jax.lax.psum_scatter(found, DATA_AXIS, tiled=True)
-            weight = (start + own * size + jnp.arange(size) < end).astype(jnp.float32)
-            clip, label = (self._chunks(values, start)[own] for values in (place, label))
+        def own_chunks(index: Int[Array, ""], part: tuple[Array, ...]) -> FrameBatch:
+            visual, audio, row, place, label, border = part
+            start, end = border[:, index], border[:, index + 1]
+            row, place, label = (
+                jax.vmap(lambda frames, start: jax.lax.dynamic_slice_in_dim(frames, start, size + 2 * tau))(x, start)
+                for x in (row, place, label)
+            )
             return FrameBatch(
-                features[:, :size], features[:, size:], clip[None], weight[None], label[None, tau : tau + size]
+                visual=_rows(visual, row[:, tau : tau + size]),
+                audio=_rows(audio, row),
+                clip=place,
+                weight=(start[:, None] + jnp.arange(size)[None] < end[:, None]).astype(jnp.float32),
+                label=label[:, tau : tau + size],
             )
 
-        stream = self.row, self.place, self.label, self.border[index], self.border[index + 1]
-        return on_own_part(self.mesh, own_chunk)(stream, (self.visual, self.audio))
-
-    def _chunks(self, stream: Int[Array, " S"], start: Int[Array, ""]) -> Int[Array, "C L"]:
-        """Returns a batch's part of the stream in chunks, each with its halo."""
-        size, tau = self.chunk_frames, self.tau
-        part = jax.lax.dynamic_slice_in_dim(stream, start, self.mesh.size * size + 2 * tau)
-        starts = range(0, self.mesh.size * size, size)
-        return jnp.stack([part[begin : begin + size + 2 * tau] for begin in starts])
+        part = self.visual, self.audio, self.row, self.place, self.label, self.border
+        return on_own_part(self.mesh, own_chunks)(jnp.asarray(index), part)
 
 
-def _own_rows(row: Int[Array, "C T"], part: Float[Array, "F D"]) -> Float[Array, "C T D"]:
-    """Returns the rows of the sharded features that this device holds, and zeros for all others."""
-    local = row - jax.lax.axis_index(DATA_AXIS) * len(part)
-    here = (local >= 0) & (local < len(part))
-    return jnp.where(here[..., None], jnp.take(part, local, axis=0, mode="clip"), jnp.zeros((), part.dtype))
+def _rows(features: Float[Array, "S F D"], row: Int[Array, "S T"]) -> Float[Array, "S T D"]:
+    """Returns rows of each stream's features; zeros where there is none."""
+    streams, frames, width = features.shape
+    first = np.arange(streams, dtype=np.int32)[:, None] * frames
+    found = jnp.take(features.reshape(-1, width), row + first, axis=0, mode="clip")
+    return jnp.where(row[..., None] >= 0, found, jnp.zeros((), features.dtype))
 
 
 Batches = tuple[Batch] | DeviceBatches  # consecutive batches of one compiled loop: len(), [index]
@@ -133,7 +134,7 @@ class Loader(abc.ABC):
           first_step: step at which the batches start.
         """
         batches = self.batches(seed)
-        return Epoch(np.diff(batches.border), batches.items, self.on_devices(batches, first_step))
+        return Epoch(batches.sizes, batches.items, self.on_devices(batches, first_step))
 
     @abc.abstractmethod
     def on_devices(self, batches: Any, first: int) -> Iterator[Batches]:
@@ -155,13 +156,14 @@ class StreamingLoader(Loader):
 class DeviceLoader(Loader):
     """Loader that keeps all features on the devices, sharded, so that many steps run in one compiled loop."""
 
-    visual: Float[Array, "F D"]
-    audio: Float[Array, "F D"]
+    visual: Float[Any, "S F D"]
+    audio: Float[Any, "S F D"]
     loop_steps: int  # most steps of one loop
 
     def on_devices(self, batches: FrameBatches, first: int) -> Iterator[DeviceBatches]:
         """See Loader; loops end at the same steps wherever the pass starts."""
-        row, place, label = put_copies(self.mesh, self._index(batches))
+        row, place, label = self._index(batches)
+        own = slice(batches.own.start, batches.own.stop)
         while first < len(batches):
             end = min(first - first % self.loop_steps + self.loop_steps, len(batches))
             if batches.whole_clips and end - first < self.loop_steps:
@@ -172,7 +174,7 @@ class DeviceLoader(Loader):
                 row=row,
                 place=place,
                 label=label,
-                border=put_copies(self.mesh, batches.border[first : end + 1].astype(np.int32)),
+                border=put_parts(self.mesh, batches.border[own, first : end + 1].astype(np.int32)),
                 steps=end - first,
                 chunk_frames=batches.chunk_frames,
                 tau=batches.tau,
@@ -180,27 +182,63 @@ class DeviceLoader(Loader):
             )
             first = end
 
-    def _index(self, batches: FrameBatches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns row, place and label of every frame of a stream, and of the padding that batches may reach around it.
+    def _index(self, batches: FrameBatches) -> tuple[Int[Any, "S P"], Int[Any, "S P"], Int[Any, "S P"]]:
+        """Returns row, place and label of every frame of the streams, and of the padding that batches may reach.
 
-        Their length is the same for every order of the clips, because each length would compile a new program.
+        The host sends only the order of the clips, because an epoch may be shorter than sending the frames would take.
         """
-        stream, lengths = batches.stream, self.source.lengths
-        begin = offsets(lengths)[stream.order]  # row of the first frame of each clip
-        row = np.arange(stream.frames) + np.repeat(begin - stream.border[:-1], lengths[stream.order])
-        index = row, stream.places(0, stream.frames), stream.labels(0, stream.frames)
-        around = (batches.tau, self.mesh.size * batches.chunk_frames + batches.tau)
-        row, place, label = (np.pad(x, around, constant_values=PADDING).astype(np.int32) for x in index)
-        return row, place, label
+        assert len(batches.streams) == batches.chunks
+        streams = [batches.streams[chunk] for chunk in batches.own]
+        clips = max(len(stream.order) for stream in batches.streams)
+
+        def of_clips(values: Callable[[FrameStream], np.ndarray]) -> Int[np.ndarray, "S N"]:
+            return np.stack([np.pad(values(s), (0, clips - len(s.order))) for s in streams]).astype(np.int32)
+
+        begin = offsets(self.source.lengths)  # row of the first frame of each clip
+        ordered = (
+            of_clips(lambda stream: self.source.lengths[stream.order]),
+            of_clips(lambda stream: begin[stream.order] - begin[stream.first_place]),
+            of_clips(lambda stream: self.source.labels[stream.order]),
+            np.array([stream.first_place for stream in streams], np.int32),
+        )
+        sizes = self.visual.shape[1], batches.tau, batches.chunk_frames
+        return run_on_own_parts(self.mesh, _frames_of_clips, sizes, put_parts(self.mesh, ordered))
+
+
+def _frames_of_clips(sizes: tuple[int, int, int], _: tuple, ordered: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+    """Expands the clips of streams, in their order, to row, place and label of each frame and of the padding around.
+
+    Args:
+      sizes: frames of the longest stream, of a halo and of a chunk.
+      _: nothing.
+      ordered: lengths, first rows and labels of each stream's clips [S, N], and the stream's first place [S].
+    """
+    room, tau, chunk_frames = sizes
+
+    def of_stream(
+        length: Int[Array, " N"], first: Int[Array, " N"], label: Int[Array, " N"], first_place: Int[Array, ""]
+    ) -> tuple[Array, Array, Array]:
+        clip = jnp.repeat(jnp.arange(len(length), dtype=jnp.int32), length, total_repeat_length=room)
+        end = jnp.cumsum(length, dtype=jnp.int32)
+        frame = jnp.arange(room, dtype=jnp.int32)
+        rows = first[clip] + frame - (end - length)[clip]
+        around = (tau, chunk_frames + tau)
+        rows, place, label = (
+            jnp.pad(jnp.where(frame < end[-1], x, PADDING), around, constant_values=PADDING)
+            for x in (rows, first_place + clip, label[clip])
+        )
+        return rows, place, label
+
+    return jax.vmap(of_stream)(*ordered)
 
 
 def stream_frames(source: Source, mesh: Mesh, frames: int, tau: int, **cut: Any) -> StreamingLoader:
-    """Returns a loader that reads a source's frames batch by batch; arguments as for `frame_batches`."""
+    """Returns a loader that reads a source's frames batch by batch; arguments as for `hold_frames`."""
     return StreamingLoader(source, mesh, functools.partial(_cut, source, mesh, frames, tau, **cut))
 
 
 def hold_frames(
-    source: Source, mesh: Mesh, frames: int, tau: int, loop_steps: int = LOOP_STEPS, **cut: Any
+    source: Source, mesh: Mesh, frames: int, tau: int, loop_steps: int = LOOP_STEPS, streams: int = 1, **cut: Any
 ) -> DeviceLoader:
     """Puts a source's features on the devices, and returns their loader.
 
@@ -210,22 +248,32 @@ def hold_frames(
       frames: frames of a batch.
       tau: audio frames of halo on each side of a chunk.
       loop_steps: most steps of one compiled loop, up to LOOP_STEPS.
+      streams: number of streams, a multiple of the devices.
       cut: further arguments of `frame_batches`.
     """
-    assert source.lengths.sum() < 2**31  # frame numbers are int32
-    visual, audio = (_on_devices(frame_stream(source), name, mesh) for name in PAIRED_FEATURES)
-    batches = functools.partial(_cut, source, mesh, frames, tau, **cut)
+    ordered = frame_streams(source, count=streams)
+    room = max(stream.frames for stream in ordered)
+    assert streams % mesh.size == 0
+    assert streams // mesh.size * room < 2**31  # rows are int32
+
+    def on_devices(name: str) -> Float[Any, "S F D"]:
+        def read(first: int, last: int) -> Float[np.ndarray, "s F D"]:
+            return stacked([stream.features(name, 0, room) for stream in ordered[first:last]])
+
+        return put_rows(mesh, (streams, room, source.width), source.dtype, read)
+
+    visual, audio = map(on_devices, PAIRED_FEATURES)
+    batches = functools.partial(_cut, source, mesh, frames, tau, streams=streams, **cut)
     return DeviceLoader(source, mesh, batches, visual, audio, min(loop_steps, LOOP_STEPS))
 
 
-def _cut(source: Source, mesh: Mesh, frames: int, tau: int, seed: Seed | None, **cut: Any) -> FrameBatches:
-    return frame_batches(frame_stream(source, seed), frames, tau, **cut, chunks=mesh.size, own=own_devices(mesh))
-
-
-def _on_devices(stream: FrameStream, name: str, mesh: Mesh) -> Float[Array, "F D"]:
-    """Returns all features of a stream, sharded by rows; each process reads the rows of its own devices."""
-    shape = (-(-stream.frames // mesh.size) * mesh.size, stream.source.width)
-    return put_rows(mesh, shape, stream.source.dtype, functools.partial(stream.features, name))
+def _cut(
+    source: Source, mesh: Mesh, frames: int, tau: int, seed: Seed | None, streams: int = 1, **cut: Any
+) -> FrameBatches:
+    chunks = mesh.size if streams == 1 else streams
+    own, each = own_devices(mesh), chunks // mesh.size
+    own = range(own.start * each, own.stop * each)
+    return frame_batches(frame_streams(source, seed, streams), frames, tau, **cut, chunks=chunks, own=own)
 
 
 def stream_examples(examples: Examples, mesh: Mesh, size: int, full_only: bool = False) -> StreamingLoader:
@@ -242,22 +290,28 @@ def stream_examples(examples: Examples, mesh: Mesh, size: int, full_only: bool =
 
 
 class FeatureSize(NamedTuple):
-    """Size of the features of a run."""
+    """Size of the features of a run, and of a step."""
 
     nbytes: int
     local: bool  # whether they are files of this machine
     shards: int
+    streams: int = 1  # streams of clips
+    step: int = 0  # further bytes that a step takes, on all devices
 
 
 class Memory(NamedTuple):
-    """Available memory in bytes."""
+    """Available memory in bytes, on the machine that has the least of it, and what else limits the placement."""
 
-    devices: int  # of all devices of the mesh together
+    devices: int  # of all devices of the mesh together; 0 = unknown
     host: int
     accelerators: bool  # whether the devices have memory of their own
+    count: int = 1  # number of devices
+    files: int = 1024  # files that a process may open
 
 
-def frame_loaders(config: Config, mesh: Mesh, train: Source, val: Source, *, tau: int, whole_clips: bool) -> Loaders:
+def frame_loaders(
+    config: Config, mesh: Mesh, train: Source, val: Source, *, tau: int, whole_clips: bool, step_bytes: int
+) -> Loaders:
     """Builds the loaders of frames, with the features where the configuration says or where they fit.
 
     Args:
@@ -267,21 +321,23 @@ def frame_loaders(config: Config, mesh: Mesh, train: Source, val: Source, *, tau
       val: the clips to validate on.
       tau: audio frames that training needs on each side of a visual frame.
       whole_clips: whether each batch ends with a clip.
+      step_bytes: further memory that a step takes, on all devices.
 
     Returns:
       The loaders of both sources, and a phrase with the placement and its reason.
 
     Raises:
-      UserError: the features do not fit the devices' memory, which the configuration asks for.
+      UserError: the features do not fit the devices or their memory, which the configuration asks for.
     """
-    size = FeatureSize(train.nbytes + val.nbytes, train.local and val.local, len(train.shards) + len(val.shards))
+    shards, local = len(train.shards) + len(val.shards), train.local and val.local
+    size = FeatureSize(train.nbytes + val.nbytes, local, shards, config.data.streams, step_bytes)
     placement, reason = choose_placement(config.data.placement, size, measure_memory(mesh))
     load = stream_frames
     if placement == "device":
         load = functools.partial(hold_frames, loop_steps=config.train.checkpoint_steps or LOOP_STEPS)
     if placement == "host":
         train, val = train.in_memory(), val.in_memory()
-    cut = {"whole_clips": whole_clips, "clips": config.data.batch_clips}
+    cut = {"whole_clips": whole_clips, "clips": config.data.batch_clips, "streams": config.data.streams}
     train_loader, val_loader = (load(source, mesh, config.data.batch_frames, tau, **cut) for source in (train, val))
     return train_loader, val_loader, f"features: {placement} ({reason})"
 
@@ -291,44 +347,58 @@ def choose_placement(placement: str, size: FeatureSize, memory: Memory) -> tuple
 
     Args:
       placement: the setting: "stream", "host", "device", or "auto" to choose by size.
-      size: size of the features.
+      size: size of the features and of a step.
       memory: available memory.
 
     Returns:
       The placement, and the reason as a phrase.
 
     Raises:
-      UserError: the setting is "device", but the features do not fit there.
+      UserError: the setting is "device", but the features do not fit there, or a stream would be on several devices.
     """
-    fits_devices = size.nbytes <= SHARE * memory.devices
+    divided = size.streams % memory.count == 0
+    share = DEVICE_SHARE if memory.accelerators else SHARE
+    fits_devices = size.nbytes + size.step <= share * memory.devices
     fits_host = size.nbytes <= SHARE * memory.host
     amount = f"{size.nbytes / GIGABYTE:.2f} GB"
-    if placement == "device" and not fits_devices:
+    if placement == "device" and not divided:
+        raise UserError(
+            f"--config.data.placement=device: {memory.count} devices would have to exchange every batch of the "
+            f"{size.streams} stream(s); set --config.data.streams={memory.count} (or a multiple), or use host or stream"
+        )
+    if placement == "device" and memory.devices and not fits_devices:
         where = "devices' memory" if memory.accelerators else "memory"
         raise UserError(
-            f"--config.data.placement=device: {amount} of features do not fit into {SHARE:.0%} of the {where} "
-            f"({memory.devices / GIGABYTE:.2f} GB); use host or stream"
+            f"--config.data.placement=device: {amount} of features and {size.step / GIGABYTE:.2f} GB of a step "
+            f"do not fit into {share:.0%} of the {where} ({memory.devices / GIGABYTE:.2f} GB); use host or stream"
         )
     if placement != "auto":
         return placement, f"as asked, {amount}"
     if memory.accelerators and fits_devices:
-        return "device", f"{amount} fit into the devices' {memory.devices / GIGABYTE:.2f} GB"
+        if divided:
+            return "device", f"{amount} fit into the devices' memory"
+        amount += f", which would fit into the devices with --config.data.streams={memory.count}"
     if not size.local:
-        return "stream", f"{amount} at a URL"
+        return "stream", f"at a URL, {amount}"
     if not fits_host:
-        return "stream", f"{amount} are too much for the host's {memory.host / GIGABYTE:.2f} GB"
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if size.shards > descriptors / 2:
-        return "stream", f"more shards than half of the {descriptors} files that a process may open"
-    return "host", f"{amount} in local files, {memory.host / GIGABYTE:.2f} GB of memory"
+        return "stream", f"too much for the host's {memory.host / GIGABYTE:.2f} GB, {amount}"
+    if size.shards > memory.files / 2:
+        return "stream", f"more shards than half of the {memory.files} files that a process may open"
+    return "host", f"local files, {memory.host / GIGABYTE:.2f} GB of memory, {amount}"
 
 
 def measure_memory(mesh: Mesh) -> Memory:
-    """Measures the memory of this machine and of the mesh's devices; that of imagined devices counts as unlimited."""
+    """Measures the memory of the machines and of the mesh's devices; that of imagined devices counts as unlimited.
+
+    All processes get the same answer, that of the smallest machine, so that they choose the same placement.
+    """
     if is_imagined(mesh):
-        return Memory(sys.maxsize, sys.maxsize, accelerators=True)
+        return Memory(sys.maxsize, sys.maxsize, accelerators=True, count=mesh.size)
+    accelerators = mesh.devices.flat[0].platform != "cpu"
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" not in stats:  # the devices are the host's own cores
-        return Memory(host, host, accelerators=False)
-    return Memory(stats["bytes_limit"] * mesh.size, host, accelerators=True)
+    # A CPU's devices share the host's memory.
+    device = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0) if accelerators else host // mesh.size
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    own = np.array([device, host, min(files, 2**31)], np.int64)
+    least = multihost_utils.process_allgather(own).reshape(-1, len(own)).min(axis=0).tolist()
+    return Memory(least[0] * mesh.size, least[1], accelerators, mesh.size, least[2])

@@ -13,7 +13,7 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int64
 
-from jax_avh.data.batches import ExampleBatches, Examples, frame_batches, frame_stream, pass_order, prefetched
+from jax_avh.data.batches import ExampleBatches, Examples, frame_batches, frame_streams, pass_order, prefetched
 from jax_avh.data.source import Source
 from jax_avh.parallel import compile_on_own_parts, make_mesh, put_copies, put_rows, target_platform
 
@@ -50,11 +50,11 @@ def frame_pass(
     compiled = functools.partial(compile_on_own_parts(mesh, outputs, graph), put_copies(mesh, fixed))
 
     def run(source: Source) -> Iterator[Clips]:
-        stream = frame_stream(source)
-        batches = frame_batches(stream, batch_frames or pass_frames(), tau, chunks=mesh.size)
+        streams = frame_streams(source)
+        batches = frame_batches(streams, batch_frames or pass_frames(), tau, chunks=mesh.size)
         bar = tqdm.tqdm(prefetched(batches, source.local), desc="score", total=len(batches), leave=False)
         found = (np.asarray(compiled(jax.tree.map(_end_to_end, batch)))[batch.weight.ravel() > 0] for batch in bar)
-        yield from _whole_clips(found, stream.border)
+        yield from _whole_clips(found, streams[0].border)
 
     return run
 

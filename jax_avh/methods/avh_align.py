@@ -23,12 +23,12 @@ class AVHAlignConfig(MethodConfig):
     modality: str = rules("both", one_of(("both",)))  # always "both"; avh_sup also takes "audio" or "video"
 
 
-def frame_losses(network: FrameNetwork, batch: FrameBatch, boundary: str) -> Float[Array, " T"]:
+def frame_losses(network: FrameNetwork, batch: FrameBatch, boundary: str) -> Float[Array, "*chunks T"]:
     """Computes the windowed softmax loss of every visual frame.
 
     Args:
       network: the alignment network.
-      batch: frames of the stream.
+      batch: frames, or chunks of frames.
       boundary: how the window treats audio frames outside the clip; see `window_scores`.
 
     Returns:

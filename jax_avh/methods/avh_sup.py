@@ -24,7 +24,7 @@ class AVHSupConfig(MethodConfig):
     modality: str = rules("both", one_of(MODALITY_FEATURES))  # "both", or only "audio" or "video"
 
 
-def frame_logits(network: FrameNetwork, batch: FrameBatch, boundary: str) -> Float[Array, " T"]:
+def frame_logits(network: FrameNetwork, batch: FrameBatch, boundary: str) -> Float[Array, "*chunks T"]:
     """Computes the fakeness of every frame, padding included, without regard to its neighbours."""
     return network(batch.visual, batch.audio)
 
@@ -36,7 +36,7 @@ def clip_cross_entropy(
 
     Args:
       logits: fakeness of each frame.
-      clip: number of each frame's clip, rising by one from clip to clip.
+      clip: number of each frame's clip, which neighbouring clips must not share.
       label: label of each frame's clip, 0 real, 1 fake.
       weight: 1 = a frame that counts, 0 = one that is left out.
 
@@ -47,12 +47,12 @@ def clip_cross_entropy(
       AVH-Align/sup: the two classes' logits are -s and s.
     """
     frames, kept = len(logits), weight > 0
-    segment = jnp.where(kept, clip - jnp.min(jnp.where(kept, clip, jnp.iinfo(clip.dtype).max)), frames)
-    highest = jax.lax.stop_gradient(jax.ops.segment_max(logits, segment, frames + 1))
-    there = jax.ops.segment_max(weight, segment, frames + 1)[:frames] > 0
-    total = jax.ops.segment_sum(jnp.exp(logits - highest[segment]), segment, frames + 1)[:frames]
-    pooled = jnp.where(there, jnp.log(jnp.where(there, total, 1)) + jnp.where(there, highest[:frames], 0), 0)
-    sign = 1 - 2 * jax.ops.segment_max(label, segment, frames + 1)[:frames].astype(logits.dtype)
+    segment = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), clip[1:] != clip[:-1]]), dtype=jnp.int32)
+    highest = jax.lax.stop_gradient(jax.ops.segment_max(logits, segment, frames))
+    there = jax.ops.segment_max(weight, segment, frames) > 0
+    total = jax.ops.segment_sum(jnp.where(kept, jnp.exp(logits - highest[segment]), 0), segment, frames)
+    pooled = jnp.where(there, jnp.log(jnp.where(there, total, 1)) + jnp.where(there, highest, 0), 0)
+    sign = 1 - 2 * jax.ops.segment_max(label, segment, frames).astype(logits.dtype)
     return jnp.sum(jnp.where(there, jax.nn.softplus(2 * pooled * sign), 0))
 
 

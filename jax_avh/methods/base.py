@@ -30,7 +30,7 @@ from jax_avh.data.batches import (
     Examples,
     FrameBatch,
     frame_batches,
-    frame_stream,
+    frame_streams,
     pass_order,
 )
 from jax_avh.data.loaders import GIGABYTE, Loaders, frame_loaders, measure_memory, stream_examples
@@ -139,7 +139,7 @@ class TrainableMethod(Method):
 
         Args:
           network: the parts of the network.
-          batch: a batch with a leading axis of chunks, one per device.
+          batch: a batch with a leading axis of chunks, as many on each device.
           key: key of dropout; None = evaluation: no dropout, and running statistics stay as they are.
           mesh: the devices.
           boundary: how the alignment window treats audio frames outside the clip.
@@ -187,8 +187,8 @@ class FrameMethod(TrainableMethod):
         lambda outputs, border: outputs[:, 0]
     )
     make_model: Callable[[Config, Source], FrameNetwork] = make_frame_network
-    # (network, frames, boundary of the window) -> a value per frame, not reduced; None = the method is not trained
-    loss: Callable[[FrameNetwork, FrameBatch, str], Float[Array, " T"]] | None = None
+    # (network, chunks of frames, boundary of the window) -> a value per frame; None = the method is not trained
+    loss: Callable[[FrameNetwork, FrameBatch, str], Float[Array, "C T"]] | None = None
     # (values, clip numbers, labels, weights of the frames of a batch) -> sum of the losses, in nats
     reduce: Callable[[Array, Array, Array, Array], Float[Array, ""]] = weighted_sum
     whole_clips: bool = False  # whether the loss sums over whole clips; otherwise it sums over frames
@@ -204,21 +204,30 @@ class FrameMethod(TrainableMethod):
 
     def make_loaders(self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source) -> Loaders:
         """See TrainableMethod."""
-        frames = config.data.batch_frames
+        frames, clips, streams = config.data.batch_frames, config.data.batch_clips, config.data.streams
         tau = 0 if self.whole_clips else config.model.tau
         if frames < mesh.size:
             raise UserError(
                 f"--config.data.batch_frames={frames}: fewer than the {mesh.size} devices; give each at least one frame"
             )
+        if streams > 1 and streams % mesh.size:
+            raise UserError(
+                f"--config.data.streams={streams}: not a multiple of the {mesh.size} devices; use a number of devices "
+                "that divides it, or choose another for a new run"
+            )
+        for name, value in (("batch_frames", frames), ("batch_clips", clips)):
+            if value % streams:
+                raise UserError(f"--config.data.{name}={value}: not a multiple of --config.data.streams={streams}")
         memory = measure_memory(mesh).devices
         # The batch's features, and the hidden layers that the backward pass needs.
         needed = 4 * frames * (2 * train.width + (2 * tau + 1) * sum(HIDDEN_WIDTHS[1:]))
-        if needed > memory:
+        if 0 < memory < needed:
             raise UserError(
                 f"--config.data.batch_frames={frames}: a step takes about {needed / GIGABYTE:.3g} GB, "
                 f"more than the {memory / GIGABYTE:.3g} GB of memory; choose a smaller batch"
             )
-        return frame_loaders(config, mesh, train, val, tau=tau, whole_clips=self.whole_clips)
+        # Twice: compiled programs need up to that much.
+        return frame_loaders(config, mesh, train, val, tau=tau, whole_clips=self.whole_clips, step_bytes=2 * needed)
 
     def batch_loss(
         self, network: SplitNetwork, batch: FrameBatch, key: Key[Array, ""] | None, mesh: Mesh, boundary: str
@@ -228,16 +237,15 @@ class FrameMethod(TrainableMethod):
         assert self.loss is not None
         loss = self.loss
 
-        def own_losses(params: nnx.State, chunks: FrameBatch) -> Float[Array, " T"]:
+        def own_losses(params: nnx.State, chunks: FrameBatch) -> Float[Array, "C T"]:
             # Each device works on its own copy, so that gradients are summed over the devices only once, at the end.
             params = jax.tree.map(lambda p: jax.lax.pcast(p, DATA_AXIS, to="varying"), params)
-            chunk = jax.tree.map(lambda array: array[0], chunks)  # each device has one chunk
-            return loss(nnx.merge(graph, params, fixed), chunk, boundary)
+            return loss(nnx.merge(graph, params, fixed), chunks, boundary)
 
         losses = on_own_part(mesh, own_losses)(params, batch)
         halo = (batch.audio.shape[1] - batch.visual.shape[1]) // 2
         clip = batch.clip[:, halo : halo + batch.visual.shape[1]]
-        total = self.reduce(losses, clip.reshape(-1), batch.label.reshape(-1), batch.weight.reshape(-1))
+        total = self.reduce(*(array.reshape(-1) for array in (losses, clip, batch.label, batch.weight)))
         return total, BatchLoss(total, fixed)
 
     def frame_outputs(
@@ -260,7 +268,7 @@ class FrameMethod(TrainableMethod):
         """See TrainableMethod."""
         graph, params = nnx.split(network)
         fixed = put_copies(mesh, (params, fold(graph, params)))
-        batch = frame_batches(frame_stream(source), pass_frames(), self.tau, chunks=mesh.size)[0]
+        batch = frame_batches(frame_streams(source), pass_frames(), self.tau, chunks=mesh.size)[0]
         arguments = fixed, put_end_to_end(mesh, batch)
         return ScoringStep(compile_on_own_parts(mesh, self.frame_outputs, graph), arguments, pass_frames())
 
@@ -314,6 +322,8 @@ class ExampleMethod(TrainableMethod):
     def make_loaders(self, config: Config, mesh: Mesh, network: nnx.Module, train: Source, val: Source) -> Loaders:
         """See TrainableMethod. Training leaves out an incomplete last batch."""
         size = config.data.batch_examples
+        if config.data.streams > 1:
+            raise UserError(f"--config.data.streams: {self.name} takes examples, which are shuffled as a whole; use 1")
         if size % mesh.size:
             raise UserError(
                 f"--config.data.batch_examples={size}: not a multiple of the {mesh.size} devices; choose one that is"

@@ -3,10 +3,12 @@
 Frames come as a stream of clips laid end to end, with a clip number per frame. A visual frame's window is the
 2 tau + 1 audio frames around it; frames of other clips are outside the clip.
 
-Letters: T visual frames, L = T + 2 tau audio frames, W = 2 tau + 1 offsets of a window.
+Letters: T visual frames, L = T + 2 tau audio frames, W = 2 tau + 1 offsets of a window, H width of a share;
+*C chunks, if any.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -38,12 +40,12 @@ LARGE_STEPS = Form(65_536, ("bfloat16",))  # on all other platforms
 
 def window_scores(
     network: FrameNetwork, batch: FrameBatch, boundary: str = "zeros", form: Form | None = None
-) -> tuple[Float[Array, "T W"], Bool[Array, "T W"]]:
+) -> tuple[Float[Array, "*C T W"], Bool[Array, "*C T W"]]:
     """Scores every pair of the window, projecting each frame only once.
 
     Args:
       network: a network of both modalities.
-      batch: frames of the stream.
+      batch: frames of the stream, or chunks of it.
       boundary: treatment of audio frames outside the clip: "zeros" replaces them by zero vectors, which compete;
         "mask" leaves them out.
       form: how to compute the window; None = the fastest way on the platform.
@@ -51,36 +53,39 @@ def window_scores(
     Returns:
       The scores, and a mask of those that compete.
     """
-    frames, window = batch.visual.shape[0], batch.audio.shape[0] - batch.visual.shape[0] + 1
+    *chunks, frames, width = batch.visual.shape
     inside = same_clip(batch.clip, frames)
+    window = inside.shape[-1]
     shares = network.share("visual", batch.visual), network.share("audio", batch.audio)
-    zeros = network.share("audio", jnp.zeros_like(batch.audio[:1]))  # share of a zero vector: only biases
-    mean_square = jnp.where(inside, mean_squares(*shares), jnp.mean(jnp.square(shares[0] + zeros), axis=1)[:, None])
+    zero = jnp.zeros((*[1] * len(chunks), 1, width), batch.audio.dtype)
+    zeros = network.share("audio", zero)  # share of a zero vector: only biases
+    outside = jnp.mean(jnp.square(shares[0] + zeros), axis=-1)
+    mean_square = jnp.where(inside, mean_squares(*shares), outside[..., None])
     visual, audio, zeros = map(network.weigh, (*shares, zeros))
 
     form = form or FORMS.get(target_platform(), LARGE_STEPS)
-    steps = -(-window // max(1, form.pairs // frames))
+    steps = -(-window // max(1, form.pairs // math.prod(batch.clip[..., :frames].shape)))
     offsets = -(-window // steps)
     more = offsets * steps - window  # offsets beyond the window, which the last step also computes
-    audio = jnp.pad(audio, ((0, more), (0, 0)))
-    by_offset = jnp.pad(inside.T, ((0, more), (0, 0))), jnp.pad(mean_square.T, ((0, more), (0, 0)))
+    audio = jnp.pad(audio, [*[(0, 0)] * len(chunks), (0, more), (0, 0)])
+    by_offset = [jnp.pad(jnp.moveaxis(x, -1, 0), [(0, more), *[(0, 0)] * (x.ndim - 1)]) for x in (inside, mean_square)]
 
     again = network.precision in form.recomputed
     policies = jax.checkpoint_policies
 
     @functools.partial(jax.checkpoint, policy=policies.nothing_saveable if again else policies.dots_saveable)
-    def scores_from(first: Int[Array, ""]) -> Float[Array, "O T"]:
-        neighbours = jnp.concatenate(
-            [jax.lax.dynamic_slice_in_dim(audio, first + offset, frames) for offset in range(offsets)]
+    def scores_from(first: Int[Array, ""]) -> Float[Array, "O *C T"]:
+        neighbours = jnp.stack(
+            [jax.lax.dynamic_slice_in_dim(audio, first + offset, frames, axis=-2) for offset in range(offsets)]
         )
         here, square = (jax.lax.dynamic_slice_in_dim(array, first, offsets) for array in by_offset)
-        pairs = jnp.tile(visual, (offsets, 1)) + jnp.where(here.reshape(-1, 1), neighbours, zeros)
-        return network.score(pairs, square.reshape(-1)).reshape(offsets, frames)
+        pairs = visual[None] + jnp.where(here[..., None], neighbours, zeros[None])
+        return network.score(pairs.reshape(-1, pairs.shape[-1]), square.reshape(-1)).reshape(square.shape)
 
     starts = jnp.arange(steps, dtype=jnp.int32) * offsets
     _, scores = jax.lax.scan(lambda _, first: (None, scores_from(first)), None, starts, unroll=form.unroll)
-    scores = scores.reshape(offsets * steps, frames)[:window]
-    return scores.T, inside if boundary == "mask" else jnp.ones_like(inside)
+    scores = scores.reshape(offsets * steps, *chunks, frames)[:window]
+    return jnp.moveaxis(scores, 0, -1), inside if boundary == "mask" else jnp.ones_like(inside)
 
 
 def windowed_softmax_loss(scores: Float[Array, "*T W"], valid: Bool[Array, "*T W"] | None = None) -> Float[Array, "*T"]:
@@ -100,14 +105,15 @@ def windowed_softmax_loss(scores: Float[Array, "*T W"], valid: Bool[Array, "*T W
     return jax.nn.logsumexp(scores, axis=-1) - scores[..., scores.shape[-1] // 2]
 
 
-def mean_squares(visual: Float[Array, "T H"], audio: Float[Array, "L H"]) -> Float[Array, "T W"]:
+def mean_squares(visual: Float[Array, "*C T H"], audio: Float[Array, "*C L H"]) -> Float[Array, "*C T W"]:
     """Returns the mean square of visual[t] + audio[t + w] for every w of the window."""
-    frames, window = visual.shape[0], audio.shape[0] - visual.shape[0] + 1
-    of_visual, of_audio = (jnp.mean(jnp.square(share), axis=1) for share in (visual, audio))
-    neighbours = jnp.stack([of_audio[offset : offset + frames] for offset in range(window)], axis=1)
-    return of_visual[:, None] + neighbours + band_products(visual, audio) * (2 / visual.shape[1])
+    frames, window = visual.shape[-2], audio.shape[-2] - visual.shape[-2] + 1
+    of_visual, of_audio = (jnp.mean(jnp.square(share), axis=-1) for share in (visual, audio))
+    neighbours = jnp.stack([of_audio[..., offset : offset + frames] for offset in range(window)], axis=-1)
+    return of_visual[..., None] + neighbours + band_products(visual, audio) * (2 / visual.shape[-1])
 
 
+@functools.partial(jnp.vectorize, signature="(t,h),(l,h)->(t,w)")
 def band_products(visual: Float[Array, "T H"], audio: Float[Array, "L H"]) -> Float[Array, "T W"]:
     """Returns inner products of visual[t] and audio[t + w], as bands of matrix products of blocks."""
     frames, window = visual.shape[0], audio.shape[0] - visual.shape[0] + 1
@@ -126,8 +132,8 @@ def band_products(visual: Float[Array, "T H"], audio: Float[Array, "L H"]) -> Fl
     return skewed[:frames, :window]
 
 
-def same_clip(clip: Int[Array, " L"], frames: int) -> Bool[Array, "T W"]:
+def same_clip(clip: Int[Array, "*C L"], frames: int) -> Bool[Array, "*C T W"]:
     """Marks where audio frame t + w - tau belongs to the clip of visual frame t, for every w of the window."""
-    window = clip.shape[0] - frames + 1
-    neighbours = jnp.stack([clip[offset : offset + frames] for offset in range(window)], axis=1)
-    return neighbours == neighbours[:, window // 2, None]
+    window = clip.shape[-1] - frames + 1
+    neighbours = jnp.stack([clip[..., offset : offset + frames] for offset in range(window)], axis=-1)
+    return neighbours == neighbours[..., window // 2, None]

@@ -119,7 +119,7 @@ def test_the_command_says_what_is_missing(launch, tmp_path):
 
 @without_libtpu
 def test_the_command_prints_and_writes_what_the_compiler_says(launch, tmp_path):
-    flags = ["--topology=v5e:2x2", "--frames=1000000", "--width=64", "--placement=device"]
+    flags = ["--topology=v5e:2x2", "--frames=1000000", "--width=64", "--placement=device", "--config.data.streams=8"]
     flags += ["--config.method=avh_sup", "--config.method.head=linear", f"--json={tmp_path}/c.json"]
     status, output = launch("compile_check", *flags)
     assert status == 0, output
@@ -135,19 +135,50 @@ def test_the_command_prints_and_writes_what_the_compiler_says(launch, tmp_path):
 
 
 @without_libtpu
-def test_a_streamed_step_exchanges_its_gradients_and_nothing_else():
-    checks = check_programs(METHODS["avh_align"], config(train__precision="bfloat16"), "v5e:2x2", 10_000, 1024)
+@pytest.mark.parametrize("placement", ["stream", "device"])
+def test_a_step_exchanges_its_gradients_and_nothing_else(placement):
+    """Also checks that no device holds more than its own share of the features and of the batch."""
+    frames = 40_000
+    settings = config(train__precision="bfloat16", data__placement=placement, data__streams=4)
+    checks = check_programs(METHODS["avh_align"], settings, "v5e:2x2", frames, 1024)
     network = nnx.state(AlignmentNetwork(1024, rngs=nnx.Rngs(0)))
     parameters = sum(array.size for array in jax.tree.leaves(network))
     training = checks[0]
     assert set(training.exchanged) == {"all-reduce"}
     assert 4 * parameters <= training.exchanged["all-reduce"] < 4.1 * parameters
-    chunk = 1024 // 4
-    assert training.argument_bytes < 3 * 4 * parameters + 4 * 2 * (chunk + 30) * 1024 + 1e6
-    assert training.total_bytes < CHIPS["v5e"].memory / 100
+    held = frames // 4 if placement == "device" else 1024 // 4 + 30
+    assert training.argument_bytes < 3 * 4 * parameters + 4 * held * 1024 * 1.02 + 1e6
+    assert training.temporary_bytes < CHIPS["v5e"].memory / 200
     assert checks[2].exchanged == {}
-    text = format_checks(checks, "frames", 10_000)
+    text = format_checks(checks, "frames", frames)
+    assert f"features: {placement} (as asked" in text
     assert "bound by" in text
+
+
+@without_libtpu
+def test_features_are_kept_where_a_run_would_keep_them():
+    settings = config("avh_sup", method__head="linear", data__placement="auto")
+    training, *_ = check_programs(METHODS["avh_sup"], settings, "v5e:2x2", 10_000, 64)
+    assert "features: stream" in training.placement
+    assert "would fit into the devices with --config.data.streams=4" in training.placement
+
+
+LARGE = [pytest.param(name, marks=without_libtpu) for name in ("v5e:2x2", "v5e:4x4", "v5p:4x4x4", "v5e:16x16")]
+LARGE += [pytest.param(name, marks=without_cuda) for name in ("h100:4", "h100:8")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["stream", "device"])
+@pytest.mark.parametrize("topology", LARGE)
+def test_what_a_device_exchanges_does_not_grow_with_their_number(topology, placement):
+    settings = config(train__precision="bfloat16", data__batch_frames=65_536, data__streams=256)
+    settings.data.placement = placement
+    training, *_ = check_programs(METHODS["avh_align"], settings, topology, 1_000_000, 1024)
+    share = 65_536 // training.devices * 2 * 1024 * 2
+    gradients = 4 * 1_740_545
+    assert sum(training.exchanged.values()) < 4 * (share + gradients)
+    assert set(training.exchanged) == {"all-reduce"}
+    assert training.exchanged["all-reduce"] < 1.1 * gradients
 
 
 @without_libtpu

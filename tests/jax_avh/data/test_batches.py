@@ -10,7 +10,7 @@ from avh_shards.clip import REAL
 from avh_shards.errors import Failure
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from extract.store.shard_set import ShardSet
-from jax_avh.data.batches import frame_batches, frame_stream, prefetched
+from jax_avh.data.batches import FrameStream, frame_batches, frame_streams, prefetched
 from jax_avh.data.source import open_source
 
 WIDTH = 4
@@ -33,8 +33,14 @@ def make_source(folder, lengths, per_shard=3, labels=None, name="c", **attribute
     return open_source(folder)
 
 
+def frame_stream(source, seed=None) -> FrameStream:
+    """Returns all clips of a source as a single stream."""
+    (stream,) = frame_streams(source, seed)
+    return stream
+
+
 def make_batches(stream, size, tau=0, chunks=1, own=None):
-    return frame_batches(stream, size, tau, chunks=chunks, own=own)
+    return frame_batches((stream,), size, tau, chunks=chunks, own=own)
 
 
 lengths_st = st.lists(st.integers(1, 9), min_size=1, max_size=7)
@@ -72,6 +78,45 @@ def test_batches_hold_every_frame_once_in_order(tmp_path_factory, lengths, size,
         np.testing.assert_array_equal(own, -batch.visual)
     counted = np.concatenate([batch.visual[batch.weight > 0] for batch in batches])
     np.testing.assert_array_equal(counted, stream.features("visual", 0, stream.frames))
+
+
+@hypothesis.given(lengths_st, st.integers(1, 4), st.none() | st.integers(0, 9))
+def test_streams_divide_the_clips_evenly_and_alike_in_every_epoch(tmp_path_factory, lengths, count, epoch):
+    source = make_source(tmp_path_factory.mktemp("s"), lengths)
+    streams = frame_streams(source, None if epoch is None else (0, epoch), count)
+    assert len(streams) == count
+    assert sorted(np.concatenate([stream.order for stream in streams])) == list(range(len(lengths)))
+    assert all(abs(stream.frames - sum(lengths) / count) <= max(lengths) for stream in streams)
+    for stream, other in zip(streams, frame_streams(source, (1, 1), count), strict=True):
+        assert stream.frames == other.frames
+        assert (
+            sorted(stream.order)
+            == sorted(other.order)
+            == list(range(stream.first_place, stream.first_place + len(stream.order)))
+        )
+    places = np.concatenate([stream.places(0, stream.frames) for stream in streams])
+    assert (
+        np.bincount(places, minlength=len(lengths)).tolist()
+        == np.concatenate([source.lengths[stream.order] for stream in streams]).tolist()
+    )
+
+
+@hypothesis.given(lengths_st, st.integers(1, 5), st.integers(1, 4), st.integers(0, 4), st.booleans())
+def test_a_batch_has_a_chunk_of_every_stream(tmp_path_factory, lengths, share, count, tau, whole_clips):
+    source = make_source(tmp_path_factory.mktemp("s"), lengths)
+    streams = frame_streams(source, (0, 0), count)
+    batches = frame_batches(streams, share * count, tau, whole_clips=whole_clips, chunks=count)
+    found = list(batches)
+    assert batches.sizes.tolist() == [batch.weight.sum() for batch in found]
+    assert batches.sizes.sum() == sum(lengths)
+    assert batches.items.sum() == (len(lengths) if whole_clips else sum(lengths))
+    for number, stream in enumerate(streams):
+        counted = [batch.visual[number][batch.weight[number] > 0] for batch in found]
+        np.testing.assert_array_equal(np.concatenate(counted), stream.features("visual", 0, stream.frames))
+    clips = [set(batch.clip[:, tau : tau + batches.chunk_frames][batch.weight > 0]) for batch in found]
+    if whole_clips:
+        assert sum(map(len, clips)) == len(lengths)  # none is cut
+        assert [len(set_) for set_ in clips] == batches.items.tolist()
 
 
 def test_order_is_a_function_of_seed_and_epoch(tmp_path):

@@ -1,6 +1,7 @@
 """Methods on frames and clips, against the official programs' outputs and a second computation."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import sys
@@ -21,7 +22,7 @@ from avh_shards.clip import FAKE, REAL
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from jax_avh.config import check_config
 from jax_avh.configs import avh_align, make_config
-from jax_avh.data.batches import frame_batches, frame_stream
+from jax_avh.data.batches import frame_batches, frame_streams
 from jax_avh.data.loaders import hold_frames, stream_frames
 from jax_avh.data.source import open_source
 from jax_avh.inference import score_shards
@@ -135,18 +136,18 @@ loss_and_gradient = jax.jit(jax.value_and_grad(clip_cross_entropy))
 @hypothesis.settings(max_examples=40)
 def test_batches_of_whole_clips_hold_each_clip_once(tmp_path_factory, lengths, frames, clips, epoch):
     source = make_source(tmp_path_factory.mktemp("s"), lengths)
-    stream = frame_stream(source, None if epoch is None else (0, epoch))
-    plan = frame_batches(stream, frames, whole_clips=True, clips=clips)
-    sizes = np.diff(plan.border)
-    assert set(plan.border) <= set(stream.border)
-    assert (plan.border[0], plan.border[-1], plan.items.sum()) == (0, stream.frames, len(lengths))
-    assert sizes.max() <= plan.room <= max(frames, *lengths)
+    (stream,) = streams = frame_streams(source, None if epoch is None else (0, epoch))
+    plan = frame_batches(streams, frames, whole_clips=True, clips=clips)
+    (border,) = plan.border
+    assert set(border) <= set(stream.border)
+    assert (border[0], border[-1], plan.items.sum()) == (0, stream.frames, len(lengths))
+    assert plan.sizes.max() <= plan.chunk_frames <= max(frames, *lengths)
     assert not clips or plan.items.max() <= clips
-    for size, items, end in zip(sizes[:-1], plan.items, plan.border[1:], strict=False):  # no batch could hold more
+    for size, items, end in zip(plan.sizes[:-1], plan.items, border[1:], strict=False):  # no batch could hold more
         following = lengths[stream.order[np.searchsorted(stream.border, end)]]
-        assert size + following > plan.room or items == clips
-    other = frame_batches(frame_stream(source, (1, 1)), frames, whole_clips=True, clips=clips)
-    assert plan.room == other.room
+        assert size + following > plan.chunk_frames or items == clips
+    other = frame_batches(frame_streams(source, (1, 1)), frames, whole_clips=True, clips=clips)
+    assert plan.chunk_frames == other.chunk_frames
 
 
 @pytest.fixture(scope="module")
@@ -167,23 +168,33 @@ def separable(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unbroken(separable, tmp_path_factory):
-    """Returns the losses of an uninterrupted streamed run on one device."""
-    workdir = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["jax_avh.training.train"], "make_mesh", lambda: mesh_of(1))
-        train(separable, workdir)
-    return losses(workdir), workdir
+    """Returns the workdir of an uninterrupted run on one device, by the number of streams."""
+
+    @functools.cache
+    def run(streams):
+        workdir = tmp_path_factory.mktemp("run")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys.modules["jax_avh.training.train"], "make_mesh", lambda: mesh_of(1))
+            train(with_data(separable, streams=streams), workdir)
+        return workdir
+
+    return run
+
+
+def with_data(config, **settings):
+    """Returns a configuration with other settings of its data."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **settings))
 
 
 def mesh_of(devices):
     return Mesh(np.array(jax.devices()[:devices]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
-@pytest.mark.parametrize(("placement", "stop"), [("stream", 16), ("device", 9)])
+@pytest.mark.parametrize(("placement", "streams", "stop"), [("stream", 1, 16), ("device", 2, 9)])
 def test_a_supervised_run_is_the_same_on_two_devices_stopped_within_an_epoch(
-    separable, unbroken, tmp_path, monkeypatch, placement, stop
+    separable, unbroken, tmp_path, monkeypatch, placement, streams, stop
 ):
-    config = dataclasses.replace(separable, data=dataclasses.replace(separable.data, placement=placement))
+    config = with_data(separable, placement=placement, streams=streams)
     with monkeypatch.context() as patch:
         looks = itertools.count(1)
         patch.setattr(Preemption, "reached", lambda self: next(looks) == stop)
@@ -191,13 +202,13 @@ def test_a_supervised_run_is_the_same_on_two_devices_stopped_within_an_epoch(
     assert progress.epoch >= 0
     assert progress.step > 0
     train(config, tmp_path)
-    np.testing.assert_allclose(losses(tmp_path), unbroken[0], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(losses(tmp_path), losses(unbroken(streams)), rtol=0, atol=1e-4)
 
 
 def test_a_supervised_run_learns_what_its_labels_show(separable, unbroken, tmp_path):
-    (_, before), *_, (_, after) = unbroken[0]
+    (_, before), *_, (_, after) = losses(unbroken(1))
     assert after < before / 2
-    table = score_shards(separable.data.val, tmp_path / "s.h5", weights=unbroken[1])
+    table = score_shards(separable.data.val, tmp_path / "s.h5", weights=unbroken(1))
     label = np.array([clip.label for clip in table.clips])
     assert table.method == "avh_sup"
     assert table.clip[label == 1].min() > table.clip[label == 0].max()
@@ -205,7 +216,7 @@ def test_a_supervised_run_learns_what_its_labels_show(separable, unbroken, tmp_p
 
 def test_epochs_of_packed_clips_on_the_devices_share_their_programs(separable):
     """Checks that no order of the clips, each of which has different batches, compiles a new program."""
-    source, mesh = open_source(separable.data.train).labelled(REAL, FAKE), make_mesh()
+    source, mesh = open_source(separable.data.train).labelled(REAL, FAKE), mesh_of(1)
     loader = hold_frames(source, mesh, 40, 0, loop_steps=3, whole_clips=True)
     network = NETWORKS["linear"](source.width, rngs=nnx.Rngs(0))
     objective, optimizer, state = start(separable, network, mesh)

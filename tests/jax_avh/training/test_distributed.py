@@ -1,5 +1,6 @@
 """Many devices and processes: same batches and losses, a common end, and checkpoints that fit any topology."""
 
+import functools
 import signal
 import time
 from pathlib import Path
@@ -11,16 +12,17 @@ from tests.runs import curve, finish, losses, start_training
 
 LENGTHS = [9, 1, 2, 20, 3, 17, 1, 30]  # frames of the clips, in shards of three: 83, so the last batch is not full
 SLOW = pytest.mark.slow
-TOPOLOGIES = [  # processes, devices of each, placement, float64
-    pytest.param(1, 4, "host", True, id="four devices"),
-    pytest.param(2, 1, "device", True, id="two processes, features on them"),
-    pytest.param(2, 2, "stream", False, id="two processes of two, float32"),
-    pytest.param(1, 2, "stream", True, id="two devices", marks=SLOW),
-    pytest.param(1, 4, "device", True, id="four devices, features on them", marks=SLOW),
-    pytest.param(2, 2, "stream", True, id="two processes of two", marks=SLOW),
-    pytest.param(2, 2, "device", True, id="two processes of two, features on them", marks=SLOW),
-    pytest.param(2, 2, "device", False, id="two processes of two, features on them, float32", marks=SLOW),
-    pytest.param(1, 4, "device", False, id="four devices, features on them, float32", marks=SLOW),
+TOPOLOGIES = [  # processes, devices of each, placement, streams, float64
+    pytest.param(1, 4, "host", 1, True, id="four devices"),
+    pytest.param(2, 1, "device", 4, True, id="two processes, features on them"),
+    pytest.param(2, 2, "stream", 1, False, id="two processes of two, float32"),
+    pytest.param(1, 2, "stream", 1, True, id="two devices", marks=SLOW),
+    pytest.param(1, 2, "stream", 4, True, id="two devices, two streams each", marks=SLOW),
+    pytest.param(1, 4, "device", 4, True, id="four devices, features on them", marks=SLOW),
+    pytest.param(2, 2, "stream", 1, True, id="two processes of two", marks=SLOW),
+    pytest.param(2, 2, "device", 4, True, id="two processes of two, features on them", marks=SLOW),
+    pytest.param(2, 2, "device", 4, False, id="two processes of two, features on them, float32", marks=SLOW),
+    pytest.param(1, 4, "device", 4, False, id="four devices, features on them, float32", marks=SLOW),
 ]
 
 
@@ -29,29 +31,31 @@ def settings(tmp_path_factory):
     """Returns the settings of a short run at the official learning rate."""
     folder = tmp_path_factory.mktemp("data")
     data = {f"data.{split}": make_source(folder / split, LENGTHS).path for split in ("train", "val")}
-    return {**data, "data.batch_frames": 25, "train.epochs": 2}
+    return {**data, "data.batch_frames": 28, "train.epochs": 2}
 
 
 @pytest.fixture(scope="module")
 def on_one_device(settings, tmp_path_factory):
-    """Returns the losses of one process on one device, in float32 and in float64."""
-    found = {}
-    for x64 in (False, True):
+    """Returns the losses of one process on one device, by the number of streams and whether in float64."""
+
+    @functools.cache
+    def run(streams, x64):
         workdir = tmp_path_factory.mktemp("one") / "run"
-        finish(start_training(workdir, x64=x64, **settings), workdir)
-        found[x64] = losses(workdir)
-    return found
+        finish(start_training(workdir, x64=x64, **settings | {"data.streams": streams}), workdir)
+        return losses(workdir)
+
+    return run
 
 
-@pytest.mark.parametrize(("processes", "devices", "placement", "x64"), TOPOLOGIES)
+@pytest.mark.parametrize(("processes", "devices", "placement", "streams", "x64"), TOPOLOGIES)
 def test_any_devices_and_processes_give_one_curve(
-    tmp_path, settings, on_one_device, processes, devices, placement, x64
+    tmp_path, settings, on_one_device, processes, devices, placement, streams, x64
 ):
-    run = settings | {"data.placement": placement}
+    run = settings | {"data.placement": placement, "data.streams": streams}
     finish(start_training(tmp_path / "run", processes, devices, x64, **run), tmp_path / "run")
     found = losses(tmp_path / "run")
     assert len(found) == 3
-    for line, wanted in zip(found, on_one_device[x64], strict=True):
+    for line, wanted in zip(found, on_one_device(streams, x64), strict=True):
         assert line == pytest.approx(wanted, abs=1e-9 if x64 else 1e-4)
 
 
@@ -81,7 +85,7 @@ def test_a_run_of_many_stopped_by_sigterm_goes_on_elsewhere(tmp_path, settings, 
     finish(start_training(tmp_path / "run", 1, 4, x64=True, **run), tmp_path / "run")
     found = losses(tmp_path / "run")
     assert len(found) == run["train.epochs"] + 1
-    for line, wanted in zip(found, on_one_device[True], strict=False):
+    for line, wanted in zip(found, on_one_device(1, True), strict=False):
         assert line == pytest.approx(wanted, abs=1e-9)
     if ended > 2:  # the resumed part, against an uninterrupted run
         finish(start_training(tmp_path / "whole", x64=True, **run), tmp_path / "whole")

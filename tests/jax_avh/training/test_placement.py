@@ -16,7 +16,7 @@ from avh_shards import UserError
 from avh_shards.format import list_shards
 from avh_shards.paths import as_path
 from jax_avh.config import Config, DataConfig, OptimizerConfig, TrainConfig
-from jax_avh.data.batches import frame_stream
+from jax_avh.data.batches import frame_batches, frame_streams
 from jax_avh.data.loaders import FeatureSize, Memory, choose_placement, hold_frames, stream_frames
 from jax_avh.data.source import open_source
 from jax_avh.methods import avh_align
@@ -25,7 +25,7 @@ from jax_avh.models import AlignmentNetwork
 from jax_avh.parallel import make_mesh, put_copies
 from jax_avh.training.optimizer import make_optimizer
 from jax_avh.training.step import Objective, init_state, train_steps
-from tests.jax_avh.data.test_batches import lengths_st, make_batches, make_source
+from tests.jax_avh.data.test_batches import frame_stream, lengths_st, make_batches, make_source
 from tests.runs import losses, train
 
 
@@ -34,16 +34,26 @@ def mesh():
     return make_mesh()
 
 
-@hypothesis.given(lengths_st, st.integers(2, 20), st.integers(1, 4), st.none() | st.integers(0, 9), st.integers(1, 5))
+@hypothesis.given(
+    lengths_st,
+    st.integers(1, 7),
+    st.integers(1, 4),
+    st.none() | st.integers(0, 9),
+    st.integers(1, 5),
+    st.sampled_from([2, 4]),
+    st.booleans(),
+)
 @hypothesis.settings(max_examples=6)
-def test_batches_gathered_on_the_devices_are_those_of_the_stream(
-    tmp_path_factory, mesh, lengths, batch_frames, tau, epoch, loop_steps
+def test_batches_gathered_on_the_devices_are_those_of_the_streams(
+    tmp_path_factory, mesh, lengths, share, tau, epoch, loop_steps, count, whole_clips
 ):
     source = make_source(tmp_path_factory.mktemp("s"), lengths)
     seed = None if epoch is None else (0, epoch)
-    wanted = list(make_batches(frame_stream(source, seed), batch_frames, tau, mesh.size))
+    streams = frame_streams(source, seed, count)
+    wanted = list(frame_batches(streams, share * count, tau, whole_clips=whole_clips, chunks=count))
+    loader = hold_frames(source, mesh, share * count, tau, loop_steps, streams=count, whole_clips=whole_clips)
     found = []
-    for batches in hold_frames(source, mesh, batch_frames, tau, loop_steps).epoch(seed).batches:
+    for batches in loader.epoch(seed).batches:
         assert 1 <= len(batches) <= loop_steps
         found += jax.jit(lambda b: [b[jnp.int32(step)] for step in range(len(b))])(batches)
     for batch, other in zip(found, wanted, strict=True):
@@ -54,7 +64,8 @@ def test_batches_gathered_on_the_devices_are_those_of_the_stream(
 @hypothesis.given(st.integers(1, 30), st.integers(1, 9), st.data())
 def test_loops_end_at_the_same_steps_wherever_they_start(tmp_path_factory, mesh, steps, loop_steps, data):
     """Checks that a run resumed within an epoch compiles and computes the same as the uninterrupted one."""
-    loader = hold_frames(make_source(tmp_path_factory.mktemp("s"), [steps * 2]), mesh, 2, 1, loop_steps)
+    source = make_source(tmp_path_factory.mktemp("s"), [steps, steps])
+    loader = hold_frames(source, mesh, 2, 1, loop_steps, streams=2)
 
     def ends(first):
         return [first + n for n in itertools.accumulate(len(batches) for batches in loader.epoch(None, first).batches)]
@@ -75,7 +86,7 @@ def test_a_process_reads_its_own_chunks_alone(tmp_path_factory, lengths, size, t
 
 
 def run_config(folder: Path | str, **options) -> Config:
-    data = DataConfig(f"{folder}/train", f"{folder}/val", batch_frames=25)
+    data = DataConfig(f"{folder}/train", f"{folder}/val", batch_frames=24)
     for name, value in options.items():
         setattr(data, name, value)
     method, training = AVHAlignConfig(head="linear"), TrainConfig(epochs=2, checkpoint_steps=3)
@@ -93,23 +104,23 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope="module")
 def streamed_losses(shards, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    train(run_config(shards, placement="stream"), workdir)
+    train(run_config(shards, placement="stream", streams=2), workdir)
     return losses(workdir)
 
 
 @pytest.mark.parametrize("placement", ["auto", "host", "device"])
 def test_every_placement_gives_the_same_losses(shards, streamed_losses, tmp_path, capsys, placement):
-    train(run_config(shards, placement=placement), tmp_path)
+    train(run_config(shards, placement=placement, streams=2), tmp_path)
     np.testing.assert_allclose(losses(tmp_path), streamed_losses, rtol=0, atol=2e-6)
-    said = {"auto": "features: host (0.00 GB in local files"}.get(placement, f"features: {placement} (as asked")
+    said = {"auto": "features: host (local files"}.get(placement, f"features: {placement} (as asked")
     assert said in capsys.readouterr().out
 
 
 def test_a_run_goes_on_in_another_placement(shards, streamed_losses, tmp_path):
-    config = run_config(shards, placement="device")
+    config = run_config(shards, placement="device", streams=2)
     config.train.epochs = 1
     train(config, tmp_path)
-    train(run_config(shards, placement="stream"), tmp_path)
+    train(run_config(shards, placement="stream", streams=2), tmp_path)
     np.testing.assert_allclose(losses(tmp_path), streamed_losses, rtol=0, atol=2e-6)
 
 
@@ -118,21 +129,20 @@ def test_shards_at_a_url_give_the_same_losses(shards, streamed_losses, tmp_path,
     for split in ("train", "val"):
         for shard in list_shards(shards / split):
             as_path(f"memory://corpus/{split}/{shard.name}").write_bytes(shard.read_bytes())
-    train(run_config("memory://corpus", placement=placement), tmp_path)
+    train(run_config("memory://corpus", placement=placement, streams=2), tmp_path)
     np.testing.assert_allclose(losses(tmp_path), streamed_losses, rtol=0, atol=2e-6)
-    assert placement != "auto" or "features: stream (0.00 GB at a URL)" in capsys.readouterr().out
+    assert placement != "auto" or "features: stream (at a URL, 0.00 GB" in capsys.readouterr().out
 
 
 COLLECTIVES = re.compile(r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 
 
 @pytest.mark.parametrize("kind", [stream_frames, hold_frames])
-def test_the_compiled_steps_move_gradients_once_and_features_by_the_batch(tmp_path, mesh, kind):
-    """Guards against moving all features, or a gradient per offset of the window; both have happened."""
-    frames, batch_frames, tau = 4000, 16, 15
-    source = make_source(tmp_path, [frames])
+def test_the_compiled_steps_move_gradients_once_and_no_features(tmp_path, mesh, kind):
+    """Guards against moving features, or a gradient per offset of the window; both have happened."""
+    source = make_source(tmp_path, [200, 200])
     options = {"loop_steps": 5} if kind is hold_frames else {}
-    batches = next(kind(source, mesh, batch_frames, tau, **options).epoch(None).batches)
+    batches = next(kind(source, mesh, 16, 15, streams=2, **options).epoch(None).batches)
     network = AlignmentNetwork(source.width, rngs=nnx.Rngs(0))
     method, optimizer = avh_align.METHOD, make_optimizer(OptimizerConfig())
     graph, state = init_state(network, method.trained, optimizer)
@@ -145,45 +155,65 @@ def test_the_compiled_steps_move_gradients_once_and_features_by_the_batch(tmp_pa
         sizes = [np.prod([int(n) for n in dims.split(",") if n]) for dims in re.findall(r"\[([\d,]*)\]", shapes)]
         moved.setdefault(name, []).append(sum(sizes))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    features = (batch_frames + 2 * tau * mesh.size + batch_frames) * source.width
     assert parameters <= sum(moved.pop("all-reduce")) <= parameters + 10
-    assert moved.pop("reduce-scatter", []) == ([features // mesh.size] if kind is hold_frames else [])
     assert not moved
-    assert features < frames * source.width / 10
 
 
 GIGABYTE = 10**9
 
 
-def sizes(gigabytes, local=True, shards=1) -> FeatureSize:
-    return FeatureSize(gigabytes * GIGABYTE, local, shards)
+def sizes(gigabytes, local=True, shards=1, streams=1, step=0) -> FeatureSize:
+    return FeatureSize(gigabytes * GIGABYTE, local, shards, streams, step * GIGABYTE)
+
+
+def memory(devices, host, accelerators=True, count=1) -> Memory:
+    return Memory(devices * GIGABYTE, host * GIGABYTE, accelerators, count)
 
 
 @pytest.mark.parametrize(
     ("asked", "source", "memory", "wanted", "reason"),
     [
-        ("auto", sizes(42), (141, 100, True), "device", "42.00 GB fit into the devices' 141.00 GB"),
-        ("auto", sizes(42, local=False), (141, 100, True), "device", "fit into the devices'"),
-        ("auto", sizes(42), (64, 100, True), "host", "42.00 GB in local files, 100.00 GB of memory"),
-        ("auto", sizes(42), (100, 100, False), "host", "in local files"),
-        ("auto", sizes(42), (64, 64, True), "stream", "too much for the host's 64.00 GB"),
-        ("auto", sizes(42, local=False), (64, 100, True), "stream", "at a URL"),
-        ("auto", sizes(1, shards=10**6), (0, 100, True), "stream", "more shards than half of the"),
-        ("stream", sizes(1), (141, 100, True), "stream", "as asked"),
-        ("device", sizes(42), (141, 1, True), "device", "as asked"),
+        ("auto", sizes(42), memory(141, 100), "device", "42.00 GB fit into the devices' memory"),
+        ("auto", sizes(42, local=False), memory(141, 100), "device", "fit into the devices'"),
+        ("auto", sizes(42), memory(64, 100), "device", "42.00 GB fit into the devices' memory"),
+        ("auto", sizes(42), memory(45, 100), "host", "local files, 100.00 GB of memory, 42.00 GB"),
+        ("auto", sizes(42, step=20), memory(64, 100), "host", "local files"),
+        ("auto", sizes(42), memory(0, 100), "host", "local files"),
+        ("auto", sizes(42), memory(100, 100, accelerators=False), "host", "local files"),
+        ("auto", sizes(42), memory(45, 64), "stream", "too much for the host's 64.00 GB"),
+        ("auto", sizes(42, local=False), memory(45, 100), "stream", "at a URL"),
+        ("auto", sizes(42, streams=8), memory(141, 100, count=4), "device", "fit"),
+        ("auto", sizes(42), memory(141, 100, count=4), "host", "devices with --config.data.streams=4"),
+        ("auto", sizes(1, shards=10**6), memory(0, 100), "stream", "more shards than half of the 1024 files"),
+        ("stream", sizes(1), memory(141, 100), "stream", "as asked"),
+        ("device", sizes(42), memory(141, 1), "device", "as asked"),
+        ("device", sizes(42), memory(0, 1), "device", "as asked"),
     ],
 )
 def test_auto_chooses_by_size_and_says_why(asked, source, memory, wanted, reason):
-    devices, host, accelerators = memory
-    found, why = choose_placement(asked, source, Memory(devices * GIGABYTE, host * GIGABYTE, accelerators))
+    found, why = choose_placement(asked, source, memory)
     assert found == wanted
     assert reason in why
 
 
 def test_features_that_do_not_fit_the_devices_are_refused():
-    memory = Memory(64 * GIGABYTE, 100 * GIGABYTE, accelerators=True)
-    with pytest.raises(UserError, match=r"placement=device: 42.00 GB of features do not fit .* use host or stream"):
-        choose_placement("device", sizes(42), memory)
+    with pytest.raises(
+        UserError, match=r"placement=device: 42.00 GB of features and 0.00 GB of a step .* use host or stream"
+    ):
+        choose_placement("device", sizes(42), memory(45, 100))
+    with pytest.raises(
+        UserError, match=r"42.00 GB of features and 20.00 GB of a step do not fit into 92% of the devices' memory"
+    ):
+        choose_placement("device", sizes(42, step=20), memory(64, 100))
+
+
+def test_streams_that_do_not_fit_the_devices_are_refused(shards, tmp_path):
+    with pytest.raises(UserError, match=r"placement=device: 2 devices would .*data\.streams=2 \(or a multiple\)"):
+        train(run_config(shards, placement="device"), tmp_path / "run")
+    with pytest.raises(UserError, match="streams=3: not a multiple of the 2 devices; use a number of devices that"):
+        train(run_config(shards, streams=3, batch_frames=24), tmp_path / "run")
+    with pytest.raises(UserError, match=r"batch_frames=25: not a multiple of --config\.data\.streams=2"):
+        train(run_config(shards, streams=2, batch_frames=25), tmp_path / "run")
 
 
 def test_a_batch_smaller_than_the_devices_is_refused(shards, tmp_path):
