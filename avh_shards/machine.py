@@ -1,4 +1,4 @@
-"""What a process may use of its machine: GPUs, TPU chips and cores, found without a framework that would claim them."""
+"""What a process may use of its machine: GPUs, TPU chips, cores and a cache, found without claiming devices."""
 
 import importlib.util
 import itertools
@@ -59,6 +59,11 @@ def own_cores(environment: Mapping[str, str] = os.environ) -> int:
     # srun and mpirun usually bind each process to its own cores; torchrun leaves all cores to all.
     shared = "LOCAL_WORLD_SIZE" in environment or cores == os.cpu_count()
     return max(1, cores // processes) if shared else cores
+
+
+def user_cache(environment: Mapping[str, str] = os.environ) -> Path:
+    """Returns this project's folder in the user's cache, which need not exist."""
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avh-align-jax"
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:

@@ -32,6 +32,7 @@ from jax_avh.data.source import PAIRED_FEATURES, Source
 from jax_avh.hlo import Collective, parse
 from jax_avh.methods.base import TrainableMethod
 from jax_avh.models.alignment import AlignmentNetwork
+from jax_avh.models.layers import HIGH_PRECISIONS, check_precision
 from jax_avh.models.weights import save_weights
 from jax_avh.parallel import compiling_for, make_mesh, put_copies
 from jax_avh.training.optimizer import make_optimizer
@@ -44,21 +45,29 @@ class Chip:
 
     memory: float  # bytes
     flops: float  # bfloat16 products, in floating-point operations per second
+    high_flops: float  # float32 products in TensorFloat-32 on a GPU, in three passes of bfloat16 on a TPU
     float32_flops: float  # float32 products, at full precision
     bandwidth: float  # bytes per second of its memory
     network: float  # bytes per second to its neighbours, all links together
 
+    def rate(self, precision: str) -> float:
+        """Returns the floating-point operations per second of products in a precision, a key of ARITHMETIC."""
+        if precision == "bfloat16":
+            return self.flops
+        return self.high_flops if precision in HIGH_PRECISIONS.values() else self.float32_flops
 
-# A TPU multiplies float32 in six passes of bfloat16. Sources: cloud.google.com/tpu/docs (system architecture of each
-# generation), and NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM (dense, without sparsity).
+
+# A TPU multiplies float32 in six passes of bfloat16, or in three. Sources: cloud.google.com/tpu/docs (system
+# architecture of each generation), and NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM (dense, without
+# sparsity).
 CHIPS = {
-    "v4": Chip(32e9, 275e12, 275e12 / 6, 1.228e12, 300e9),
-    "v5e": Chip(16e9, 197e12, 197e12 / 6, 0.819e12, 200e9),
-    "v5p": Chip(95e9, 459e12, 459e12 / 6, 2.765e12, 600e9),
-    "v6e": Chip(32e9, 918e12, 918e12 / 6, 1.64e12, 400e9),
-    "a100": Chip(80e9, 312e12, 19.5e12, 2.039e12, 600e9),
-    "h100": Chip(80e9, 989e12, 67e12, 3.35e12, 900e9),
-    "h200": Chip(141e9, 989e12, 67e12, 4.8e12, 900e9),
+    "v4": Chip(32e9, 275e12, 275e12 / 3, 275e12 / 6, 1.228e12, 300e9),
+    "v5e": Chip(16e9, 197e12, 197e12 / 3, 197e12 / 6, 0.819e12, 200e9),
+    "v5p": Chip(95e9, 459e12, 459e12 / 3, 459e12 / 6, 2.765e12, 600e9),
+    "v6e": Chip(32e9, 918e12, 918e12 / 3, 918e12 / 6, 1.64e12, 400e9),
+    "a100": Chip(80e9, 312e12, 156e12, 19.5e12, 2.039e12, 600e9),
+    "h100": Chip(80e9, 989e12, 494.5e12, 67e12, 3.35e12, 900e9),
+    "h200": Chip(141e9, 989e12, 494.5e12, 67e12, 4.8e12, 900e9),
 }
 # What XLA must know of a GPU that is not there: the parts of its GpuTargetConfigProto that differ.
 GPUS = {
@@ -202,6 +211,7 @@ def check_programs(
         check_config(config)
         network = method.make_model(config, train)
     with imagined_devices(topology, slices) as (devices, chip):
+        check_precision(config.train.precision)
         mesh = make_mesh(devices)
         *loaders, placement = method.make_loaders(config, mesh, network, train, val)
         training, validation = (next(iter(loader.epoch((config.seed, 0)).batches)) for loader in loaders)
@@ -261,7 +271,7 @@ def _check(program: _Program, chip: Chip, config: Config, placement: str) -> Che
         flops=flops,
         traffic_bytes=traffic,
         collectives=collectives,
-        compute_seconds=flops / (chip.flops if config.train.precision == "bfloat16" else chip.float32_flops),
+        compute_seconds=flops / chip.rate(config.train.precision),
         memory_seconds=traffic / chip.bandwidth,
         network_seconds=wire / chip.network,
     )

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from avh_shards import UserError
-from avh_shards.machine import local_rank, visible_gpus
+from avh_shards.machine import local_rank, user_cache, visible_gpus
 from avh_shards.text import one_line, warn
 
 DATA_AXIS = "data"
@@ -26,6 +26,20 @@ def keep_to_cpu() -> None:
     """Keeps JAX off GPUs and TPUs unless JAX_PLATFORMS names them; call it before anything uses a device."""
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs in the user's cache, for later runs; call it after `join_processes`.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, and JAX_ENABLE_COMPILATION_CACHE=false switches the cache off.
+    Programs for CPUs are only kept where the user names a folder: XLA was seen to crash on those that it had kept.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or target_platform() == "cpu":
+        return
+    folder = user_cache() / "programs"
+    with contextlib.suppress(OSError):  # a home that cannot be written costs compilations, not the run
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def join_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:

@@ -8,6 +8,7 @@ from absl import flags
 
 from apps.paper import paper
 from jax_avh.configs import list_all_settings
+from jax_avh.parallel import keep_programs
 from launch import command
 
 ROOT = flags.DEFINE_string("root", None, "Folder of <data set>/<untrimmed, trimmed>/<train, val, test>.", required=True)
@@ -16,6 +17,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder for the runs, scores, table
 
 def main(settings: list[str]) -> None:
     """Parses the flags and prints the tables."""
+    keep_programs()
     print(paper(ROOT.value, OUTPUT.value, settings))
 
 

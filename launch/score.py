@@ -10,6 +10,7 @@ from avh_shards.format import caveat
 from avh_shards.text import one_line
 from jax_avh.inference import score_shards
 from jax_avh.methods import METHODS
+from jax_avh.parallel import keep_programs
 from launch import command
 
 METHOD = flags.DEFINE_enum("method", None, list(METHODS), "Detector; default: the method of the weights.")
@@ -22,6 +23,7 @@ TRIMMED = flags.DEFINE_boolean("trimmed", None, "Whether leading silence was dro
 
 def main() -> None:
     """Parses the flags and scores the shards."""
+    keep_programs()
     notes = {flag.name: flag.value for flag in (DATASET, TRIMMED) if flag.value is not None}
     table = score_shards(FEATURES.value, OUTPUT.value, METHOD.value, WEIGHTS.value, notes)
     count = f"{OUTPUT.value}: {table.method}, {len(table.clips)} clips, {table.offset[-1]} frames"

@@ -12,7 +12,7 @@ from absl import flags
 from avh_shards import UserError
 from jax_avh.configs import list_all_settings, make_config, read_settings
 from jax_avh.methods import METHODS, TrainableMethod
-from jax_avh.parallel import join_processes
+from jax_avh.parallel import join_processes, keep_programs
 from jax_avh.training import train
 from launch import command
 
@@ -35,6 +35,7 @@ def main(settings: list[str]) -> None:
         join_processes(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     elif given := [flag.name for flag in (COORDINATOR, PROCESSES, PROCESS) if flag.value is not None]:
         raise UserError(f"--{given[0]}: needs --distributed; add it, or leave out the flags of the cluster")
+    keep_programs()
     method = cast(TrainableMethod, METHODS[config.method.name])
     train(method, config, WORKDIR.value, PROFILE.value)
 

@@ -107,7 +107,7 @@ class TrainableMethod(Method):
 
         Args:
           path: the file.
-          precision: precision of the matrix products: "float32", "bfloat16" or "float64".
+          precision: precision of the matrix products, a key of layers.ARITHMETIC.
 
         Raises:
           UserError: the weights are damaged, or belong to another kind of network.

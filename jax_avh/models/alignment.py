@@ -27,8 +27,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_avh.models.layers import (
-    DTYPES,
+    ARITHMETIC,
     LAYER_NORM_EPSILON,
+    Products,
     centred,
     inverse_norm,
     layer_norm,
@@ -62,7 +63,7 @@ class FrameNetwork(nnx.Module):
       rngs: source of the initial parameters.
       modality: a key of MODALITY_FEATURES.
       normalised: whether features are scaled to unit length first.
-      precision: a key of layers.DTYPES.
+      precision: a key of layers.ARITHMETIC.
     """
 
     head: str
@@ -116,7 +117,12 @@ class FrameNetwork(nnx.Module):
     @property
     def dtype(self) -> DTypeLike:
         """Dtype of parameters, norms and scores."""
-        return DTYPES[self.precision][0]
+        return ARITHMETIC[self.precision][0]
+
+    @property
+    def products(self) -> Products:
+        """How matrices are multiplied."""
+        return ARITHMETIC[self.precision][1]
 
     def __call__(self, visual: Float[Array, "*T D"], audio: Float[Array, "*T D"]) -> Float[Array, "*T"]:
         """Scores each visual frame with the audio frame of the same index.
@@ -146,7 +152,8 @@ class FrameNetwork(nnx.Module):
         else:
             # Of two linear layers in a row, folding the kernels first is cheaper for more than `width` frames.
             if math.prod(features.shape[:-1]) > self.width:
-                share = self._product(features, product(projection.kernel[...], kernel))
+                folded = product(projection.kernel[...], kernel, self.products.precision)
+                share = self._product(features, folded)
             else:
                 share = self._product(self._product(features, projection.kernel[...]), kernel)
             share = share + row(product(projection.bias[...], kernel), features.ndim)
@@ -186,8 +193,8 @@ class FrameNetwork(nnx.Module):
 
     def _product(self, inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"]) -> Float[Array, "*T K"]:
         """Multiplies matrices in the network's precision."""
-        dtype = DTYPES[self.precision][1]
-        return product(inputs.astype(dtype), kernel.astype(dtype)).astype(self.dtype)
+        dtype, precision = self.products
+        return product(inputs.astype(dtype), kernel.astype(dtype), precision).astype(self.dtype)
 
 
 class AlignmentNetwork(FrameNetwork):
@@ -201,7 +208,7 @@ class AlignmentNetwork(FrameNetwork):
       rngs: source of the initial parameters.
       modality: "both", "audio" or "video".
       normalised: whether features are scaled to unit length first.
-      precision: "float32", "bfloat16" (only the matrix products) or "float64".
+      precision: a key of layers.ARITHMETIC.
 
     References:
       AVH-Align, section 4.

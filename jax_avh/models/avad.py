@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from jax_avh.models.alignment import FrameNetwork
-from jax_avh.models.layers import DTYPES, apply_linear, dropout, linear, row, torch_uniform
+from jax_avh.models.layers import ARITHMETIC, apply_linear, dropout, linear, row, torch_uniform
 
 DECODER_WIDTH = 256
 HEADS = 16
@@ -28,7 +28,7 @@ class Attention(nnx.Module):
     """Causal multi-head attention with an extra learnt key and value that every step sees."""
 
     def __init__(self, rngs: nnx.Rngs, precision: str = "float32"):
-        dtype, self.product_dtype = DTYPES[precision]
+        dtype, self.products = ARITHMETIC[precision]
         self.null_k = nnx.Param(jnp.zeros((1, 1, DECODER_WIDTH), dtype))
         self.null_v = nnx.Param(jnp.zeros((1, 1, DECODER_WIDTH), dtype))
         self.to_qkv = nnx.Linear(
@@ -38,7 +38,7 @@ class Attention(nnx.Module):
 
     def __call__(self, hidden: Float[Array, "B N D"], key: Key[Array, ""] | None = None) -> Float[Array, "B N D"]:
         """Attends from each step to itself and the steps before it; with a key, applies dropout to the weights."""
-        queries, keys, values = jnp.split(apply_linear(self.to_qkv, hidden, self.product_dtype), 3, axis=-1)
+        queries, keys, values = jnp.split(apply_linear(self.to_qkv, hidden, self.products), 3, axis=-1)
         keys, values = prepend(self.null_k[...], keys), prepend(self.null_v[...], values)
         logits = self._einsum("bnhk,bmhk->bhnm", split_heads(queries), split_heads(keys))
         # Step n sees the learnt key and steps 0 to n. The padding of a shorter clip needs no mask of its own, because
@@ -47,12 +47,12 @@ class Attention(nnx.Module):
         scaled = logits * DECODER_WIDTH**-0.5  # the width of the model, not of a head
         weights = dropout(jax.nn.softmax(jnp.where(visible, scaled, -jnp.inf)), AVAD_DROPOUT, key)
         mixed = self._einsum("bhnm,bmhk->bnhk", weights, split_heads(values))
-        return apply_linear(self.to_out, mixed.reshape(hidden.shape), self.product_dtype)
+        return apply_linear(self.to_out, mixed.reshape(hidden.shape), self.products)
 
     def _einsum(self, subscripts: str, inputs: Array, others: Array) -> Array:
-        """Sums products in `product_dtype` at full precision; by default, accelerators round float32 to less."""
-        narrow = inputs.astype(self.product_dtype), others.astype(self.product_dtype)
-        return jnp.einsum(subscripts, *narrow, precision=jax.lax.Precision.HIGHEST).astype(self.null_k.dtype)
+        dtype, precision = self.products
+        factors = inputs.astype(dtype), others.astype(dtype)
+        return jnp.einsum(subscripts, *factors, precision=precision).astype(self.null_k.dtype)
 
 
 def prepend(learnt: Float[Array, "1 1 D"], given: Float[Array, "B N D"]) -> Float[Array, "B M D"]:
@@ -83,14 +83,14 @@ class FeedForward(nnx.Module):
     """Two linear layers of the model's width with a ReLU between them."""
 
     def __init__(self, rngs: nnx.Rngs, precision: str = "float32"):
-        dtype, self.product_dtype = DTYPES[precision]
+        dtype, self.products = ARITHMETIC[precision]
         self.w_1 = linear(DECODER_WIDTH, DECODER_WIDTH, rngs, dtype)
         self.w_2 = linear(DECODER_WIDTH, DECODER_WIDTH, rngs, dtype)
 
     def __call__(self, hidden: Float[Array, "B N D"], key: Key[Array, ""] | None = None) -> Float[Array, "B N D"]:
         """Maps each step on its own; with a key, applies dropout after the ReLU."""
-        inner = nnx.relu(apply_linear(self.w_1, hidden, self.product_dtype))
-        return apply_linear(self.w_2, dropout(inner, AVAD_DROPOUT, key), self.product_dtype)
+        inner = nnx.relu(apply_linear(self.w_1, hidden, self.products))
+        return apply_linear(self.w_2, dropout(inner, AVAD_DROPOUT, key), self.products)
 
 
 class Block(nnx.Module):
@@ -98,7 +98,7 @@ class Block(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, precision: str = "float32"):
         self.docoder = Attention(rngs, precision)  # the official spelling
-        self.norm = Norm(DTYPES[precision][0])
+        self.norm = Norm(ARITHMETIC[precision][0])
         self.ff = FeedForward(rngs, precision)
 
     def __call__(self, hidden: Float[Array, "B N D"], key: Key[Array, ""] | None = None) -> Float[Array, "B N D"]:
@@ -117,7 +117,7 @@ class Decoder(nnx.Module):
       rngs: source of the initial parameters.
       windows: windows per sequence, N + 1; positions are learnt, so all sequences have this length.
       delays: W, the number of delays between sound and picture scored per window.
-      precision: a key of DTYPES.
+      precision: a key of ARITHMETIC.
     """
 
     def __init__(self, rngs: nnx.Rngs, windows: int = 50, delays: int = 31, precision: str = "float32"):
@@ -133,7 +133,7 @@ class Decoder(nnx.Module):
     @property
     def dtype(self) -> DTypeLike:
         """Dtype of parameters, norms and logits."""
-        return DTYPES[self.precision][0]
+        return ARITHMETIC[self.precision][0]
 
     def __call__(self, scores: Float[Array, "B N W"], key: Key[Array, ""] | None = None) -> Float[Array, "B N W"]:
         """Predicts, for each window given, the logits of the delays in the window after it.
@@ -145,13 +145,13 @@ class Decoder(nnx.Module):
         """
         of_first, of_second = split_key(key, 2)
         hidden = self.decoder2(self.decoder1(self.embed(scores), of_first), of_second)
-        return apply_linear(self.lin2, hidden, DTYPES[self.precision][1])
+        return apply_linear(self.lin2, hidden, ARITHMETIC[self.precision][1])
 
     def embed(self, scores: Float[Array, "B N W"]) -> Float[Array, "B N D"]:
         """Returns the first block's input: each window's mapped scores plus the embedding of its position."""
         steps = self.pos_embedding.shape[1]
         assert scores.shape[1] == steps, f"{scores.shape[1]} windows, but the decoder has {steps} positions"
-        mapped = apply_linear(self.lin1, scores.astype(self.dtype), DTYPES[self.precision][1])
+        mapped = apply_linear(self.lin1, scores.astype(self.dtype), ARITHMETIC[self.precision][1])
         return nnx.relu(mapped) + self.pos_embedding[...]
 
 
@@ -169,7 +169,7 @@ class AVAD(Decoder):
       windows: windows per sequence.
       tau: largest delay, in frames; 2 tau + 1 delays are scored.
       boundary: treatment of frames outside the clip, as for windows.window_scores.
-      precision: a key of DTYPES.
+      precision: a key of ARITHMETIC.
     """
 
     def __init__(self, sync: FrameNetwork, rngs: nnx.Rngs, windows: int, tau: int, boundary: str, precision: str):

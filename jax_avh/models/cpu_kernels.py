@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
+from jax.lax import Precision
 from jaxtyping import Array, Float
 
-from jax_avh.models.layers import cast_product, larger, product, row
+from jax_avh.models.layers import Products, cast_product, larger, product, row
 from jax_avh.parallel import target_platform
 
 POOL_SIDE = 3  # pixels along each axis of a pooling
@@ -40,7 +40,11 @@ PIECE = 8192
 
 
 def xla_convolve(
-    inputs: Float[Array, "B *S C"], kernel: Float[Array, "*K C D"], strides: tuple[int, ...], padding: tuple[int, ...]
+    inputs: Float[Array, "B *S C"],
+    kernel: Float[Array, "*K C D"],
+    strides: tuple[int, ...],
+    padding: tuple[int, ...],
+    precision: Precision = Precision.HIGHEST,
 ) -> Float[Array, "B *R D"]:
     """Convolves along the one to three axes between batch and channels, with XLA's gradients.
 
@@ -49,6 +53,7 @@ def xla_convolve(
       kernel: kernel of any size along each of these axes.
       strides: stride along each axis.
       padding: zeros added on both sides of each axis.
+      precision: precision of the products.
     """
     axes = "THW"[-len(strides) :]
     return jax.lax.conv_general_dilated(
@@ -57,29 +62,34 @@ def xla_convolve(
         strides,
         [(zeros, zeros) for zeros in padding],
         dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
-        precision=jax.lax.Precision.HIGHEST,
+        precision=precision,
     )
 
 
 # The same function, but on CPUs its gradients are computed as matrix products.
-convolve = jax.custom_vjp(xla_convolve, nondiff_argnums=(2, 3))
+convolve = jax.custom_vjp(xla_convolve, nondiff_argnums=(2, 3, 4))
 
 
 def _convolve_forward(
-    inputs: Float[Array, "B *S C"], kernel: Float[Array, "*K C D"], strides: tuple[int, ...], padding: tuple[int, ...]
+    inputs: Float[Array, "B *S C"],
+    kernel: Float[Array, "*K C D"],
+    strides: tuple[int, ...],
+    padding: tuple[int, ...],
+    precision: Precision,
 ) -> tuple[Float[Array, "B *R D"], tuple[Float[Array, "B *S C"], Float[Array, "*K C D"]]]:
-    return xla_convolve(inputs, kernel, strides, padding), (inputs, kernel)
+    return xla_convolve(inputs, kernel, strides, padding, precision), (inputs, kernel)
 
 
 def _convolve_backward(
     strides: tuple[int, ...],
     padding: tuple[int, ...],
+    precision: Precision,
     saved: tuple[Float[Array, "B *S C"], Float[Array, "*K C D"]],
     cotangents: Float[Array, "B *R D"],
 ) -> tuple[Float[Array, "B *S C"], Float[Array, "*K C D"]]:
     inputs, kernel = saved
     if target_platform() != "cpu":
-        plain = functools.partial(xla_convolve, strides=strides, padding=padding)
+        plain = functools.partial(xla_convolve, strides=strides, padding=padding, precision=precision)
         return jax.vjp(plain, inputs, kernel)[1](cotangents)
     matrix = kernel.reshape(-1, kernel.shape[-1])
 
@@ -164,7 +174,7 @@ def gru_cell(
 
 
 def _gru_states(
-    given: Float[Array, "T B G"], weight: Float[Array, "G H"], bias: Float[Array, " G"], dtype: DTypeLike
+    given: Float[Array, "T B G"], weight: Float[Array, "G H"], bias: Float[Array, " G"], products: Products
 ) -> Float[Array, "T B H"]:
     """Computes a recurrent layer's state at every step, from an initial state of zeros.
 
@@ -172,18 +182,18 @@ def _gru_states(
       given: W_i x + b_i of every step.
       weight: W_h.
       bias: b_h.
-      dtype: dtype of the products.
+      products: how matrices are multiplied.
     """
-    return _gru_forward(given, weight, bias, dtype)[0]
+    return _gru_forward(given, weight, bias, products)[0]
 
 
 # JAX's gradient of the scan adds to the weight's gradient at every step; this one needs one product after the last.
 gru_states = jax.custom_vjp(_gru_states, nondiff_argnums=(3,))
 
 
-def _gru_forward(given, weight, bias, dtype):
+def _gru_forward(given, weight, bias, products):
     def step(state, given):
-        recalled = cast_product(state, weight.T, dtype) + row(bias, 2)
+        recalled = cast_product(state, weight.T, products) + row(bias, 2)
         following = gru_cell(state, given, recalled)
         return following, (following, (state, given, recalled))
 
@@ -192,20 +202,19 @@ def _gru_forward(given, weight, bias, dtype):
     return states, (arguments, weight)
 
 
-def _gru_backward(dtype, saved, cotangents):
+def _gru_backward(products, saved, cotangents):
     arguments, weight = saved
 
     def step(later, at_step):
         arguments, cotangent = at_step
         past, given, recalled = jax.vjp(gru_cell, *arguments)[1](later + cotangent)
-        return past + cast_product(recalled, weight, dtype), (given, recalled)
+        return past + cast_product(recalled, weight, products), (given, recalled)
 
     last = jnp.zeros_like(cotangents[0])
     _, (given, recalled) = jax.lax.scan(step, last, (arguments, cotangents), reverse=True)
-    states = arguments[0].astype(dtype)
-    of_weight = jnp.tensordot(
-        recalled.astype(dtype), states, axes=((0, 1), (0, 1)), precision=jax.lax.Precision.HIGHEST
-    )
+    dtype, precision = products
+    factors = recalled.astype(dtype), arguments[0].astype(dtype)
+    of_weight = jnp.tensordot(*factors, axes=((0, 1), (0, 1)), precision=precision)
     return given, of_weight.astype(weight.dtype), jnp.sum(recalled, axis=(0, 1))
 
 

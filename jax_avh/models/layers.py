@@ -5,26 +5,60 @@ widths of any layer.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.lax import Precision
 from jax.nn.initializers import variance_scaling
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
+
+from avh_shards import UserError
+from jax_avh.parallel import target_platform
 
 BATCH_NORM_EPSILON = 1e-5
 LAYER_NORM_EPSILON = 1e-5
 MOMENTUM = 0.1  # weight of a batch's statistics in the running ones
 
-# Precision -> (dtype of parameters, norms and scores; dtype of the products).
-DTYPES = {
-    "float32": (jnp.float32, jnp.float32),
-    "bfloat16": (jnp.float32, jnp.bfloat16),
-    "float64": (jnp.float64, jnp.float64),
+
+class Products(NamedTuple):
+    """How factors are multiplied: matrices, and kernels of convolutions."""
+
+    dtype: DTypeLike  # of the factors
+    precision: Precision = Precision.HIGHEST  # full, for that dtype; by default, accelerators round float32 to less
+
+
+# Precision -> (dtype of parameters, norms and scores; the products). "High" precision is one pass of TensorFloat-32 on
+# an NVIDIA GPU and three of bfloat16 on a TPU; a CPU computes float32.
+ARITHMETIC = {
+    "float32": (jnp.float32, Products(jnp.float32)),
+    "tensorfloat32": (jnp.float32, Products(jnp.float32, Precision.HIGH)),
+    "bfloat16_3x": (jnp.float32, Products(jnp.float32, Precision.HIGH)),
+    "bfloat16": (jnp.float32, Products(jnp.bfloat16)),
+    "float64": (jnp.float64, Products(jnp.float64)),
 }
+HIGH_PRECISIONS = {"gpu": "tensorfloat32", "tpu": "bfloat16_3x"}  # platform -> what "high" means there
 
 torch_uniform = variance_scaling(1 / 3, "fan_in", "uniform")  # within 1 / sqrt(fan in)
+
+
+def check_precision(precision: str) -> None:
+    """Checks that programs can be compiled in a precision.
+
+    Args:
+      precision: a key of ARITHMETIC.
+
+    Raises:
+      UserError: JAX or the platform does not have it.
+    """
+    flag, platform = f"--config.train.precision={precision}", target_platform()
+    if precision == "float64" and not jax.config.read("jax_enable_x64"):
+        raise UserError(f"{flag}: disabled in JAX; set JAX_ENABLE_X64=1 in the environment")
+    others = {name for other, name in HIGH_PRECISIONS.items() if other != platform}
+    if platform in HIGH_PRECISIONS and precision in others:
+        raise UserError(f"{flag}: a {platform.upper()} does not have it; set {HIGH_PRECISIONS[platform]}")
 
 
 # --- frames and layer norms ------------------------------------------------------------------------------------------
@@ -66,19 +100,22 @@ def layer_norm(width: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> nn
 # --- linear layers ---------------------------------------------------------------------------------------------------
 
 
-def product(inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"]) -> Float[Array, "*T K"]:
-    """Multiplies matrices at the full precision of their dtype; by default, accelerators round float32 to less."""
-    return jnp.matmul(inputs, kernel, precision=jax.lax.Precision.HIGHEST)
+def product(
+    inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"], precision: Precision = Precision.HIGHEST
+) -> Float[Array, "*T K"]:
+    """Multiplies matrices in their dtype."""
+    return jnp.matmul(inputs, kernel, precision=precision)
 
 
-def cast_product(inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"], dtype: DTypeLike) -> Float[Array, "*T K"]:
-    """Multiplies in `dtype` and returns the product in the dtype of the inputs."""
-    return product(inputs.astype(dtype), kernel.astype(dtype)).astype(inputs.dtype)
+def cast_product(inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"], products: Products) -> Float[Array, "*T K"]:
+    """Multiplies matrices as given and returns the product in the dtype of the inputs."""
+    dtype, precision = products
+    return product(inputs.astype(dtype), kernel.astype(dtype), precision).astype(inputs.dtype)
 
 
-def apply_linear(layer: nnx.Linear, inputs: Float[Array, "*T J"], dtype: DTypeLike) -> Float[Array, "*T K"]:
-    """Applies a linear layer whose product is computed in `dtype`."""
-    outputs = cast_product(inputs, layer.kernel[...], dtype)
+def apply_linear(layer: nnx.Linear, inputs: Float[Array, "*T J"], products: Products) -> Float[Array, "*T K"]:
+    """Applies a linear layer whose product is computed as given."""
+    outputs = cast_product(inputs, layer.kernel[...], products)
     return outputs if layer.bias is None else outputs + row(layer.bias[...], outputs.ndim)
 
 

@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from jax_avh.models.cpu_kernels import convolve, max_pool_3x3
-from jax_avh.models.layers import DTYPES, BatchNorm, dropout, normalise_channels, row
+from jax_avh.models.layers import ARITHMETIC, BatchNorm, dropout, normalise_channels, row
 
 EMBEDDING = 1024
 HIDDEN = 4096  # width of the linear layers before the embeddings
@@ -61,23 +61,24 @@ class Convolution(nnx.Module):
         bias: bool = False,
         precision: str = "float32",
     ):
-        param_dtype, self.dtype = DTYPES[precision]
+        param_dtype, self.products = ARITHMETIC[precision]
         self.kernel = nnx.Param(he_normal_by_outputs(rngs.params(), (*kernel, inputs, outputs), param_dtype))
         self.bias = nnx.Param(jnp.zeros(outputs, param_dtype)) if bias else None
         self.strides = strides or (1,) * len(kernel)
         self.padding = tuple(size // 2 if padded else 0 for size in kernel)
 
     def __call__(self, inputs: Float[Array, "B *S C"]) -> Float[Array, "B *R D"]:
-        """Convolves in the precision of the products."""
-        inputs, kernel = inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        """Returns the outputs in the dtype of the products."""
+        dtype, precision = self.products
+        inputs, kernel = inputs.astype(dtype), self.kernel[...].astype(dtype)
         if kernel.ndim == 5 and kernel.shape[0] == 1:  # one frame at a time
             frames = inputs[:, :: self.strides[0]]
             pictures = frames.reshape(-1, *frames.shape[2:])
-            outputs = convolve(pictures, kernel[0], self.strides[1:], self.padding[1:])
+            outputs = convolve(pictures, kernel[0], self.strides[1:], self.padding[1:], precision)
             outputs = outputs.reshape(*frames.shape[:2], *outputs.shape[1:])
         else:
-            outputs = convolve(inputs, kernel, self.strides, self.padding)
-        return outputs if self.bias is None else outputs + row(self.bias[...].astype(self.dtype), outputs.ndim)
+            outputs = convolve(inputs, kernel, self.strides, self.padding, precision)
+        return outputs if self.bias is None else outputs + row(self.bias[...].astype(dtype), outputs.ndim)
 
 
 class InstantNorm(nnx.Module):
@@ -97,14 +98,14 @@ class InstantNorm(nnx.Module):
 
 def he_linear(inputs: int, outputs: int, rngs: nnx.Rngs, precision: str = "float32") -> nnx.Linear:
     """Builds a linear layer with MDS's initial values: normal weights scaled by the number of outputs, zero bias."""
-    param_dtype, dtype = DTYPES[precision]
+    param_dtype, products = ARITHMETIC[precision]
     return nnx.Linear(
         inputs,
         outputs,
         kernel_init=he_normal_by_outputs,
         param_dtype=param_dtype,
-        dtype=dtype,
-        precision=jax.lax.Precision.HIGHEST,
+        dtype=products.dtype,
+        precision=products.precision,
         rngs=rngs,
     )
 
@@ -130,7 +131,7 @@ class Block(nnx.Module):
     def __init__(
         self, inputs: int, outputs: int, steps: int, strides: tuple[int, int, int], rngs: nnx.Rngs, precision: str
     ):
-        kernel, dtype = (steps, 3, 3), DTYPES[precision][0]
+        kernel, dtype = (steps, 3, 3), ARITHMETIC[precision][0]
         self.conv1 = Convolution(inputs, outputs, kernel, rngs, strides=strides, precision=precision)
         self.bn1 = InstantNorm(outputs, dtype)
         self.conv2 = Convolution(outputs, outputs, kernel, rngs, precision=precision)
@@ -157,7 +158,7 @@ class Backbone(nnx.Module):
 
     Args:
       rngs: source of the initial parameters.
-      precision: a key of DTYPES.
+      precision: a key of ARITHMETIC.
       channels: channels of the stem and of each stage.
     """
 
@@ -168,7 +169,7 @@ class Backbone(nnx.Module):
 
         stem, first, second, third, last = channels
         self.conv1 = Convolution(3, stem, (1, 7, 7), rngs, strides=(1, 2, 2), precision=precision)
-        self.bn1 = InstantNorm(stem, DTYPES[precision][0])
+        self.bn1 = InstantNorm(stem, ARITHMETIC[precision][0])
         self.layer1 = stage(stem, first, 1, (1, 1, 1))
         self.layer2 = stage(first, second, 1, (1, 2, 2))
         self.layer3 = stage(second, third, 3, (2, 2, 2))
@@ -202,7 +203,7 @@ def sound_layers(channels: tuple[int, ...], rngs: nnx.Rngs, precision: str) -> n
     def block(kernel: tuple[int, int] = (3, 3), padded: bool = True) -> list[Callable]:
         inputs, outputs = next(pairs)
         convolution = Convolution(inputs, outputs, kernel, rngs, padded=padded, bias=True, precision=precision)
-        return [convolution, BatchNorm(outputs, DTYPES[precision][0]), nnx.relu]
+        return [convolution, BatchNorm(outputs, ARITHMETIC[precision][0]), nnx.relu]
 
     return nnx.Sequential(
         *block(),
@@ -221,7 +222,7 @@ def embedding_layers(inputs: int, hidden: int, embedding: int, rngs: nnx.Rngs, p
     """Builds a stream's linear layers up to its embedding."""
     first = he_linear(inputs, hidden, rngs, precision)
     last = he_linear(hidden, embedding, rngs, precision)
-    return nnx.Sequential(first, BatchNorm(hidden, DTYPES[precision][0]), nnx.relu, last)
+    return nnx.Sequential(first, BatchNorm(hidden, ARITHMETIC[precision][0]), nnx.relu, last)
 
 
 class MDS(nnx.Module):
@@ -232,7 +233,7 @@ class MDS(nnx.Module):
     Args:
       rngs: source of the initial parameters.
       image: height and width of the frames in pixels, a multiple of 32; 224 as released.
-      precision: a key of DTYPES.
+      precision: a key of ARITHMETIC.
       width_multiplier: channels and units of all layers, relative to the released network.
     """
 
@@ -264,7 +265,7 @@ class MDS(nnx.Module):
     @property
     def dtype(self) -> DTypeLike:
         """Dtype of parameters, norms, embeddings and losses."""
-        return DTYPES[self.precision][0]
+        return ARITHMETIC[self.precision][0]
 
     def embeddings(
         self,

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from avh_shards.clip import SAMPLE_RATE
 from jax_avh.models.cpu_kernels import fft_correlate, gru_states
 from jax_avh.models.layers import (
-    DTYPES,
+    ARITHMETIC,
     BatchNorm,
     apply_linear,
     cast_product,
@@ -90,7 +90,7 @@ class Idle(nnx.Variable):
 
 def convolution(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, precision: str) -> nnx.Conv:
     """Builds a convolution over time that keeps the number of steps, with PyTorch's initial values."""
-    param_dtype, dtype = DTYPES[precision]
+    param_dtype, products = ARITHMETIC[precision]
     return nnx.Conv(
         inputs,
         outputs,
@@ -99,8 +99,8 @@ def convolution(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, precision:
         kernel_init=torch_uniform,
         bias_init=uniform_within((size * inputs) ** -0.5),
         param_dtype=param_dtype,
-        dtype=dtype,
-        precision=jax.lax.Precision.HIGHEST,
+        dtype=products.dtype,
+        precision=products.precision,
         rngs=rngs,
     )
 
@@ -109,7 +109,7 @@ class Block(nnx.Module):
     """Residual block followed by a pooling to a third of the steps."""
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, precision: str, first: bool):
-        dtype = DTYPES[precision][0]
+        dtype = ARITHMETIC[precision][0]
         self.bn1 = None if first else BatchNorm(inputs, dtype)
         if self.bn1 is not None:
             self.bn1.scale = Idle(self.bn1.scale[...])
@@ -141,17 +141,17 @@ class GRU(nnx.Module):
         for layer in range(layers):
             shapes = (3 * hidden, hidden if layer else inputs), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,)
             for name, shape in zip(GRU_PARAMETERS, shapes, strict=True):
-                setattr(self, f"{name}_l{layer}", nnx.Param(draw(rngs.params(), shape, DTYPES[precision][0])))
+                setattr(self, f"{name}_l{layer}", nnx.Param(draw(rngs.params(), shape, ARITHMETIC[precision][0])))
 
     def __call__(self, inputs: Float[Array, "B T C"]) -> Float[Array, "B T H"]:
         """Returns the states of the last layer."""
         states = inputs.swapaxes(0, 1)
-        dtype = DTYPES[self.precision][1]
+        products = ARITHMETIC[self.precision][1]
         for layer in range(self.layers):
             weight_ih, weight_hh, bias_ih, bias_hh = (getattr(self, f"{name}_l{layer}")[...] for name in GRU_PARAMETERS)
             # This part does not depend on the previous state, so one product covers all steps.
-            given = cast_product(states, weight_ih.T, dtype) + row(bias_ih, 3)
-            states = gru_states(given, weight_hh, bias_hh, dtype)
+            given = cast_product(states, weight_ih.T, products) + row(bias_ih, 3)
+            states = gru_states(given, weight_hh, bias_hh, products)
         return states.swapaxes(0, 1)
 
 
@@ -160,7 +160,7 @@ class RawNet2(nnx.Module):
 
     Args:
       rngs: source of the initial parameters.
-      precision: a key of DTYPES; the sinc filters never use less than float32.
+      precision: a key of ARITHMETIC; the sinc filters never use less than float32.
       widths: channels of each block.
       hidden: width of the recurrent layers.
       samples: samples per cut; 64,600 as released.
@@ -196,7 +196,7 @@ class RawNet2(nnx.Module):
     @property
     def dtype(self) -> DTypeLike:
         """Dtype of parameters, norms and log-probabilities."""
-        return DTYPES[self.precision][0]
+        return ARITHMETIC[self.precision][0]
 
     @property
     def least_samples(self) -> int:
@@ -219,14 +219,14 @@ class RawNet2(nnx.Module):
 
     def stages(self, heard: Float[Array, "B U F"], training: bool = False) -> Iterator[tuple[str, Array]]:
         """Yields the output of every step with its name in the official program; the log-probabilities come last."""
-        dtype = DTYPES[self.precision][1]
+        products = ARITHMETIC[self.precision][1]
         hidden = nnx.selu(self.first_bn(heard, training))
         yield "front_selu", hidden
         for index in range(len(self.widths)):
             block, attention = (getattr(self, f"{part}{index}").layers[0] for part in ("block", "fc_attention"))
             hidden = block(hidden, training)
             yield f"block{index}_out", hidden
-            gate = nnx.sigmoid(apply_linear(attention, jnp.mean(hidden, axis=1), dtype))
+            gate = nnx.sigmoid(apply_linear(attention, jnp.mean(hidden, axis=1), products))
             yield f"fms{index}_gate", gate
             hidden = hidden * gate[:, None] + gate[:, None]
             yield f"fms{index}_out", hidden
@@ -234,8 +234,8 @@ class RawNet2(nnx.Module):
         yield "gru_in", hidden
         states = self.gru(hidden)
         yield "gru_out", states
-        hidden = apply_linear(self.fc1_gru, states[:, -1], dtype)  # no activation follows
+        hidden = apply_linear(self.fc1_gru, states[:, -1], products)  # no activation follows
         yield "fc1_out", hidden
-        logits = apply_linear(self.fc2_gru, hidden, dtype)
+        logits = apply_linear(self.fc2_gru, hidden, products)
         yield "logits", logits
         yield "log_probs", nnx.log_softmax(logits)

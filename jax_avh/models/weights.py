@@ -66,7 +66,7 @@ def load_weights(path: AnyPath, precision: str = "float32", make: Make | None = 
 
     Args:
       path: the file.
-      precision: a key of layers.DTYPES.
+      precision: a key of layers.ARITHMETIC.
       make: builds the network; None = a FrameNetwork of the file's kind and feature width.
 
     Returns:
@@ -174,7 +174,7 @@ def frame_network(path: FilePath, shapes: Shapes, notes: Mapping[str, str], prec
       path: the file, for messages.
       shapes: shapes of the file's arrays, by their official names.
       notes: notes of the file.
-      precision: a key of layers.DTYPES.
+      precision: a key of layers.ARITHMETIC.
 
     Raises:
       UserError: the file does not identify the kind of its network.

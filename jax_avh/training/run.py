@@ -24,6 +24,7 @@ from avh_shards.text import one_line
 from jax_avh.config import RESULT, SETTINGS, Config, complete_record
 from jax_avh.data.source import SOURCE_ATTRIBUTES, Source, open_source
 from jax_avh.methods.base import Method, TrainableMethod
+from jax_avh.models.layers import check_precision
 from jax_avh.models.weights import BEST_WEIGHTS, read_notes, weights_file
 from jax_avh.training.progress import RunProgress
 
@@ -86,10 +87,9 @@ def initial_model(method: TrainableMethod, config: Config, source: Source) -> An
     """Returns the network before training: loaded from `config.init`, or drawn from the seed.
 
     Raises:
-      UserError: the file does not fit the method or the settings, or JAX does not allow the precision.
+      UserError: the file does not fit the method or the settings, or JAX or the devices do not have the precision.
     """
-    if config.train.precision == "float64" and not jax.config.read("jax_enable_x64"):
-        raise UserError("--config.train.precision=float64: disabled in JAX; set JAX_ENABLE_X64=1 in the environment")
+    check_precision(config.train.precision)
     network = method.make_model(config, source)
     if not config.init:
         return network

@@ -104,6 +104,13 @@ def test_the_collectives_of_a_compiled_program_are_read():
     assert found == [Collective("all-reduce", 16 * 4 * 4, 1)]
 
 
+def test_the_rate_of_products_is_that_of_their_precision():
+    gpu, tpu = CHIPS["h100"], CHIPS["v5e"]
+    assert gpu.rate("bfloat16") == pytest.approx(2 * gpu.rate("tensorfloat32"))
+    assert gpu.rate("tensorfloat32") > 7 * gpu.rate("float32")
+    assert tpu.rate("bfloat16") == pytest.approx(3 * tpu.rate("bfloat16_3x")) == pytest.approx(6 * tpu.rate("float32"))
+
+
 @pytest.mark.parametrize("topology", ["v9:2x2", "", "v5e", "v5e:3x3", "v5e:2x2x"])
 def test_an_unknown_topology_is_one_sentence(topology):
     with pytest.raises(UserError, match=f"--topology={topology}: .*; (check the layout|give one of|install)|unknown"):

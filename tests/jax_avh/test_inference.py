@@ -1,8 +1,10 @@
 """Detectors: a single clip gets the same scores as in its shards."""
 
+import jax
 import numpy as np
 from flax import nnx
 
+from avh_shards import ClipMeta
 from jax_avh.data.source import source_of_clip
 from jax_avh.inference import load_detector, score_shards
 from jax_avh.models import AlignmentNetwork
@@ -34,3 +36,22 @@ def test_detectors_of_one_kind_share_their_programs(tmp_path):
         score_shards(shards, tmp_path / "scores.h5", weights=weights)
         programs.append(compile_on_own_parts.cache_info().currsize)
     assert programs[0] == programs[1] > 0
+
+
+def test_clips_of_any_length_share_their_programs(tmp_path):
+    detector = load_detector(rules.write_alignment_weights(tmp_path / "w.safetensors", width=9))
+    programs = []
+
+    def count(event, *_, **__):
+        programs[-1] += event == "/jax/core/compile/backend_compile_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        for frames in (2, 3, 40, 5000):
+            visual, audio = np.random.default_rng(frames).standard_normal((2, frames, 9)).astype(np.float32)
+            programs.append(0)
+            detector.score(source_of_clip(ClipMeta("x.mp4"), visual, audio))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert programs[0] > 0
+    assert programs[1:] == [0, 0, 0]

@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from jax_avh.parallel import join_processes
+from jax_avh.parallel import compiling_for, join_processes, keep_programs
 from tests.runs import free_port
 
 NODE = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
@@ -69,3 +69,29 @@ def test_jax_restricts_the_only_task_of_a_node_to_no_gpu(user):
         [sys.executable, "-c", code], env={**os.environ, **step, **port, **user}, capture_output=True, text=True
     )
     assert process.stdout == f"1 {user.get('JAX_LOCAL_DEVICE_IDS', 'all')}\n", process.stderr
+
+
+@pytest.mark.parametrize(
+    ("platform", "chosen", "kept"),
+    [("gpu", None, True), ("tpu", None, True), ("cpu", None, False), ("gpu", "/elsewhere", False)],
+)
+def test_programs_are_kept_for_accelerators_unless_the_user_says_where(tmp_path, monkeypatch, platform, chosen, kept):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if chosen:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", chosen)
+    try:
+        with compiling_for(platform):
+            keep_programs()
+        found = jax.config.jax_compilation_cache_dir
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+    assert found == (str(tmp_path / "avh-align-jax" / "programs") if kept else None)
+    assert found is None or os.access(found, os.W_OK)
+
+
+def test_a_cache_that_cannot_be_made_costs_no_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    with compiling_for("gpu"):
+        keep_programs()
+    assert not jax.config.jax_compilation_cache_dir

@@ -14,6 +14,7 @@ from avh_shards.clip import FAKE, REAL
 from jax_avh.methods.rawnet2 import cut, weighted_cross_entropy
 from jax_avh.models import rawnet2 as model
 from jax_avh.models.cpu_kernels import fft_correlate, gru_cell, gru_states
+from jax_avh.models.layers import Products
 from jax_avh.models.rawnet2 import GRU, SAMPLES, Idle, RawNet2, band_edges, loudness, sinc_bank
 from jax_avh.models.weights import named_arrays
 from jax_avh.parallel import make_mesh, on_own_part
@@ -270,7 +271,7 @@ def test_a_layer_and_its_gradient_equal_those_of_a_plain_loop(dtype, tolerance):
         states, pull = jax.vjp(layer, *arguments)
         return states, *pull(jnp.cos(states))
 
-    found = with_gradient(lambda *arguments: gru_states(*arguments, dtype), *arguments)
+    found = with_gradient(lambda *arguments: gru_states(*arguments, Products(dtype)), *arguments)
     for ours, plain in zip(found, with_gradient(loop, *arguments), strict=True):
         assert_near(ours, plain, tolerance * np.abs(plain).max())
 
