@@ -7,8 +7,7 @@ names that tables and flags use.
 import dataclasses
 import functools
 import math
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
@@ -17,6 +16,7 @@ from avh_shards import ClipMeta
 from avh_shards.clip import FRAME_RATE, read_clip_table, write_clip_table
 from avh_shards.format import check_format, describing
 from avh_shards.hdf5 import HDF5File, open_hdf5, writing_hdf5
+from avh_shards.paths import AnyPath
 
 SCORE_FORMAT = "avh-scores"
 SCORE_VERSION = 1
@@ -176,7 +176,7 @@ class ScoreTable:
     attributes: dict[str, object]  # weights, features, encoder, ...
 
 
-def write_scores(table: ScoreTable, path: str | os.PathLike) -> None:
+def write_scores(table: ScoreTable, path: AnyPath) -> None:
     """Writes a score file, whole or not at all.
 
     Args:
@@ -186,16 +186,48 @@ def write_scores(table: ScoreTable, path: str | os.PathLike) -> None:
     Raises:
       UserError: the file cannot be written: no space, no permission, ...
     """
+    write_parts([table], table.method, table.clips, table.offset, table.attributes, path)
+
+
+def write_parts(
+    parts: Iterable[ScoreTable],
+    method: str,
+    clips: Sequence[ClipMeta],
+    offset: Int64[np.ndarray, "borders"],
+    attributes: Mapping[str, object],
+    path: AnyPath,
+) -> None:
+    """Writes a score file as `write_scores` does, from tables of consecutive clips, which need not fit into memory.
+
+    Args:
+      parts: the scores; together they have all clips, in order.
+      method: name of the method.
+      clips: the clips.
+      offset: borders of the clips.
+      attributes: attributes of the file.
+      path: the file, local or a URL.
+
+    Raises:
+      UserError: the file cannot be written: no space, no permission, ...
+    """
     with writing_hdf5(path) as file:
-        fixed = {"format": SCORE_FORMAT, "version": SCORE_VERSION, "frame_rate": FRAME_RATE, "method": table.method}
-        file.attrs.update(table.attributes | fixed)
-        write_clip_table(file, table.clips, table.offset)
-        if table.frame is not None:
-            file["score"] = table.frame.astype(np.float32)
-        file["clips/score"] = table.clip.astype(np.float32)
+        fixed = {"format": SCORE_FORMAT, "version": SCORE_VERSION, "frame_rate": FRAME_RATE, "method": method}
+        file.attrs.update({**attributes, **fixed})
+        write_clip_table(file, clips, offset)
+        clip = np.empty(len(clips), np.float32)
+        first = 0
+        for part in parts:
+            last = first + len(part.clip)
+            clip[first:last] = part.clip
+            if part.frame is not None:
+                score = file.require_dataset("score", (int(offset[-1]),), np.float32)
+                score[offset[first] : offset[last]] = part.frame
+            first = last
+        assert first == len(clips)
+        file["clips/score"] = clip
 
 
-def open_scores(path: str | os.PathLike) -> ScoreTable:
+def open_scores(path: AnyPath) -> ScoreTable:
     """Reads a score file.
 
     Args:
@@ -204,8 +236,7 @@ def open_scores(path: str | os.PathLike) -> ScoreTable:
     Raises:
       UserError: the file is missing, truncated or inconsistent, or has a different format or version.
     """
-    file = open_hdf5(path)
-    check_format(file, SCORE_FORMAT, SCORE_VERSION)
+    file = _open(path)
     with describing(path):
         clips, offset = read_clip_table(file)
         clip = _read_column(file, "clips/score", len(clips))
@@ -213,6 +244,17 @@ def open_scores(path: str | os.PathLike) -> ScoreTable:
         attributes: dict[str, object] = {**file.attributes}
         _check_attributes(attributes)
         return ScoreTable(str(attributes["method"]), clips, offset, frame, clip, attributes)
+
+
+def score_attributes(path: AnyPath) -> Mapping[str, object]:
+    """Reads the attributes of a score file; arguments and errors as for `open_scores`."""
+    return _open(path).attributes
+
+
+def _open(path: AnyPath) -> HDF5File:
+    file = open_hdf5(path)
+    check_format(file, SCORE_FORMAT, SCORE_VERSION)
+    return file
 
 
 def _read_column(file: HDF5File, name: str, count: int) -> Float[np.ndarray, " count"]:
