@@ -1,9 +1,13 @@
 """Benchmark of scoring and evaluating a test set, against straightforward PyTorch in the same run.
 
 python -m benchmarks.evaluation
+python -m benchmarks.evaluation --scored_clips=1000000    # only the evaluation, of simulated scores of four methods
 """
 
 import argparse
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,10 +30,12 @@ from jax_avh.inference import score_shards
 from jax_avh.models.alignment import AlignmentNetwork
 from jax_avh.models.weights import save_weights
 from jax_avh.report.results import write_results
-from jax_avh.scores import open_scores
+from jax_avh.scores import POOLINGS, ScoreTable, open_scores, write_scores
 
 WIDTH = 1024
 CLIPS_PER_SHARD = 500
+SIMULATED_METHODS = ("avh_align", "avh_sup", "factor", "avad_sliding")
+SIMULATED_CATEGORIES = ("real", "fake_audio", "fake_visual", "fake_both")
 LONG = 50_000  # frames of the sequence from which every clip is cut
 
 
@@ -39,8 +45,12 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=10_000)
     parser.add_argument("--frames", type=int, default=220, help="frames per clip")
     parser.add_argument("--straightforward_clips", type=int, default=500, help="clips scored by the baseline")
+    parser.add_argument("--scored_clips", type=int, help="only evaluate simulated scores of that many clips")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.scored_clips:
+            evaluate_simulated(Path(folder), arguments.scored_clips, arguments.frames)
+            return
         compare(Path(folder), arguments.clips, arguments.frames, arguments.straightforward_clips)
 
 
@@ -71,6 +81,40 @@ def compare(folder: Path, clips: int, frames: int, few: int) -> None:
     bootstrap_intervals(label, again.clip)
     print(f"| 1,000 resamples of the clips | {time.perf_counter() - started:.2f} | | |")
     print(f"\nlargest difference of clip scores: {np.abs(np.array(theirs) - table.clip[:few]).max():.1e}")
+
+
+def evaluate_simulated(folder: Path, clips: int, frames: int) -> None:
+    """Runs the command on simulated score files of four methods and prints its seconds and memory."""
+    files = [make_scores(folder / f"{method}.h5", method, clips, frames) for method in SIMULATED_METHODS]
+    command = [sys.executable, "-m", "launch.evaluate", f"--scores={','.join(map(str, files))}"]
+    started = time.perf_counter()
+    subprocess.run([*command, f"--output={folder / 'results'}"], check=True)  # noqa: S603
+    seconds = time.perf_counter() - started
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(f"\n{len(files)} methods, {clips} clips of about {frames} frames: {seconds:.0f} s, {memory:.1f} GiB at most")
+    for file in sorted((folder / "results").iterdir()):
+        print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+def make_scores(path: Path, method: str, clips: int, frames: int) -> Path:
+    """Writes scores as of AV-Deepfake1M: a quarter of the clips is real; frames of fake segments score higher."""
+    rng = np.random.default_rng(0)
+    kind = np.arange(clips) % len(SIMULATED_CATEGORIES)
+    lengths = rng.integers(frames // 2, frames * 3 // 2, clips)
+    offset = offsets(lengths)
+    first = rng.integers(0, lengths - 8)
+    score = np.random.default_rng(len(method)).standard_normal(int(offset[-1]), np.float32)
+    fake = np.flatnonzero(kind)
+    score[(offset[fake] + first[fake])[:, None] + np.arange(8)] += 2
+    metas = []
+    for n, (category, start) in enumerate(zip(kind.tolist(), (first / FRAME_RATE).tolist(), strict=True)):
+        segments = ((start, start + 8 / FRAME_RATE),) if category else ()
+        name = SIMULATED_CATEGORIES[category]
+        metas.append(ClipMeta(f"test/{n:07d}.mp4", int(category > 0), name, segments=segments))
+    clip = np.asarray(POOLINGS["logsumexp"](score, offset))
+    attributes: dict[str, object] = {"dataset": "simulated scores", "pooling": "logsumexp"}
+    write_scores(ScoreTable(method, tuple(metas), offset, score, clip, attributes), path)
+    return path
 
 
 def make_corpus(folder: Path, clips: int, frames: int, few: int) -> None:

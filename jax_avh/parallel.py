@@ -1,24 +1,35 @@
-"""Processes, the device mesh and shardings; no other module builds meshes or shardings."""
+"""Processes and what they do together, the device mesh and shardings; no other module builds meshes or shardings."""
 
 import contextlib
 import contextvars
 import functools
+import itertools
 import os
+import secrets
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from avh_shards import UserError
 from avh_shards.machine import local_rank, user_cache, visible_gpus
+from avh_shards.paths import FilePath
 from avh_shards.text import one_line, warn
 
 DATA_AXIS = "data"
 BY_DEVICE = PartitionSpec(DATA_AXIS)
+SEEN = ".seen-"  # start of the name of the file by which processes check that they share a folder
+SEEN_WITHIN = 3  # seconds in which it must appear: network file systems are not instant
+PATIENCE = 30 * 24 * 3600  # seconds in which every process must reach a common point; their shares may differ
 
+T = TypeVar("T")
+
+_meetings = itertools.count()
 _target: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
 
 
@@ -89,6 +100,76 @@ def _own_gpus() -> list[int] | None:
             f"(srun --ntasks-per-node={found}) or one per machine that sees all GPUs, or set JAX_LOCAL_DEVICE_IDS"
         )
     return [] if takes_all else [rank]
+
+
+def this_process() -> tuple[int, int]:
+    """Returns the index of this process and the number of processes: 0 and 1 unless it has joined others."""
+    return (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else (0, 1)
+
+
+def together(action: Callable[[], T], subject: str) -> T:
+    """Runs an action in every process, which may take each a different time, and waits until all have ended it.
+
+    Args:
+      action: what this process does.
+      subject: subject of the message in the processes that have no error of their own: a flag, a file.
+
+    Returns:
+      The action's result in this process.
+
+    Raises:
+      UserError, OSError: the action failed in at least one process, with its own message there.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except (UserError, OSError) as found:
+        error = found
+    _, processes = this_process()
+    if processes > 1:
+        from orbax.checkpoint.multihost import sync_global_processes  # takes a second to import
+
+        # Collectives on the devices, such as the next one, may give up after half a minute.
+        sync_global_processes(f"together-{next(_meetings)}", timeout=PATIENCE, processes=set(range(processes)))
+        failed = np.flatnonzero(multihost_utils.process_allgather(np.array(error is not None)))
+        if failed.size and error is None:
+            error = UserError(f"{subject}: {_named(failed)} failed; see the message there")
+    if error is not None:
+        raise error
+    return cast(T, result)
+
+
+def check_shared(folder: FilePath, given: str) -> None:
+    """Checks that every process sees what the first one writes in a folder.
+
+    Args:
+      folder: the folder, which exists.
+      given: the flag that names it, with its value.
+
+    Raises:
+      UserError: a process does not; all processes raise it.
+    """
+    lead = jax.process_index() == 0
+    token = secrets.randbits(31)
+    if lead:
+        (folder / f"{SEEN}{token:08x}").touch()
+    token = int(multihost_utils.broadcast_one_to_all(np.array(token, np.int32)))  # after the lead has written
+    file = folder / f"{SEEN}{token:08x}"
+    give_up = time.monotonic() + SEEN_WITHIN
+    while not (seen := file.exists()) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    blind = np.flatnonzero(~multihost_utils.process_allgather(np.array(seen)))
+    if lead:
+        file.unlink(missing_ok=True)
+    if blind.size:
+        raise UserError(
+            f"{given}: {_named(blind)} {'does' if blind.size == 1 else 'do'} not see what process 0 writes there; give "
+            "a folder that all processes see (on NFS, Filestore, gs://, ...)"
+        )
+
+
+def _named(processes: np.ndarray) -> str:
+    return f"process{'es' if len(processes) > 1 else ''} {', '.join(map(str, processes))}"
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:

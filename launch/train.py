@@ -9,32 +9,23 @@ from typing import cast
 
 from absl import flags
 
-from avh_shards import UserError
 from jax_avh.configs import list_all_settings, make_config, read_settings
 from jax_avh.methods import METHODS, TrainableMethod
-from jax_avh.parallel import join_processes, keep_programs
+from jax_avh.parallel import keep_programs
 from jax_avh.training import train
 from launch import command
+from launch.cluster import join
 
 CONFIG_FILE = flags.DEFINE_string("config_file", None, "config.json of a run to repeat; flags override its settings.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or URL of the run; a stopped run resumes there.", required=True)
 PROFILE = flags.DEFINE_boolean("profile", False, "Trace some steps with jax.profiler into WORKDIR/profile.")
-DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "Run as one of several processes on a cluster.")
-COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "host:port of process 0; detected on Cloud TPU and SLURM."
-)
-PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; detected on Cloud TPU and SLURM.")
-PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from 0; detected on Cloud TPU and SLURM.")
 
 
 def main(settings: list[str]) -> None:
     """Parses the flags and trains the method."""
     defaults = read_settings(CONFIG_FILE.value) if CONFIG_FILE.value else {}
     config = make_config(defaults | dict(flag.removeprefix("--config.").split("=", 1) for flag in settings))
-    if DISTRIBUTED.value:
-        join_processes(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    elif given := [flag.name for flag in (COORDINATOR, PROCESSES, PROCESS) if flag.value is not None]:
-        raise UserError(f"--{given[0]}: needs --distributed; add it, or leave out the flags of the cluster")
+    join()
     keep_programs()
     method = cast(TrainableMethod, METHODS[config.method.name])
     train(method, config, WORKDIR.value, PROFILE.value)

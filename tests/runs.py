@@ -31,21 +31,26 @@ def start_training(
     `workdirs` are those of the processes if they differ from `workdir`, which names the logs.
     Uses the linear head, which compiles in a second: such runs are only compared with each other.
     """
-    environment = {
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_ENABLE_X64": str(int(x64)),
-    }
     settings = {"method.head": "linear"} | settings
     if x64:
         settings["train.precision"] = "float64"
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    if processes > 1:
-        flags += ["--distributed", f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
+    own = [f"--workdir={folder}" for folder in workdirs or [workdir] * processes]
+    return start_processes("train", flags, own, workdir, devices, x64)
+
+
+def start_processes(
+    command: str, flags: Sequence[str], own: Sequence[str], log: Path, devices: int = 1, x64: bool = False
+) -> list[Forked]:
+    """Starts a command in as many processes as there are flags of their `own`; `log` is the stem of their logs."""
+    environment = {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_ENABLE_X64": str(int(x64))}
+    cluster = ["--distributed", f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={len(own)}"]
     started = []
-    for process, folder in enumerate(workdirs or [workdir] * processes):
-        own = [f"--workdir={folder}", *([f"--process_id={process}"] if processes > 1 else [])]
-        log = Path(f"{workdir}.{process}.log")
-        started.append(forks().start("train", *flags, *own, stdout=log, stderr=log, environment=environment))
+    for process, flag in enumerate(own):
+        place = [*cluster, f"--process_id={process}"] if len(own) > 1 else []
+        file = Path(f"{log}.{process}.log")
+        arguments = [*flags, flag, *place]
+        started.append(forks().start(command, *arguments, stdout=file, stderr=file, environment=environment))
     return started
 
 

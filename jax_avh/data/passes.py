@@ -17,13 +17,14 @@ from jax_avh.data.batches import ExampleBatches, Examples, frame_batches, frame_
 from jax_avh.data.source import Source
 from jax_avh.parallel import compile_on_own_parts, make_mesh, put_copies, put_rows, target_platform
 
-PASS_FRAMES = {"cpu": 2048}  # backend -> frames of a step, chosen to stay in its caches
-LARGE_BATCH_FRAMES = 16384  # frames of a step on all other backends
+# Frames of a step on each device: the same for any number of devices, so that the scores are the same to the last bit.
+PASS_FRAMES = {"cpu": 2048}  # backend -> frames, chosen to stay in its caches
+LARGE_BATCH_FRAMES = 16384  # frames on all other backends
 Clips = tuple[Float[np.ndarray, "T K"], Int64[np.ndarray, "borders"]]
 
 
 def pass_frames() -> int:
-    """Returns the frames of a step on the platform that programs are compiled for."""
+    """Returns the frames of a step on each device, for the platform that programs are compiled for."""
     return PASS_FRAMES.get(target_platform(), LARGE_BATCH_FRAMES)
 
 
@@ -41,7 +42,7 @@ def frame_pass(
       graph: graph of a network; a constant of the program.
       fixed: arrays that are the same for every batch, such as a network's parameters.
       tau: audio frames needed on each side of a frame.
-      batch_frames: frames of one step; None = the backend's default.
+      batch_frames: frames of one step on each device; None = the backend's default.
 
     Returns:
       A function that yields the outputs of a source's frames, several whole clips at a time, with the clips' borders.
@@ -51,7 +52,8 @@ def frame_pass(
 
     def run(source: Source) -> Iterator[Clips]:
         streams = frame_streams(source)
-        batches = frame_batches(streams, batch_frames or pass_frames(), tau, chunks=mesh.size)
+        frames = mesh.size * (batch_frames or pass_frames())
+        batches = frame_batches(streams, frames, tau, chunks=mesh.size)
         bar = tqdm.tqdm(prefetched(batches, source.local), desc="score", total=len(batches), leave=False)
         found = (np.asarray(compiled(jax.tree.map(_end_to_end, batch)))[batch.weight.ravel() > 0] for batch in bar)
         yield from _whole_clips(found, streams[0].border)

@@ -170,6 +170,11 @@ class Source:
         drawn = np.sort(np.random.default_rng((seed, len(self.members))).permutation(len(self.members))[:clips])
         return dataclasses.replace(self, members=tuple(self.members[clip] for clip in drawn))
 
+    def of_shard(self, shard: int) -> "Source":
+        """Returns all clips of a single shard."""
+        table = self.shards[shard]
+        return dataclasses.replace(self, shards=(table,), members=tuple((0, n) for n in range(len(table.clips))))
+
     def heads(self, frames: int) -> "Source":
         """Returns the same clips, each cut to at most its first `frames` frames."""
         return dataclasses.replace(self, longest=frames)

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip import FAKE, REAL, UNKNOWN, ends_beyond
 from avh_shards.format import caveat
-from jax_avh.evaluation.localisation import localisation
+from avh_shards.machine import own_cores
+from jax_avh.evaluation.localisation import LOCALISED, MOST_LOCALISED, localisation
 from jax_avh.evaluation.metrics import (
     FEWEST,
     METRIC_NAMES,
@@ -37,6 +39,7 @@ from jax_avh.scores import open_scores
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+MOST_THREADS = 4  # resamples of as many results are in memory at a time
 EQUAL_ERROR = "equal error on these clips"  # rule of a threshold
 
 
@@ -79,7 +82,7 @@ def evaluate(
         resamples=resamples,
         confidence=CONFIDENCE,
         warnings=list(_warnings(scored_sets, listed)),
-        results=[r for scored in scored_sets for r in _results(scored, thresholds.get(scored.method), resamples)],
+        results=_results(scored_sets, thresholds, resamples),
         comparisons=[_comparison(one, other) for one, other in _pairs(scored_sets)],
         coverage=[_coverage(scored, listed, set(failed)) for scored in scored_sets if _in_list(scored, listed)],
         localisation=[
@@ -96,23 +99,32 @@ def _key(scored: ScoredSet) -> dict:
     return {"dataset": scored.dataset, "method": scored.method, "trimmed": scored.trimmed}
 
 
-def _results(scored: ScoredSet, given: float | None, resamples: int) -> Iterator[Result]:
-    """Yields results of the method's own clip score by group, then of the other poolings of its frame scores."""
-    threshold, rule = given, "given"
-    if given is None:
-        own = scored.table.attributes.get("threshold")
-        threshold = float(own) if isinstance(own, int | float) else None
-        rule = EQUAL_ERROR if threshold is None else "the method's own"
-    pooling = str(scored.table.attributes.get("pooling", "clip"))
-    for group, value, chosen in _groups(scored):
-        numbers = _measured(scored.label[chosen], scored.score[chosen], threshold, resamples)
-        kind = {"pooling": pooling, "own": True, "group": group, "value": value, "threshold_rule": rule}
-        yield Result(**_key(scored), **kind, **numbers)
-    for name, score in scored.pooled.items():
-        if name != pooling:
-            numbers = _measured(scored.label, score, None, resamples)
-            kind = {"pooling": name, "own": False, "group": "all", "value": "", "threshold_rule": EQUAL_ERROR}
-            yield Result(**_key(scored), **kind, **numbers)
+def _results(scored_sets: Sequence[ScoredSet], thresholds: Mapping[str, float], resamples: int) -> list[Result]:
+    """Measures the method's own clip score by group, then the other poolings of its frame scores, for each method."""
+
+    def measured(row: dict, *clips: np.ndarray, threshold: float | None) -> Result:
+        label, score, chosen = clips
+        return Result(**row, **_measured(label[chosen], score[chosen], threshold, resamples))
+
+    waiting = []
+    with ThreadPoolExecutor(min(own_cores(), MOST_THREADS)) as threads:
+        for scored in scored_sets:
+            threshold, rule = thresholds.get(scored.method), "given"
+            if threshold is None:
+                own = scored.table.attributes.get("threshold")
+                threshold = float(own) if isinstance(own, int | float) else None
+                rule = EQUAL_ERROR if threshold is None else "the method's own"
+            pooling = str(scored.table.attributes.get("pooling", "clip"))
+            for group, value, chosen in _groups(scored):
+                row = {"pooling": pooling, "own": True, "group": group, "value": value, "threshold_rule": rule}
+                clips = scored.label, scored.score, chosen
+                waiting.append(threads.submit(measured, _key(scored) | row, *clips, threshold=threshold))
+            for name, score in scored.pooled.items():
+                if name != pooling:
+                    row = {"pooling": name, "own": False, "group": "all", "value": "", "threshold_rule": EQUAL_ERROR}
+                    clips = scored.label, score, np.ones(len(score), bool)
+                    waiting.append(threads.submit(measured, _key(scored) | row, *clips, threshold=None))
+        return [result.result() for result in waiting]
 
 
 def _measured(
@@ -204,6 +216,8 @@ def _warnings(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> I
         frames = np.diff(scored.table.offset).tolist()
         if scored.table.frame is not None and (beyond := sum(map(ends_beyond, scored.clips, frames))):
             yield f"{name}: {beyond} clips have fake segments beyond their end, so the metrics of frames are wrong."
+        if scored.table.frame is not None and len(label) > MOST_LOCALISED:
+            yield f"{name}: localisation is measured on {LOCALISED} of its {len(label)} clips, drawn at random."
         counts = {kind: int((label == value).sum()) for kind, value in (("real", REAL), ("fake", FAKE))}
         if _too_few(*counts.values()):
             many = f"{counts['real']} real and {counts['fake']} fake clips"

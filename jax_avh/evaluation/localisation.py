@@ -17,6 +17,8 @@ SMOOTHING = 5  # frames; the median fake segment of AV-Deepfake1M has 8, which a
 # of about 220 frames, 3 % of frames are fake; smoothing widens each segment by 4 frames, to 5 %. The other shares,
 # from 8 times as much to a quarter, find what the first one misses.
 THRESHOLD_SHARES = (0.05, 0.1, 0.025, 0.2, 0.0125, 0.4)
+MOST_LOCALISED = 100_000  # clips; of more, LOCALISED are drawn and measured
+LOCALISED = 10_000
 MOST_PROPOSALS = 100  # per clip; twice the most that average recall considers
 
 # The official rule: avdeepfake1m 0.0.4, evaluation.ap_ar_1d with the arguments of its README.
@@ -47,15 +49,22 @@ def localisation(table: ScoreTable) -> tuple[FrameMetrics, SegmentMetrics] | Non
     """Measures how well a method's frame scores locate fake segments.
 
     Args:
-      table: scores of clips; those whose fake segments are not known are left out.
+      table: scores of clips; those whose fake segments are not known are left out. Of more than MOST_LOCALISED clips,
+        LOCALISED of those whose segments are known are drawn and measured.
 
     Returns:
       Metrics of the frames and of `table_proposals`; None without frame scores or fake segments.
     """
+    left_out = sum(not _located(clip) for clip in table.clips)
+    if table.frame is not None and len(table.clips) > MOST_LOCALISED:
+        located = np.flatnonzero([_located(clip) for clip in table.clips])
+        drawn = np.random.default_rng(0).permutation(len(located))[:LOCALISED]
+        table = table.chosen(located[np.sort(drawn)])
     truth = {clip.path: np.reshape(clip.segments, (-1, 2)) for clip in table.clips if _located(clip)}
     if table.frame is None or not any(map(len, truth.values())):
         return None
     frames = frame_metrics(table.clips, table.offset, table.frame)
+    frames = dataclasses.replace(frames, left_out=left_out)
     return frames, segment_metrics(table_proposals(table), truth)
 
 
@@ -167,7 +176,8 @@ def proposals(
     segments = np.concatenate(layers)
     rank = np.repeat(np.arange(len(layers))[::-1], [len(layer) for layer in layers])
     segments[:, 0] = (segments[:, 0] + rank) / len(layers)
-    first = np.unique(segments[:, 1:], axis=0, return_index=True)[1]  # by its most confident threshold
+    # As complex numbers, which are sorted in the order of (start, end), but ten times as fast as rows.
+    first = np.unique(segments[:, 1] + 1j * segments[:, 2], return_index=True)[1]  # by its most confident threshold
     return _ranked(segments[first])[:MOST_PROPOSALS]
 
 

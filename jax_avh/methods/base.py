@@ -90,7 +90,7 @@ class Method(abc.ABC):
 
         Args:
           network: the network with its parameters; None = the method has none.
-          batch_frames: frames of one step; None = the backend's default.
+          batch_frames: frames of one step on each device; None = the backend's default.
         """
 
 
@@ -268,9 +268,10 @@ class FrameMethod(TrainableMethod):
         """See TrainableMethod."""
         graph, params = nnx.split(network)
         fixed = put_copies(mesh, (params, fold(graph, params)))
-        batch = frame_batches(frame_streams(source), pass_frames(), self.tau, chunks=mesh.size)[0]
+        frames = mesh.size * pass_frames()
+        batch = frame_batches(frame_streams(source), frames, self.tau, chunks=mesh.size)[0]
         arguments = fixed, put_end_to_end(mesh, batch)
-        return ScoringStep(compile_on_own_parts(mesh, self.frame_outputs, graph), arguments, pass_frames())
+        return ScoringStep(compile_on_own_parts(mesh, self.frame_outputs, graph), arguments, frames)
 
     def scorer(self, network: FrameNetwork | None, batch_frames: int | None = None) -> Callable[[Source], Scores]:
         """See Method."""

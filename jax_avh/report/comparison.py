@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from jax_avh.evaluation.results import (
 )
 from jax_avh.report import charts
 from jax_avh.report.page import UNDEFINED, format_number, keyed_number, render_page
+from jax_avh.scores import POOLED_FRAMES
 
 MOST_TIMELINES = 6  # methods whose frame scores are drawn in one chart; more could not be distinguished
 EXAMPLES = 2  # clips of each kind whose frame scores are drawn
@@ -199,14 +201,18 @@ def _examples(
     if not drawn:
         return ()
     first = drawn[0]
-    frames = {methods[scored.method]: _standardised(scored) for scored in drawn}
+    standard = {methods[scored.method]: (scored, *_moments(scored)) for scored in drawn}
     groups = []
     for title, chosen in _extremes(first):
         timelines = []
         for n in chosen:
             clip = first.clips[n]
             label = f"Frame scores over time of {clip.path}, {len(clip.segments)} fake segments shaded"
-            lines = {number: clips[clip.path] for number, clips in frames.items() if clip.path in clips}
+            lines = {
+                number: (_frames(scored, clip.path) - mean) / deviation
+                for number, (scored, mean, deviation) in standard.items()
+                if clip.path in scored.rows
+            }
             chart = charts.timeline_chart(f"{anchor}-timeline-{state}-{n}", label, lines, clip.segments)
             timelines.append(Chart(f"{clip.path}, score {format_number(float(first.score[n]))}", chart))
         if timelines:
@@ -233,9 +239,18 @@ def _extremes(scored: ScoredSet) -> Iterator[tuple[str, list[int]]]:
         yield title, chosen
 
 
-def _standardised(scored: ScoredSet) -> dict[str, Float[np.ndarray, " T"]]:
-    """Returns frame scores by clip, with zero mean and unit variance over all frames of the scored set."""
+def _frames(scored: ScoredSet, path: str) -> Float[np.ndarray, " T"]:
+    """Returns the frame scores of a clip."""
     assert scored.table.frame is not None
-    frame = scored.table.frame.astype(np.float64)
-    frame = (frame - frame.mean()) / (frame.std() or 1.0)
-    return dict(zip((clip.path for clip in scored.clips), np.split(frame, scored.table.offset[1:-1]), strict=True))
+    row = scored.rows[path]
+    return scored.table.frame[scored.table.offset[row] : scored.table.offset[row + 1]].astype(np.float64)
+
+
+def _moments(scored: ScoredSet) -> tuple[float, float]:
+    """Returns the mean and the standard deviation over all frames of the scored set, 1 if that is 0."""
+    assert scored.table.frame is not None
+    frame = scored.table.frame
+    parts = np.array_split(frame, len(frame) // POOLED_FRAMES + 1)  # not all at once in double precision
+    mean = np.sum([part.sum(dtype=np.float64) for part in parts]) / len(frame)
+    variance = np.sum([np.square(part - mean).sum() for part in parts]) / len(frame)
+    return mean, math.sqrt(variance) or 1.0

@@ -2,11 +2,16 @@
 
 import csv
 import dataclasses
+import itertools
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Float64
 
 from avh_shards import ClipMeta
 from avh_shards.format import caveat, results_folder
@@ -17,6 +22,7 @@ from jax_avh.evaluation.results import STATES, Evaluation, ScoredSet
 from jax_avh.report.comparison import render_report
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # starts of text that a spreadsheet would run as a formula
+ROWS = 1 << 16  # rows of clips.csv made at a time
 RESULT_COLUMNS = ("path", "label", "dataset", "category", "split")
 FILES = {  # name -> start of the file; a folder that has the first has them all
     "metrics.json": rb'\{.*?"resamples":',
@@ -111,22 +117,33 @@ def _write_clips(scored_sets: Sequence[ScoredSet], path: Path) -> None:
     """
     clips: dict[tuple[str, str], ClipMeta] = {}  # by data set and path, as are the dictionaries below
     notes: dict[tuple[str, str], str] = {}
-    columns: dict[str, dict[tuple[str, str], float]] = {}
     for scored in scored_sets:
         keys = [(scored.dataset, clip.path) for clip in scored.clips]
         clips |= zip(keys, scored.clips, strict=True)
         notes |= dict.fromkeys(keys, caveat(scored.table.attributes))
+    row = {key: n for n, key in enumerate(clips)}
+    columns: dict[str, Float64[np.ndarray, " N"]] = {}  # NaN = no score
+    for scored in scored_sets:
+        rows = np.array([row[scored.dataset, clip.path] for clip in scored.clips], np.int64)
         for pooling, values in ({"own": scored.score.astype(float)} | scored.pooled).items():
             name = pooling if len(scored_sets) == 1 else f"{scored.method}/{_state(scored.trimmed)}/{pooling}"
-            columns.setdefault(name, {}).update(zip(keys, values.tolist(), strict=True))
+            columns.setdefault(name, np.full(len(clips), np.nan))[rows] = values
     caveats = ["caveat"] if any(notes.values()) else []
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(map(_cell, [*RESULT_COLUMNS, *columns, *caveats]))
-        for key, clip in clips.items():
-            cells = map(_cell, (clip.path, clip.label, key[0], clip.category, clip.split))
-            scores = [column.get(key, "") for column in columns.values()]
-            writer.writerow([*cells, *scores, *([notes[key]] if caveats else [])])
+        for first in range(0, len(clips), ROWS):
+            part = itertools.islice(clips.items(), first, first + ROWS)
+            known = [(*map(_cell, (c.path, c.label, key[0], c.category, c.split)), notes[key]) for key, c in part]
+            *cells, noted = zip(*known, strict=True)
+            scores = [_scores(column[first : first + ROWS]) for column in columns.values()]
+            writer.writerows(zip(*cells, *scores, *([noted] if caveats else []), strict=True))
+
+
+def _scores(values: Float64[np.ndarray, " N"]) -> list[float | str]:
+    """Returns the cells of scores; empty ones for NaN."""
+    cells = values.tolist()
+    return ["" if math.isnan(cell) else cell for cell in cells] if np.isnan(values).any() else cells
 
 
 def _cell(value: str | int) -> str | int:

@@ -6,8 +6,6 @@ import hashlib
 import itertools
 import json
 import math
-import secrets
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,11 +24,10 @@ from jax_avh.data.source import SOURCE_ATTRIBUTES, Source, open_source
 from jax_avh.methods.base import Method, TrainableMethod
 from jax_avh.models.layers import check_precision
 from jax_avh.models.weights import BEST_WEIGHTS, read_notes, weights_file
+from jax_avh.parallel import check_shared
 from jax_avh.training.progress import RunProgress
 
 METRICS_FILE, EVENTS, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
-SEEN = ".seen-"  # start of the name of the file by which processes check that they share a workdir
-SEEN_WITHIN = 3  # seconds in which it must appear: network file systems are not instant
 RESUMABLE = {  # settings that a resumed run may change: its length, and where its features are and are kept
     "train": ("epochs", "checkpoint_steps", "checkpoint_minutes"),
     "data": ("train", "val", "placement"),
@@ -172,30 +169,8 @@ def claimed(workdir: AnyPath, config: Config) -> Iterator[FilePath]:
         if multihost_utils.broadcast_one_to_all(np.array(refusal is not None)):
             raise refusal or UserError(f"--workdir={workdir}: process 0 cannot use it; see its message")
         if jax.process_count() > 1:
-            _check_shared(folder, workdir)
+            check_shared(folder, f"--workdir={workdir}")
         yield folder
-
-
-def _check_shared(folder: FilePath, workdir: AnyPath) -> None:
-    """Raises a UserError in every process unless all of them see what the lead process writes in a folder."""
-    lead = jax.process_index() == 0
-    token = secrets.randbits(31)
-    if lead:
-        (folder / f"{SEEN}{token:08x}").touch()
-    token = int(multihost_utils.broadcast_one_to_all(np.array(token, np.int32)))  # after the lead has written
-    file = folder / f"{SEEN}{token:08x}"
-    give_up = time.monotonic() + SEEN_WITHIN
-    while not (seen := file.exists()) and time.monotonic() < give_up:
-        time.sleep(0.1)
-    blind = np.flatnonzero(~multihost_utils.process_allgather(np.array(seen)))
-    if lead:
-        file.unlink(missing_ok=True)
-    if blind.size:
-        who = f"process {blind[0]} does" if blind.size == 1 else f"processes {', '.join(map(str, blind))} do"
-        raise UserError(
-            f"--workdir={workdir}: {who} not see what process 0 writes there; give a folder that all processes see "
-            "(on NFS, Filestore, gs://, ...)"
-        )
 
 
 def adopt(workdir: FilePath, config: Config, data: dict[str, str], lead: bool) -> None:

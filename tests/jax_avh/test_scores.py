@@ -55,12 +55,14 @@ def test_all_at_once_equal_one_by_one(lengths, seed, scale):
             np.testing.assert_array_equal(together[name], pool(frame, clips))
 
 
-def test_all_at_once_sort_once(monkeypatch):
-    sorts = []
-    lexsort = np.lexsort
-    monkeypatch.setattr(np, "lexsort", lambda keys: sorts.append(1) or lexsort(keys))
-    pool_all(draw_frames([30, 50], 0, 1.0), offsets([30, 50]))
-    assert len(sorts) == 1
+@pytest.mark.parametrize("most", [1, 7, 50, 1000])
+def test_poolings_do_not_depend_on_the_pieces(monkeypatch, most):
+    lengths = [3, 50, 1, 1, 20, 7, 100]
+    frame, border = draw_frames(lengths, 0, 3.0), offsets(lengths)
+    whole = pool_all(frame, border)
+    monkeypatch.setattr("jax_avh.scores.POOLED_FRAMES", most)
+    for name, pooled in pool_all(frame, border).items():
+        np.testing.assert_array_equal(pooled, whole[name])
 
 
 @hypothesis.given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=60))

@@ -80,6 +80,14 @@ MISTAKES = {
     ),
     "no training features": (["train", "--config.data.val=x", "--workdir=w"], "--config.data.train"),
     "no shards": (["train", "--config.data.train=.", "--config.data.val=.", "--workdir=w"], "no feature shards"),
+    "a task of several processes": (
+        ["score", "--method=factor", "--features=.", "--output=s.h5", "--distributed", "--task_count=2"],
+        "--distributed, --task_count, --merge: only one is possible",
+    ),
+    "a task without a count": (
+        ["score", "--method=factor", "--features=.", "--output=s.h5", "--task_index=0"],
+        "--task_index: needs --task_count",
+    ),
     "no weights to score with": (["score", "--weights=none", "--features=.", "--output=s.h5"], "none: no such file"),
     "a method of no training": (
         ["train", "--config.method=factor", "--config.data.train=.", "--config.data.val=.", "--workdir=w"],

@@ -132,7 +132,7 @@ def test_training_whose_disk_fills_while_a_checkpoint_is_written(tmp_path, disk,
 def test_scores(tmp_path, disk):
     make_source(tmp_path / "s", [3, 5])
     small = disk("4k")
-    with pytest.raises(UserError, match=rf"x\.h5: {FULL}"):
+    with pytest.raises(UserError, match=rf"x\.h5\.pieces/scores-00000\.h5: {FULL}"):
         score_shards(tmp_path / "s", small.path / "x.h5", "clip_length")
     assert not list(small.path.iterdir())
     small.resize("1m")
@@ -193,5 +193,5 @@ def test_a_command_says_it_in_one_line(tmp_path, disk, launch):
     output = small.path / "x.h5"
     status, text = launch("score", "--method=clip_length", f"--features={tmp_path}/s", f"--output={output}")
     assert status == 2
-    assert text.splitlines()[-1] == f"error: {output}: {FULL}, or name another place"
+    assert text.splitlines()[-1] == f"error: {output}.pieces/scores-00000.h5: {FULL}, or name another place"
     assert "Traceback" not in text

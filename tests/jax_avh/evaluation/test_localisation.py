@@ -220,6 +220,16 @@ def test_localisation_of_a_table(shift):
     assert found.ar[5] == pytest.approx((10 + 4) / 20)  # a's own frames by the third threshold; 8 of 12 of b's
 
 
+def test_many_clips_are_drawn(monkeypatch):
+    monkeypatch.setattr("jax_avh.evaluation.localisation.MOST_LOCALISED", 2)
+    monkeypatch.setattr("jax_avh.evaluation.localisation.LOCALISED", 1)
+    table = make_table()
+    frames, found = localisation(table)
+    single = [localisation(table.chosen(np.array([row]))) for row in (0, 1)]
+    assert (dataclasses.replace(frames, left_out=0), found) in single
+    assert frames.left_out == 1
+
+
 def test_localisation_without_frame_scores_or_segments_is_none():
     table = make_table()
     assert localisation(dataclasses.replace(table, frame=None)) is None

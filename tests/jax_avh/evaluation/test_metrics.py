@@ -16,6 +16,7 @@ from jax_avh.evaluation.metrics import (
     bootstrap_intervals,
     delong_test,
     detection_metrics,
+    group_clips,
     precision_recall_points,
     resampled_metrics,
     roc_auc,
@@ -238,6 +239,32 @@ def test_intervals_hold_their_estimates():
     width = np.diff(intervals.auc).item()
     comparison = delong_test(label, score, np.zeros(1000))  # against a constant: the variance of one AUC
     assert width == pytest.approx(np.diff(comparison.interval).item(), rel=0.1)
+
+
+@pytest.mark.parametrize(("digits", "shift"), [(9, 1.0), (1, 1.0), (9, 3.0)])
+def test_intervals_of_groups_are_those_of_clips(monkeypatch, digits, shift):
+    """Compares both on the same clips, also with many ties, and with classes that hardly overlap."""
+    label, score = gaussian_clips(3000, 1500, shift=shift)
+    score = (score + np.random.default_rng(1).uniform(-0.005, 0.005, len(score))).round(digits)
+    exact = vars(bootstrap_intervals(label, score, 1.0, resamples=1500))
+    monkeypatch.setattr(metrics, "MOST_RESAMPLED", 0)
+    for name, (low, high) in vars(bootstrap_intervals(label, score, 1.0, resamples=1500)).items():
+        width = exact[name][1] - exact[name][0]
+        assert (low, high) == pytest.approx(exact[name], abs=0.15 * width), name
+
+
+@hypothesis.given(clips(labels=(0, 1)), st.none() | st.integers(-4, 4).map(float))
+def test_groups_hold_whole_ranks_on_one_side_of_the_threshold(found, threshold):
+    label, score = found
+    order = np.argsort(-score)
+    fake, score = label[order] == 1, score[order]
+    group = group_clips(fake, score, threshold)
+    assert group[0] == 0
+    assert set(np.diff(group)) <= {0, 1}
+    for n in range(len(group) - 1):
+        same = group[n] == group[n + 1]
+        assert same or score[n] != score[n + 1]
+        assert not same or threshold is None or (score[n] >= threshold) == (score[n + 1] >= threshold)
 
 
 def test_the_same_seed_draws_the_same_clips_for_every_method():
