@@ -24,6 +24,7 @@ from upath import UPath
 from avh_shards.errors import UserError
 from avh_shards.text import one_line, warn
 
+REQUESTS = 32  # most requests for parts of files at a URL that a process waits for at the same time
 HEAD = 512  # bytes at a file's start in which `check_output` looks for its kind
 DRAFT = ".part"  # suffix of temporary files
 STEM = 32  # characters of a file's name kept in the name of its temporary, which must not become too long
@@ -58,7 +59,8 @@ def as_path(path: AnyPath) -> FilePath:
         if "://" not in str(path):
             return Path(str(path)).expanduser()
         remote = UPath(path)
-        remote.fs  # noqa: B018 (imports the file system's package)
+        if isinstance(options := getattr(remote.fs, "config_kwargs", None), dict):  # s3fs, by default 10 connections
+            options.setdefault("max_pool_connections", REQUESTS)
         return remote
     except RuntimeError as error:
         raise UserError(f"{path}: no user of that name has a home; write ./{path} for a file of that name") from error

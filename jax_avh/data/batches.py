@@ -83,11 +83,26 @@ class FrameStream:
 
     def features(self, name: str, start: int, stop: int) -> Float[np.ndarray, "T D"]:
         """Reads `visual` or `audio` features of the frames start:stop; frames beyond the stream are zeros."""
+        return next(self.features_of([(name, start, stop)]))
+
+    def features_of(self, parts: Sequence[tuple[str, int, int]]) -> Iterator[Float[np.ndarray, "T D"]]:
+        """Yields several parts of the stream, each (`visual` or `audio`, start, stop) and as `features` returns it.
+
+        From shards at a URL, the clips of all parts are read at the same time.
+        """
+        pieces = [
+            (name, int(self.order[place]), first - int(self.border[place]), last - int(self.border[place]))
+            for name, start, stop in parts
+            for place, first, last in self._pieces(start, stop)
+        ]
+        read = self.source.features_of(pieces)
+        for _, start, stop in parts:
+            yield self._end_to_end(read, start, stop)
+
+    def _end_to_end(self, read: Iterator[Float[np.ndarray, "T D"]], start: int, stop: int) -> Float[np.ndarray, "T D"]:
         frames = np.zeros((stop - start, self.source.width), self.source.dtype)
-        for place, first, last in self._pieces(start, stop):
-            begin = int(self.border[place])
-            rows = self.source.features(name, int(self.order[place]), first - begin, last - begin)
-            frames[first - start : last - start] = rows
+        for _, first, last in self._pieces(start, stop):
+            frames[first - start : last - start] = next(read)
         return frames
 
     def places(self, start: int, stop: int) -> Int[np.ndarray, " T"]:
@@ -144,9 +159,11 @@ class FrameBatches(Sequence[FrameBatch]):
         start = begin + self.own.start * self.chunk_frames
         stop = begin + self.own.stop * self.chunk_frames
         halo = start - self.tau, stop + self.tau
+        # `map` keeps no frames, so that the memory of the visual ones serves for the audio.
+        visual, audio = map(self._chunks, self.stream.features_of([("visual", start, stop), ("audio", *halo)]))
         return FrameBatch(
-            visual=self._chunks(self.stream.features("visual", start, stop)),
-            audio=self._chunks(self.stream.features("audio", *halo)),
+            visual=visual,
+            audio=audio,
             clip=self._chunks(self.stream.places(*halo)),
             weight=self._chunks((np.arange(start, stop) < end).astype(np.float32)),
             label=self._chunks(self.stream.labels(start, stop)),
