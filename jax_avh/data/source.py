@@ -16,7 +16,7 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.clip import FAKE, REAL
 from avh_shards.format import ShardTable, list_shards, read_shard_table
 from avh_shards.hdf5 import Extent, read_spans
-from avh_shards.paths import AnyPath, FilePath, as_path
+from avh_shards.paths import AnyPath, FilePath, as_path, cached_files
 
 SOURCE_ATTRIBUTES = ("width", "weights_sha256", "trimmed")  # must be equal in all shards of a source
 PAIRED_FEATURES = ("visual", "audio")
@@ -115,8 +115,8 @@ class Source:
 
     @property
     def local(self) -> bool:
-        """Whether the shards are files of this machine."""
-        return isinstance(self.path, Path)
+        """Whether the shards, or their copies, are files of this machine."""
+        return isinstance(self.shards[0].path, Path)
 
     @functools.cached_property
     def lengths(self) -> Int[np.ndarray, " N"]:
@@ -242,16 +242,19 @@ class Source:
         return next((shard for shard in self.shards if content not in {*always, *shard.features, *shard.ragged}), None)
 
 
-def open_source(path: AnyPath) -> Source:
+def open_source(path: AnyPath, cache: AnyPath = "") -> Source:
     """Opens a folder of shards, or one shard.
 
     Args:
       path: the folder or shard, local or a URL.
+      cache: local folder in which shards at a URL are copied first (see `cached_files`); "" = none.
 
     Raises:
       UserError: no shard is found, a shard is damaged or holds no clip, or the shards do not belong together.
     """
     files = list_shards(path)
+    if cache and (remote := [file for file in files if not isinstance(file, Path)]):
+        files = cached_files(remote, cache)
     with ThreadPoolExecutor(1 if isinstance(files[0], Path) else OPENING_THREADS) as threads:
         shards = tuple(threads.map(read_shard_table, files))
     _check_together(shards)

@@ -1,8 +1,10 @@
 """Files in a bucket are read in few requests, many at the same time, and yield what local files do."""
 
 import contextlib
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import strategies as st
 
-from avh_shards import hdf5
+from avh_shards import UserError, hdf5
 from avh_shards.format import read_shard_table
 from avh_shards.hdf5 import read_spans
 from avh_shards.paths import REQUESTS, as_path
@@ -119,7 +121,7 @@ def test_features_come_in_large_requests_for_whole_sets_and_at_once_for_batches(
     everything = [("visual", 0, 83), ("audio", 0, 83)]
     store.reset()
     found = list(frame_stream(remote).features_of(everything))
-    assert len(store.requests) == 2 * len(local.shards)  # the clips of a shard lie end to end
+    assert len(store.requests) == 2 * len(local.shards)  # the clips of a shard are stored end to end
     for rows, wanted in zip(found, frame_stream(local).features_of(everything), strict=True):
         np.testing.assert_array_equal(rows, wanted)
     monkeypatch.setattr(hdf5, "GAP_BYTES", -1)
@@ -162,3 +164,54 @@ def test_a_large_shard_is_opened_by_a_few_small_requests(store, tmp_path, monkey
     assert repr(table.clips) == repr(local.shards[0].clips)
     assert len(store.requests) <= 4
     assert max(store.sizes) <= hdf5.BLOCK
+
+
+@pytest.fixture
+def copied(monkeypatch):
+    """Counts the copies of whole files, which take a moment."""
+    found = []
+    get_file = MemoryFileSystem.get_file
+
+    def slow(self, path, target, **options):
+        found.append(path)
+        time.sleep(LATENCY)
+        return get_file(self, path, target, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", slow)
+    return found
+
+
+def test_copies_of_shards_are_made_once_and_used_again(store, tmp_path, copied):
+    local = make_source(tmp_path / "local", [9, 1, 2, 20])
+    url = upload(local, "cached")
+    store.reset()
+    with ThreadPoolExecutor(3) as threads:  # as processes of one machine
+        sources = list(threads.map(lambda _: open_source(url, tmp_path / "cache"), range(3)))
+    assert sorted(copied) == ["/cached/features-00000.h5", "/cached/features-00001.h5"]
+    assert not store.requests
+    for source in sources:
+        assert source.local
+        assert source.fingerprint() == local.fingerprint()
+        np.testing.assert_array_equal(source.features("visual", 3), local.features("visual", 3))
+
+
+def test_a_copy_that_is_not_whole_or_out_of_date_is_made_again(store, tmp_path, copied):
+    url = upload(make_source(tmp_path / "local", [9, 1]), "renewed")
+    (copy,) = (shard.path for shard in open_source(url, tmp_path / "cache").shards)
+    os.truncate(copy, 1000)
+    assert open_source(url, tmp_path / "cache").lengths.tolist() == [9, 1]
+    upload(make_source(tmp_path / "other", [8, 2]), "renewed")  # of the same size
+    assert open_source(url, tmp_path / "cache").lengths.tolist() == [8, 2]
+    assert len(copied) == 3
+    as_path(f"{url}/features-00000.h5").fs.rm("/renewed/features-00000.h5")
+    with pytest.raises(UserError, match="no feature shards"):
+        open_source(url, tmp_path / "cache")
+
+
+def test_copies_need_a_local_folder(store, tmp_path):
+    url = upload(make_source(tmp_path / "local", [9]), "refused")
+    with pytest.raises(UserError, match="memory://cache: copies of files are kept in a local folder; name one"):
+        open_source(url, "memory://cache")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: cannot be written"):
+        open_source(url, tmp_path / "file")

@@ -100,7 +100,11 @@ def test_a_config_file_of_an_older_version_repeats_its_run(killed):
     config = make_config(read_settings(path) | {"seed": "3"})
     found = dataclasses.asdict(config)
     # Fields that the file lacks.
-    newer = {"optimizer": {"name": "adam", "clip_norm": 0.0}, "train": {"checkpoint_minutes": 10.0}}
+    newer = {
+        "data": {"cache": ""},
+        "optimizer": {"name": "adam", "clip_norm": 0.0},
+        "train": {"checkpoint_minutes": 10.0},
+    }
     assert found.pop("seed") == 3
     for section, fields in found.items():
         if isinstance(fields, dict):
