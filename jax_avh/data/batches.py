@@ -9,6 +9,7 @@ Letters: T visual frames, L = T + 2 tau audio frames, N clips, D feature width; 
 import abc
 import dataclasses
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import grain
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from avh_shards.clip import UNKNOWN, offsets
+from avh_shards.paths import REQUESTS
 from jax_avh.data.source import Source
 
 PADDING = -1  # clip number of frames that belong to no clip
@@ -272,10 +274,16 @@ class ExampleBatches(Sequence[ExampleBatch]):
         part = self.size // self.chunks
         places = np.arange(index * self.size + own.start * part, index * self.size + own.stop * part)
         chosen = self.order[np.minimum(places, len(self.order) - 1)]  # padding repeats an example
-        read = [self.examples.read(int(example)) for example in chosen]
+        read = self._read(chosen.tolist())
         batch = ExampleBatch(
             inputs={name: np.stack([arrays[name] for arrays in read]) for name in read[0]},
             label=self.examples.source.labels[self.examples.clip[chosen]].astype(np.int32),
             weight=(places < len(self.order)).astype(np.float32),
         )
         return jax.tree.map(lambda array: array.reshape(len(own), part, *array.shape[1:]), batch)
+
+    def _read(self, chosen: list[int]) -> list[dict[str, np.ndarray]]:
+        if self.examples.source.local:
+            return [self.examples.read(example) for example in chosen]
+        with ThreadPoolExecutor(REQUESTS) as threads:  # they only wait
+            return list(threads.map(self.examples.read, chosen))

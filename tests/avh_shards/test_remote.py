@@ -16,7 +16,7 @@ from avh_shards import UserError, hdf5
 from avh_shards.format import read_shard_table
 from avh_shards.hdf5 import read_spans
 from avh_shards.paths import REQUESTS, as_path
-from jax_avh.data.batches import frame_batches, frame_stream
+from jax_avh.data.batches import ExampleBatches, Examples, frame_batches, frame_stream
 from jax_avh.data.source import OPENING_THREADS, open_source
 from tests.jax_avh.data.test_batches import make_source
 
@@ -130,6 +130,24 @@ def test_features_come_in_large_requests_for_whole_sets_and_at_once_for_batches(
     for array, other in zip(batches[0], wanted[0], strict=True):
         np.testing.assert_array_equal(array, other)
     assert len(store.requests) == 2 * 8
+
+
+class FirstFrames(Examples):
+    """The first frame of each clip."""
+
+    def read(self, example):
+        return {"frame": self.source.features("visual", example, 0, 1)}
+
+
+def test_the_examples_of_a_batch_are_read_at_once(store, tmp_path):
+    local = make_source(tmp_path, [9, 1, 2, 20])
+    remote = open_source(upload(local, "examples"))
+    order = np.array([2, 0, 3, 1])
+    store.reset(together=4)
+    found, wanted = (
+        ExampleBatches(FirstFrames(source, np.arange(4)), order, 4)[0].inputs["frame"] for source in (remote, local)
+    )
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_features_held_in_memory_are_fetched_in_large_requests(store, tmp_path):
