@@ -7,8 +7,10 @@ nothing itself, needs no locks and works for every file system known to fsspec.
 """
 
 import atexit
+import collections
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -16,18 +18,26 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, cast
 
 import h5py
 import numpy as np
+from upath import UPath
 
 from avh_shards.errors import UserError
 from avh_shards.hdf5_child import ANSWER, DONE, READ, REQUEST
-from avh_shards.paths import AnyPath, FilePath, as_path, atomic_write
+from avh_shards.paths import REQUESTS, AnyPath, FilePath, as_path, atomic_write
 from avh_shards.text import one_line
 
 CHILD = Path(__file__).with_name("hdf5_child.py")
+REQUEST_BYTES = 2**25  # most bytes of a request for several spans: enough to make its latency negligible
+GAP_BYTES = 2**18  # most bytes between two spans of one request: reading them takes less time than another request
+BLOCK = 2**18  # bytes of a remote file that are read at a time while it is opened
+ROUNDS = 16  # most times that a remote file is examined before all needed blocks are there; ours need two to six
+
+Span = tuple[FilePath, int, int]  # bytes start:stop of a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +72,7 @@ class HDF5File:
     attributes: Mapping[str, bool | int | float | str]  # root attributes
     extents: dict[str, Extent]  # arrays of numbers or of text of fixed length, by name ("clips/offset")
     texts: dict[str, list[str]]  # arrays of text of variable length
+    blocks: "_Blocks | None" = None  # of a remote file
 
     def __contains__(self, name: str) -> bool:
         return name in self.extents or name in self.texts
@@ -76,7 +87,10 @@ class HDF5File:
         extent = self.extents.get(name)
         if extent is None or not extent.shape:
             raise ValueError(f"/{name} holds text, not numbers" if name in self.texts else f"no array /{name}")
-        return extent.view(read_bytes(self.path, *extent.span(0, extent.shape[0]))).reshape(extent.shape)
+        span = extent.span(0, extent.shape[0])
+        held = self.blocks.held(*span) if self.blocks else None
+        data = read_bytes(self.path, *span) if held is None else np.frombuffer(held, np.uint8)
+        return extent.view(data).reshape(extent.shape)
 
     def text(self, name: str) -> list[str]:
         """Reads a column of text.
@@ -104,9 +118,15 @@ def open_hdf5(path: AnyPath) -> HDF5File:
     try:
         if not path.is_file():  # reading a pipe would never end
             raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-        with path.open("rb") as file:
-            size = file.seek(0, io.SEEK_END)
-            found = _examine(file, size)
+        if isinstance(path, Path):
+            blocks = None
+            with path.open("rb") as file:
+                size = file.seek(0, io.SEEK_END)
+                found = _examine(file, size)
+        else:
+            size = cast(int, path.fs.size(path.path))
+            blocks = _Blocks(path, size)
+            found = _examine_remote(path, blocks)
     except UserError:
         raise
     except Exception as error:  # each fsspec file system raises its own errors
@@ -116,7 +136,7 @@ def open_hdf5(path: AnyPath) -> HDF5File:
     extents = {
         name: Extent(start, np.dtype(dtype), tuple(shape)) for name, (start, dtype, shape) in found["extents"].items()
     }
-    return HDF5File(path, size, found["attributes"], extents, found["texts"])
+    return HDF5File(path, size, found["attributes"], extents, found["texts"], blocks)
 
 
 def read_bytes(path: FilePath, start: int, stop: int) -> np.ndarray:
@@ -136,6 +156,55 @@ def read_bytes(path: FilePath, start: int, stop: int) -> np.ndarray:
     if len(data) != stop - start:
         raise UserError(f"{path}: has become shorter since it was opened; create it again")
     return data
+
+
+def read_spans(spans: Sequence[Span]) -> Iterator[np.ndarray]:
+    """Yields the bytes of spans of files that are all local or all remote, as uint8, as `read_bytes` does.
+
+    From remote files, successive spans that touch, or nearly so, are read by one request, and many requests are
+    waited for at the same time. A local span is read when it is due.
+
+    Raises:
+      UserError: a file has become shorter, or its file system fails.
+    """
+    if not spans or isinstance(spans[0][0], Path):
+        yield from (read_bytes(*span) for span in spans)
+        return
+    requests = collections.deque(_joined(spans))
+    waiting: collections.deque[tuple[list[Span], Future[np.ndarray]]] = collections.deque()
+    try:
+        while requests or waiting:
+            while requests and len(waiting) < REQUESTS:
+                joined = requests.popleft()
+                path, start, _ = joined[0]
+                waiting.append((joined, _readers().submit(read_bytes, path, start, joined[-1][2])))
+            joined, reading = waiting.popleft()
+            data = reading.result()
+            first = joined[0][1]
+            yield from (data[start - first : stop - first] for _, start, stop in joined)
+    finally:
+        for _, reading in waiting:
+            reading.cancel()
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    """Returns the threads that read remote files; all readers of this process share them, which bounds the requests."""
+    return ThreadPoolExecutor(REQUESTS, "read")
+
+
+def _joined(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Yields the successive spans that one request reads."""
+    joined: list[Span] = []
+    for path, start, stop in spans:
+        if joined:
+            before, first, _ = joined[0]
+            gap = start - joined[-1][2]
+            if path != before or not 0 <= gap <= GAP_BYTES or stop - first > REQUEST_BYTES:
+                yield joined
+                joined = []
+        joined.append((path, start, stop))
+    yield joined
 
 
 @contextlib.contextmanager
@@ -179,6 +248,45 @@ class _Target(io.FileIO):
         return len(memoryview(data).cast("B"))
 
 
+class _Blocks:
+    """The blocks of a remote file that have been read. Others read as zeros, and are noted as missing."""
+
+    def __init__(self, path: UPath, size: int):
+        self._path = path
+        self.size = size
+        self._blocks: dict[int, bytes] = {}
+        self._position = 0
+        self.missing = {0, max(size - 1, 0) // BLOCK}  # where most metadata is
+
+    def seek(self, position: int) -> None:
+        """Moves to a byte."""
+        self._position = position
+
+    def read(self, count: int) -> bytes:
+        """Reads bytes, with zeros for those of missing blocks."""
+        start = self._position
+        self._position = min(start + count, self.size)
+        numbers = range(start // BLOCK, -(-self._position // BLOCK))
+        self.missing |= {number for number in numbers if number not in self._blocks}
+        data = b"".join(self._blocks.get(number, bytes(BLOCK)) for number in numbers)
+        first = numbers.start * BLOCK
+        return data[start - first : self._position - first]
+
+    def held(self, start: int, stop: int) -> bytes | None:
+        """Returns the bytes start:stop if they have been read."""
+        if any(number not in self._blocks for number in range(start // BLOCK, -(-stop // BLOCK))):
+            return None
+        self.seek(start)
+        return self.read(stop - start)
+
+    def fetch(self) -> None:
+        """Reads the missing blocks."""
+        wanted = sorted(self.missing)
+        spans = [(self._path, n * BLOCK, min((n + 1) * BLOCK, self.size)) for n in wanted]
+        self._blocks |= zip(wanted, map(np.ndarray.tobytes, read_spans(spans)), strict=True)
+        self.missing.clear()
+
+
 class _Examiner:
     """The child process, which serves all files of this process and is replaced if a file terminates it."""
 
@@ -187,7 +295,7 @@ class _Examiner:
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
 
-    def examine(self, file: IO[bytes] | io.IOBase, size: int) -> dict:
+    def examine(self, file: IO[bytes] | io.IOBase | _Blocks, size: int) -> dict:
         """Returns the contents of a file, as `_contents` describes them, or {"error": message}."""
         with self._lock:
             process = self._process = self._process or _start()
@@ -226,7 +334,7 @@ def _start() -> subprocess.Popen[bytes]:
     )
 
 
-def _exactly(file: IO[bytes] | io.IOBase, count: int) -> bytes:
+def _exactly(file: IO[bytes] | io.IOBase | _Blocks, count: int) -> bytes:
     """Reads exactly `count` bytes.
 
     Raises:
@@ -239,3 +347,17 @@ def _exactly(file: IO[bytes] | io.IOBase, count: int) -> bytes:
 
 
 _examine = _Examiner().examine
+
+
+def _examine_remote(path: UPath, blocks: _Blocks) -> dict:
+    """Returns what `_examine` returns, but reads the file while no other file waits for the child.
+
+    The child examines the blocks that are there, and again once those that it missed have been read.
+    """
+    for _ in range(ROUNDS):
+        blocks.fetch()
+        found = _examine(blocks, blocks.size)
+        if not blocks.missing:
+            return found
+    with path.open("rb", block_size=BLOCK) as file:
+        return _examine(file, blocks.size)

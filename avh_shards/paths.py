@@ -9,6 +9,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import json
 import os
 import re
 import socket
@@ -16,6 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -24,7 +26,10 @@ from upath import UPath
 from avh_shards.errors import UserError
 from avh_shards.text import one_line, warn
 
+REQUESTS = 32  # most requests for parts of files at a URL that a process waits for at the same time
 HEAD = 512  # bytes at a file's start in which `check_output` looks for its kind
+COPIES = 16  # files at a URL that are copied at the same time
+VERSION_KEYS = ("size", "ETag", "etag", "mtime", "last_modified", "created")  # of file systems, for a file's version
 DRAFT = ".part"  # suffix of temporary files
 STEM = 32  # characters of a file's name kept in the name of its temporary, which must not become too long
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -58,7 +63,8 @@ def as_path(path: AnyPath) -> FilePath:
         if "://" not in str(path):
             return Path(str(path)).expanduser()
         remote = UPath(path)
-        remote.fs  # noqa: B018 (imports the file system's package)
+        if isinstance(options := getattr(remote.fs, "config_kwargs", None), dict):  # s3fs, by default 10 connections
+            options.setdefault("max_pool_connections", REQUESTS)
         return remote
     except RuntimeError as error:
         raise UserError(f"{path}: no user of that name has a home; write ./{path} for a file of that name") from error
@@ -265,6 +271,53 @@ def local_file(path: AnyPath) -> Iterator[Path]:
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
         yield copy
+
+
+def cached_files(paths: Sequence[UPath], folder: AnyPath) -> list[Path]:
+    """Returns whole local copies of files at URLs, and makes those that a folder lacks.
+
+    A copy is used again if the file's size and version are still the same. Processes that share the folder copy each
+    file once: one copies, the others wait.
+
+    Args:
+      paths: the files.
+      folder: a local folder, created if absent. Nothing is removed from it.
+
+    Raises:
+      UserError: the folder is not local or cannot be written, or a file cannot be read.
+    """
+    folder = as_path(folder)
+    if not isinstance(folder, Path):
+        raise UserError(f"{folder}: copies of files are kept in a local folder; name one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks, where several processes may copy a file
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with ThreadPoolExecutor(COPIES) as threads:
+            return list(threads.map(functools.partial(_cached_file, folder), paths))
+    finally:
+        os.close(descriptor)
+
+
+def _cached_file(folder: Path, path: UPath) -> Path:
+    try:
+        info = path.fs.info(path.path)
+        version = [str(path), *(str(info.get(key)) for key in VERSION_KEYS)]
+        copy = folder / f"{hashlib.sha256(json.dumps(version).encode()).hexdigest()[:16]}-{path.name}"
+        if not copy.exists() or copy.stat().st_size != info["size"]:
+            with atomic_write(copy) as temporary:
+                path.fs.get_file(path.path, str(temporary))
+                if temporary.stat().st_size != info["size"]:
+                    raise UserError(f"{path}: changed while it was copied; start again")
+    except UserError:
+        raise
+    except Exception as error:  # each fsspec file system raises its own errors
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
+    return copy
 
 
 def file_sha256(path: Path) -> str:

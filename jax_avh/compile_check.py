@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from avh_shards.paths import as_path
 from avh_shards.text import format_table, one_line
 from jax_avh.config import Config, check_config
 from jax_avh.data.loaders import GIGABYTE
-from jax_avh.data.source import PAIRED_FEATURES, Source
+from jax_avh.data.source import PAIRED_FEATURES, RowRange, Source
 from jax_avh.hlo import Collective, parse
 from jax_avh.methods.base import TrainableMethod
 from jax_avh.models.alignment import AlignmentNetwork
@@ -301,9 +301,10 @@ def _blank_source(frames: int, width: int) -> Source:
     clips = tuple(ClipMeta(f"{n}.mp4", label=(REAL, FAKE)[n % 2]) for n in range(len(lengths)))
     table = ShardTable(as_path("memory://imagined"), 0, clips, border, {"width": width}, contents, ragged)
 
-    def rows(shard: ShardTable, content: str, first: int, last: int) -> np.ndarray:
-        extent = shard.extent(content)
-        return np.zeros((last - first, *extent.shape[1:]), extent.dtype)
+    def rows(ranges: Sequence[RowRange]) -> Iterator[np.ndarray]:
+        for shard, content, first, last in ranges:
+            extent = shard.extent(content)
+            yield np.zeros((last - first, *extent.shape[1:]), extent.dtype)
 
     return Source(table.path, (table,), tuple((0, n) for n in range(len(clips))), rows)
 

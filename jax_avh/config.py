@@ -81,6 +81,7 @@ class DataConfig:
 
     train: str = rules("", FOLDER)  # Folder of feature shards to train on; avh_align uses clips labelled real
     val: str = rules("", FOLDER)  # Folder of feature shards to validate on, likewise
+    cache: str = ""  # Local folder for copies of shards at a URL, which later runs use again; "" = none are made
     train_clips: int = rules(0, NOT_NEGATIVE, MOST)  # Training clips to use, drawn by the seed; 0 = all
     # Visual frames of one step, over all devices; avh_sup fills them with whole clips. At most 111 hours, and no more
     # than memory can hold.

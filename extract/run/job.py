@@ -1,6 +1,7 @@
 """Settings of an extraction, the steps common to every kind of run, and extraction on a single machine.
 
-On a single machine, worker processes prepare clips, and the main process encodes them and writes the shards.
+On a single machine, worker processes prepare clips, and the main process encodes them. It writes each shard on a thread
+of its own, while the next one is encoded.
 """
 
 import contextlib
@@ -9,7 +10,8 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -167,9 +169,16 @@ def extract(job: Job, avhubert: str | os.PathLike, index: int = 0, count: int = 
         pending = [clip for part in listed for clip in part]
         with ProgressBar(total, total - len(pending)) as progress:
             prepared = _counted(prepare_all(pool, pending, job.task, processes), progress)
-            for shard, part in zip(sorted(missing), listed, strict=True):
-                writers = {variant: sets[variant].writer for variant in missing[shard]}
-                make_shard(shard, part, itertools.islice(prepared, len(part)), encoder, writers)
+            with ThreadPoolExecutor(1, "write") as thread:  # leaving it waits for the shard that is being written
+                writing = thread.submit(lambda: None)
+                for shard, part in zip(sorted(missing), listed, strict=True):
+                    writers = {variant: sets[variant].writer for variant in missing[shard]}
+                    ready = _unless_failed(writing, itertools.islice(prepared, len(part)))
+                    write = encode_shard(shard, part, ready, encoder, writers)
+                    writing.result()  # so that no more than two shards are in memory
+                    writing = thread.submit(write)
+                    del write
+                writing.result()
     return [merge(folder) for folder in job.folders().values()]
 
 
@@ -256,14 +265,14 @@ def add_gaining_shards(
                 missing.setdefault(shard, []).append(variant)
 
 
-def make_shard(
+def encode_shard(
     shard: int,
     listed: Sequence[ClipMeta],
     prepared: Iterable[Prepared],
     encoder: Encoder,
     writers: Mapping[Variant, ShardWriter],
-) -> None:
-    """Encodes the clips of one shard and writes the shard for each variant.
+) -> Callable[[], None]:
+    """Encodes the clips of one shard.
 
     Batches never span shards and contain every variant, even one that is not written, so features are bit-identical
     whichever shards a killed run left behind.
@@ -274,6 +283,9 @@ def make_shard(
       prepared: outcome of each listed clip's preparation, in order.
       encoder: the encoder.
       writers: writers of the variants to write.
+
+    Returns:
+      A function that writes the shard for each variant; the next shard can be encoded in the meantime.
     """
     watch = Stopwatch()
     some = next(iter(writers.values()))
@@ -296,8 +308,20 @@ def make_shard(
     watch.seconds["encode"] -= watch.seconds["wait"]
     seconds = {stage: spent / len(writers) for stage, spent in watch.seconds.items()}  # the variants share the work
     pieces = {clip.path: encoder.pieces[clip.path] for clip in listed if clip.path in encoder.pieces}
-    for variant, writer in writers.items():
-        writer.write(shard, listed, outcomes[variant], seconds, {"pieces": json.dumps(pieces)} if pieces else {})
+
+    def write() -> None:
+        for variant, writer in writers.items():
+            writer.write(shard, listed, outcomes[variant], seconds, {"pieces": json.dumps(pieces)} if pieces else {})
+
+    return write
+
+
+def _unless_failed(writing: Future[None], prepared: Iterable[Prepared]) -> Iterator[Prepared]:
+    """Yields prepared clips until the shard being written fails, and then raises its error."""
+    for clip in prepared:
+        if writing.done():
+            writing.result()
+        yield clip
 
 
 def _stored(clip: PreparedClip, features: ClipFeatures, writer: ShardWriter) -> StoredClip:

@@ -1,13 +1,14 @@
 """Extraction on a Ray cluster: tasks prepare clips on every core, actors encode them and write shards.
 
 Both run the same functions as on a single machine. A task prepares its clip in a separate process, so a crash or hang
-affects only that clip; an actor writes a shard with `job.make_shard`. The work of a node that dies is repeated on other
-nodes. Every node must see the media and the output under the same paths.
+affects only that clip; an actor encodes a shard with `job.encode_shard` while it writes the one before. The work of a
+node that dies is repeated on other nodes. Every node must see the media and the output under the same paths.
 """
 
 import functools
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -19,7 +20,7 @@ from avh_shards.format import Variant
 from avh_shards.text import one_line
 from extract.avhubert.encoder import Encoder, EncodeSettings
 from extract.progress import ProgressBar
-from extract.run.job import Job, add_gaining_shards, failed_clips, make_shard, missing_shards
+from extract.run.job import Job, add_gaining_shards, encode_shard, failed_clips, missing_shards
 from extract.run.pool import Prepared, PrepareTask, open_pool, prepare_all
 from extract.store.shard import ShardWriter
 from extract.store.shard_set import ExtractionSummary, ShardSet, merge
@@ -107,7 +108,7 @@ def _start_actors(avhubert: str | os.PathLike, job: Job) -> list:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     # An actor on the CPU reserves no core, or it would starve the tasks on a small machine.
     options = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 0}
-    actor = _EncoderActor.options(max_restarts=-1, max_task_retries=-1, **options)
+    actor = _EncoderActor.options(max_restarts=-1, max_task_retries=-1, max_concurrency=SHARDS_AHEAD, **options)
     arguments = str(avhubert), job.settings.encode, job.task, torch.get_num_threads()
     return [actor.remote(*arguments) for _ in range(max(gpus, 1))]
 
@@ -147,6 +148,7 @@ class _EncoderActor:
     def __init__(self, avhubert: str, settings: EncodeSettings, task: PrepareTask, threads: int):
         torch.set_num_threads(threads)  # as on a single machine, because the number of threads affects the last digits
         self.encoder = Encoder(avhubert, settings)
+        self.encoding = threading.Lock()  # one shard at a time, while another may be written
         self.task = task
 
     def make_shard(
@@ -166,5 +168,7 @@ class _EncoderActor:
                 failed += outcome.failed
                 yield outcome
 
-        make_shard(shard, listed, arrived(), self.encoder, writers)
+        with self.encoding:
+            write = encode_shard(shard, listed, arrived(), self.encoder, writers)
+        write()
         return len(listed), frames, failed

@@ -10,6 +10,7 @@ import abc
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import grain
@@ -18,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from avh_shards.clip import UNKNOWN, offsets
+from avh_shards.paths import REQUESTS
 from jax_avh.data.source import Source
 
 PADDING = -1  # clip number of frames that belong to no clip
@@ -81,33 +83,47 @@ class FrameStream:
 
     def features(self, name: str, start: int, stop: int) -> Float[np.ndarray, "T D"]:
         """Reads `visual` or `audio` features of the frames start:stop; frames beyond the stream are zeros."""
-        frames = np.zeros((stop - start, self.source.width), self.source.dtype)
-        for place, first, last in self._pieces(start, stop):
-            begin = int(self.border[place])
-            rows = self.source.features(name, int(self.order[place]), first - begin, last - begin)
-            frames[first - start : last - start] = rows
-        return frames
+        return next(read_parts([(self, name, start, stop)]))
 
     def places(self, start: int, stop: int) -> Int[np.ndarray, " T"]:
         """Returns the place of each frame's clip, for the frames start:stop; PADDING beyond the stream."""
         places = np.full(stop - start, PADDING, np.int32)
-        for place, first, last in self._pieces(start, stop):
+        for place, first, last in self.pieces(start, stop):
             places[first - start : last - start] = self.first_place + place
         return places
 
     def labels(self, start: int, stop: int) -> Int[np.ndarray, " T"]:
         """Returns the label of each frame's clip, for the frames start:stop; UNKNOWN beyond the stream."""
         labels = np.full(stop - start, UNKNOWN, np.int32)
-        for place, first, last in self._pieces(start, stop):
+        for place, first, last in self.pieces(start, stop):
             labels[first - start : last - start] = self.source.labels[self.order[place]]
         return labels
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Yields the place of each clip that overlaps start:stop, with the first and last frame of the overlap."""
         place = max(int(np.searchsorted(self.border, start, side="right")) - 1, 0)
         while place < len(self.order) and self.border[place] < stop:
             yield place, max(start, int(self.border[place])), min(stop, int(self.border[place + 1]))
             place += 1
+
+
+def read_parts(parts: Sequence[tuple[FrameStream, str, int, int]]) -> Iterator[Float[np.ndarray, "T D"]]:
+    """Yields parts of streams of one source, each (stream, `visual` or `audio`, start, stop) as `features` returns it.
+
+    From shards at a URL, the clips of all parts are read at the same time.
+    """
+    pieces = [
+        (name, int(stream.order[place]), first - int(stream.border[place]), last - int(stream.border[place]))
+        for stream, name, start, stop in parts
+        for place, first, last in stream.pieces(start, stop)
+    ]
+    source = parts[0][0].source
+    read = source.features_of(pieces)
+    for stream, _, start, stop in parts:
+        frames = np.zeros((stop - start, source.width), source.dtype)
+        for _, first, last in stream.pieces(start, stop):
+            frames[first - start : last - start] = next(read)
+        yield frames
 
 
 def frame_streams(source: Source, seed: Seed | None = None, count: int = 1) -> tuple[FrameStream, ...]:
@@ -155,21 +171,24 @@ class FrameBatches(Sequence[FrameBatch]):
     def __getitem__(self, index: int) -> FrameBatch:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return jax.tree.map(lambda *arrays: stacked(arrays), *(self._chunk(index, chunk) for chunk in self.own))
-
-    def _chunk(self, index: int, chunk: int) -> FrameBatch:
-        number, part = divmod(chunk, self.chunks // len(self.streams))
-        stream, (begin, end) = self.streams[number], map(int, self.border[number, index : index + 2])
-        start = begin + part * self.chunk_frames
-        stop = start + self.chunk_frames
-        halo = start - self.tau, stop + self.tau
+        parts = [self._part(index, chunk) for chunk in self.own]
+        size, tau = self.chunk_frames, self.tau
+        visual = [(stream, "visual", start, start + size) for stream, start, _ in parts]
+        audio = [(stream, "audio", start - tau, start + size + tau) for stream, start, _ in parts]
+        read = read_parts(visual + audio)
         return FrameBatch(
-            visual=stream.features("visual", start, stop),
-            audio=stream.features("audio", *halo),
-            clip=stream.places(*halo),
-            weight=(np.arange(start, stop) < end).astype(np.float32),
-            label=stream.labels(start, stop),
+            visual=stacked([next(read) for _ in visual]),
+            audio=stacked([next(read) for _ in audio]),
+            clip=stacked([stream.places(*frames) for stream, _, *frames in audio]),
+            weight=stacked([(np.arange(size) < end - start).astype(np.float32) for _, start, end in parts]),
+            label=stacked([stream.labels(*frames) for stream, _, *frames in visual]),
         )
+
+    def _part(self, index: int, chunk: int) -> tuple[FrameStream, int, int]:
+        """Returns the stream of a batch's chunk, the first frame of the chunk, and the end of the batch."""
+        number, part = divmod(chunk, self.chunks // len(self.streams))
+        begin, end = map(int, self.border[number, index : index + 2])
+        return self.streams[number], begin + part * self.chunk_frames, end
 
 
 def stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -288,10 +307,16 @@ class ExampleBatches(Sequence[ExampleBatch]):
         part = self.size // self.chunks
         places = np.arange(index * self.size + own.start * part, index * self.size + own.stop * part)
         chosen = self.order[np.minimum(places, len(self.order) - 1)]  # padding repeats an example
-        read = [self.examples.read(int(example)) for example in chosen]
+        read = self._read(chosen.tolist())
         batch = ExampleBatch(
             inputs={name: np.stack([arrays[name] for arrays in read]) for name in read[0]},
             label=self.examples.source.labels[self.examples.clip[chosen]].astype(np.int32),
             weight=(places < len(self.order)).astype(np.float32),
         )
         return jax.tree.map(lambda array: array.reshape(len(own), part, *array.shape[1:]), batch)
+
+    def _read(self, chosen: list[int]) -> list[dict[str, np.ndarray]]:
+        if self.examples.source.local:
+            return [self.examples.read(example) for example in chosen]
+        with ThreadPoolExecutor(REQUESTS) as threads:  # they only wait
+            return list(threads.map(self.examples.read, chosen))

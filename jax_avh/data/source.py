@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +15,32 @@ from jaxtyping import Float, Int, Int16, Shaped, UInt8
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip import FAKE, REAL
 from avh_shards.format import ShardTable, list_shards, read_shard_table
-from avh_shards.hdf5 import Extent, read_bytes
-from avh_shards.paths import AnyPath, FilePath, as_path
+from avh_shards.hdf5 import Extent, read_spans
+from avh_shards.paths import AnyPath, FilePath, as_path, cached_files
 
 SOURCE_ATTRIBUTES = ("width", "weights_sha256", "trimmed")  # must be equal in all shards of a source
 PAIRED_FEATURES = ("visual", "audio")
+OPENING_THREADS = 16  # shards of a source at a URL that are opened at the same time
 
-Rows = Callable[[ShardTable, str, int, int], np.ndarray]  # (shard, content, first, last)
+Piece = tuple[str, int, int, int]  # `visual` or `audio` features of a clip's frames first:last
+
+RowRange = tuple[ShardTable, str, int, int]  # rows first:last of a shard's features, waveforms or crops
+Rows = Callable[[Sequence[RowRange]], Iterator[np.ndarray]]
 
 
-def rows_of_file(shard: ShardTable, content: str, first: int, last: int) -> Shaped[np.ndarray, "T ..."]:
-    """Reads the rows first:last of a shard's features, waveforms or crops.
+def rows_of_file(ranges: Sequence[RowRange]) -> Iterator[Shaped[np.ndarray, "T ..."]]:
+    """Yields ranges of rows: from local shards, each when it is due; from shards at a URL, many in few requests.
 
     It keeps no file open, so that the number of shards is not limited.
 
     Raises:
       UserError: the file has become shorter, or its file system fails.
     """
-    extent = shard.extent(content)
-    return extent.view(read_bytes(shard.path, *extent.span(first, last)))
+    extents = [shard.extent(content) for shard, content, *_ in ranges]
+    spans = [
+        (shard.path, *extent.span(first, last)) for (shard, _, first, last), extent in zip(ranges, extents, strict=True)
+    ]
+    return map(Extent.view, extents, read_spans(spans))
 
 
 def rows_in_memory(shards: Sequence[ShardTable]) -> Rows:
@@ -43,20 +52,33 @@ def rows_in_memory(shards: Sequence[ShardTable]) -> Rows:
     Args:
       shards: the shards that the function can read.
     """
-    arrays = {shard.path: _shard_in_memory(shard) for shard in shards}
+    arrays = dict(_mapped(shards) if isinstance(shards[0].path, Path) else _fetched(shards))
 
-    def rows(shard: ShardTable, content: str, first: int, last: int) -> Shaped[np.ndarray, "T ..."]:
-        held = arrays[shard.path]
-        return held[content][first:last] if content in held else rows_of_file(shard, content, first, last)
+    def rows(ranges: Sequence[RowRange]) -> Iterator[Shaped[np.ndarray, "T ..."]]:
+        for shard, content, first, last in ranges:
+            held = arrays[shard.path]
+            if content in held:
+                yield held[content][first:last]
+            else:
+                yield from rows_of_file([(shard, content, first, last)])
 
     return rows
 
 
-def _shard_in_memory(shard: ShardTable) -> dict[str, np.ndarray]:
-    if not isinstance(shard.path, Path):
-        return {name: rows_of_file(shard, name, 0, shard.features[name].shape[0]) for name in ("visual", "audio")}
-    buffer = np.memmap(shard.path, np.uint8, "r")  # one map per file, because each costs a descriptor
-    return {name: shard.extent(name).within(buffer) for name in (*shard.features, *shard.ragged)}
+def _mapped(shards: Sequence[ShardTable]) -> Iterator[tuple[FilePath, dict[str, np.ndarray]]]:
+    for shard in shards:
+        assert isinstance(shard.path, Path)
+        buffer = np.memmap(shard.path, np.uint8, "r")  # one map per file, because each costs a descriptor
+        yield shard.path, {name: shard.extent(name).within(buffer) for name in (*shard.features, *shard.ragged)}
+
+
+def _fetched(shards: Sequence[ShardTable]) -> Iterator[tuple[FilePath, dict[str, np.ndarray]]]:
+    clips = {shard.path: [*itertools.pairwise(map(int, shard.offset))] for shard in shards}
+    read = rows_of_file(
+        [(shard, name, *rows) for shard in shards for name in PAIRED_FEATURES for rows in clips[shard.path]]
+    )
+    for path, rows in clips.items():
+        yield path, {name: np.concatenate([*itertools.islice(read, len(rows))]) for name in PAIRED_FEATURES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +115,8 @@ class Source:
 
     @property
     def local(self) -> bool:
-        """Whether the shards are files of this machine."""
-        return isinstance(self.path, Path)
+        """Whether the shards, or their copies, are files of this machine."""
+        return isinstance(self.shards[0].path, Path)
 
     @functools.cached_property
     def lengths(self) -> Int[np.ndarray, " N"]:
@@ -114,16 +136,16 @@ class Source:
 
     def features(self, modality: str, clip: int, first: int = 0, last: int | None = None) -> Float[np.ndarray, "T D"]:
         """Reads `visual` or `audio` features of a clip's frames first:last, by default all."""
-        shard, index = self.members[clip]
-        start = int(self.shards[shard].offset[index])
         last = int(self.lengths[clip]) if last is None else last
-        return self.rows(self.shards[shard], modality, start + first, start + last)
+        return next(self.features_of([(modality, clip, first, last)]))
+
+    def features_of(self, pieces: Sequence[Piece]) -> Iterator[Float[np.ndarray, "T D"]]:
+        """Yields the features of pieces of clips; from shards at a URL, many are read at once."""
+        return self.rows([self._range(*piece) for piece in pieces])
 
     def crops(self, clip: int, first: int, last: int) -> UInt8[np.ndarray, "T 96 96"]:
         """Reads the grey mouth crops of a clip's frames first:last; requires `has("crops")`."""
-        shard, index = self.members[clip]
-        start = int(self.shards[shard].offset[index])
-        return self.rows(self.shards[shard], "crops", start + first, start + last)
+        return next(self.rows([self._range("crops", clip, first, last)]))
 
     def waveform(self, clip: int, first: int = 0, last: int | None = None) -> Int16[np.ndarray, " S"]:
         """Reads the 16 kHz sound of a clip, full scale 32768; requires `has("waveform")`.
@@ -137,7 +159,7 @@ class Source:
         borders, _ = self.shards[shard].ragged["waveform"]
         start, stop = map(int, borders[index : index + 2])
         last = stop if last is None else min(start + last, stop)
-        return self.rows(self.shards[shard], "waveform", min(start + first, last), last)
+        return next(self.rows([(self.shards[shard], "waveform", min(start + first, last), last)]))
 
     def has(self, content: str) -> bool:
         """Returns whether all shards hold a content: features (always held), waveform, crops or multimodal."""
@@ -205,29 +227,41 @@ class Source:
                 )
 
     def check_finite(self) -> None:
-        """Raises a UserError that names the first clip whose features hold NaN or infinity, if any."""
-        for clip, (shard, _) in enumerate(self.members):
-            if not all(np.isfinite(self.features(modality, clip)).all() for modality in PAIRED_FEATURES):
-                where = self.shards[shard].path
+        """Raises a UserError that names a clip whose features hold NaN or infinity, if there is one."""
+        pieces = [(name, clip, 0, int(last)) for name in PAIRED_FEATURES for clip, last in enumerate(self.lengths)]
+        for (_, clip, _, _), features in zip(pieces, self.features_of(pieces), strict=True):
+            if not np.isfinite(features).all():
+                where = self.shards[self.members[clip][0]].path
                 raise UserError(
                     f"{where}: the features of {self.clips[clip].path!r} hold NaN or infinity; extract this shard again"
                 )
+
+    def _range(self, content: str, clip: int, first: int, last: int) -> RowRange:
+        """Returns the rows of a clip's frames first:last."""
+        shard, index = self.members[clip]
+        start = int(self.shards[shard].offset[index])
+        return self.shards[shard], content, start + first, start + last
 
     def _first_without(self, content: str) -> ShardTable | None:
         always = {"features"}
         return next((shard for shard in self.shards if content not in {*always, *shard.features, *shard.ragged}), None)
 
 
-def open_source(path: AnyPath) -> Source:
+def open_source(path: AnyPath, cache: AnyPath = "") -> Source:
     """Opens a folder of shards, or one shard.
 
     Args:
       path: the folder or shard, local or a URL.
+      cache: local folder in which shards at a URL are copied first (see `cached_files`); "" = none.
 
     Raises:
       UserError: no shard is found, a shard is damaged or holds no clip, or the shards do not belong together.
     """
-    shards = tuple(read_shard_table(file) for file in list_shards(path))
+    files = list_shards(path)
+    if cache and (remote := [file for file in files if not isinstance(file, Path)]):
+        files = cached_files(remote, cache)
+    with ThreadPoolExecutor(1 if isinstance(files[0], Path) else OPENING_THREADS) as threads:
+        shards = tuple(threads.map(read_shard_table, files))
     _check_together(shards)
     members = tuple((k, n) for k, shard in enumerate(shards) for n in range(len(shard.clips)))
     if not members:
@@ -240,7 +274,11 @@ def source_of_clip(clip: ClipMeta, visual: Float[np.ndarray, "T D"], audio: Floa
     features = {"visual": visual, "audio": audio}
     extents = {name: Extent(0, array.dtype, array.shape) for name, array in features.items()}
     table = ShardTable(Path(clip.path), 0, (clip,), np.array([0, len(visual)]), {}, extents, {})
-    return Source(table.path, (table,), ((0, 0),), lambda _, name, first, last: features[name][first:last])
+
+    def rows(ranges: Sequence[RowRange]) -> Iterator[Float[np.ndarray, "T D"]]:
+        return (features[name][first:last] for _, name, first, last in ranges)
+
+    return Source(table.path, (table,), ((0, 0),), rows)
 
 
 def _check_together(shards: Sequence[ShardTable]) -> None:

@@ -30,7 +30,7 @@ from jax_avh.training.progress import RunProgress
 METRICS_FILE, EVENTS, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
 RESUMABLE = {  # settings that a resumed run may change: its length, and where its features are and are kept
     "train": ("epochs", "checkpoint_steps", "checkpoint_minutes"),
-    "data": ("train", "val", "placement"),
+    "data": ("train", "val", "cache", "placement"),
 }
 
 
@@ -43,7 +43,7 @@ def open_sources(method: Method, config: Config) -> tuple[Source, Source]:
     Raises:
       UserError: shards are missing or damaged, or lack the contents or labels that the method needs.
     """
-    train, val = (open_source(path) for path in (config.data.train, config.data.val))
+    train, val = (open_source(path, config.data.cache) for path in (config.data.train, config.data.val))
     for source, content in itertools.product((train, val), method.reads):
         source.check_has(content)
     labels = (REAL,) if method.real_only else (REAL, FAKE)

@@ -101,7 +101,7 @@ def test_a_config_file_of_an_older_version_repeats_its_run(killed):
     found = dataclasses.asdict(config)
     # Fields that the file lacks.
     newer = {
-        "data": {"streams": 1},
+        "data": {"streams": 1, "cache": ""},
         "optimizer": {"name": "adam", "clip_norm": 0.0},
         "train": {"checkpoint_minutes": 10.0},
     }

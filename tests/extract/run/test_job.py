@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import av
@@ -21,10 +22,10 @@ from avh_shards import ClipMeta, UserError, open_shard
 from avh_shards.errors import ClipError, Failure
 from avh_shards.format import Variant, list_shards
 from avh_shards.paths import as_path
-from extract.avhubert.encoder import Encoder, start_encoding
+from extract.avhubert.encoder import Encoder, EncodeSettings, start_encoding
 from extract.check.contact_sheet import CAPTION, draw_clip
 from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
-from extract.run.job import ExtractSettings, Job, make_shard, merge_sets
+from extract.run.job import ExtractSettings, Job, encode_shard, merge_sets
 from extract.run.job import extract as extract_job
 from extract.run.pool import Prepared, PrepareTask, attempt
 from extract.store.shard import ShardWriter, failure_log, read_failures, write_failures
@@ -225,7 +226,7 @@ def test_a_clip_too_large_for_memory_goes_through_in_pieces(tmp_path, tiny_check
     ((_, wanted),) = encoder.encode([clip])
     encode_or(monkeypatch, encode)
     writer = ShardWriter(tmp_path, "float32", encoder.attributes)
-    make_shard(0, [clip.meta], [Prepared({Variant.UNTRIMMED: clip}, {})], encoder, {Variant.UNTRIMMED: writer})
+    encode_shard(0, [clip.meta], [Prepared({Variant.UNTRIMMED: clip}, {})], encoder, {Variant.UNTRIMMED: writer})()
     shard = open_shard(tmp_path / "features-00000.h5")
     assert json.loads(shard.attributes["pieces"]) == {"long.mp4": 60}
     cosine = (shard.visual * wanted.visual).sum(1) / np.prod(
@@ -374,6 +375,84 @@ def test_a_contact_sheet_draws_mouths_points_and_reasons():
 def test_no_folder_of_media(tmp_path, tiny_checkpoint):
     with pytest.raises(UserError, match="no such folder"):
         extract([ClipMeta("a.mp4")], tmp_path / "none", tiny_checkpoint, tmp_path / "out", settings())
+
+
+def test_a_shard_is_written_while_the_next_is_encoded(tmp_path, tiny_checkpoint, short_clips, monkeypatch):
+    """The first write waits for the second shard, which is not written, nor the third encoded, before it ends."""
+    give(short_clips, tmp_path, *"abc")
+    events = []
+    second = threading.Event()
+
+    def encode(network, clips, *options):
+        events.append(f"encode {clips[0].meta.path}")
+        if clips[0].meta.path == "b.mp4":
+            second.set()
+        return start_encoding(network, clips, *options)
+
+    def write(writer, shard, listed, *rest):
+        events.append(f"write {listed[0].path}")
+        assert second.wait(60)
+        written(writer, shard, listed, *rest)
+        events.append(f"wrote {listed[0].path}")
+
+    written = ShardWriter.write
+    encode_or(monkeypatch, encode)
+    monkeypatch.setattr(ShardWriter, "write", write)
+    clips = [ClipMeta(f"{name}.mp4") for name in "abc"]
+    summary = extract(clips, tmp_path, tiny_checkpoint, tmp_path / "out", settings(clips_per_shard=1))
+    assert summary.stored == 3
+    assert events.index("encode b.mp4") < events.index("wrote a.mp4")
+    assert events.index("wrote a.mp4") < min(events.index("write b.mp4"), events.index("encode c.mp4"))
+
+
+def test_a_shard_that_cannot_be_written_ends_the_run_within_the_next(
+    tmp_path, tiny_checkpoint, short_clips, monkeypatch
+):
+    names = [f"c{k}" for k in range(12)]
+    give(short_clips, tmp_path, *names)
+    failed = threading.Event()
+    encoded = []
+
+    def encode(network, clips, *options):
+        encoded.extend(clip.meta.path for clip in clips)
+        assert len(encoded) <= 6 or failed.wait(60)
+        return start_encoding(network, clips, *options)
+
+    def write(writer, shard, *rest):
+        failed.set()
+        raise UserError("out: cannot be written: no space left on device")
+
+    encode_or(monkeypatch, encode)
+    monkeypatch.setattr(ShardWriter, "write", write)
+    options = settings(encode=EncodeSettings(batch_frames=1), clips_per_shard=6)
+    with pytest.raises(UserError, match="out: cannot be written: no space left"):
+        extract([ClipMeta(f"{name}.mp4") for name in names], tmp_path, tiny_checkpoint, tmp_path / "out", options)
+    assert 6 <= len(encoded) < 12
+
+
+def test_a_run_that_fails_while_a_shard_is_written_leaves_it_whole(tmp_path, tiny_checkpoint, short_clips, monkeypatch):
+    give(short_clips, tmp_path, "a", "b")
+    clips = [ClipMeta("a.mp4"), ClipMeta("b.mp4")]
+    failing = threading.Event()
+
+    def encode(network, batch, *options):
+        if batch[0].meta.path == "b.mp4":
+            failing.set()
+            raise RuntimeError("device lost")
+        return start_encoding(network, batch, *options)
+
+    def write(*arguments):
+        assert failing.wait(60)
+        written(*arguments)
+
+    written = ShardWriter.write
+    with monkeypatch.context() as patch:
+        encode_or(patch, encode)
+        patch.setattr(ShardWriter, "write", write)
+        with pytest.raises(UserError, match="the encoder failed: device lost"):
+            extract(clips, tmp_path, tiny_checkpoint, tmp_path / "out", settings(clips_per_shard=1))
+    assert paths_of(tmp_path / "out") == ["a.mp4"]
+    assert extract(clips, tmp_path, tiny_checkpoint, tmp_path / "out", settings(clips_per_shard=1)).stored == 2
 
 
 def killed_runs(tmp_path, tiny_checkpoint, source, clips: int, kills: int, seed: int) -> None:

@@ -8,6 +8,7 @@ import boto3
 import numpy as np
 import pytest
 
+from avh_shards.paths import REQUESTS, as_path
 from tests.jax_avh.data.test_batches import make_source
 from tests.runs import finish, losses, start_training
 from tests.sets import assert_same_set, make_media, start_extract
@@ -61,6 +62,7 @@ def test_training_reads_shards_from_a_bucket(tmp_path, bucket):
         urls[f"data.{split}"] = f"s3://shards/{split}"
         for file in (tmp_path / split).glob("features-*.h5"):
             bucket.upload_file(str(file), "shards", f"{split}/{file.name}")
+    assert as_path(urls["data.train"]).fs.s3.meta.config.max_pool_connections == REQUESTS
     settings = {"data.batch_frames": 25, "train.epochs": 1}
     runs = {"local": local} | {name: urls | {"data.placement": name} for name in ("stream", "host", "device")}
     for name, data in runs.items():
