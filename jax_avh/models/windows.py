@@ -23,19 +23,21 @@ BLOCK = 64  # frames per matrix product from which a band is taken
 
 
 class Form(NamedTuple):
-    """How the window is computed: some offsets at a time, each with all frames."""
+    """How the window is computed: some offsets per step, each with all frames."""
 
-    pairs: int  # pairs of frames per step, from which the number of offsets follows; at least one offset
+    offsets: int  # most offsets of a step
+    pairs: int = 2**31  # most pairs of frames of a step with more than one offset
     recomputed: tuple[str, ...] = ()  # precisions in which the backward pass computes the products again
     unroll: int = 1  # steps per iteration of the loop
 
 
 # Everything between the products is computed again, because that is cheaper than storing and loading it. So are the
 # products themselves in bfloat16 on accelerators, where memory limits the speed, but float32 products take many times
-# longer. A GPU wants few large steps. On a TPU, the step's arrays (512 numbers per pair) must stay in the fast memory
-# of the core. On CPUs, one offset at a time stays in the caches.
-FORMS = {"cpu": Form(1, unroll=2), "tpu": Form(4096, ("bfloat16",))}
-LARGE_STEPS = Form(65_536, ("bfloat16",))  # on all other platforms
+# longer. A GPU wants large steps, but with all offsets in one it is slower and compiles for minutes. On a TPU, the
+# step's arrays (512 numbers per pair) must stay in the fast memory of the core. On CPUs, one offset at a time stays in
+# the caches.
+FORMS = {"cpu": Form(1, unroll=2), "tpu": Form(501, 4096, ("bfloat16",))}
+LARGE_STEPS = Form(8, recomputed=("bfloat16",))  # on all other platforms
 
 
 def window_scores(
@@ -64,7 +66,7 @@ def window_scores(
     visual, audio, zeros = map(network.weigh, (*shares, zeros))
 
     form = form or FORMS.get(target_platform(), LARGE_STEPS)
-    steps = -(-window // max(1, form.pairs // math.prod(batch.clip[..., :frames].shape)))
+    steps = -(-window // min(form.offsets, max(1, form.pairs // math.prod([*chunks, frames]))))
     offsets = -(-window // steps)
     more = offsets * steps - window  # offsets beyond the window, which the last step also computes
     audio = jnp.pad(audio, [*[(0, 0)] * len(chunks), (0, more), (0, 0)])

@@ -25,7 +25,7 @@ from tests import rules
 
 WIDTH = 16
 
-STEPS = Form(72, ("float32",))  # four offsets at a time of the 15 that a batch of 18 frames has below
+STEPS = Form(6, 72, ("float32",))  # four offsets at a time of the 15 that a batch of 18 frames has below
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,16 @@ def test_vectorised_loss_equals_pairs_one_by_one(network, case, boundary):
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
         for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted_gradient), strict=True):
             assert float(jnp.abs(a - b).max()) <= 1e-5 * scale
+
+
+def test_chunks_are_scored_like_batches_of_their_own(network):
+    batches = [make_batch(lengths, 7, seed) for seed, lengths in enumerate([[18], [2, 5, 11], [9, 9]])]
+    together = jax.tree.map(lambda *arrays: jnp.stack(arrays), *batches)
+    scores, competing = compiled_scores(*nnx.split(network), together, "mask", STEPS)
+    for number, batch in enumerate(batches):
+        wanted, mask = compiled_scores(*nnx.split(network), batch, "mask", STEPS)
+        np.testing.assert_allclose(scores[number], wanted, atol=1e-6)
+        np.testing.assert_array_equal(competing[number], mask)
 
 
 def test_under_x64_they_agree_to_rounding():
