@@ -327,7 +327,8 @@ class MDS(nnx.Module):
 
         def classify(embedding: Array, norm: BatchNorm, head: nnx.Sequential, key: Array | None) -> Array:
             drop, last = head.layers
-            return apply_linear(cast(nnx.Linear, last), drop(norm(embedding, training), MDS_DROPOUT, key), self.products)
+            kept = drop(norm(embedding, training), MDS_DROPOUT, key)
+            return apply_linear(cast(nnx.Linear, last), kept, self.products)
 
         picture_key, sound_key = (None, None) if key is None else jax.random.split(key)
         picture = classify(of_picture, self.final_bn_lip, self.final_fc_lip, picture_key)
