@@ -3,7 +3,7 @@
 python -m launch.train --config.method=mds --config.data.train=shards/train --config.data.val=shards/val --workdir=run
 
 Expected time: 1.8 seconds of video a second on two CPU cores (benchmarks/RESULTS.md), so use a GPU, where it is
-not measured.
+not measured. A TPU convolves in three passes of bfloat16 (docs/training.md, "Precision").
 
 Expected number: unknown, since ours sees grey mouth crops. The published system, which sees faces, has an AUC of 90.4 %
 untrimmed and 73.8 % trimmed on FakeAVCeleb, 99.2 % and 54.9 % on AV-Deepfake1M, trained and tested within a data set

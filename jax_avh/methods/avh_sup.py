@@ -46,13 +46,15 @@ def clip_cross_entropy(
     References:
       AVH-Align/sup: the two classes' logits are -s and s.
     """
-    frames, kept = len(logits), weight > 0
+    kept = weight > 0
     segment = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), clip[1:] != clip[:-1]]), dtype=jnp.int32)
-    highest = jax.lax.stop_gradient(jax.ops.segment_max(logits, segment, frames))
-    there = jax.ops.segment_max(weight, segment, frames) > 0
-    total = jax.ops.segment_sum(jnp.where(kept, jnp.exp(logits - highest[segment]), 0), segment, frames)
+    # A TPU takes unsorted segments one by one.
+    rising = {"segment_ids": segment, "num_segments": len(logits), "indices_are_sorted": True}
+    highest = jax.ops.segment_max(jax.lax.stop_gradient(logits), **rising)
+    there = jax.ops.segment_max(weight, **rising) > 0
+    total = jax.ops.segment_sum(jnp.where(kept, jnp.exp(logits - highest[segment]), 0), **rising)
     pooled = jnp.where(there, jnp.log(jnp.where(there, total, 1)) + jnp.where(there, highest, 0), 0)
-    sign = 1 - 2 * jax.ops.segment_max(label, segment, frames).astype(logits.dtype)
+    sign = 1 - 2 * jax.ops.segment_max(label, **rising).astype(logits.dtype)
     return jnp.sum(jnp.where(there, jax.nn.softplus(2 * pooled * sign), 0))
 
 

@@ -46,7 +46,7 @@ def xla_convolve(
     padding: tuple[int, ...],
     precision: Precision = Precision.HIGHEST,
 ) -> Float[Array, "B *R D"]:
-    """Convolves along the one to three axes between batch and channels, with XLA's gradients.
+    """Convolves along the one to three axes between batch and channels, in the inputs' dtype, with XLA's gradients.
 
     Args:
       inputs: examples with channels last.
@@ -58,7 +58,7 @@ def xla_convolve(
     axes = "THW"[-len(strides) :]
     return jax.lax.conv_general_dilated(
         inputs,
-        kernel,
+        kernel.astype(inputs.dtype),
         strides,
         [(zeros, zeros) for zeros in padding],
         dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
@@ -90,8 +90,11 @@ def _convolve_backward(
     inputs, kernel = saved
     if target_platform() != "cpu":
         plain = functools.partial(xla_convolve, strides=strides, padding=padding, precision=precision)
-        return jax.vjp(plain, inputs, kernel)[1](cotangents)
-    matrix = kernel.reshape(-1, kernel.shape[-1])
+        if inputs.dtype == kernel.dtype:
+            return jax.vjp(plain, inputs, kernel)[1](cotangents)
+        of_inputs = jax.vjp(lambda inputs: plain(inputs, kernel), inputs)[1](cotangents)[0]
+        return of_inputs, _kernel_gradient(inputs, kernel, strides, padding, cotangents)
+    matrix = kernel.astype(inputs.dtype).reshape(-1, kernel.shape[-1])
 
     def add_group(
         total: Float[Array, "D K"], group: tuple[Float[Array, "b *S C"], Float[Array, "b *R D"]]
@@ -107,9 +110,32 @@ def _convolve_backward(
         inputs.reshape(-1, size, *inputs.shape[1:]),
         cotangents.reshape(-1, size, *cotangents.shape[1:]),
     )
-    zeros = jnp.zeros(matrix.T.shape, jnp.float32 if kernel.dtype == jnp.bfloat16 else kernel.dtype)
+    zeros = jnp.zeros(matrix.T.shape, kernel.dtype)
     total, of_inputs = jax.lax.scan(add_group, zeros, groups)
-    return of_inputs.reshape(inputs.shape), total.T.reshape(kernel.shape).astype(kernel.dtype)
+    return of_inputs.reshape(inputs.shape), total.T.reshape(kernel.shape)
+
+
+def _kernel_gradient(
+    inputs: Float[Array, "B *S C"],
+    kernel: Float[Array, "*K C D"],
+    strides: tuple[int, ...],
+    padding: tuple[int, ...],
+    cotangents: Float[Array, "B *R D"],
+) -> Float[Array, "*K C D"]:
+    """Returns the kernel's gradient in its own dtype, in which devices then add it up: a convolution over examples."""
+    axes = "THW"[-len(strides) :]
+    sizes = zip(kernel.shape[:-2], strides, padding, inputs.shape[1:-1], cotangents.shape[1:-1], strict=True)
+    around = [(zeros, size + (r - 1) * stride - s - zeros) for size, stride, zeros, s, r in sizes]
+    return jax.lax.conv_general_dilated(
+        inputs,
+        cotangents,
+        (1,) * len(strides),
+        around,
+        rhs_dilation=strides,
+        dimension_numbers=(f"C{axes}N", f"I{axes}O", f"{axes}NC"),
+        precision=Precision.HIGHEST,
+        preferred_element_type=kernel.dtype,
+    )
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
@@ -214,8 +240,8 @@ def _gru_backward(products, saved, cotangents):
     _, (given, recalled) = jax.lax.scan(step, last, (arguments, cotangents), reverse=True)
     dtype, precision = products
     factors = recalled.astype(dtype), arguments[0].astype(dtype)
-    of_weight = jnp.tensordot(*factors, axes=((0, 1), (0, 1)), precision=precision)
-    return given, of_weight.astype(weight.dtype), jnp.sum(recalled, axis=(0, 1))
+    of_weight = jnp.tensordot(*factors, axes=((0, 1), (0, 1)), precision=precision, preferred_element_type=weight.dtype)
+    return given, of_weight, jnp.sum(recalled, axis=(0, 1))
 
 
 gru_states.defvjp(_gru_forward, _gru_backward)

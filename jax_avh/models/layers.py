@@ -110,7 +110,35 @@ def product(
 def cast_product(inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"], products: Products) -> Float[Array, "*T K"]:
     """Multiplies matrices as given and returns the product in the dtype of the inputs."""
     dtype, precision = products
+    if dtype == jnp.bfloat16:
+        return _bfloat16_product(inputs, kernel)
     return product(inputs.astype(dtype), kernel.astype(dtype), precision).astype(inputs.dtype)
+
+
+@jax.custom_vjp
+def _bfloat16_product(inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"]) -> Float[Array, "*T K"]:
+    """Multiplies in bfloat16, but keeps the kernel's gradient in its own dtype, in which devices then add it up."""
+    return _bfloat16_forward(inputs, kernel)[0]
+
+
+def _bfloat16_forward(inputs, kernel):
+    factors = inputs.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    return product(*factors).astype(inputs.dtype), factors
+
+
+def _bfloat16_backward(factors, cotangents):
+    inputs, kernel = factors
+    narrow = cotangents.astype(jnp.bfloat16)
+    of_kernel = jnp.matmul(
+        inputs.reshape(-1, inputs.shape[-1]).T,
+        narrow.reshape(-1, narrow.shape[-1]),
+        precision=Precision.HIGHEST,
+        preferred_element_type=cotangents.dtype,
+    )
+    return product(narrow, kernel.T).astype(cotangents.dtype), of_kernel
+
+
+_bfloat16_product.defvjp(_bfloat16_forward, _bfloat16_backward)
 
 
 def apply_linear(layer: nnx.Linear, inputs: Float[Array, "*T J"], products: Products) -> Float[Array, "*T K"]:

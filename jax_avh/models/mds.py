@@ -16,16 +16,27 @@ channels out, E width of the embeddings (1024 as released).
 import functools
 import itertools
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.lax import Precision
 from jax.nn.initializers import variance_scaling
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from jax_avh.models.cpu_kernels import convolve, max_pool_3x3
-from jax_avh.models.layers import ARITHMETIC, BatchNorm, dropout, normalise_channels, row
+from jax_avh.models.layers import (
+    ARITHMETIC,
+    BatchNorm,
+    Products,
+    apply_linear,
+    dropout,
+    normalise_channels,
+    row,
+)
+from jax_avh.parallel import target_platform
 
 EMBEDDING = 1024
 HIDDEN = 4096  # width of the linear layers before the embeddings
@@ -34,6 +45,9 @@ REDUCTION = 32  # factor by which the visual stream reduces height and width
 SOUND_CHANNELS = (64, 192, 384, 256, 256, 512)  # audio stream
 SOUND_STEPS = 21  # steps left of 13 x 99 cepstra by the audio stream's convolutions
 MDS_DROPOUT = 0.5
+# Platform -> precision of the convolutions. In full float32, six passes of bfloat16, those of a step took the compiler
+# for TPUs more than 13 minutes; three passes take about 2.5 times less.
+CONVOLUTION_PRECISION = {"tpu": Precision.HIGH}
 
 he_normal_by_outputs = variance_scaling(2.0, "fan_out", "normal")
 halve_steps = functools.partial(max_pool_3x3, strides=(1, 2))
@@ -68,9 +82,10 @@ class Convolution(nnx.Module):
         self.padding = tuple(size // 2 if padded else 0 for size in kernel)
 
     def __call__(self, inputs: Float[Array, "B *S C"]) -> Float[Array, "B *R D"]:
-        """Returns the outputs in the dtype of the products."""
+        """Convolves in the dtype of the products; with a bias, returns the outputs in its dtype."""
         dtype, precision = self.products
-        inputs, kernel = inputs.astype(dtype), self.kernel[...].astype(dtype)
+        precision = CONVOLUTION_PRECISION.get(target_platform(), precision)
+        inputs, kernel = inputs.astype(dtype), self.kernel[...]
         if kernel.ndim == 5 and kernel.shape[0] == 1:  # one frame at a time
             frames = inputs[:, :: self.strides[0]]
             pictures = frames.reshape(-1, *frames.shape[2:])
@@ -78,7 +93,7 @@ class Convolution(nnx.Module):
             outputs = outputs.reshape(*frames.shape[:2], *outputs.shape[1:])
         else:
             outputs = convolve(inputs, kernel, self.strides, self.padding, precision)
-        return outputs if self.bias is None else outputs + row(self.bias[...].astype(dtype), outputs.ndim)
+        return outputs if self.bias is None else outputs.astype(self.bias.dtype) + row(self.bias[...], outputs.ndim)
 
 
 class InstantNorm(nnx.Module):
@@ -96,18 +111,9 @@ class InstantNorm(nnx.Module):
         return normalise_channels(inputs, mean, variance, self.scale[...], self.bias[...])
 
 
-def he_linear(inputs: int, outputs: int, rngs: nnx.Rngs, precision: str = "float32") -> nnx.Linear:
+def he_linear(inputs: int, outputs: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> nnx.Linear:
     """Builds a linear layer with MDS's initial values: normal weights scaled by the number of outputs, zero bias."""
-    param_dtype, products = ARITHMETIC[precision]
-    return nnx.Linear(
-        inputs,
-        outputs,
-        kernel_init=he_normal_by_outputs,
-        param_dtype=param_dtype,
-        dtype=products.dtype,
-        precision=products.precision,
-        rngs=rngs,
-    )
+    return nnx.Linear(inputs, outputs, kernel_init=he_normal_by_outputs, param_dtype=dtype, rngs=rngs)
 
 
 def flat(maps: Float[Array, "B I J C"]) -> Float[Array, "B K"]:
@@ -115,10 +121,15 @@ def flat(maps: Float[Array, "B I J C"]) -> Float[Array, "B K"]:
     return jnp.moveaxis(maps, -1, 1).reshape(len(maps), -1)
 
 
-def run(layers: nnx.Sequential, inputs: Float[Array, "B *S"], training: bool = False) -> Float[Array, "B *R"]:
-    """Applies the layers in order; in training, batch norms use the batch's statistics."""
+def run(
+    layers: nnx.Sequential, inputs: Float[Array, "B *S"], products: Products, training: bool = False
+) -> Float[Array, "B *R"]:
+    """Applies the layers in order, linear ones as given; in training, batch norms use the batch's statistics."""
     for layer in layers.layers:
-        inputs = layer(inputs, training) if isinstance(layer, BatchNorm) else layer(inputs)
+        if isinstance(layer, nnx.Linear):
+            inputs = apply_linear(layer, inputs, products)
+        else:
+            inputs = layer(inputs, training) if isinstance(layer, BatchNorm) else layer(inputs)
     return inputs
 
 
@@ -218,11 +229,11 @@ def sound_layers(channels: tuple[int, ...], rngs: nnx.Rngs, precision: str) -> n
     )
 
 
-def embedding_layers(inputs: int, hidden: int, embedding: int, rngs: nnx.Rngs, precision: str) -> nnx.Sequential:
+def embedding_layers(inputs: int, hidden: int, embedding: int, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.Sequential:
     """Builds a stream's linear layers up to its embedding."""
-    first = he_linear(inputs, hidden, rngs, precision)
-    last = he_linear(hidden, embedding, rngs, precision)
-    return nnx.Sequential(first, BatchNorm(hidden, ARITHMETIC[precision][0]), nnx.relu, last)
+    first = he_linear(inputs, hidden, rngs, dtype)
+    last = he_linear(hidden, embedding, rngs, dtype)
+    return nnx.Sequential(first, BatchNorm(hidden, dtype), nnx.relu, last)
 
 
 class MDS(nnx.Module):
@@ -249,13 +260,13 @@ class MDS(nnx.Module):
         seen, heard = narrowed(PICTURE_CHANNELS), narrowed(SOUND_CHANNELS)
         hidden, embedding = narrowed((HIDDEN, EMBEDDING))
         self.netcnnaud = sound_layers(heard, rngs, precision)
-        self.netfcaud = embedding_layers(heard[-1] * SOUND_STEPS, hidden, embedding, rngs, precision)
+        self.netfcaud = embedding_layers(heard[-1] * SOUND_STEPS, hidden, embedding, rngs, self.dtype)
         self.netcnnlip = Backbone(rngs, precision, seen)
-        self.netfclip = embedding_layers(seen[-1] * (image // REDUCTION) ** 2, hidden, embedding, rngs, precision)
+        self.netfclip = embedding_layers(seen[-1] * (image // REDUCTION) ** 2, hidden, embedding, rngs, self.dtype)
         self.final_bn_lip = BatchNorm(embedding, self.dtype)
         self.final_bn_aud = BatchNorm(embedding, self.dtype)
-        self.final_fc_lip = nnx.Sequential(dropout, he_linear(embedding, 2, rngs, precision))
-        self.final_fc_aud = nnx.Sequential(dropout, he_linear(embedding, 2, rngs, precision))
+        self.final_fc_lip = nnx.Sequential(dropout, he_linear(embedding, 2, rngs, self.dtype))
+        self.final_fc_aud = nnx.Sequential(dropout, he_linear(embedding, 2, rngs, self.dtype))
 
     @property
     def kind(self) -> dict[str, str]:
@@ -266,6 +277,11 @@ class MDS(nnx.Module):
     def dtype(self) -> DTypeLike:
         """Dtype of parameters, norms, embeddings and losses."""
         return ARITHMETIC[self.precision][0]
+
+    @property
+    def products(self) -> Products:
+        """How factors are multiplied."""
+        return ARITHMETIC[self.precision][1]
 
     def embeddings(
         self,
@@ -287,10 +303,8 @@ class MDS(nnx.Module):
           The embeddings of the pictures and of the sounds.
         """
         seen = flat(self.netcnnlip(frames, together))
-        heard = flat(run(self.netcnnaud, cepstra[..., None], training))
-        of_picture = run(self.netfclip, seen, training)
-        of_sound = run(self.netfcaud, heard, training)
-        return of_picture.astype(self.dtype), of_sound.astype(self.dtype)
+        heard = flat(run(self.netcnnaud, cepstra[..., None], self.products, training))
+        return run(self.netfclip, seen, self.products, training), run(self.netfcaud, heard, self.products, training)
 
     def logits(
         self,
@@ -313,7 +327,8 @@ class MDS(nnx.Module):
 
         def classify(embedding: Array, norm: BatchNorm, head: nnx.Sequential, key: Array | None) -> Array:
             drop, last = head.layers
-            return last(drop(norm(embedding, training), MDS_DROPOUT, key)).astype(self.dtype)
+            kept = drop(norm(embedding, training), MDS_DROPOUT, key)
+            return apply_linear(cast(nnx.Linear, last), kept, self.products)
 
         picture_key, sound_key = (None, None) if key is None else jax.random.split(key)
         picture = classify(of_picture, self.final_bn_lip, self.final_fc_lip, picture_key)

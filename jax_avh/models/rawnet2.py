@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from avh_shards.clip import SAMPLE_RATE
-from jax_avh.models.cpu_kernels import fft_correlate, gru_states
+from jax_avh.models.cpu_kernels import fft_correlate, gru_states, xla_convolve
 from jax_avh.models.layers import (
     ARITHMETIC,
     BatchNorm,
@@ -66,10 +66,19 @@ def loudness(sound: Float[Array, "B S"]) -> Float[Array, "B U F"]:
     """Returns the largest |x| of every three samples of each band, without gradient; U = (S - 1,024) // 3."""
 
     def loudness_of_cut(sound: Float[Array, " S"]) -> Float[Array, "U F"]:
-        return max_pool(jnp.abs(fft_correlate(sound, sinc_bank())).T[None])[0]
+        return max_pool(jnp.abs(correlate(sound, sinc_bank())).T[None])[0]
 
     batch_size = CUTS_AT_ONCE.get(target_platform(), len(sound))
     return jax.lax.map(loudness_of_cut, jax.lax.stop_gradient(sound), batch_size=batch_size)
+
+
+def correlate(sound: Float[Array, " S"], filters: Float[np.ndarray, "F taps"]) -> Float[Array, "F T"]:
+    """Correlates a sound with every filter, in at least float32; T = S - taps + 1."""
+    if target_platform() != "tpu":
+        return fft_correlate(sound, filters)
+    # The compiler for TPUs writes Fourier transforms out as products, which takes it a minute and more memory.
+    kernel = jnp.asarray(filters.T[:, None], sound.dtype)
+    return xla_convolve(sound[None, :, None], kernel, strides=(1,), padding=(0,))[0].T
 
 
 def max_pool(inputs: Float[Array, "B T C"]) -> Float[Array, "B U C"]:

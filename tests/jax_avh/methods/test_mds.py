@@ -21,6 +21,7 @@ from jax_avh.methods.mds import LOSS_MARGIN, distance, losses, mfcc, network_fra
 from jax_avh.models.cpu_kernels import convolve, max_pool_3x3, xla_convolve
 from jax_avh.models.mds import MDS, Convolution, flat, he_linear, run
 from jax_avh.models.weights import named_arrays, save_weights
+from jax_avh.parallel import compiling_for
 from tests import rules
 
 SIZES = {"mds_img96": 96, "mds": 224}  # fixture -> height and width of its frames
@@ -75,11 +76,11 @@ def every_stage(network, frames, cepstra):
     stages["v_backbone"] = hidden  # the last block has no ReLU
     stages["v_pooled"] = lip(frames, True)
     sound = network.netcnnaud.layers
-    stages["a_pool1"] = run(nnx.Sequential(*sound[:4]), cepstra[..., None])
-    stages["a_pool2"] = run(nnx.Sequential(*sound[4:8]), stages["a_pool1"])
-    stages["a_cnn"] = run(nnx.Sequential(*sound[8:]), stages["a_pool2"])
-    stages["v_fc1_relu"] = run(nnx.Sequential(*network.netfclip.layers[:3]), flat(stages["v_pooled"]))
-    stages["a_fc1_relu"] = run(nnx.Sequential(*network.netfcaud.layers[:3]), flat(stages["a_cnn"]))
+    stages["a_pool1"] = run(nnx.Sequential(*sound[:4]), cepstra[..., None], network.products)
+    stages["a_pool2"] = run(nnx.Sequential(*sound[4:8]), stages["a_pool1"], network.products)
+    stages["a_cnn"] = run(nnx.Sequential(*sound[8:]), stages["a_pool2"], network.products)
+    stages["v_fc1_relu"] = run(nnx.Sequential(*network.netfclip.layers[:3]), flat(stages["v_pooled"]), network.products)
+    stages["a_fc1_relu"] = run(nnx.Sequential(*network.netfcaud.layers[:3]), flat(stages["a_cnn"]), network.products)
     v, a = stages["v_embedding"], stages["a_embedding"] = network.embeddings(frames, cepstra, together=True)
     stages["v_final_bn"], stages["a_final_bn"] = network.final_bn_lip(v), network.final_bn_aud(a)
     stages["v_logits"], stages["a_logits"] = network.logits(v, a)
@@ -183,8 +184,8 @@ def test_audio_stream_in_training_equals_the_official_one(case, shared):
     @jax.jit
     def trained(params, fixed):
         network = nnx.merge(case.graph, params, fixed, copy=True)
-        heard = flat(run(network.netcnnaud, case.cepstra[..., None], training=True))
-        embedding = run(network.netfcaud, heard, training=True)
+        heard = flat(run(network.netcnnaud, case.cepstra[..., None], network.products, training=True))
+        embedding = run(network.netfcaud, heard, network.products, training=True)
         network.logits(embedding, embedding, training=True)
         return embedding, nnx.state(network, nnx.BatchStat)
 
@@ -355,13 +356,37 @@ FORMS = {
 }
 
 
+def random_convolution(shape, sizes):
+    rng = np.random.default_rng(0)
+    return (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in (shape, (*sizes, shape[-1], 5)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_leaves_the_gradients_of_kernels_in_float32(form):
+    """Compares them with those of the same factors in float32."""
+    shape, sizes, strides, padding = FORMS[form]
+    inputs, kernel = random_convolution(shape, sizes)
+
+    @jax.jit
+    def gradients(inputs, kernel):
+        outputs, pull = jax.vjp(functools.partial(convolve, strides=strides, padding=padding), inputs, kernel)
+        return pull(jnp.cos(outputs.astype(jnp.float32)).astype(jnp.bfloat16).astype(inputs.dtype))
+
+    with compiling_for("gpu"):
+        *_, found = gradients(inputs.astype(jnp.bfloat16), kernel)
+        narrow = (array.astype(jnp.bfloat16).astype(jnp.float32) for array in (inputs, kernel))
+        *_, wanted = gradients(*narrow)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=0.02 * np.abs(wanted).max())
+    assert (found.astype(jnp.bfloat16).astype(jnp.float32) != found).mean() > 0.5
+
+
 @pytest.mark.parametrize("backend", ["cpu", "other"])
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_of_convolutions_are_xlas(form, backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     shape, sizes, strides, padding = FORMS[form]
-    rng = np.random.default_rng(0)
-    inputs, kernel = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in (shape, (*sizes, shape[-1], 5)))
+    inputs, kernel = random_convolution(shape, sizes)
 
     def both_ways(inputs, kernel):
         outputs, ours = jax.vjp(functools.partial(convolve, strides=strides, padding=padding), inputs, kernel)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 import sys
 
 import hypothesis
@@ -130,6 +131,16 @@ def test_packed_cross_entropy_is_that_of_each_clip(lengths, seed, scale):
 
 
 loss_and_gradient = jax.jit(jax.value_and_grad(clip_cross_entropy))
+
+
+def test_segments_of_clips_are_known_to_be_sorted():
+    """A TPU scatters into unsorted segments one element after the other."""
+    arguments = jnp.zeros(6), jnp.array([-1, 3, 3, 4, 5, -1]), jnp.ones(6, jnp.int32), jnp.array([0, 1, 1, 1, 0, 0.0])
+    program = str(jax.make_jaxpr(jax.value_and_grad(clip_cross_entropy))(*arguments))
+    assert "indices_are_sorted=True" in program
+    scatters = re.findall(r"scatter\S*\[(?:.|\n)*?indices_are_sorted=(\w+)", program)
+    assert scatters == ["True"] * len(scatters)
+    assert scatters
 
 
 @hypothesis.given(lengths_st, st.integers(1, 20), st.integers(0, 4), st.none() | st.integers(0, 9))

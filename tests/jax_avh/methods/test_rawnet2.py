@@ -15,9 +15,9 @@ from jax_avh.methods.rawnet2 import cut, weighted_cross_entropy
 from jax_avh.models import rawnet2 as model
 from jax_avh.models.cpu_kernels import fft_correlate, gru_cell, gru_states
 from jax_avh.models.layers import Products
-from jax_avh.models.rawnet2 import GRU, SAMPLES, Idle, RawNet2, band_edges, loudness, sinc_bank
+from jax_avh.models.rawnet2 import GRU, SAMPLES, Idle, RawNet2, band_edges, correlate, loudness, sinc_bank
 from jax_avh.models.weights import named_arrays
-from jax_avh.parallel import make_mesh, on_own_part
+from jax_avh.parallel import compiling_for, make_mesh, on_own_part
 from tests import rules
 
 SMALL = {"widths": (20, 20, 32), "hidden": 16}
@@ -210,13 +210,24 @@ def test_cuts_are_the_official_ones(official, length):
 # --- second computations ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [1025, 8192, 8193, 20001])
-def test_filters_are_a_correlation_at_any_length(length):
+@pytest.mark.parametrize(
+    ("length", "platform"), [(1025, "cpu"), (8192, "cpu"), (8193, "cpu"), (20001, "cpu"), (3000, "tpu")]
+)
+def test_filters_are_a_correlation_at_any_length(length, platform):
     sound = draw(length, length)
-    with jax.enable_x64(True):
-        found = fft_correlate(jnp.asarray(sound), sinc_bank())
+    with jax.enable_x64(True), compiling_for(platform):
+        found = correlate(jnp.asarray(sound), sinc_bank())
     for wave, taps in zip(found, sinc_bank(), strict=True):
         assert_near(wave, np.correlate(sound, taps), 1e-12)
+
+
+def test_programs_for_tpus_have_no_fourier_transform():
+    def program(platform):
+        with compiling_for(platform):
+            return str(jax.make_jaxpr(lambda sound: loudness(sound))(jnp.zeros((2, 4800))))
+
+    assert "fft" in program("gpu")
+    assert "fft" not in program("tpu")
 
 
 def test_cuts_one_by_one_and_all_at_once_are_heard_alike(monkeypatch):

@@ -18,6 +18,7 @@ from jax_avh.models.mds import MDS
 from jax_avh.models.rawnet2 import RawNet2
 from jax_avh.parallel import compiling_for
 
+PRODUCTS = ("dot_general", "conv_general_dilated")
 NETWORKS = {
     "alignment": lambda precision: AlignmentNetwork(64, rngs=nnx.Rngs(0), precision=precision),
     "rawnet2": lambda precision: RawNet2(nnx.Rngs(0), precision, widths=(8, 16), hidden=32, samples=4800),
@@ -41,26 +42,34 @@ def outputs(name, network, *inputs):
     return network(*inputs)
 
 
-def asked(name, precision):
-    """Returns the share of a gradient's products by dtype and precision, in values computed."""
+def gradient_program(name, precision):
+    """Returns the products of a gradient's program, as equations, and the network's parameters."""
 
     def loss(params, rest, *inputs):
         found = outputs(name, nnx.merge(graph, params, rest, copy=True), *inputs)
         return sum(array.sum() for array in jax.tree.leaves(found))
 
-    graph, *state = nnx.split(nnx.eval_shape(lambda: NETWORKS[name](precision)), nnx.Param, ...)
-    program = jax.make_jaxpr(jax.grad(loss))(*state, *(jax.ShapeDtypeStruct(s, jnp.float32) for s in INPUTS[name]))
-    found = {}
+    graph, params, rest = nnx.split(nnx.eval_shape(lambda: NETWORKS[name](precision)), nnx.Param, ...)
+    inputs = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in INPUTS[name])
+    products = []
 
     def visit(jaxpr):
         for equation in jaxpr.eqns:
-            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-                key = str(equation.invars[0].aval.dtype), equation.params["precision"]
-                found[key] = found.get(key, 0) + equation.outvars[0].aval.size
+            products.extend([equation] if equation.primitive.name in PRODUCTS else [])
             for inner in jaxprs_in_params(equation.params):
                 visit(inner)
 
-    visit(program.jaxpr)
+    visit(jax.make_jaxpr(jax.grad(loss))(params, rest, *inputs).jaxpr)
+    return products, jax.tree.leaves(params)
+
+
+def asked(name, precision):
+    """Returns the share of a gradient's products by dtype and precision, in values computed."""
+    products, _ = gradient_program(name, precision)
+    found = {}
+    for equation in products:
+        key = str(equation.invars[0].aval.dtype), equation.params["precision"]
+        found[key] = found.get(key, 0) + equation.outvars[0].aval.size
     return {key: size / sum(found.values()) for key, size in found.items()}
 
 
@@ -72,10 +81,10 @@ def test_every_precision_has_an_arithmetic():
 @pytest.mark.parametrize(
     ("precision", "platform", "dtype", "passes"),
     [
-        ("float32", "tpu", "float32", Precision.HIGHEST),
+        ("float32", "gpu", "float32", Precision.HIGHEST),
         ("tensorfloat32", "gpu", "float32", Precision.HIGH),
         ("bfloat16_3x", "tpu", "float32", Precision.HIGH),
-        ("bfloat16", "tpu", "bfloat16", Precision.HIGHEST),
+        ("bfloat16", "gpu", "bfloat16", Precision.HIGHEST),
     ],
 )
 def test_a_precision_is_that_of_the_products(name, precision, platform, dtype, passes):
@@ -85,6 +94,26 @@ def test_a_precision_is_that_of_the_products(name, precision, platform, dtype, p
     least = 0.999 if name != "alignment" else 0.25 if precision == "bfloat16" else 0.6
     assert share > least
     assert share == 1 or precision != "float32"
+
+
+@pytest.mark.parametrize(("name", "high"), [("mds", True), ("rawnet2", False), ("avad", False)])
+def test_a_tpu_convolves_in_three_passes_for_mds_only(name, high):
+    with compiling_for("tpu"):
+        share = asked(name, "float32")
+    assert (("float32", (Precision.HIGH, Precision.HIGH)) in share) == high
+    assert {dtype for dtype, _ in share} == {"float32"}
+
+
+@pytest.mark.parametrize("name", ["mds", "avad"])
+def test_gradients_of_kernels_are_added_up_in_float32(name):
+    """Devices add them up as the products return them, so these must not be in bfloat16."""
+    with compiling_for("tpu"):
+        products, params = gradient_program(name, "bfloat16")
+    kernels = {tuple(side for side in param.shape if side > 1) for param in params if param.ndim > 1}
+    found = [equation.outvars[0].aval for equation in products]
+    gradients = [aval for aval in found if tuple(side for side in aval.shape if side > 1) in kernels]
+    assert len(gradients) >= len(kernels)
+    assert {str(aval.dtype) for aval in gradients} == {"float32"}
 
 
 @pytest.mark.parametrize(
