@@ -5,6 +5,7 @@ python -m benchmarks.training
 
 import argparse
 import csv
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from jax_avh.data.source import open_source
 from jax_avh.methods import avh_align
 from jax_avh.methods.avh_align import AVHAlignConfig
 from jax_avh.models.alignment import AlignmentNetwork
+from jax_avh.models.layers import ARITHMETIC
 from jax_avh.models.weights import save_weights
 from jax_avh.parallel import make_mesh, put_copies
 from jax_avh.training.optimizer import make_optimizer
@@ -46,9 +48,11 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=40 * 1024, help="frames of the corpus")
     parser.add_argument("--batch_frames", type=int, default=[1024], nargs="+")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16"], help="dtype of the shards")
+    parser.add_argument("--precision", default=["float32", "bfloat16"], nargs="+", choices=ARITHMETIC)
+    parser.add_argument("--placement", default=["stream", "host", "device"], nargs="+", help="where features are kept")
     arguments = parser.parse_args()
     print(f"jax {jax.__version__}, torch {torch.__version__}, {describe()}")
-    rates = {precision: matrix_rate(precision) for precision in ("float32", "bfloat16")}
+    rates = {precision: matrix_rate(precision) for precision in arguments.precision}
     bandwidth = copy_bandwidth()
     print("; ".join(f"{p} products {rate / 1e9:.0f} G multiply-adds/s" for p, rate in rates.items()), end="; ")
     print(f"copies {bandwidth / 1e9:.1f} GB/s")
@@ -60,7 +64,7 @@ def main() -> None:
         print(f"| straightforward, batch {arguments.batch_frames[0]} | {plain:.0f} | 1.0 | | | | |", flush=True)
         for batch_frames in arguments.batch_frames:
             for precision in rates:
-                for placement in ("stream", "host", "device"):
+                for placement in arguments.placement:
                     config = make_config(Path(folder), arguments.frames, batch_frames, precision, placement)
                     losses, seconds = measure(config)
                     itemsize = np.dtype(arguments.dtype).itemsize
@@ -131,11 +135,12 @@ def make_config(folder: Path, frames: int, batch_frames: int, precision: str, pl
 
 
 def matrix_rate(precision: str) -> float:
-    """Returns the multiply-adds per second of the fastest of three large matrix products."""
-    rates = []
+    """Returns the multiply-adds per second of the fastest of three large matrix products, in a network's precision."""
+    dtype, how = ARITHMETIC[precision][1]
+    multiply, rates = jax.jit(functools.partial(jnp.matmul, precision=how)), []
     for rows, inner, columns in ((1024, 512, 256), (31 * 1024, 512, 256), (4096, 4096, 4096)):
-        one, two = (jnp.ones(shape, precision) for shape in ((rows, inner), (inner, columns)))
-        rates.append(rows * inner * columns / fastest(jax.jit(jnp.matmul), one, two))
+        one, two = (jnp.ones(shape, dtype) for shape in ((rows, inner), (inner, columns)))
+        rates.append(rows * inner * columns / fastest(multiply, one, two))
     return max(rates)
 
 
