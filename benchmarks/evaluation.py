@@ -84,14 +84,16 @@ def compare(folder: Path, clips: int, frames: int, few: int) -> None:
 
 
 def evaluate_simulated(folder: Path, clips: int, frames: int) -> None:
-    """Runs the command on simulated score files of four methods and prints its seconds and memory."""
+    """Runs the command on simulated score files of four methods and prints the seconds and memory that it takes."""
     files = [make_scores(folder / f"{method}.h5", method, clips, frames) for method in SIMULATED_METHODS]
     command = [sys.executable, "-m", "launch.evaluate", f"--scores={','.join(map(str, files))}"]
     started = time.perf_counter()
     subprocess.run([*command, f"--output={folder / 'results'}"], check=True)  # noqa: S603
     seconds = time.perf_counter() - started
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"\n{len(files)} methods, {clips} clips of about {frames} frames: {seconds:.0f} s, {memory:.1f} GiB at most")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cores = used.ru_utime + used.ru_stime
+    print(f"\n{len(files)} methods, {clips} clips of about {frames} frames:")
+    print(f"{seconds:.0f} s, {cores:.0f} s of processor time, {used.ru_maxrss / 2**20:.1f} GiB at most")
     for file in sorted((folder / "results").iterdir()):
         print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")
 

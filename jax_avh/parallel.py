@@ -129,7 +129,7 @@ def together(action: Callable[[], T], subject: str) -> T:
     if processes > 1:
         from orbax.checkpoint.multihost import sync_global_processes  # takes a second to import
 
-        # Collectives on the devices, such as the next one, may give up after half a minute.
+        # How long a collective on the devices, such as the next one, waits for the late depends on the platform.
         sync_global_processes(f"together-{next(_meetings)}", timeout=PATIENCE, processes=set(range(processes)))
         failed = np.flatnonzero(multihost_utils.process_allgather(np.array(error is not None)))
         if failed.size and error is None:

@@ -165,6 +165,18 @@ def test_pieces_of_other_weights_are_not_used(tmp_path, scored):
     assert open_scores(output).attributes["alignment_sha256"] == job.attributes["alignment_sha256"]
 
 
+def test_pieces_at_a_url(tmp_path):
+    source = make_source(tmp_path / "s", [5, 9, 3, 4, 8])
+    job = make_job(source.path, "memory://bucket/scored/s.h5", "clip_length")
+    job.score(1, 2)
+    with pytest.raises(UserError, match=r"memory://bucket/scored/s.h5.pieces: 1 of 2 shards are not scored yet"):
+        job.merge()
+    job.score(0, 2)
+    job.merge()
+    assert open_scores(job.output).clip == pytest.approx([0.2, 0.36, 0.12, 0.16, 0.32])
+    assert [path.name for path in job.output.parent.glob("**/*.h5")] == ["s.h5"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_killed_and_restarted_end_with_the_same_file(tmp_path, scored, processes):
