@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from avh_shards.paths import REQUESTS, as_path
+from jax_avh.data.source import open_source
 from tests.jax_avh.data.test_batches import make_source
 from tests.runs import finish, losses, start_training
 from tests.sets import assert_same_set, make_media, start_extract
@@ -63,6 +64,11 @@ def test_training_reads_shards_from_a_bucket(tmp_path, bucket):
         for file in (tmp_path / split).glob("features-*.h5"):
             bucket.upload_file(str(file), "shards", f"{split}/{file.name}")
     assert as_path(urls["data.train"]).fs.s3.meta.config.max_pool_connections == REQUESTS
+    copied = open_source(urls["data.train"], tmp_path / "cache")
+    as_path(urls["data.train"]).fs.invalidate_cache()
+    open_source(f"{urls['data.train']}/features-00000.h5", tmp_path / "cache")  # described by itself, not in a list
+    assert copied.fingerprint() == open_source(local["data.train"]).fingerprint()
+    assert len(list((tmp_path / "cache").glob("*.h5"))) == len(copied.shards)
     settings = {"data.batch_frames": 25, "train.epochs": 1}
     runs = {"local": local} | {name: urls | {"data.placement": name} for name in ("stream", "host", "device")}
     for name, data in runs.items():
