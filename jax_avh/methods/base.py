@@ -163,6 +163,11 @@ def make_frame_network(config: Config, source: Source) -> FrameNetwork:
     )
 
 
+def step_bytes(frames: int, tau: int, width: int) -> int:
+    """Returns the memory of a batch's features, and of the hidden layers that the backward pass needs, in float32."""
+    return 4 * frames * (2 * width + (2 * tau + 1) * sum(HIDDEN_WIDTHS[1:]))
+
+
 def weighted_sum(
     losses: Float[Array, " T"], clip: Int[Array, " T"], label: Int[Array, " T"], weight: Float[Array, " T"]
 ) -> Float[Array, ""]:
@@ -218,15 +223,13 @@ class FrameMethod(TrainableMethod):
         for name, value in (("batch_frames", frames), ("batch_clips", clips)):
             if value % streams:
                 raise UserError(f"--config.data.{name}={value}: not a multiple of --config.data.streams={streams}")
-        memory = measure_memory(mesh).devices
-        # The batch's features, and the hidden layers that the backward pass needs.
-        needed = 4 * frames * (2 * train.width + (2 * tau + 1) * sum(HIDDEN_WIDTHS[1:]))
+        memory, needed = measure_memory(mesh).devices, step_bytes(frames, tau, train.width)
         if 0 < memory < needed:
             raise UserError(
                 f"--config.data.batch_frames={frames}: a step takes about {needed / GIGABYTE:.3g} GB, "
                 f"more than the {memory / GIGABYTE:.3g} GB of memory; choose a smaller batch"
             )
-        # Twice: compiled programs need up to that much.
+        # Compiled programs need up to twice as much.
         return frame_loaders(config, mesh, train, val, tau=tau, whole_clips=self.whole_clips, step_bytes=2 * needed)
 
     def batch_loss(

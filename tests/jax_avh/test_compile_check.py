@@ -15,6 +15,7 @@ from jax_avh.compile_check import CHIPS, check_programs, count_flops, format_che
 from jax_avh.configs import make_config
 from jax_avh.hlo import Collective, nbytes, parse
 from jax_avh.methods import METHODS
+from jax_avh.methods.base import step_bytes
 from jax_avh.models.alignment import AlignmentNetwork
 from jax_avh.parallel import DATA_AXIS, make_mesh, put_parts
 
@@ -200,7 +201,12 @@ def test_programs_compile_for_every_generation(topology, method):
 @without_cuda
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["a100", "h100", "h100:8", "h200"])
-def test_programs_compile_for_gpus(topology):
-    for check in check_programs(METHODS["avh_align"], config(), topology, 100_000, 1024):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_programs_compile_for_gpus(topology, precision):
+    """Also checks the memory of a step that the choice of the placement reckons with."""
+    settings = config(train__precision=precision, data__batch_frames=8192)
+    training, *others = check_programs(METHODS["avh_align"], settings, topology, 100_000, 1024)
+    for check in (training, *others):
         assert check.total_bytes < check.capacity_bytes
         assert check.traffic_bytes > 0
+    assert training.temporary_bytes * training.devices < 2 * step_bytes(8192, 15, 1024)
