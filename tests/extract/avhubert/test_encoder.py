@@ -152,6 +152,7 @@ def test_encoding_keeps_no_graph(tiny_encoder, prepared):
     ],
 )
 def test_lack_of_memory_is_recognised_in_every_wording(tiny_checkpoint, short, monkeypatch, message):
+    short = [dataclasses.replace(clip, crops=clip.crops[:5], audio=clip.audio[:5]) for clip in short]
     sizes = []
 
     def encode(network, clips, *options):
