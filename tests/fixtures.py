@@ -57,7 +57,7 @@ gc.set_threshold(20_000)  # each collection also triggers XLA's own
 def few_programs():
     """Frees compiled programs if there are many: each takes memory maps, and a process may have only 65,530."""
     yield
-    if Path("/proc/self/maps").read_bytes().count(b"\n") > 40_000:
+    if Path("/proc/self/maps").read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
 
 
