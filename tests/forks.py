@@ -12,7 +12,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
+
+import absl.flags
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = """
@@ -25,12 +30,12 @@ LIBRARIES = """
 class Forked:
     """A running command with the part of the `subprocess.Popen` interface that tests use."""
 
-    def __init__(self, server: "Forks", pid: int):
-        self.pid, self.returncode, self._server = pid, None, server
+    def __init__(self, ask: Callable[[dict], int | None], pid: int):
+        self.pid, self.returncode, self._ask = pid, None, ask
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = self._server.ask({"poll": self.pid})
+            self.returncode = self._ask({"poll": self.pid})
         return self.returncode
 
     def wait(self, timeout: float = 300) -> int:
@@ -50,6 +55,9 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
@@ -66,11 +74,15 @@ class Forks:
             cwd=ROOT,
         )
 
-    def __call__(self, command: str, *arguments: object, environment: dict[str, str] | None = None) -> tuple[int, str]:
-        """Runs a command to its end and returns (exit status, output, errors last)."""
+    def __call__(
+        self, command: str, *arguments: object, environment: dict[str, str] | None = None, before: str = ""
+    ) -> tuple[int, str]:
+        """Runs a command to its end, after the code `before`, and returns (exit status, output, errors last)."""
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, name) for name in ("output", "errors")]
-            run = self.start(command, *arguments, stdout=files[0], stderr=files[1], environment=environment)
+            run = self.start(
+                command, *arguments, stdout=files[0], stderr=files[1], environment=environment, before=before
+            )
             status = run.wait()
             return status, "".join(file.read_text() for file in files)
 
@@ -82,6 +94,7 @@ class Forks:
         stderr: Path = Path(os.devnull),
         environment: dict[str, str] | None = None,
         start_new_session: bool = False,
+        before: str = "",
     ) -> Forked:
         """Starts a command in the current working directory and environment; appends its output to files."""
         request = {
@@ -90,8 +103,9 @@ class Forks:
             "environment": os.environ | (environment or {}),
             "folder": str(Path.cwd()),
             "session": start_new_session,
+            "before": before,
         }
-        return Forked(self, self.ask(request))
+        return Forked(self.ask, self.ask(request))
 
     def ask(self, request: dict) -> int | None:
         """Sends a request and returns the answer."""
@@ -118,18 +132,36 @@ def serve() -> None:
     for name in LIBRARIES.split():
         importlib.import_module(name)
     for line in sys.stdin:
-        request = json.loads(line)
-        if "poll" in request:
-            pid, status = os.waitpid(request["poll"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if pid else None
-        else:
-            answer = os.fork()
-            if not answer:
-                become(**request)
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer(json.loads(line))), flush=True)
 
 
-def become(command: list[str], files: list[str], environment: dict[str, str], folder: str, session: bool) -> None:
+def answer(request: dict) -> int | None:
+    """Returns the exit status of a fork or None while it runs, or starts a command and returns its process number."""
+    if "poll" in request:
+        pid, status = os.waitpid(request["poll"], os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+    pid = os.fork()
+    if not pid:
+        become(**request)
+    return pid
+
+
+def fork_of(command: list[str], env: dict[str, str], stdout: IO, stderr: IO) -> Forked:
+    """Starts `python -m launch.X` as subprocess.Popen does, but in a fork of this process."""
+    assert command[:2] == [sys.executable, "-m"]
+    name, *arguments = command[2:]
+    request = {"command": [name.removeprefix("launch."), *arguments], "files": [stdout.name, stderr.name]}
+    return Forked(answer, answer(request | {"environment": dict(env), "folder": str(Path.cwd())}))
+
+
+def become(
+    command: list[str],
+    files: list[str],
+    environment: dict[str, str],
+    folder: str,
+    session: bool = False,
+    before: str = "",
+) -> None:
     """Runs a command in a fork; never returns."""
     if session:
         os.setsid()
@@ -145,9 +177,16 @@ def become(command: list[str], files: list[str], environment: dict[str, str], fo
     jax.config.update("jax_num_cpu_devices", int(environment.get("JAX_NUM_CPU_DEVICES", 1)))
     jax.config.update("jax_enable_x64", environment.get("JAX_ENABLE_X64") == "1")
     jax.config.update("jax_disable_most_optimizations", environment.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1")
+    for flag in list(absl.flags.FLAGS.flags_by_module_dict().get(sys.argv[0], ())):  # those of a sweep, in a fork of it
+        delattr(absl.flags.FLAGS, flag.name)
+    if command[0] == "sweep":
+        import apps.sweep
+
+        apps.sweep.subprocess = SimpleNamespace(Popen=fork_of)
     sys.argv = command
     status = 1
     try:
+        exec(before, {})
         runpy.run_module(f"launch.{command[0]}", run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:

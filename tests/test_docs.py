@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import avh
 from apps import simulate as simulation
 from apps.simulate import Corpus
 from extract.avhubert import AVHubertConfig
 from extract.media import read_audio, read_video
+from jax_avh.configs import make_config
 from tests import rules
 from tests.media import write_media
 
@@ -44,7 +46,7 @@ def material(tmp_path_factory, real_clips) -> Path:
     """What the examples start from: some videos with their list, weights, and simulated shards."""
     folder = tmp_path_factory.mktemp("material")
     (folder / "videos").mkdir()
-    frames, sound = list(read_video(real_clips["testMovie"])[:25]), read_audio(real_clips["testMovie"])[None, :16000]
+    frames, sound = list(read_video(real_clips["testMovie"])[:10]), read_audio(real_clips["testMovie"])[None, :6400]
     rows = ["path,label,split"]
     for name, rest in {"a": "real,train", "b": "real,val", "c": "real,test", "d": "fake,test"}.items():
         write_media(folder / "videos" / f"{name}.mp4", frames, sound=sound)
@@ -62,11 +64,16 @@ def material(tmp_path_factory, real_clips) -> Path:
     return folder
 
 
-def run(page: Path, launch) -> None:
+LINEAR = {"method.head": "linear"}  # compiles in a second
+
+
+def run(page: Path, launch, monkeypatch) -> None:
     """Runs the examples of a page in the working directory."""
     for language, text in examples(page):
         if language == "python":
-            exec(compile(text, str(page), "exec"), {})
+            with monkeypatch.context() as patch:
+                patch.setattr(avh, "make_config", lambda settings: make_config(LINEAR | settings))
+                exec(compile(text, str(page), "exec"), {})
             continue
         for line in text.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
@@ -74,7 +81,7 @@ def run(page: Path, launch) -> None:
             if words[2] in ("launch.train", "launch.sweep") and not any("config_file" in word for word in words):
                 words += [] if "epochs" in line else ["--config.train.epochs=2"]
                 words += [] if "batch_examples" in line else ["--config.data.batch_examples=2"]  # of few clips
-                words += [] if "method" in line else ["--config.method.head=linear"]  # compiles in a second
+                words += [] if "method" in line else [f"--config.{n}={v}" for n, v in LINEAR.items()]
             status, output = launch(words[2].removeprefix("launch."), *words[3:])
             assert status == 0, f"{page}: {line}\n{output}"
 
@@ -88,7 +95,7 @@ def test_examples_run(name, material, tmp_path, launch, monkeypatch):
         (tmp_path / "shards").symlink_to(material / "simulated" / "av_deepfake1m" / "untrimmed")
     monkeypatch.chdir(tmp_path)
     for page in pages:
-        run(page, launch)
+        run(page, launch, monkeypatch)
 
 
 def test_most_examples_run():

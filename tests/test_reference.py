@@ -81,10 +81,20 @@ def test_killed_runs_resume(old, name):
     assert_alike(*results, 1e-6)
 
 
-@pytest.mark.parametrize("method", reference.CURVES)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] if m == "rawnet2" else []) for m in reference.CURVES]
+)
 def test_training_is_reproduced(old, tmp_path, method):
     reference.curve(method, tmp_path / "run", old / "shards", old / "trained" / "align" / "best.safetensors")
     assert_same_curve(old / "trained" / method, tmp_path / "run")
+
+
+def test_the_losses_of_rawnet2_before_training_are_reproduced(old, tmp_path):
+    """Its examples, first weights and loss; its steps, which take long to compile, are in the slow test above."""
+    settings = reference.CURVES["rawnet2"] | {"method": "rawnet2", "train.epochs": 0}
+    reference.train(tmp_path / "run", old / "shards", settings)
+    before, after = (read_metrics(run / "metrics.jsonl") for run in (old / "trained" / "rawnet2", tmp_path / "run"))
+    assert_alike(before[:1], after, 1e-6)
 
 
 def test_scores_are_reproduced(old, tmp_path):

@@ -29,36 +29,44 @@ def modules_of(package: str) -> list[str]:
 
 LOAD = """
 import importlib, json, sys
-for name in sys.argv[1:]:
-    importlib.import_module(name)
-    if "absl.flags" in sys.modules:  # the next command may define the same flags
-        flags = sys.modules["absl.flags"].FLAGS
-        for flag in list(flags):
-            delattr(flags, flag)
-print(json.dumps(list(sys.modules)))
+for group in json.loads(sys.argv[1]):
+    for name in group:
+        importlib.import_module(name)
+        if "absl.flags" in sys.modules:  # the next command may define the same flags
+            flags = sys.modules["absl.flags"].FLAGS
+            for flag in list(flags):
+                delattr(flags, flag)
+    print(json.dumps(list(sys.modules)))
 """
 
 
-def loaded_by(modules: list[str]) -> set[str]:
-    """Returns the top-level packages and the modules of this project that importing some modules loads."""
-    result = subprocess.run([sys.executable, "-c", LOAD, *modules], capture_output=True, text=True, check=True)
-    return set(json.loads(result.stdout))
+def loaded_by(*groups: list[str]) -> list[set[str]]:
+    """Returns the packages and modules that are loaded after importing each group of modules, one after the other."""
+    command = [sys.executable, "-c", LOAD, json.dumps(groups)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [set(json.loads(line)) for line in result.stdout.splitlines()]
 
 
-def test_extract_never_loads_jax_nor_our_jax_side():
-    loaded = loaded_by(modules_of("extract"))
+def commands(*names: str) -> list[str]:
+    return [f"launch.{name}" for name in names]
+
+
+def test_extract_and_its_commands_never_load_jax_nor_our_jax_side():
+    loaded, by_commands = loaded_by(modules_of("extract"), commands("extract", "import_npz", "convert"))
     assert not loaded & {*JAX_SIDE, "jax_avh", "launch", "apps"}
     assert "torch" in loaded
+    assert not by_commands & set(JAX_SIDE)
 
 
-def test_jax_avh_never_loads_torch_nor_extract():
-    loaded = loaded_by(modules_of("jax_avh"))
+def test_jax_avh_and_its_commands_never_load_torch_nor_extract():
+    loaded, by_commands = loaded_by(modules_of("jax_avh"), commands("train", "score", "evaluate", "audit", "sweep"))
     assert not loaded & {*TORCH_SIDE, "extract", "launch", "apps"}
+    assert not by_commands & set(TORCH_SIDE)
 
 
-@pytest.mark.parametrize("modules", [["jax_avh.data", "jax_avh.data.loaders", "jax_avh.data.passes"], ["launch.audit"]])
-def test_data_and_its_audits_load_no_networks(modules):
-    assert not loaded_by(modules) & {"flax", "optax"}
+def test_data_and_its_audits_load_no_networks():
+    (*_, loaded) = loaded_by(["jax_avh.data", "jax_avh.data.loaders", "jax_avh.data.passes"], commands("audit"))
+    assert not loaded & {"flax", "optax"}
 
 
 def test_only_one_place_builds_meshes_and_shardings():
@@ -68,28 +76,17 @@ def test_only_one_place_builds_meshes_and_shardings():
 
 
 def test_what_both_sides_share_loads_neither_torch_nor_jax():
-    loaded = loaded_by(modules_of("avh_shards"))
+    loaded, by_commands = loaded_by(modules_of("avh_shards"), commands("submit", "simulate"))
     assert not loaded & {*JAX_SIDE, *TORCH_SIDE, "sklearn", "absl", "extract", "jax_avh"}
+    assert not by_commands & {*TORCH_SIDE, *JAX_SIDE}
 
 
-@pytest.mark.parametrize(
-    ("commands", "never"),
-    [
-        (("extract", "import_npz", "convert"), JAX_SIDE),
-        (("train", "score", "evaluate", "audit", "sweep"), TORCH_SIDE),
-        (("submit", "simulate"), (*TORCH_SIDE, *JAX_SIDE)),
-    ],
-)
-def test_commands_load_only_their_own_side(commands, never):
-    assert not loaded_by([f"launch.{command}" for command in commands]) & set(never)
-
-
-def test_a_sweep_leaves_the_devices_to_its_runs():
+def test_a_sweep_leaves_the_devices_to_its_runs(launch):
     """Checks that a sweep, which loads jax with the methods whose settings it checks, starts no device."""
-    code = "import sys, jax; from apps.sweep import make_trials; "
-    code += "make_trials(['--config.data.train=a', '--config.data.val=b'], sys.argv[1]); "
-    code += "assert not jax._src.xla_bridge.backends_are_initialized()"
-    subprocess.run([sys.executable, "-c", code, "workdir"], check=True)
+    ask = "import atexit, jax; atexit.register(lambda: print(jax._src.xla_bridge.backends_are_initialized()))"
+    flags = ("--config.data.train=a", "--config.data.val=b", "--workdir=workdir", "--print_jobs")
+    status, output = launch("sweep", *flags, before=ask)
+    assert (status, output.splitlines()[-1]) == (0, "False")
 
 
 # A file may import only from its own room and lower ones, also within functions.
@@ -167,32 +164,42 @@ class Block:
         if name.partition(".")[0] in {blocked}:
             raise ImportError(f"{{name}} is not installed here")
 sys.meta_path.insert(0, Block())
-import runpy
-sys.argv = sys.argv[1:]
-runpy.run_module("launch." + sys.argv[0], run_name="__main__", alter_sys=False)
+import json, runpy
+from absl import flags
+for sys.argv in json.loads(sys.argv[1]):
+    try:
+        runpy.run_module("launch." + sys.argv[0], run_name="__main__", alter_sys=False)
+    except SystemExit as end:
+        if end.code:
+            raise
+    for flag in list(flags.FLAGS.flags_by_module_dict()[sys.argv[0]]):  # the next command may define the same
+        delattr(flags.FLAGS, flag.name)
 """
 
 
-def run_without(blocked: tuple[str, ...], command: str, *arguments: object) -> None:
-    """Runs a command as if some packages were not installed."""
-    command = [sys.executable, "-c", BLOCK.format(blocked=set(blocked)), command, *map(str, arguments)]
-    subprocess.run(command, check=True, capture_output=True)
+def run_without(blocked: tuple[str, ...], *commands: list[str]) -> None:
+    """Runs commands, one after the other, as if some packages were not installed."""
+    code = BLOCK.format(blocked=set(blocked))
+    subprocess.run([sys.executable, "-c", code, json.dumps(commands)], check=True, capture_output=True)
 
 
 def test_training_and_scoring_run_without_torch(tmp_path, rule_shards):
     data = [f"--config.data.{split}={rule_shards['val']}" for split in ("train", "val")]
     settings = ["--config.train.epochs=1", "--config.method.head=linear"]
-    run_without(TORCH_SIDE, "train", *data, *settings, f"--workdir={tmp_path}/run")
     features, scores = f"--features={rule_shards['test']}", tmp_path / "s.h5"
-    run_without(TORCH_SIDE, "score", f"--weights={tmp_path}/run", features, f"--output={scores}")
-    run_without(TORCH_SIDE, "evaluate", f"--scores={scores}", f"--output={tmp_path}/out")
+    run_without(
+        TORCH_SIDE,
+        ["train", *data, *settings, f"--workdir={tmp_path}/run"],
+        ["score", f"--weights={tmp_path}/run", features, f"--output={scores}"],
+        ["evaluate", f"--scores={scores}", f"--output={tmp_path}/out"],
+    )
     assert (tmp_path / "out" / "metrics.json").is_file()
 
 
 def test_importing_runs_without_jax(tmp_path, rule_shards):
     (tmp_path / "c.csv").write_text("path\ntrain/c00.mp4\n")
     flags = {"clips": tmp_path / "c.csv", "features": rule_shards["npz"], "output": tmp_path / "out"}
-    run_without(JAX_SIDE, "import_npz", *(f"--{name}={value}" for name, value in flags.items()))
+    run_without(JAX_SIDE, ["import_npz", *(f"--{name}={value}" for name, value in flags.items())])
     assert (tmp_path / "out" / "extraction.json").is_file()
 
 
@@ -200,5 +207,5 @@ def test_extraction_runs_without_jax(tmp_path, tiny_checkpoint):
     (tmp_path / "c.csv").write_text("path\ns4.mp4\n")
     flags = {"clips": tmp_path / "c.csv", "media": TESTDATA, "avhubert": tiny_checkpoint, "input": "roi"}
     arguments = [f"--{name}={value}" for name, value in (flags | {"output": tmp_path / "out", "processes": 1}).items()]
-    run_without(JAX_SIDE, "extract", *arguments)
+    run_without(JAX_SIDE, ["extract", *arguments])
     assert json.loads((tmp_path / "out" / "extraction.json").read_text())["stored"] == 1

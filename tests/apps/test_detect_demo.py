@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import pytest
 import torch
 from flax import nnx
 
-from apps.demo import SOURCE_CLIPS, demo, fetch_clips, make_clips
+from apps.demo import SOURCE_CLIPS, TRAINING, demo, fetch_clips, make_clips
 from apps.detect import detect, score_video, worst_second
 from apps.simulate import Corpus
 from avh_shards import ClipMeta, UserError, leading_silence, read_clip_list
@@ -37,12 +38,17 @@ def narrow_weights(tmp_path_factory):
     return rules.write_alignment_weights(tmp_path_factory.mktemp("w") / "w.safetensors", width=64)
 
 
-def test_a_video_is_scored_and_a_bad_one_named(
-    tmp_path, real_clips, tiny_checkpoint, tiny_encoder, narrow_weights, capsys
-):
+@pytest.fixture(scope="module")
+def film(tmp_path_factory, real_clips) -> Path:
+    """The first second of a real clip, because finding faces takes as long as a film."""
+    frames, sound = read_frames(real_clips["testMovie"])[:25], read_audio(real_clips["testMovie"])[None, :16000]
+    return write_media(tmp_path_factory.mktemp("film") / "testMovie.mp4", list(frames), sound=sound)
+
+
+def test_a_video_is_scored_and_a_bad_one_named(tmp_path, film, tiny_checkpoint, tiny_encoder, narrow_weights, capsys):
     (tmp_path / "text.mp4").write_text("no film")
-    write_media(tmp_path / "no face.mp4", ramp([0] * 30), sound=tone(1.2))
-    videos = [str(real_clips["testMovie"]), str(tmp_path / "text.mp4"), str(tmp_path / "no face.mp4")]
+    write_media(tmp_path / "no face.mp4", ramp([0] * 10), sound=tone(0.4))
+    videos = [str(film), str(tmp_path / "text.mp4"), str(tmp_path / "no face.mp4")]
     status = detect(videos, str(tiny_checkpoint), str(narrow_weights), tmp_path / "v.json", tmp_path / "pages")
     assert status == 2
     assert [page.name for page in (tmp_path / "pages").iterdir()] == ["testMovie.html"]
@@ -53,7 +59,7 @@ def test_a_video_is_scored_and_a_bad_one_named(
     assert "FAILED: cannot be decoded" in lines[1]
     assert "FAILED: no face found" in lines[2]
     verdicts = json.loads((tmp_path / "v.json").read_text())
-    clip = prepare_clip(ClipMeta("testMovie.mp4"), real_clips["testMovie"].parent, PrepareSettings())
+    clip = prepare_clip(ClipMeta("testMovie.mp4"), film.parent, PrepareSettings())
     features = start_encoding(tiny_encoder, [clip])()[0]
     frame = -np.asarray(load_weights(narrow_weights)(*map(jnp.asarray, features[:2])))
     for name, pool in POOLINGS.items():
@@ -66,12 +72,11 @@ def test_a_video_is_scored_and_a_bad_one_named(
     assert "face in 100 % of frames" in lines[0]
 
 
-def test_verdicts_warn_of_few_and_of_several_faces(tmp_path, real_clips, tiny_checkpoint, narrow_weights, launch):
+def test_verdicts_warn_of_few_and_of_several_faces(tmp_path, film, tiny_checkpoint, narrow_weights, launch):
     """Frames without a face are scored, too; of several faces, one is scored."""
-    frames = read_frames(real_clips["testMovie"])[:10]
-    blank = list(np.zeros_like(np.repeat(frames, 2, axis=0)))
-    write_media(tmp_path / "few.mp4", [*frames[:4], *blank[:16]], sound=tone(0.8))
-    write_media(tmp_path / "two.mp4", [np.hstack([frame, frames[0]]) for frame in frames], sound=tone(0.4))
+    frames = read_frames(film)[:5]
+    write_media(tmp_path / "few.mp4", [frames[0], *np.zeros_like(frames[1:])], sound=tone(0.2))
+    write_media(tmp_path / "two.mp4", [np.hstack([frame, frames[0]]) for frame in frames], sound=tone(0.2))
     videos = [str(tmp_path / "few.mp4"), str(tmp_path / "two.mp4")]
     flags = {"avhubert": tiny_checkpoint, "weights": narrow_weights, "json": tmp_path / "v.json"}
     flags["pages"] = tmp_path / "pages"
@@ -158,14 +163,12 @@ def test_a_video_that_cannot_be_encoded_is_named(tmp_path, tiny_checkpoint):
         encode_video(tmp_path / "text.mp4", Encoder(tiny_checkpoint))
 
 
-def test_random_and_simulated_origins_are_said_in_every_verdict(tmp_path, real_clips, monkeypatch, capsys):
+def test_random_and_simulated_origins_are_said_in_every_verdict(tmp_path, film, monkeypatch, capsys):
     """Checks the origin of the encoder and of the detector's training features, also on the page."""
     monkeypatch.setattr("extract.avhubert.encoder.AVHubertConfig.large", AVHubertConfig.tiny)
     network = NETWORKS["mlp"](AVHubertConfig.tiny().width, rngs=nnx.Rngs(0))
     save_weights(network, tmp_path / "w.safetensors", {"trained_on": "simulated"})
-    detect(
-        [str(real_clips["testMovie"])], "random", str(tmp_path / "w.safetensors"), tmp_path / "v.json", tmp_path / "p"
-    )
+    detect([str(film)], "random", str(tmp_path / "w.safetensors"), tmp_path / "v.json", tmp_path / "p")
     page = (tmp_path / "p" / "testMovie.html").read_text()
     for text in (capsys.readouterr().out, json.loads((tmp_path / "v.json").read_text())[0]["caveat"], page):
         assert "RANDOM AV-HuBERT weights" in text
@@ -235,13 +238,22 @@ def test_random_encoders_are_seeded():
     assert isinstance(AVHubert(AVHubertConfig.tiny()), torch.nn.Module)
 
 
-def test_the_demo_in_short(tmp_path, real_clips, tiny_checkpoint, monkeypatch, capfd):
-    """Runs all steps of the demo on one clip, with a small encoder and a small corpus."""
-    monkeypatch.setattr("apps.demo.fetch_clips", lambda: {"obama_speech": real_clips["obama_speech"]})
+def test_the_demo_in_short(tmp_path, film, tiny_checkpoint, monkeypatch, capsys, launch):
+    """Runs all steps of the demo on one second, with small networks and a small corpus, its commands in forks."""
+
+    def run(command, check):
+        assert command[:2] == [sys.executable, "-m"]
+        status, output = launch(command[2].removeprefix("launch."), *command[3:])
+        print(output)
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr("apps.demo.subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr("apps.demo.fetch_clips", lambda: {"testMovie": film})
     monkeypatch.setattr("apps.demo.Corpus", lambda: Corpus(train=4, val=2, test=6, frames=(20, 30)))
+    monkeypatch.setitem(TRAINING, "config.method.head", "linear")
     demo(tmp_path, str(tiny_checkpoint))
-    output = capfd.readouterr().out
-    for said in ("4 clips: 4 in 1 shards", "obama_speech/spliced.mp4", "SIMULATED", "avh_align"):
+    output = capsys.readouterr().out
+    for said in ("4 clips: 4 in 1 shards", "testMovie/spliced.mp4", "SIMULATED", "avh_align"):
         assert said in output
     assert "RANDOM" not in output
     results = json.loads((tmp_path / "results" / "metrics.json").read_text())["results"]
@@ -259,18 +271,9 @@ def test_the_demo_runs_to_its_end(tmp_path, launch, real_clips):
         assert len(list(csv.DictReader(file))) == 40
 
 
-def test_the_command_leaves_the_gpu_to_the_encoder():
+@pytest.mark.parametrize(("chosen", "found"), [("", "cpu"), ("cuda", "cuda")])
+def test_the_command_leaves_the_gpu_to_the_encoder(launch, chosen, found):
     """Asks for JAX's platforms at the moment when the command calls `detect`."""
-    code = """
-import os, jax
-from absl import flags
-from launch import detect
-detect.detect = lambda *_: print(repr(jax.config.jax_platforms))
-flags.FLAGS(["detect", "--avhubert=random", "--weights=w"])
-for chosen in (None, "cuda"):
-    jax.config.update("jax_platforms", chosen)
-    os.environ["JAX_PLATFORMS"] = chosen or ""
-    detect.main(["x.mp4"])
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout.split() == ["'cpu'", "'cuda'"], run.stderr
+    ask = "import apps.detect, jax; apps.detect.detect = lambda *_: print(jax.config.jax_platforms)"
+    flags = ("x.mp4", "--avhubert=random", "--weights=w")
+    assert launch("detect", *flags, environment={"JAX_PLATFORMS": chosen}, before=ask) == (0, f"{found}\n")

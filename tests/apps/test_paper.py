@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from apps import simulate as simulation
-from apps.paper import PAPER_TABLES, SUPERVISED, TEST_DATASETS, Experiment, experiments, format_tables, paper
+from apps.paper import (
+    PAPER_TABLES,
+    SUPERVISED,
+    TEST_DATASETS,
+    Experiment,
+    _ablations,
+    experiments,
+    format_tables,
+    paper,
+)
 from apps.simulate import Corpus, simulate
 from avh_shards import UserError, leading_silence, open_shard
 from avh_shards.format import CAVEATS, list_shards
@@ -86,12 +95,15 @@ def test_a_corpus_is_reproducible_and_never_overwritten(corpus, tmp_path, monkey
         simulate(tmp_path)
 
 
-@pytest.mark.parametrize("left_out", [("mds", "rawnet2"), pytest.param((), marks=pytest.mark.slow)])
-def test_the_run_trains_scores_prints_and_resumes(corpus, tmp_path, monkeypatch, capsys, left_out):
-    """Leaves out MDS and RawNet2 by default: compiling them takes half of the time, and other tests train them."""
+@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_run_trains_scores_prints_and_resumes(corpus, tmp_path, monkeypatch, capsys, short):
+    """In short without MDS and RawNet2, which other tests train, and with one ablation of each kind."""
     use_small_networks(monkeypatch)
-    for method in left_out:
-        monkeypatch.delitem(SUPERVISED, method)
+    if short:
+        monkeypatch.delitem(SUPERVISED, "mds")
+        monkeypatch.delitem(SUPERVISED, "rawnet2")
+        few = ("avh_sup-linear", "avh_align-50%")
+        monkeypatch.setattr("apps.paper._ablations", lambda root: [e for e in _ablations(root) if e.name in few])
     text = paper(corpus, tmp_path, FLAGS)
     planned = [experiment.name for experiment in experiments(corpus)]
     files = {file.name: file for file in (tmp_path / "scores").iterdir()}

@@ -14,7 +14,7 @@ import time
 import psutil
 import pytest
 
-from apps.sweep import format_results, make_trials, sweep
+from apps.sweep import make_trials, sweep
 from avh_shards import UserError
 from jax_avh.configs import make_config
 from tests.jax_avh.data.test_batches import make_source
@@ -52,12 +52,14 @@ def test_a_sweep_runs_each_combination_once_and_resumes(tmp_path, flags, launch)
     assert (tmp_path / "seed=0" / "metrics.jsonl").stat().st_mtime_ns == kept
 
 
-def test_a_failed_run_is_reported_and_the_others_continue(tmp_path, flags):
-    jobs = make_trials([*flags, "--config.init=,none.safetensors"], str(tmp_path))
-    assert sweep(jobs, 1) == jobs[1:]
-    table = format_results(jobs)
-    assert len(table.splitlines()) == 3
-    assert table.endswith("init=none.safetensors: error: none.safetensors: no such file of weights")
+def test_a_failed_run_is_reported_and_the_others_continue(tmp_path, flags, launch):
+    grid = [*flags, "--config.init=none.safetensors,", f"--workdir={tmp_path}"]
+    status, output = launch("sweep", *grid)
+    assert status == 1
+    first, second, *table = output.splitlines()
+    assert (first, second) == ("init=none.safetensors: exit status 2, without a result", "init=: done")
+    assert len(table) == 3
+    assert table[-1].endswith("init=none.safetensors: error: none.safetensors: no such file of weights")
 
 
 def test_a_sweep_that_fails_itself_leaves_no_run_behind(tmp_path, flags, monkeypatch):

@@ -148,6 +148,7 @@ def test_the_main_path_by_its_commands(tmp_path, launch, tiny_checkpoint, short_
         "config.data.batch_frames": 32,
         "config.optimizer.learning_rate": 1e-3,
         "config.data.shuffle": False,
+        "config.method.head": "linear",
     }
     for command, flags in {
         "extract": extraction,

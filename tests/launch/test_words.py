@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from avh_shards import ClipMeta
+from avh_shards import ClipMeta, UserError
 from avh_shards.clip import offsets
 from avh_shards.format import list_shards
 from avh_shards.text import format_table, nearest, one_line
@@ -179,28 +179,32 @@ def test_validation_on_training_clips_is_warned_of(sources, capsys):
 
 
 def test_refusals_say_what_differs(sources, fork):
-    """Runs the command with other settings, other features, another encoder and other weights."""
-    flags = [f"--config.data.{split}={sources / split}" for split in ("train", "val")]
-    flags += ["--config.train.epochs=0", f"--workdir={sources / 'run'}"]
-    assert fork("train", *flags)[0] == 0
+    """Trains with other settings, other features, another encoder and other weights."""
+    given = {"train.epochs": "0", "method.head": "linear"}
+    train(settings(sources, **given), sources / "run")
     make_source(sources / "other", [5, 9], weights_sha256="f00")
     make_source(sources / "mixed", [5, 9], per_shard=1)
     with h5py.File(sources / "mixed" / "features-00001.h5", "a") as file:
         file.attrs["trimmed"] = True
     make_source(sources / "moved", [5, 9, 8])
-    for more, expected in {
-        ("--config.model.tau=7", "--config.seed=3"): "--config.model.tau was 15, now 7; --config.seed was 0, now 3",
-        ("--config.model.normalise=False",): "--config.model.normalise was True, now False",
-        ("--config.data.train_clips=2",): "--config.data.train_clips was 0, now 2",
+    for more, expected in [
+        ({"model.tau": "7", "seed": "3"}, "--config.model.tau was 15, now 7; --config.seed was 0, now 3"),
+        ({"model.normalise": "False"}, "--config.model.normalise was True, now False"),
+        ({"data.train_clips": "2"}, "--config.data.train_clips was 0, now 2"),
         (
-            f"--config.data.train={sources / 'moved'}",
-        ): f"{sources / 'moved'} holds other features than {sources / 'train'} did",
-        (f"--config.data.val={sources / 'other'}",): f"its weights_sha256 is f00, but that of {sources / 'train'} is 0",
-        (f"--config.data.val={sources / 'mixed'}",): "00001.h5: its trimmed is True, but that of",
-    }.items():
-        status, output = fork("train", *flags, *more)
-        assert (status, output.count("error: ")) == (2, 1)
-        assert expected in output
+            {"data.train": str(sources / "moved")},
+            f"{sources / 'moved'} holds other features than {sources / 'train'} did",
+        ),
+        ({"data.val": str(sources / "other")}, f"its weights_sha256 is f00, but that of {sources / 'train'} is 0"),
+        ({"data.val": str(sources / "mixed")}, "00001.h5: its trimmed is True, but that of"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(expected)):
+            train(settings(sources, **given | more), sources / "run")
+    flags = [f"--config.data.{split}={sources / split}" for split in ("train", "val")]
+    flags += ["--config.train.epochs=0", "--config.data.batch_frames=10", f"--workdir={sources / 'run'}"]
+    status, output = fork("train", *flags)
+    assert (status, output.count("error: ")) == (2, 1)
+    assert "--config.method.head was 'linear', now 'mlp'" in output
 
 
 def test_nearest_names_and_single_lines():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from avh_shards import ClipMeta, UserError
 from avh_shards.format import Variant
 from extract.avhubert import AVHubert, AVHubertConfig, load_avhubert
-from extract.avhubert.encoder import FRONT_END_FRAMES, POOL_BATCHES, Encoder, _in_pieces, batches, start_encoding
+from extract.avhubert.encoder import POOL_BATCHES, Encoder, _in_pieces, batches, start_encoding
 from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from tests import rules
 from tests.conftest import TESTDATA
@@ -53,17 +53,18 @@ def test_a_batch_equals_its_clips(tiny_encoder, short):
             np.testing.assert_allclose(together, single, rtol=0, atol=1e-5)
 
 
-def test_the_front_end_runs_once_and_the_transformer_once(tiny_encoder, prepared):
+def test_the_front_end_runs_once_and_the_transformer_once(tiny_encoder, short, monkeypatch):
+    monkeypatch.setattr("extract.avhubert.encoder.FRONT_END_FRAMES", 40)
     calls = []
     hooks = [
         module.register_forward_hook(lambda module, args, output, name=name: calls.append(name))
         for name, module in tiny_encoder.named_modules()
         if name in ("feature_extractor_video.resnet", "encoder")
     ]
-    start_encoding(tiny_encoder, prepared, multimodal=True)()
+    start_encoding(tiny_encoder, short, multimodal=True)()
     for hook in hooks:
         hook.remove()
-    windows = -(-(sum(len(clip.audio) for clip in prepared) + 4) // FRONT_END_FRAMES)
+    windows = -(-(sum(len(clip.audio) for clip in short) + 4) // 40)
     assert sorted(calls) == ["encoder", *["feature_extractor_video.resnet"] * windows]
 
 
@@ -112,8 +113,8 @@ def test_where_the_front_end_is_cut_changes_nothing(tiny_encoder, short, monkeyp
 def test_half_precision_stays_close(tiny_encoder, short, precision, cosine):
     half = copy.deepcopy(tiny_encoder).hold(getattr(torch, precision))
     assert half.encoder.layers[0].fc1.weight.dtype == getattr(torch, precision)
-    rounded = start_encoding(half, short, True)()
-    for a, b in zip(rounded, start_encoding(tiny_encoder, short, True)(), strict=True):
+    rounded = start_encoding(half, short[1:], True)()
+    for a, b in zip(rounded, start_encoding(tiny_encoder, short[1:], True)(), strict=True):
         for name in a._fields:
             x, y = getattr(a, name), getattr(b, name)
             assert x.dtype == np.float32
@@ -124,7 +125,7 @@ def test_pieces_are_close_to_the_whole():
     """Error due to pieces, in a small network: small except for frames near a cut."""
     network = AVHubert(AVHubertConfig(layers=4, width=256, ffn_width=1024, heads=4))
     network.load_state_dict(rules.encoder_weights(network))
-    fused = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3000, 256)).astype(np.float32))
+    fused = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3000, 256)).astype(np.float32))
     with torch.inference_mode():
         whole, pieces = network.contextualise(fused), _in_pieces(network.contextualise, fused, 1000)
         np.testing.assert_array_equal(whole, _in_pieces(network.contextualise, fused, 3000))
@@ -151,6 +152,7 @@ def test_encoding_keeps_no_graph(tiny_encoder, prepared):
     ],
 )
 def test_lack_of_memory_is_recognised_in_every_wording(tiny_checkpoint, short, monkeypatch, message):
+    short = [dataclasses.replace(clip, crops=clip.crops[:5], audio=clip.audio[:5]) for clip in short]
     sizes = []
 
     def encode(network, clips, *options):

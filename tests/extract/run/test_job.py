@@ -63,11 +63,11 @@ def paths_of(folder) -> list[str]:
     return [clip.path for path in list_shards(folder) for clip in open_shard(path).clips]
 
 
-def test_shards_hold_the_features_of_the_list(tmp_path, tiny_checkpoint, tiny_encoder):
+def test_shards_hold_the_features_of_the_list(tmp_path, tiny_checkpoint, tiny_encoder, short_clips):
     names = ["s4", "none", "st48", "trim", "s4"]
     for k, name in enumerate(names[:1] + names[2:]):
         for suffix in ("_roi.mp4", ".wav"):
-            shutil.copy(TESTDATA / f"{name}{suffix}", tmp_path / f"c{k}{suffix}")
+            shutil.copy(short_clips / f"{name}{suffix}", tmp_path / f"c{k}{suffix}")
     clips = [ClipMeta(f"c{k}.mp4", label=k % 2, identity=f"id{k}") for k in range(4)]
     clips.insert(1, ClipMeta("none.mp4"))
     summary = extract(clips, tmp_path, tiny_checkpoint, tmp_path / "out", settings(clips_per_shard=2))
@@ -86,17 +86,17 @@ def test_shards_hold_the_features_of_the_list(tmp_path, tiny_checkpoint, tiny_en
     assert [(c.label, c.identity) for c in shard.clips] == [(1, "id1"), (0, "id2")]
 
 
-def test_trimming_reaches_the_shard(tmp_path, tiny_checkpoint):
-    clips = [ClipMeta("trim.mp4", segments=((0.1, 2.0),)), ClipMeta("s4.mp4")]
+def test_trimming_reaches_the_shard(tmp_path, tiny_checkpoint, short_clips):
+    clips = [ClipMeta("trim.mp4", segments=((0.1, 0.9),)), ClipMeta("s4.mp4")]
     for trimmed in (False, True):
         options = settings(trimmed=str(trimmed).lower())
-        extract(clips, TESTDATA, tiny_checkpoint, tmp_path / str(trimmed), options)
+        extract(clips, short_clips, tiny_checkpoint, tmp_path / str(trimmed), options)
         shard = open_shard(tmp_path / str(trimmed) / "features-00000.h5")
         assert shard.attributes["trimmed"] == trimmed
         assert [clip.trimmed_frames for clip in shard.clips] == [16 * trimmed, 0]
-        assert np.diff(shard.offset).tolist() == [100 - 16 * trimmed, 100]
+        assert np.diff(shard.offset).tolist() == [25 - 16 * trimmed, 25]
         assert shard.clips[0].leading_silence == pytest.approx(0.613)
-        np.testing.assert_allclose(shard.clips[0].segments, [(0, 1.36)] if trimmed else [(0.1, 2.0)], atol=1e-6)
+        np.testing.assert_allclose(shard.clips[0].segments, [(0, 0.26)] if trimmed else [(0.1, 0.9)], atol=1e-6)
 
 
 def test_bad_media_is_logged_and_the_run_goes_on(tmp_path, tiny_checkpoint, real_clips):
@@ -235,15 +235,15 @@ def test_a_clip_too_large_for_memory_goes_through_in_pieces(tmp_path, tiny_check
     assert 0.97 < cosine.min() < 0.9999999  # the error due to the pieces
 
 
-def test_both_forms_are_made_from_one_preparation(tmp_path, tiny_checkpoint):
+def test_both_forms_are_made_from_one_preparation(tmp_path, tiny_checkpoint, short_clips):
     """Each of the two sets equals the set of a separate run."""
     clips = [ClipMeta(f"{name}.mp4", segments=((0.1, 2.0),)) for name in ("trim", "none", "s4")]
     options = {"store": ("crops", "multimodal", "waveform")}
-    job = Job(clips, str(TESTDATA), str(tmp_path / "both"), settings(trimmed="both", **options))
+    job = Job(clips, str(short_clips), str(tmp_path / "both"), settings(trimmed="both", **options))
     summaries = extract_job(job, tiny_checkpoint)
-    assert [(s.stored, s.failed, s.frames) for s in summaries] == [(2, 1, 200), (2, 1, 184)]
+    assert [(s.stored, s.failed, s.frames) for s in summaries] == [(2, 1, 50), (2, 1, 34)]
     for form, folder in (("false", "untrimmed"), ("true", "trimmed")):
-        extract(clips, TESTDATA, tiny_checkpoint, tmp_path / form, settings(trimmed=form, **options))
+        extract(clips, short_clips, tiny_checkpoint, tmp_path / form, settings(trimmed=form, **options))
         one, two = (open_shard(path / "features-00000.h5") for path in (tmp_path / form, tmp_path / "both" / folder))
         assert repr(one.clips) == repr(two.clips)  # NaN is not equal to itself
         for name in ("visual", "audio", "multimodal"):

@@ -1,7 +1,5 @@
 """Shards in an object store, over the S3 protocol."""
 
-import subprocess
-import sys
 import time
 
 import boto3
@@ -9,9 +7,10 @@ import numpy as np
 import pytest
 
 from avh_shards.paths import REQUESTS, as_path
+from jax_avh.configs import make_config
 from jax_avh.data.source import open_source
 from tests.jax_avh.data.test_batches import make_source
-from tests.runs import finish, losses, start_training
+from tests.runs import losses, train
 from tests.sets import assert_same_set, make_media, start_extract
 
 moto_server = pytest.importorskip("moto.server")
@@ -31,7 +30,7 @@ def bucket(monkeypatch):
     server.stop()
 
 
-def test_tasks_fill_one_folder_of_a_bucket(tmp_path, tiny_checkpoint, short_clips, bucket):
+def test_tasks_fill_one_folder_of_a_bucket(tmp_path, tiny_checkpoint, short_clips, bucket, launch):
     """Two tasks of an array, the first killed and restarted, write the same shards as one run in a local folder."""
     media, url = tmp_path / "media", "s3://shards/set"
     make_media(media, 4, short_clips)
@@ -47,8 +46,8 @@ def test_tasks_fill_one_folder_of_a_bucket(tmp_path, tiny_checkpoint, short_clip
         (tmp_path / key).parent.mkdir(exist_ok=True)
         bucket.download_file("shards", key, str(tmp_path / key))
     assert_same_set(tmp_path / "local", tmp_path / "set")
-    inspected = subprocess.run([sys.executable, "-m", "launch.inspect", url], capture_output=True, text=True)
-    assert inspected.returncode == 0, inspected.stdout + inspected.stderr
+    status, output = launch("inspect", url)
+    assert status == 0, output
 
 
 def keys(bucket) -> list[str]:
@@ -69,8 +68,9 @@ def test_training_reads_shards_from_a_bucket(tmp_path, bucket):
     open_source(f"{urls['data.train']}/features-00000.h5", tmp_path / "cache")  # described by itself, not in a list
     assert copied.fingerprint() == open_source(local["data.train"]).fingerprint()
     assert len(list((tmp_path / "cache").glob("*.h5"))) == len(copied.shards)
-    settings = {"data.batch_frames": 25, "train.epochs": 1}
+    settings = {"data.batch_frames": 25, "train.epochs": 1, "method.head": "linear"}
     runs = {"local": local} | {name: urls | {"data.placement": name} for name in ("stream", "host", "device")}
     for name, data in runs.items():
-        finish(start_training(tmp_path / name, **settings, **data), tmp_path / name)
+        config = {key: str(value) for key, value in (settings | data).items()}
+        train(make_config(config), tmp_path / name)
         np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "local"), rtol=0, atol=2e-6)

@@ -1,5 +1,6 @@
 """Extraction on a Ray cluster: the same shards as on one machine, whatever dies."""
 
+import json
 import random
 import re
 import subprocess
@@ -125,14 +126,9 @@ def test_without_ray_the_flag_is_told(tmp_path, tiny_checkpoint):
     make_media(tmp_path / "media", 1)
     flags = {"clips": tmp_path / "media.csv", "media": tmp_path / "media", "avhubert": tiny_checkpoint}
     flags |= {"output": tmp_path / "out", "input": "roi", "cluster": "ray"}
-    command = [
-        sys.executable,
-        "-c",
-        BLOCK.format(blocked={"ray"}),
-        "extract",
-        *(f"--{k}={v}" for k, v in flags.items()),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = ["extract", *(f"--{k}={v}" for k, v in flags.items())]
+    code = BLOCK.format(blocked={"ray"})
+    result = subprocess.run([sys.executable, "-c", code, json.dumps([command])], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.strip().endswith("error: --cluster=ray needs the package ray (extra `ray`)")
 

@@ -1,10 +1,7 @@
 """Adding a method takes its module, its settings file and a line in the registry; all commands then work with it."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 
@@ -65,18 +62,16 @@ def get_config():
     config.train.epochs, config.optimizer.learning_rate, config.data.batch_frames = 20, 0.1, 40
     return config
 '''
-COMMAND = """
-import runpy, sys
-folder, *sys.argv = sys.argv[1:]
-sys.path.insert(0, folder)
+REGISTER = """
+import sys
+sys.path.insert(0, {folder!r})
 import jax_avh.configs, jax_avh.methods, toy_method
-jax_avh.configs.__path__.append(folder)
+jax_avh.configs.__path__.append({folder!r})
 jax_avh.methods.METHODS["toy"] = toy_method.METHOD  # the line of the registry
-runpy.run_module("launch." + sys.argv[0], run_name="__main__")
 """
 
 
-def test_a_new_method_is_trained_scored_and_evaluated_by_the_commands(tmp_path):
+def test_a_new_method_is_trained_scored_and_evaluated_by_the_commands(tmp_path, launch):
     (tmp_path / "toy_method.py").write_text(METHOD)
     (tmp_path / "toy.py").write_text(SETTINGS)
     rng = np.random.default_rng(0)
@@ -86,9 +81,8 @@ def test_a_new_method_is_trained_scored_and_evaluated_by_the_commands(tmp_path):
         write_shard(tmp_path / split, clips)
 
     def command(*arguments):
-        run = [sys.executable, "-c", COMMAND, str(tmp_path), *map(str, arguments)]
-        result = subprocess.run(run, capture_output=True, text=True, env=os.environ, timeout=300)
-        assert not result.returncode, result.stdout + result.stderr
+        status, output = launch(*arguments, before=REGISTER.format(folder=str(tmp_path)))
+        assert not status, output
 
     data = [f"--config.data.{split}={tmp_path / split}" for split in ("train", "val")]
     command("train", "--config.method=toy", "--config.method.spread=0.5", *data, f"--workdir={tmp_path}/run")
