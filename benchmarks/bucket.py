@@ -102,8 +102,8 @@ def one_by_one(ranges: Sequence[RowRange]) -> Iterator[np.ndarray]:
 def read_whole(source: Source) -> None:
     """Reads all features."""
     (stream,) = frame_streams(source)
-    for _ in read_parts([(stream, name, 0, stream.frames) for name in PAIRED_FEATURES]):
-        pass
+    frames = np.zeros((len(PAIRED_FEATURES), stream.frames, source.width), source.dtype)
+    read_parts([(stream, name, 0, rows) for name, rows in zip(PAIRED_FEATURES, frames, strict=True)])
 
 
 def read_batches(source: Source, size: int) -> None:

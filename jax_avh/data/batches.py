@@ -83,7 +83,9 @@ class FrameStream:
 
     def features(self, name: str, start: int, stop: int) -> Float[np.ndarray, "T D"]:
         """Reads `visual` or `audio` features of the frames start:stop; frames beyond the stream are zeros."""
-        return next(read_parts([(self, name, start, stop)]))
+        frames = np.zeros((stop - start, self.source.width), self.source.dtype)
+        read_parts([(self, name, start, frames)])
+        return frames
 
     def places(self, start: int, stop: int) -> Int[np.ndarray, " T"]:
         """Returns the place of each frame's clip, for the frames start:stop; PADDING beyond the stream."""
@@ -107,23 +109,22 @@ class FrameStream:
             place += 1
 
 
-def read_parts(parts: Sequence[tuple[FrameStream, str, int, int]]) -> Iterator[Float[np.ndarray, "T D"]]:
-    """Yields parts of streams of one source, each (stream, `visual` or `audio`, start, stop) as `features` returns it.
+def read_parts(parts: Sequence[tuple[FrameStream, str, int, Float[np.ndarray, "_ D"]]]) -> None:
+    """Reads parts of streams of one source; from shards at a URL, the clips of all parts are read at the same time.
 
-    From shards at a URL, the clips of all parts are read at the same time.
+    Args:
+      parts: (stream, `visual` or `audio`, first frame, array to fill); frames beyond a stream are not written.
     """
-    pieces = [
-        (name, int(stream.order[place]), first - int(stream.border[place]), last - int(stream.border[place]))
-        for stream, name, start, stop in parts
-        for place, first, last in stream.pieces(start, stop)
-    ]
-    source = parts[0][0].source
-    read = source.features_of(pieces)
-    for stream, _, start, stop in parts:
-        frames = np.zeros((stop - start, source.width), source.dtype)
-        for _, first, last in stream.pieces(start, stop):
-            frames[first - start : last - start] = next(read)
-        yield frames
+    pieces = []
+    targets = []
+    for stream, name, start, frames in parts:
+        for place, first, last in stream.pieces(start, start + len(frames)):
+            begin = int(stream.border[place])
+            pieces.append((name, int(stream.order[place]), first - begin, last - begin))
+            targets.append(frames[first - start : last - start])
+    read = parts[0][0].source.features_of(pieces)
+    for target in targets:
+        target[:] = next(read)
 
 
 def frame_streams(source: Source, seed: Seed | None = None, count: int = 1) -> tuple[FrameStream, ...]:
@@ -173,15 +174,19 @@ class FrameBatches(Sequence[FrameBatch]):
             raise IndexError(index)
         parts = [self._part(index, chunk) for chunk in self.own]
         size, tau = self.chunk_frames, self.tau
-        visual = [(stream, "visual", start, start + size) for stream, start, _ in parts]
-        audio = [(stream, "audio", start - tau, start + size + tau) for stream, start, _ in parts]
-        read = read_parts(visual + audio)
+        source = self.streams[0].source
+        visual = np.zeros((len(parts), size, source.width), source.dtype)
+        audio = np.zeros((len(parts), size + 2 * tau, source.width), source.dtype)
+        read_parts(
+            [(stream, "visual", start, rows) for (stream, start, _), rows in zip(parts, visual, strict=True)]
+            + [(stream, "audio", start - tau, rows) for (stream, start, _), rows in zip(parts, audio, strict=True)]
+        )
         return FrameBatch(
-            visual=stacked([next(read) for _ in visual]),
-            audio=stacked([next(read) for _ in audio]),
-            clip=stacked([stream.places(*frames) for stream, _, *frames in audio]),
-            weight=stacked([(np.arange(size) < end - start).astype(np.float32) for _, start, end in parts]),
-            label=stacked([stream.labels(*frames) for stream, _, *frames in visual]),
+            visual=visual,
+            audio=audio,
+            clip=np.stack([stream.places(start - tau, start + size + tau) for stream, start, _ in parts]),
+            weight=np.stack([(np.arange(size) < end - start).astype(np.float32) for _, start, end in parts]),
+            label=np.stack([stream.labels(start, start + size) for stream, start, _ in parts]),
         )
 
     def _part(self, index: int, chunk: int) -> tuple[FrameStream, int, int]:
@@ -189,11 +194,6 @@ class FrameBatches(Sequence[FrameBatch]):
         number, part = divmod(chunk, self.chunks // len(self.streams))
         begin, end = map(int, self.border[number, index : index + 2])
         return self.streams[number], begin + part * self.chunk_frames, end
-
-
-def stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Stacks arrays along a new leading axis; a single one is not copied."""
-    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 def frame_batches(

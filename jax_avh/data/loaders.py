@@ -40,7 +40,7 @@ from jax_avh.data.batches import (
     frame_streams,
     pass_order,
     prefetched,
-    stacked,
+    read_parts,
 )
 from jax_avh.data.source import PAIRED_FEATURES, Source
 from jax_avh.parallel import is_imagined, on_own_part, own_devices, put_parts, put_rows, run_on_own_parts
@@ -258,7 +258,9 @@ def hold_frames(
 
     def on_devices(name: str) -> Float[Any, "S F D"]:
         def read(first: int, last: int) -> Float[np.ndarray, "s F D"]:
-            return stacked([stream.features(name, 0, room) for stream in ordered[first:last]])
+            features = np.zeros((last - first, room, source.width), source.dtype)
+            read_parts([(stream, name, 0, rows) for stream, rows in zip(ordered[first:last], features, strict=True)])
+            return features
 
         return put_rows(mesh, (streams, room, source.width), source.dtype, read)
 

@@ -118,14 +118,15 @@ def test_as_many_requests_as_allowed_are_made_at_once(store):
 def test_features_come_in_large_requests_for_whole_sets_and_at_once_for_batches(store, tmp_path, monkeypatch):
     local = make_source(tmp_path, [9, 1, 2, 20, 3, 17, 1, 30])
     remote = open_source(upload(local, "features"))
-    everything, wanted = (
-        [(frame_stream(source), name, 0, 83) for name in PAIRED_FEATURES] for source in (remote, local)
-    )
+    found, wanted = np.zeros((2, 2, 83, remote.width), np.float32)
     store.reset()
-    found = list(read_parts(everything))
+    for source, features in ((remote, found), (local, wanted)):
+        read_parts(
+            [(frame_stream(source), name, 0, rows) for name, rows in zip(PAIRED_FEATURES, features, strict=True)]
+        )
     assert len(store.requests) == 2 * len(local.shards)  # the clips of a shard are stored end to end
-    for rows, other in zip(found, read_parts(wanted), strict=True):
-        np.testing.assert_array_equal(rows, other)
+    np.testing.assert_array_equal(found, wanted)
+    assert wanted.any(axis=(1, 2)).all()
     monkeypatch.setattr(hdf5, "GAP_BYTES", -1)
     batches, wanted = (frame_batches(frame_streams(source, (0, 0)), 83, 2) for source in (remote, local))
     store.reset(together=2 * 8)  # both modalities of every clip
