@@ -68,7 +68,7 @@ def test_training_reads_shards_from_a_bucket(tmp_path, bucket):
     open_source(f"{urls['data.train']}/features-00000.h5", tmp_path / "cache")  # described by itself, not in a list
     assert copied.fingerprint() == open_source(local["data.train"]).fingerprint()
     assert len(list((tmp_path / "cache").glob("*.h5"))) == len(copied.shards)
-    settings = {"data.batch_frames": 25, "train.epochs": 1, "method.head": "linear"}
+    settings = {"data.batch_frames": 24, "data.streams": 2, "train.epochs": 1, "method.head": "linear"}
     runs = {"local": local} | {name: urls | {"data.placement": name} for name in ("stream", "host", "device")}
     for name, data in runs.items():
         config = {key: str(value) for key, value in (settings | data).items()}
