@@ -152,7 +152,7 @@ class FrameNetwork(nnx.Module):
         else:
             # Of two linear layers in a row, folding the kernels first is cheaper for more than `width` frames.
             if math.prod(features.shape[:-1]) > self.width:
-                folded = product(projection.kernel[...], kernel, self.products.precision)
+                folded = product(projection.kernel[...], kernel, self.products.of_matrices)
                 share = self._product(features, folded)
             else:
                 share = self._product(self._product(features, projection.kernel[...]), kernel)
@@ -193,8 +193,8 @@ class FrameNetwork(nnx.Module):
 
     def _product(self, inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"]) -> Float[Array, "*T K"]:
         """Multiplies matrices in the network's precision."""
-        dtype, precision = self.products
-        return product(inputs.astype(dtype), kernel.astype(dtype), precision).astype(self.dtype)
+        dtype = self.products.dtype
+        return product(inputs.astype(dtype), kernel.astype(dtype), self.products.of_matrices).astype(self.dtype)
 
 
 class AlignmentNetwork(FrameNetwork):

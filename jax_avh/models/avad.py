@@ -50,9 +50,8 @@ class Attention(nnx.Module):
         return apply_linear(self.to_out, mixed.reshape(hidden.shape), self.products)
 
     def _einsum(self, subscripts: str, inputs: Array, others: Array) -> Array:
-        dtype, precision = self.products
-        factors = inputs.astype(dtype), others.astype(dtype)
-        return jnp.einsum(subscripts, *factors, precision=precision).astype(self.null_k.dtype)
+        factors = inputs.astype(self.products.dtype), others.astype(self.products.dtype)
+        return jnp.einsum(subscripts, *factors, precision=self.products.of_matrices).astype(self.null_k.dtype)
 
 
 def prepend(learnt: Float[Array, "1 1 D"], given: Float[Array, "B N D"]) -> Float[Array, "B M D"]:

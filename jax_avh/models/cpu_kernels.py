@@ -238,9 +238,10 @@ def _gru_backward(products, saved, cotangents):
 
     last = jnp.zeros_like(cotangents[0])
     _, (given, recalled) = jax.lax.scan(step, last, (arguments, cotangents), reverse=True)
-    dtype, precision = products
-    factors = recalled.astype(dtype), arguments[0].astype(dtype)
-    of_weight = jnp.tensordot(*factors, axes=((0, 1), (0, 1)), precision=precision, preferred_element_type=weight.dtype)
+    factors = recalled.astype(products.dtype), arguments[0].astype(products.dtype)
+    of_weight = jnp.tensordot(
+        *factors, axes=((0, 1), (0, 1)), precision=products.of_matrices, preferred_element_type=weight.dtype
+    )
     return given, of_weight, jnp.sum(recalled, axis=(0, 1))
 
 

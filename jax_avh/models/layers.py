@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.lax import Precision
+from jax.lax import DotAlgorithmPreset, Precision, PrecisionLike
 from jax.nn.initializers import variance_scaling
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
@@ -28,6 +28,12 @@ class Products(NamedTuple):
 
     dtype: DTypeLike  # of the factors
     precision: Precision = Precision.HIGHEST  # full, for that dtype; by default, accelerators round float32 to less
+
+    @property
+    def of_matrices(self) -> PrecisionLike:
+        """Precision of products of matrices: on GPUs TensorFloat-32 by name, as XLA takes "high" for full float32."""
+        high_on_gpu = self.precision == Precision.HIGH and target_platform() == "gpu"
+        return DotAlgorithmPreset.TF32_TF32_F32 if high_on_gpu else self.precision
 
 
 # Precision -> (dtype of parameters, norms and scores; the products). "High" precision is one pass of TensorFloat-32 on
@@ -101,7 +107,7 @@ def layer_norm(width: int, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> nn
 
 
 def product(
-    inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"], precision: Precision = Precision.HIGHEST
+    inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"], precision: PrecisionLike = Precision.HIGHEST
 ) -> Float[Array, "*T K"]:
     """Multiplies matrices in their dtype."""
     return jnp.matmul(inputs, kernel, precision=precision)
@@ -109,10 +115,10 @@ def product(
 
 def cast_product(inputs: Float[Array, "*T J"], kernel: Float[Array, "J K"], products: Products) -> Float[Array, "*T K"]:
     """Multiplies matrices as given and returns the product in the dtype of the inputs."""
-    dtype, precision = products
+    dtype = products.dtype
     if dtype == jnp.bfloat16:
         return _bfloat16_product(inputs, kernel)
-    return product(inputs.astype(dtype), kernel.astype(dtype), precision).astype(inputs.dtype)
+    return product(inputs.astype(dtype), kernel.astype(dtype), products.of_matrices).astype(inputs.dtype)
 
 
 @jax.custom_vjp

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
-from jax.lax import Precision
+from jax.lax import DotAlgorithmPreset, Precision
 
 from avh_shards import UserError
 from jax_avh.config import PRECISIONS
@@ -82,7 +82,6 @@ def test_every_precision_has_an_arithmetic():
     ("precision", "platform", "dtype", "passes"),
     [
         ("float32", "gpu", "float32", Precision.HIGHEST),
-        ("tensorfloat32", "gpu", "float32", Precision.HIGH),
         ("bfloat16_3x", "tpu", "float32", Precision.HIGH),
         ("bfloat16", "gpu", "bfloat16", Precision.HIGHEST),
     ],
@@ -90,6 +89,22 @@ def test_every_precision_has_an_arithmetic():
 def test_a_precision_is_that_of_the_products(name, precision, platform, dtype, passes):
     with compiling_for(platform):
         share = asked(name, precision)[dtype, (passes, passes)]
+    assert_nearly_all(share, name, precision)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_gpu_is_asked_for_tensorfloat32_by_name(name):
+    """In products of matrices; convolutions have no such name, and there "high" means it."""
+    with compiling_for("gpu"):
+        found = asked(name, "tensorfloat32")
+    high = found.get(("float32", (Precision.HIGH, Precision.HIGH)), 0)
+    matrices = found["float32", DotAlgorithmPreset.TF32_TF32_F32]
+    assert_nearly_all(high + matrices, name, "tensorfloat32")
+    assert matrices > 0
+    assert (high > 0) == (name in ("rawnet2", "mds"))
+
+
+def assert_nearly_all(share, name, precision):
     # The alignment network computes its last, single output in full float32, and so its folded maps for bfloat16.
     least = 0.999 if name != "alignment" else 0.25 if precision == "bfloat16" else 0.6
     assert share > least
