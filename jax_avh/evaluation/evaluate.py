@@ -17,6 +17,7 @@ from jax_avh.evaluation.localisation import LOCALISED, MOST_LOCALISED, localisat
 from jax_avh.evaluation.metrics import (
     FEWEST,
     METRIC_NAMES,
+    MOST_RESAMPLED,
     DetectionMetrics,
     average_precision,
     bootstrap_intervals,
@@ -211,11 +212,14 @@ def _warnings(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> I
         name, label = scored.title, scored.label
         if note := caveat(scored.table.attributes):
             yield f"{name}: {note}."
-        if unknown := int((~np.isin(label, (REAL, FAKE))).sum()):
+        unknown = int((~np.isin(label, (REAL, FAKE))).sum())
+        if unknown:
             yield f"{name}: {unknown} of {len(label)} clips have no label and are left out of all metrics."
         frames = np.diff(scored.table.offset).tolist()
         if scored.table.frame is not None and (beyond := sum(map(ends_beyond, scored.clips, frames))):
             yield f"{name}: {beyond} clips have fake segments beyond their end, so the metrics of frames are wrong."
+        if len(label) - unknown > MOST_RESAMPLED:
+            yield f"{name}: intervals come from resamples of groups of clips, as there are over {MOST_RESAMPLED}."
         if scored.table.frame is not None and len(label) > MOST_LOCALISED:
             yield f"{name}: localisation is measured on {LOCALISED} of its {len(label)} clips, drawn at random."
         counts = {kind: int((label == value).sum()) for kind, value in (("real", REAL), ("fake", FAKE))}

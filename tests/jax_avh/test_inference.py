@@ -111,17 +111,17 @@ def test_any_processes_and_devices_write_one_file(tmp_path, scored, processes, d
 def test_a_job_array_writes_the_same_file(tmp_path, scored, launch):
     flags, wanted = scored
     output = tmp_path / "s.h5"
+    job = job_of(scored, output)
     for index in (2, 0):
-        status, said = launch("score", *flags, f"--output={output}", f"--task_index={index}", "--task_count=3")
-        assert status == 0
-        assert f"s.h5: task {index} of 3 has ended; after all tasks, give --merge" in said
-    status, said = launch("score", *flags, f"--output={output}", "--merge")
-    assert status == 2
-    assert "s.h5.pieces: 1 of 3 shards are not scored yet, the first is" in said
-    assert "features-00001.h5; run the remaining tasks first" in said
+        job.score(index, 3)
+    missing = r"s.h5.pieces: 1 of 3 shards are not scored yet, the first is .*features-00001.h5; run the remaining"
+    with pytest.raises(UserError, match=missing):
+        job.merge()
     assert not output.exists()
     array = {"SLURM_ARRAY_TASK_ID": "1"}
-    assert launch("score", *flags, f"--output={output}", "--task_count=3", environment=array)[0] == 0
+    status, said = launch("score", *flags, f"--output={output}", "--task_count=3", environment=array)
+    assert status == 0
+    assert "s.h5: task 1 of 3 has ended; after all tasks, give --merge" in said
     status, said = launch("score", *flags, f"--output={output}", "--merge")
     assert status == 0
     assert "s.h5: avh_align, 7 clips, 9653 frames" in said

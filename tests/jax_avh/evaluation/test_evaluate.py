@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import sys
 
 import h5py
 import jax
@@ -35,6 +36,15 @@ def results_of(folder, **wanted):
     """Returns the results in metrics.json that have these fields."""
     results = json.loads((folder / "metrics.json").read_text())["results"]
     return [result for result in results if all(result[name] == value for name, value in wanted.items())]
+
+
+def test_warnings_name_what_many_clips_change(tmp_path, monkeypatch):
+    write_scores(make_table(), tmp_path / "a.h5")
+    for name in ("MOST_RESAMPLED", "MOST_LOCALISED"):
+        monkeypatch.setattr(sys.modules["jax_avh.evaluation.evaluate"], name, 1)  # its name is also the function's
+    warnings = evaluate([tmp_path / "a.h5"], resamples=2).metrics.warnings
+    assert "avh_align: intervals come from resamples of groups of clips, as there are over 1." in warnings
+    assert "avh_align: localisation is measured on 10000 of its 3 clips, drawn at random." in warnings
 
 
 def test_evaluation_writes_metrics_and_clips(tmp_path):
