@@ -31,7 +31,7 @@ class Products(NamedTuple):
 
     @property
     def of_matrices(self) -> PrecisionLike:
-        """Precision of products of matrices: on GPUs TensorFloat-32 by name, as XLA takes "high" for full float32."""
+        """Precision of products of matrices: on GPUs, TensorFloat-32 by name, as not all kernels use it for "high"."""
         high_on_gpu = self.precision == Precision.HIGH and target_platform() == "gpu"
         return DotAlgorithmPreset.TF32_TF32_F32 if high_on_gpu else self.precision
 
