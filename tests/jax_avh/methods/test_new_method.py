@@ -36,9 +36,9 @@ def make_model(config, source):
 
 
 def loss(network, batch, boundary):
-    halo = (len(batch.audio) - len(batch.visual)) // 2
+    halo = (batch.audio.shape[1] - batch.visual.shape[1]) // 2  # after the axis of chunks
     sign = 1 - 2 * batch.label.astype(network.dtype)
-    return jax.nn.softplus(sign * network(batch.visual, batch.audio[halo:-halo]))
+    return jax.nn.softplus(sign * network(batch.visual, batch.audio[:, halo:-halo]))
 
 
 METHOD = FrameMethod(
