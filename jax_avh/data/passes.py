@@ -20,6 +20,7 @@ from jax_avh.parallel import compile_on_own_parts, make_mesh, put_copies, put_ro
 # Frames of a step on each device: the same for any number of devices, so that the scores are the same to the last bit.
 PASS_FRAMES = {"cpu": 2048}  # backend -> frames, chosen to stay in its caches
 LARGE_BATCH_FRAMES = 16384  # frames on all other backends
+LEAST_FRAMES = 256  # a shorter source takes a step of the next power of two, of at least as many frames
 Clips = tuple[Float[np.ndarray, "T K"], Int64[np.ndarray, "borders"]]
 
 
@@ -42,7 +43,7 @@ def frame_pass(
       graph: graph of a network; a constant of the program.
       fixed: arrays that are the same for every batch, such as a network's parameters.
       tau: audio frames needed on each side of a frame.
-      batch_frames: frames of one step on each device; None = the backend's default.
+      batch_frames: frames of one step on each device; None = the backend's default, or fewer for a short source.
 
     Returns:
       A function that yields the outputs of a source's frames, several whole clips at a time, with the clips' borders.
@@ -52,8 +53,9 @@ def frame_pass(
 
     def run(source: Source) -> Iterator[Clips]:
         streams = frame_streams(source)
-        frames = mesh.size * (batch_frames or pass_frames())
-        batches = frame_batches(streams, frames, tau, chunks=mesh.size)
+        enough = max(LEAST_FRAMES, 1 << (streams[0].frames - 1).bit_length())
+        frames = batch_frames or min(pass_frames(), enough)
+        batches = frame_batches(streams, mesh.size * frames, tau, chunks=mesh.size)
         bar = tqdm.tqdm(prefetched(batches, source.local), desc="score", total=len(batches), leave=False)
         found = (np.asarray(compiled(jax.tree.map(_end_to_end, batch)))[batch.weight.ravel() > 0] for batch in bar)
         yield from _whole_clips(found, streams[0].border)

@@ -1,17 +1,21 @@
 """Frame stream and batches: no frame lost or repeated, and the same for any number of devices."""
 
+from pathlib import Path
+
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from avh_shards import ClipMeta, UserError
-from avh_shards.clip import REAL
+from avh_shards.clip import REAL, offsets
 from avh_shards.errors import Failure
+from avh_shards.format import ShardTable
+from avh_shards.hdf5 import Extent
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
 from extract.store.shard_set import ShardSet
 from jax_avh.data.batches import FrameStream, frame_batches, frame_streams, prefetched
-from jax_avh.data.source import open_source
+from jax_avh.data.source import Source, open_source
 
 WIDTH = 4
 
@@ -33,6 +37,23 @@ def make_source(folder, lengths, per_shard=3, labels=None, name="c", **attribute
     return open_source(folder)
 
 
+def held_source(lengths):
+    """Returns a source of the same features in memory, for many examples."""
+    border = offsets(lengths)
+    clips = tuple(ClipMeta(f"c{n}.mp4", label=0) for n in range(len(lengths)))
+    frames = np.zeros((border[-1], WIDTH), np.float32)
+    frames[:, 0] = np.repeat(np.arange(len(lengths)) + 1, lengths)
+    frames[:, 1] = np.arange(border[-1]) - np.repeat(border[:-1], lengths) + 1
+    held = {"visual": frames, "audio": -frames}
+    extents = {name: Extent(0, rows.dtype, rows.shape) for name, rows in held.items()}
+    table = ShardTable(Path("held"), 0, clips, border, {"width": WIDTH}, extents, {})
+
+    def rows(ranges):
+        return (held[name][first:last] for _, name, first, last in ranges)
+
+    return Source(table.path, (table,), tuple((0, n) for n in range(len(clips))), rows)
+
+
 def frame_stream(source, seed=None) -> FrameStream:
     """Returns all clips of a source as a single stream."""
     (stream,) = frame_streams(source, seed)
@@ -47,8 +68,8 @@ lengths_st = st.lists(st.integers(1, 9), min_size=1, max_size=7)
 
 
 @hypothesis.given(lengths_st, st.integers(-5, 60), st.integers(0, 30), st.none() | st.integers(0, 99))
-def test_any_piece_of_the_stream_equals_the_clips_end_to_end(tmp_path_factory, lengths, start, size, epoch):
-    source = make_source(tmp_path_factory.mktemp("s"), lengths)
+def test_any_piece_of_the_stream_equals_the_clips_end_to_end(lengths, start, size, epoch):
+    source = held_source(lengths)
     stream = frame_stream(source, None if epoch is None else (0, epoch))
     whole = np.concatenate([source.features("visual", clip) for clip in stream.order.tolist()])
     places = np.repeat(np.arange(len(lengths)), np.array(lengths)[stream.order])
@@ -64,8 +85,8 @@ def test_any_piece_of_the_stream_equals_the_clips_end_to_end(tmp_path_factory, l
 
 
 @hypothesis.given(lengths_st, st.integers(1, 20), st.integers(0, 4), st.integers(1, 3))
-def test_batches_hold_every_frame_once_in_order(tmp_path_factory, lengths, size, tau, chunks):
-    stream = frame_stream(make_source(tmp_path_factory.mktemp("s"), lengths), (0, 0))
+def test_batches_hold_every_frame_once_in_order(lengths, size, tau, chunks):
+    stream = frame_stream(held_source(lengths), (0, 0))
     batches = list(make_batches(stream, size, tau, chunks))
     assert len(batches) == -(-stream.frames // size)
     per_chunk = -(-size // chunks)
@@ -81,8 +102,8 @@ def test_batches_hold_every_frame_once_in_order(tmp_path_factory, lengths, size,
 
 
 @hypothesis.given(lengths_st, st.integers(1, 4), st.none() | st.integers(0, 9))
-def test_streams_divide_the_clips_evenly_and_alike_in_every_epoch(tmp_path_factory, lengths, count, epoch):
-    source = make_source(tmp_path_factory.mktemp("s"), lengths)
+def test_streams_divide_the_clips_evenly_and_alike_in_every_epoch(lengths, count, epoch):
+    source = held_source(lengths)
     streams = frame_streams(source, None if epoch is None else (0, epoch), count)
     assert len(streams) == count
     assert sorted(np.concatenate([stream.order for stream in streams])) == list(range(len(lengths)))
@@ -102,8 +123,8 @@ def test_streams_divide_the_clips_evenly_and_alike_in_every_epoch(tmp_path_facto
 
 
 @hypothesis.given(lengths_st, st.integers(1, 5), st.integers(1, 4), st.integers(0, 4), st.booleans())
-def test_a_batch_has_a_chunk_of_every_stream(tmp_path_factory, lengths, share, count, tau, whole_clips):
-    source = make_source(tmp_path_factory.mktemp("s"), lengths)
+def test_a_batch_has_a_chunk_of_every_stream(lengths, share, count, tau, whole_clips):
+    source = held_source(lengths)
     streams = frame_streams(source, (0, 0), count)
     batches = frame_batches(streams, share * count, tau, whole_clips=whole_clips, chunks=count)
     found = list(batches)

@@ -110,13 +110,13 @@ def runs(corpus, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", ["avad", *(pytest.param(m, marks=pytest.mark.slow) for m in ("mds", "rawnet2"))])
 def test_a_run_learns(corpus, runs, method):
     _, (before, _), *_, (after, _) = losses(runs(method))
     assert after < 0.95 * before
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", ["mds", *(pytest.param(m, marks=pytest.mark.slow) for m in ("avad", "rawnet2"))])
 def test_a_run_stopped_within_an_epoch_ends_bit_for_bit_the_same(corpus, runs, tmp_path, monkeypatch, method):
     """Also compares statistics, dropout and the order of the examples."""
     looks = itertools.count(1)
@@ -135,7 +135,7 @@ def one_device(devices=None) -> Mesh:
     return Mesh(np.array(jax.devices()[:1]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", ["rawnet2", *(pytest.param(m, marks=pytest.mark.slow) for m in ("avad", "mds"))])
 def test_one_device_gives_the_losses_and_scores_of_two(corpus, runs, tmp_path, monkeypatch, method):
     score_shards(corpus / "test", tmp_path / "two.h5", weights=runs(method))
     for module in ("training.train", "data.passes"):

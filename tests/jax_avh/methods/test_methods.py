@@ -37,7 +37,7 @@ from jax_avh.training.optimizer import make_optimizer
 from jax_avh.training.progress import Preemption
 from jax_avh.training.step import Objective, init_state, train_steps
 from tests import rules
-from tests.jax_avh.data.test_batches import lengths_st, make_source
+from tests.jax_avh.data.test_batches import held_source, lengths_st, make_source
 from tests.runs import losses, train
 
 KINDS = [(head, modality) for head in NETWORKS for modality in MODALITY_FEATURES]
@@ -145,8 +145,8 @@ def test_segments_of_clips_are_known_to_be_sorted():
 
 @hypothesis.given(lengths_st, st.integers(1, 20), st.integers(0, 4), st.none() | st.integers(0, 9))
 @hypothesis.settings(max_examples=40)
-def test_batches_of_whole_clips_hold_each_clip_once(tmp_path_factory, lengths, frames, clips, epoch):
-    source = make_source(tmp_path_factory.mktemp("s"), lengths)
+def test_batches_of_whole_clips_hold_each_clip_once(lengths, frames, clips, epoch):
+    source = held_source(lengths)
     (stream,) = streams = frame_streams(source, None if epoch is None else (0, epoch))
     plan = frame_batches(streams, frames, whole_clips=True, clips=clips)
     (border,) = plan.border
