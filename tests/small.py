@@ -17,6 +17,8 @@ NETWORKS = {
 
 def use_small_networks(patch: pytest.MonkeyPatch) -> None:
     """Replaces the methods' networks until the patch is undone."""
+    patch.setattr("jax_avh.models.alignment.PROJECTION_WIDTH", 16)
+    patch.setattr("jax_avh.models.alignment.HIDDEN_WIDTHS", (16, 8, 8))
     for name, network in NETWORKS.items():
         method = dataclasses.replace(
             METHODS[name],

@@ -81,8 +81,14 @@ def eye_distance(points: np.ndarray) -> np.ndarray:
     return np.linalg.norm(points[:, 36] - points[:, 45], axis=1)
 
 
-@pytest.mark.parametrize("count", [80, pytest.param(None, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["obama_speech", "testMovie"])  # small faces, large faces
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("obama_speech", 80),  # small faces
+        pytest.param("obama_speech", None, marks=pytest.mark.slow),
+        pytest.param("testMovie", None, marks=pytest.mark.slow),  # large faces
+    ],
+)
 def test_tracked_points_are_close_to_those_of_every_frame(real_clips, name, count):
     frames = read_frames(real_clips[name])[:count]
     every = detect_landmarks(frames)

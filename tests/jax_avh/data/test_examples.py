@@ -47,6 +47,7 @@ class Numbers(Examples):
 
 
 @hypothesis.given(st.integers(1, 20), st.integers(1, 4), st.sampled_from([1, 2, 4]), st.none() | st.integers(0, 3))
+@hypothesis.settings(max_examples=30)
 def test_batches_hold_every_example_once_whatever_the_chunks(tmp_path_factory, count, part, chunks, epoch):
     source = make_source(tmp_path_factory.mktemp("s"), [1] * 3, labels=[0, 1, 0])
     examples = Numbers(source, np.sort(np.arange(count) % 3))

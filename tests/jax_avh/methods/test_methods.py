@@ -73,7 +73,13 @@ def supervised_shards(tmp_path_factory):
     return write_shard(folder / "once", clips), write_shard(folder / "twice", twice)
 
 
-@pytest.mark.parametrize(("head", "modality"), KINDS)
+@pytest.mark.parametrize(
+    ("head", "modality"),
+    [
+        pytest.param(*kind, marks=pytest.mark.slow) if kind in (("mlp", "audio"), ("mlp", "video")) else kind
+        for kind in KINDS
+    ],
+)
 def test_one_clip_a_step_is_the_official_training(supervised, supervised_shards, tmp_path, head, modality):
     """Compares the scores before, the loss of each step, and the scores after."""
     record = supervised[f"{head}/{modality}"]
@@ -112,7 +118,7 @@ def write_rule_network(path, keys, modality):
 
 
 @hypothesis.given(lengths_st, st.integers(0, 99), st.sampled_from([1, 30, 300]))
-@hypothesis.settings(max_examples=30)
+@hypothesis.settings(max_examples=15)
 def test_packed_cross_entropy_is_that_of_each_clip(lengths, seed, scale):
     """Adds frames around that do not count, from other clips or none."""
     rng, frames = np.random.default_rng(seed), sum(lengths)
@@ -201,7 +207,9 @@ def mesh_of(devices):
     return Mesh(np.array(jax.devices()[:devices]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
-@pytest.mark.parametrize(("placement", "streams", "stop"), [("stream", 1, 16), ("device", 2, 9)])
+@pytest.mark.parametrize(
+    ("placement", "streams", "stop"), [pytest.param("stream", 1, 16, marks=pytest.mark.slow), ("device", 2, 9)]
+)
 def test_a_supervised_run_is_the_same_on_two_devices_stopped_within_an_epoch(
     separable, unbroken, tmp_path, monkeypatch, placement, streams, stop
 ):

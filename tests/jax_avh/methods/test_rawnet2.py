@@ -172,6 +172,7 @@ def test_training_normalises_and_remembers_as_the_official(official, noise):
     assert moved == {name for name in named if "running" in name}
 
 
+@pytest.mark.slow
 def test_in_float64_it_is_nearer_still(official, noise):
     with jax.enable_x64(True):
         found = everything(rule_network("float64"), jnp.asarray(noise))["log_probs"]
