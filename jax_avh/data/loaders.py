@@ -365,8 +365,8 @@ def choose_placement(placement: str, size: FeatureSize, memory: Memory) -> tuple
     amount = f"{size.nbytes / GIGABYTE:.2f} GB"
     if placement == "device" and not divided:
         raise UserError(
-            f"--config.data.placement=device: {memory.count} devices would have to exchange every batch of the "
-            f"{size.streams} stream(s); set --config.data.streams={memory.count} (or a multiple), or use host or stream"
+            f"--config.data.placement=device: {memory.count} devices would have to exchange every batch; "
+            f"set --config.data.streams={memory.count} (or a multiple), or use host or stream"
         )
     if placement == "device" and memory.devices and not fits_devices:
         where = "devices' memory" if memory.accelerators else "memory"

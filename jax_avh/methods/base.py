@@ -222,7 +222,9 @@ class FrameMethod(TrainableMethod):
             )
         for name, value in (("batch_frames", frames), ("batch_clips", clips)):
             if value % streams:
-                raise UserError(f"--config.data.{name}={value}: not a multiple of --config.data.streams={streams}")
+                raise UserError(
+                    f"--config.data.{name}={value}: not a multiple of data.streams={streams}; choose one that is"
+                )
         memory, needed = measure_memory(mesh).devices, step_bytes(frames, tau, train.width)
         if 0 < memory < needed:
             raise UserError(

@@ -225,7 +225,7 @@ def test_streams_that_do_not_fit_the_devices_are_refused(shards, tmp_path):
         train(run_config(shards, placement="device"), tmp_path / "run")
     with pytest.raises(UserError, match="streams=3: not a multiple of the 2 devices; use a number of devices that"):
         train(run_config(shards, streams=3, batch_frames=24), tmp_path / "run")
-    with pytest.raises(UserError, match=r"batch_frames=25: not a multiple of --config\.data\.streams=2"):
+    with pytest.raises(UserError, match=r"batch_frames=25: not a multiple of data\.streams=2; choose one"):
         train(run_config(shards, streams=2, batch_frames=25), tmp_path / "run")
 
 
