@@ -81,12 +81,6 @@ class FrameStream:
         """Number of frames in the stream."""
         return int(self.border[-1])
 
-    def features(self, name: str, start: int, stop: int) -> Float[np.ndarray, "T D"]:
-        """Reads `visual` or `audio` features of the frames start:stop; frames beyond the stream are zeros."""
-        frames = np.zeros((stop - start, self.source.width), self.source.dtype)
-        read_parts([(self, name, start, frames)])
-        return frames
-
     def places(self, start: int, stop: int) -> Int[np.ndarray, " T"]:
         """Returns the place of each frame's clip, for the frames start:stop; PADDING beyond the stream."""
         places = np.full(stop - start, PADDING, np.int32)
