@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import rules
 from tests.conftest import TESTDATA
+from tests.media import read_frames, tone, write_media
 
 ROOT = Path(__file__).parents[1]
 JAX_SIDE = ("jax", "jaxlib", "flax", "optax", "orbax", "grain")
@@ -209,3 +211,13 @@ def test_extraction_runs_without_jax(tmp_path, tiny_checkpoint):
     arguments = [f"--{name}={value}" for name, value in (flags | {"output": tmp_path / "out", "processes": 1}).items()]
     run_without(JAX_SIDE, ["extract", *arguments])
     assert json.loads((tmp_path / "out" / "extraction.json").read_text())["stored"] == 1
+
+
+def test_a_verdict_loads_no_libraries_of_training_and_reports(tmp_path, tiny_checkpoint, real_clips):
+    """They would take as long to import as a short video takes to score."""
+    film = write_media(tmp_path / "x.mp4", list(read_frames(real_clips["testMovie"])[:5]), sound=tone(0.2))
+    weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=64)
+    flags = {"avhubert": tiny_checkpoint, "weights": weights, "json": tmp_path / "v.json"}
+    libraries = ("grain", "orbax", "matplotlib", "sklearn", "pandas", "tensorboardX", "ray")
+    run_without(libraries, ["detect", str(film), *(f"--{name}={value}" for name, value in flags.items())])
+    assert json.loads((tmp_path / "v.json").read_text())[0]["scores"]

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
-import grain
 import jax
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -42,6 +41,11 @@ def prefetched(batches: Sequence[OneBatch], local: bool, first: int = 0) -> Iter
       local: whether they are read from local files.
       first: index of the first batch to yield.
     """
+    if len(batches) - first == 1:  # nothing to read ahead
+        yield batches[first]
+        return
+    import grain  # takes half a second to import, because it loads Orbax; scoring a single clip does without
+
     threads = READ_THREADS[not local]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH * threads)
     yield from grain.MapDataset.source(batches)[first:].to_iter_dataset(options)

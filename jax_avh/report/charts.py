@@ -20,11 +20,11 @@ from matplotlib.ticker import MaxNLocator
 
 from avh_shards.clip import FRAME_RATE
 from avh_shards.text import printable
+from jax_avh.report.page import envelope
 
 CURVE_HEIGHT = 290  # points: height of curves
 LOW = 180  # points: height of all other charts
 GRID = 240  # cells along each axis of a curve, which keeps one point per cell, fewer than 500 in all
-BUCKETS = 200  # buckets of a timeline, each reduced to its lowest and highest frame
 BINS = 24  # bins of a histogram
 TAIL = 0.1  # percent of the scores at either end that fall into the outermost bins
 
@@ -214,19 +214,6 @@ def thinned(
     kept = np.append(True, (np.diff(cell) != 0).any(axis=0))
     kept[-1] = True
     return x[kept], y[kept]
-
-
-def envelope(frame: Float[np.ndarray, " T"]) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
-    """Returns seconds and scores of a timeline's points: every frame, or the lowest and highest of each bucket.
-
-    The last frame's score is repeated at its end, so that the line spans the clip.
-    """
-    index = np.arange(len(frame))
-    if len(frame) > 2 * BUCKETS:
-        parts = np.array_split(index, BUCKETS)
-        index = np.unique([[part[frame[part].argmin()], part[frame[part].argmax()]] for part in parts])
-    seconds = np.append(index, len(frame)) / FRAME_RATE
-    return seconds, np.append(frame[index], frame[-1]).astype(np.float64)
 
 
 def _look(number: int, width: float = 1.8) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Renders templates as self-contained HTML files, and formats numbers with their keys in metrics.json."""
+"""Renders templates as self-contained HTML files; formats numbers with their keys in metrics.json, and timelines."""
 
 import base64
 import dataclasses
@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+from jaxtyping import Float
 from markupsafe import Markup
 
+from avh_shards.clip import FRAME_RATE
 from avh_shards.text import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 UNDEFINED = "undefined"  # text for a metric without a value, e.g. for lack of a class
 DECIMALS = 4  # decimals of printed numbers
 SMALLEST = 1e-4  # smaller numbers other than zero get an exponent
+BUCKETS = 200  # buckets of a timeline, each reduced to its lowest and highest frame
 
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -49,6 +53,19 @@ def format_number(value: float | int | None) -> str:
     if isinstance(value, int):
         return str(value)
     return f"{value:.{DECIMALS}f}" if value == 0 or abs(value) >= SMALLEST else f"{value:.1e}"
+
+
+def envelope(frame: Float[np.ndarray, " T"]) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
+    """Returns seconds and scores of a timeline's points: every frame, or the lowest and highest of each bucket.
+
+    The last frame's score is repeated at its end, so that the line spans the clip.
+    """
+    index = np.arange(len(frame))
+    if len(frame) > 2 * BUCKETS:
+        parts = np.array_split(index, BUCKETS)
+        index = np.unique([[part[frame[part].argmin()], part[frame[part].argmax()]] for part in parts])
+    seconds = np.append(index, len(frame)) / FRAME_RATE
+    return seconds, np.append(frame[index], frame[-1]).astype(np.float64)
 
 
 def value_at(node: Any, pointer: str) -> Any:

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.ticker import MaxNLocator
 
 from avh_shards import UserError
 from avh_shards.clip import FRAME_RATE
 from avh_shards.paths import atomic_write
 from avh_shards.text import one_line, printable
-from jax_avh.report.charts import envelope
-from jax_avh.report.page import format_number, render_page
+from jax_avh.report.page import envelope, format_number, render_page
 
 EMBEDDED_BYTES = 64 * 2**20  # larger videos are linked, not embedded
 TIMELINE_WIDTH, TIMELINE_HEIGHT = 1000, 100  # size of the timeline in its own coordinates
@@ -121,6 +119,8 @@ def _data(video: Path) -> str:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Returns round numbers that span an interval."""
+    from matplotlib.ticker import MaxNLocator  # takes a third of a second to import, which only a page needs
+
     return np.asarray(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)).tolist()
 
 

@@ -32,7 +32,7 @@ from jax_avh.evaluation.results import (
 )
 from jax_avh.report import charts, video
 from jax_avh.report.comparison import render_report, timed
-from jax_avh.report.page import format_number, value_at
+from jax_avh.report.page import BUCKETS, envelope, format_number, value_at
 from jax_avh.report.results import write_results
 from jax_avh.report.video import Verdict, write_video_page
 from jax_avh.scores import POOLINGS, ScoreTable, write_scores
@@ -330,8 +330,8 @@ def test_thinned_curves_keep_their_ends_and_their_area(count, seed):
 @hypothesis.given(st.integers(1, 5000), st.integers(0, 99))
 def test_timelines_keep_their_extremes_and_length(length, seed):
     frame = np.random.default_rng(seed).standard_normal(length).astype(np.float32)
-    seconds, score = charts.envelope(frame)
-    assert len(score) <= 2 * charts.BUCKETS + 1
+    seconds, score = envelope(frame)
+    assert len(score) <= 2 * BUCKETS + 1
     assert (score.min(), score.max(), seconds[-1]) == (frame.min(), frame.max(), length / FRAME_RATE)
     index = np.rint(seconds[:-1] * FRAME_RATE).astype(int)
     np.testing.assert_array_equal(score[:-1], frame[index])
