@@ -16,7 +16,7 @@ from avh_shards.errors import Failure
 from avh_shards.format import caveat, results_folder
 from avh_shards.paths import HTML, AnyPath, as_path, atomic_write, check_outputs
 from extract.avhubert.encoder import Encoder
-from extract.prepare import PrepareSettings, prepare_clip
+from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from extract.run.pool import attempt
 from jax_avh.data.source import source_of_clip
 from jax_avh.inference import Detector, load_detector
@@ -128,6 +128,20 @@ def score_video(
     settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0)  # a video with few faces gets a warning
     name = Path(video).name
     clip = attempt(name, prepare_clip, ClipMeta(name), Path(video).parent, settings)
+    return score_prepared(video, clip, encoder, detector)
+
+
+def score_prepared(
+    video: str, clip: PreparedClip | Failure, encoder: Encoder, detector: Detector
+) -> tuple[Verdict, Float[np.ndarray, " T"]]:
+    """Scores a prepared video, or reports why its preparation failed: the second half of `score_video`.
+
+    Args:
+      video: path of the video in the verdict.
+      clip: the prepared video.
+      encoder: as for `score_video`.
+      detector: as for `score_video`.
+    """
     if isinstance(clip, Failure):
         return Verdict(video, error=clip.reason), np.zeros(0, np.float32)
     features = next(encoder.encode([clip]))[1]
