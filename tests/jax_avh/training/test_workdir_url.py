@@ -1,19 +1,21 @@
-"""Runs whose workdir is at a URL: in memory, and in an object store over the S3 protocol."""
+"""Runs whose workdir is at a URL: in memory, and in buckets over the protocols of S3 and Google Cloud Storage."""
 
 import dataclasses
 import time
 
 import numpy as np
+import portpicker
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
 from avh_shards import UserError
+from avh_shards.paths import as_path
 from jax_avh.config import TrainConfig
 from jax_avh.inference import score_shards
 from jax_avh.scores import open_scores
 from jax_avh.training.checkpoint import Checkpoints
-from tests.extract.run.test_object_store import bucket, keys  # noqa: F401 (a fixture)
+from tests.extract.run.test_object_store import bucket  # noqa: F401 (a fixture)
 from tests.jax_avh.data.test_batches import make_source
 from tests.jax_avh.training.test_train import Killed, assert_equal_runs
 from tests.runs import curve, finish, start_training, train
@@ -93,35 +95,56 @@ def test_a_trace_is_not_written_to_a_url(small_run, url):
         train(small_run[0], str(url), profile=True)
 
 
+@pytest.fixture(params=["s3", "gs"])
+def store(request, monkeypatch):
+    """Returns the URL of an empty bucket in a local server; every process finds it through the environment."""
+    if request.param == "s3":
+        request.getfixturevalue("bucket")
+        yield as_path("s3://shards")
+        return
+    pytest.importorskip("gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    port = portpicker.pick_unused_port()
+    server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="shards")
+    server.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("FSSPEC_GS_TOKEN", "anon")
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks over gRPC, which no emulator answers
+    yield as_path("gs://shards")
+    server.stop()
+
+
 @pytest.mark.slow
-def test_a_run_in_a_bucket_that_is_killed_ends_as_a_local_one(tmp_path, bucket):  # noqa: F811
+def test_a_run_in_a_bucket_that_is_killed_ends_as_a_local_one(tmp_path, store):
     """Kills both processes of a run within an epoch; the same command ends bit-equal to a run in a local folder."""
     settings: dict[str, object] = {"data.batch_frames": 4, "train.checkpoint_steps": 4}
     for split in ("train", "val"):
-        settings[f"data.{split}"] = make_source(tmp_path / split, [9, 1, 2, 20, 3, 17, 1, 30]).path
-    url = {"workdirs": ["s3://shards/run"] * 2}
-    started = start_training(tmp_path / "killed", 2, **url, **settings, **{"train.epochs": 200})
-    while "run/checkpoints/checkpoints.tar" not in keys(bucket):
+        folder = make_source(tmp_path / split, [9, 1, 2, 20, 3, 17, 1, 30]).path
+        store.fs.put(str(folder), (store / split).path, recursive=True)
+        settings[f"data.{split}"] = str(store / split)
+    run = store / "run"
+    started = start_training(tmp_path / "killed", 2, workdirs=[str(run)] * 2, **settings, **{"train.epochs": 200})
+    while not store.fs.glob((run / "checkpoints" / "checkpoints.tar").path):
         assert started[0].poll() is None, (tmp_path / "killed.0.log").read_text()
+        store.fs.invalidate_cache()
         time.sleep(0.01)
     for process in started:
         process.kill()
         process.wait()
-    fetch(bucket, tmp_path / "then")
-    settings["train.epochs"] = len(curve(tmp_path / "then" / "run")) + 1  # at least one epoch more
-    finish(start_training(tmp_path / "resumed", 2, **url, **settings), tmp_path / "resumed")
-    assert "s3://shards/run: resumes after epoch" in (tmp_path / "resumed.0.log").read_text()
+    download(run, tmp_path / "then")
+    settings["train.epochs"] = len(curve(tmp_path / "then")) + 1  # at least one epoch more
+    finish(start_training(tmp_path / "resumed", 2, workdirs=[str(run)] * 2, **settings), tmp_path / "resumed")
+    assert f"{run}: resumes after epoch" in (tmp_path / "resumed.0.log").read_text()
     finish(start_training(tmp_path / "local", 2, **settings), tmp_path / "local")
-    fetch(bucket, tmp_path / "now")
-    found, wanted = tmp_path / "now" / "run", tmp_path / "local"
+    download(run, tmp_path / "now")
+    found, wanted = tmp_path / "now", tmp_path / "local"
     assert curve(found) == curve(wanted)
     for name in ("best.safetensors", "result.json"):
         assert (found / name).read_bytes() == (wanted / name).read_bytes()
     assert sorted(path.name for path in found.iterdir()) == sorted(path.name for path in wanted.iterdir())
 
 
-def fetch(bucket, folder) -> None:  # noqa: F811
-    """Downloads all objects of the bucket."""
-    for key in keys(bucket):
-        (folder / key).parent.mkdir(parents=True, exist_ok=True)
-        bucket.download_file("shards", key, str(folder / key))
+def download(run, folder) -> None:
+    """Copies a folder of a bucket as it is now to the local disk."""
+    run.fs.invalidate_cache()
+    run.fs.get(run.path, str(folder), recursive=True)
