@@ -103,6 +103,7 @@ ROOMS = [  # lowest first; rooms of one line may not import each other
     ["extract.run"],
     ["extract.check"],
     ["jax_avh.config", "jax_avh.parallel", "jax_avh.scores"],
+    ["jax_avh.reference"],
     ["jax_avh.data"],
     ["jax_avh.models"],
     ["jax_avh.methods"],

@@ -181,6 +181,66 @@ def timeline_chart(
     return svg_chart(name, label, LOW, draw)
 
 
+def reliability_chart(name: str, label: str, line: Line) -> Markup:
+    """Draws the share of fakes against the probability that clips were given; on the diagonal, the two agree.
+
+    Args:
+      name: as for `roc_chart`.
+      label: as for `roc_chart`.
+      line: mean probability (x) and share of fakes (y) of each group of clips.
+
+    Returns:
+      The SVG element.
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=QUIET_COLOUR, linewidth=0.8, dashes=(1, 3))
+        axes.plot(line.x, line.y, marker="o", markersize=5, **_look(line.number))
+        _unit_square(axes, "probability of a fake", "share of fakes")
+
+    return svg_chart(name, label, CURVE_HEIGHT, draw)
+
+
+def kept_chart(name: str, label: str, line: Line) -> Markup:
+    """Draws the accuracy against the share of clips that are kept, those with the surest probabilities.
+
+    Args:
+      name: as for `roc_chart`.
+      label: as for `roc_chart`.
+      line: share of clips (x), rising, and accuracy (y).
+
+    Returns:
+      The SVG element.
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.plot(line.x, line.y, **_look(line.number))
+        axes.set(xlabel="share of clips kept", ylabel="accuracy", xlim=(0, 1.01), ylim=(min(0.5, *line.y), 1.01))
+
+    return svg_chart(name, label, CURVE_HEIGHT, draw)
+
+
+def uniformity_chart(name: str, label: str, p_value: Float[np.ndarray, " N"]) -> Markup:
+    """Draws the share of real clips with p-values up to each level; on the diagonal, p-values hold what they promise.
+
+    Args:
+      name: as for `roc_chart`.
+      label: as for `roc_chart`.
+      p_value: p-values of real clips.
+
+    Returns:
+      The SVG element.
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=QUIET_COLOUR, linewidth=0.8, dashes=(1, 3))
+        share = np.arange(len(p_value) + 1) / len(p_value)
+        axes.plot(*thinned(np.append(0.0, np.sort(p_value)), share), drawstyle="steps-post", **_look(0))
+        _unit_square(axes, "p-value", "real clips with at most this")
+
+    return svg_chart(name, label, CURVE_HEIGHT, draw)
+
+
 def svg_chart(name: str, label: str, height: int, draw: Callable[[Axes], None]) -> Markup:
     """Draws a chart as an SVG element of a page.
 

@@ -13,6 +13,7 @@ CLIPS = {"clips", "media", "dataset", "root", "split", "selection"}
 SETTINGS = {f"config.{name}" for name in list_all_settings()}
 FLAGS = {  # command -> some of its flags, including flags that several commands share
     "audit": {"features", "output"},
+    "calibrate": {"scores", "fakes", "output", "page", "dataset", "protocol", "calibration"},
     "clips": CLIPS | {"input"},
     "compile_check": SETTINGS | {"topology", "slices", "frames", "width", "placement", "json"},
     "convert": {"input", "output"},

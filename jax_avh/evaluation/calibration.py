@@ -1,0 +1,240 @@
+"""Makes references: collects the scores of real clips, and fits probabilities if there are fakes, too."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Int64
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+
+from avh_shards import UserError
+from avh_shards.clip import FAKE, REAL, UNKNOWN
+from avh_shards.text import one_line
+from jax_avh.reference import (
+    ATTRIBUTES,
+    FRAME_LIMIT,
+    IDENTITY,
+    MOST_CLIPS,
+    UNPOOLED,
+    Calibration,
+    Reference,
+    differing_attribute,
+)
+from jax_avh.scores import ScoreTable, open_scores, pool_all
+
+FOLDS = 5  # the probabilities of a fifth of the clips are judged by a map that was fitted to the others
+KNOTS = 257  # of a logistic map, between the lowest and the highest score
+BINS = 10  # of probability, in the reliability diagram
+KEPT = 20  # points of the curve of accuracy against the share of clips that are kept
+NEARLY_UNPENALISED = 1e6  # scikit-learn's C
+
+
+@dataclasses.dataclass(frozen=True)
+class Reliability:
+    """How well probabilities of clips that they were not fitted to hold; both classes have the same weight."""
+
+    bins: list[tuple[float, float, int]]  # mean probability, share of fakes and number of clips of each tenth
+    calibration_error: float  # expected calibration error: mean distance between the two, weighted by clips
+    kept: list[float]  # shares of the clips, those with the surest probabilities first
+    accuracy: list[float]  # of calling a kept clip fake if its probability is above a half
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """A reference, and what a reader should know of its making."""
+
+    reference: Reference
+    notes: tuple[str, ...]  # sentences
+    fakes: Float32[np.ndarray, " M"]  # clip scores of the fakes
+    reliability: Reliability | None  # None = no probabilities
+
+
+def calibrate(
+    scores: Sequence[str | os.PathLike],
+    fakes: Sequence[str | os.PathLike] = (),
+    dataset: str | None = None,
+    protocol: str = "",
+    rule: str = "platt",
+) -> Calibrated:
+    """Makes a reference of the real clips in score files, and calibrates probabilities if there are fakes.
+
+    Args:
+      scores: score files of real clips. Clips in them that are labelled fake serve as fakes, and clips without a label
+        count as real only if no clip of their file has one.
+      fakes: score files of fakes, likewise.
+      dataset: name of the data set; None = the names that the score files record.
+      protocol: what a reader should know of the clips: split, language, compression, ...
+      rule: "platt" (a logistic curve) or "isotonic" (any rising curve, which takes about a thousand clips).
+
+    Raises:
+      UserError: a score file is missing or damaged, differs from the first in method, weights, encoder, trimming or
+        faces, or holds no real clips; or the names hold unprintable characters.
+    """
+    notes: list[str] = []
+    tables = [(path, open_scores(path)) for path in [*scores, *fakes]]
+    first_path, first = tables[0]
+    for path, table in tables[1:]:
+        if (name := differing_attribute(_attributes(first), _attributes(table))) is not None:
+            mine, other = (one_line(_attributes(t).get(name, "not recorded")) for t in (table, first))
+            raise UserError(
+                f"{path}: differs from {first_path} in {IDENTITY[name]} ({name} {mine}, not {other}); "
+                "calibrate them separately"
+            )
+    named = {str(table.attributes.get("dataset", "")) for _, table in tables[: len(scores)]} - {""}
+    known = _attributes(first) | {"dataset": ", ".join(sorted(named)) if dataset is None else dataset}
+    attributes = {name: value for name, value in (known | {"protocol": protocol}).items() if value != ""}
+    if wrong := [name for name, value in attributes.items() if isinstance(value, str) and not value.isprintable()]:
+        raise UserError(f"{wrong[0]}: holds control characters; leave them out")
+    chosen = [(table, _of_class(path, table, REAL, notes)) for path, table in tables[: len(scores)]]
+    if not sum(len(rows) for _, rows in chosen):
+        raise UserError(f"{first_path}: holds no real clip; name score files of real clips, labelled 0 in their list")
+    reference = _collect(chosen, attributes, notes)
+    found = [table.clip[_labels(table) == FAKE] for _, table in tables[: len(scores)]]
+    found += [table.clip[_of_class(path, table, FAKE, notes)] for path, table in tables[len(scores) :]]
+    fake = np.concatenate(found)
+    real = reference.scores[reference.own]
+    if not len(fake):
+        return Calibrated(reference, tuple(notes), fake, None)
+    if min(len(real), len(fake)) < FOLDS:
+        notes.append(f"{len(real)} real clips and {len(fake)} fakes are too few for probabilities")
+        return Calibrated(reference, tuple(notes), fake, None)
+    label = np.repeat([REAL, FAKE], [len(real), len(fake)])
+    score = np.concatenate([real, fake]).astype(np.float64)
+    calibration = fit_probability(label, score, rule)
+    reference = dataclasses.replace(reference, calibration=calibration)
+    return Calibrated(reference, tuple(notes), fake, measure_reliability(label, score, rule))
+
+
+def _attributes(table: ScoreTable) -> dict[str, object]:
+    """Returns the attributes of a score file that a reference records, which name no path."""
+    known = {name: value for name, value in table.attributes.items() if name in ATTRIBUTES}
+    return {name: bool(v) if isinstance(v, bool | np.bool_) else str(v) for name, v in known.items()} | {
+        "method": table.method
+    }
+
+
+def _labels(table: ScoreTable) -> Int64[np.ndarray, " N"]:
+    return np.array([clip.label for clip in table.clips], np.int64)
+
+
+def _of_class(path: str | os.PathLike, table: ScoreTable, label: int, notes: list[str]) -> Int64[np.ndarray, " M"]:
+    """Returns the rows of a class's clips: those with its label, or all if none has a label."""
+    labels = _labels(table)
+    if len(labels) and (labels == UNKNOWN).all():
+        notes.append(
+            f"{path}: no clip has a label, so all {len(labels):,} are taken for {'real' if not label else 'fake'}"
+        )
+        return np.arange(len(labels))
+    if unlabelled := int((labels == UNKNOWN).sum()):
+        notes.append(f"{path}: {unlabelled:,} clips have no label and are left out")
+    return np.flatnonzero(labels == label)
+
+
+def _collect(
+    chosen: Sequence[tuple[ScoreTable, np.ndarray]], attributes: dict[str, object], notes: list[str]
+) -> Reference:
+    """Returns a reference of the chosen rows of each table, or of MOST_CLIPS of them, drawn at random."""
+    total = sum(len(rows) for _, rows in chosen)
+    drawn = np.ones(total, bool)
+    if total > MOST_CLIPS:
+        notes.append(f"the reference holds {MOST_CLIPS:,} of {total:,} real clips, drawn at random")
+        drawn[np.random.default_rng(0).permutation(total)[MOST_CLIPS:]] = False
+    masks = np.split(drawn, np.cumsum([len(rows) for _, rows in chosen])[:-1])
+    kept = [(table, rows[mask]) for (table, rows), mask in zip(chosen, masks, strict=True)]
+    parts = [table.chosen(rows) for table, rows in kept if len(rows)]
+    length = np.concatenate([np.diff(part.offset) for part in parts])
+    own = str(attributes.get("pooling", UNPOOLED))
+    scores = {own: np.concatenate([part.clip for part in parts])}
+    limit = None
+    if all(part.frame is not None for part in parts):
+        frame = np.concatenate([part.frame for part in parts if part.frame is not None])
+        pooled = pool_all(frame, np.concatenate([[0], np.cumsum(length)]))
+        scores |= {name: np.asarray(score).astype(np.float32) for name, score in pooled.items() if name != own}
+        limit = float(np.quantile(frame.astype(np.float64), FRAME_LIMIT))
+    order = np.lexsort([scores[own], length])  # not the order of the files
+    return Reference(attributes, length[order], {name: score[order] for name, score in scores.items()}, limit)
+
+
+# --- probabilities ---------------------------------------------------------------------------------------------------
+
+
+def fit_probability(label: Int64[np.ndarray, " N"], score: Float64[np.ndarray, " N"], rule: str) -> Calibration:
+    """Fits a rising map from clip scores to the probability of a fake, as if half of the clips were fake.
+
+    Args:
+      label: 0 real, 1 fake; both occur.
+      score: higher = more fake.
+      rule: "platt" or "isotonic".
+
+    References:
+      Platt 1999 (a logistic curve for targets that are pulled towards a half, so that it stays finite for classes that
+      do not overlap); Zadrozny and Elkan 2002 (isotonic regression).
+    """
+    weight = _balanced(label)
+    fit: dict[str, Callable] = {"platt": _platt, "isotonic": _isotonic}
+    knots, probability = fit[rule](label, score, weight)
+    return Calibration(rule, int((label == REAL).sum()), int((label == FAKE).sum()), knots, probability)
+
+
+def _balanced(label: Int64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
+    """Returns weights of mean 1 that give both classes the same total."""
+    return len(label) / 2 / np.bincount(label, minlength=2)[label]
+
+
+def _platt(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    centre, scale = score.mean(), score.std() or 1.0
+    target = (label + 1 / np.bincount(label, minlength=2)[label]) / (1 + 2 / np.bincount(label, minlength=2)[label])
+    curve = LogisticRegression(C=NEARLY_UNPENALISED).fit(  # each clip counts for both classes, with weights
+        np.tile((score - centre) / scale, 2)[:, None],
+        np.repeat([FAKE, REAL], len(score)),
+        np.concatenate([weight * target, weight * (1 - target)]),
+    )
+    knots = np.unique(np.linspace(score.min(), score.max(), KNOTS))
+    if curve.coef_[0, 0] <= 0:  # the fakes do not score higher than real clips
+        return knots, np.full(len(knots), 0.5)
+    return knots, curve.predict_proba((knots[:, None] - centre) / scale)[:, 1]
+
+
+def _isotonic(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(score, label, weight)
+    return curve.X_thresholds_, curve.y_thresholds_
+
+
+def measure_reliability(label: Int64[np.ndarray, " N"], score: Float64[np.ndarray, " N"], rule: str) -> Reliability:
+    """Measures probabilities by cross-validation; arguments as for `fit_probability`, FOLDS clips of each class up."""
+    probability = np.empty(len(score))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    for others, held_out in folds.split(score[:, None], label):
+        probability[held_out] = fit_probability(label[others], score[others], rule)(score[held_out])
+    return reliability(label, probability)
+
+
+def reliability(label: Int64[np.ndarray, " N"], probability: Float[np.ndarray, " N"]) -> Reliability:
+    """Compares probabilities with labels.
+
+    Args:
+      label: 0 real, 1 fake; both occur.
+      probability: that each clip is fake, if half of the clips were fake.
+
+    References:
+      Naeini et al. 2015 (expected calibration error).
+    """
+    weight = _balanced(label) / len(label)
+    place = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
+    bins = []
+    error = 0.0
+    for n in range(BINS):
+        inside = place == n
+        if inside.any():
+            mean, share = (float(np.average(v[inside], weights=weight[inside])) for v in (probability, label))
+            bins.append((mean, share, int(inside.sum())))
+            error += float(weight[inside].sum()) * abs(mean - share)
+    order = np.argsort(-np.abs(probability - 0.5), kind="stable")
+    right = (probability > 0.5) == (label == FAKE)
+    total = np.cumsum(weight[order])
+    accuracy = np.cumsum((weight * right)[order]) / total
+    ends = np.searchsorted(total, np.linspace(0, 1, KEPT + 1)[1:] - 1e-9)
+    return Reliability(bins, error, total[ends].tolist(), accuracy[ends].tolist())

@@ -1,0 +1,450 @@
+"""References: scores of real clips, and how suspicious other scores are among them. This module does not need JAX.
+
+A score is compared with the real clips of similar length, because every pooling depends on the length: the log-sum-exp
+and the maximum grow with it, and the mean of few frames varies more. Of n such clips, k score at least as high; the
+conformal p-value is (1 + k) / (1 + n) (Vovk et al. 2005). If the video is a real clip like those of the reference, it
+falls below any rate in at most that share of cases. It is not the probability that the video is fake.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.special
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
+
+from avh_shards import UserError
+from avh_shards.clip import FRAME_RATE
+from avh_shards.format import UNKNOWN_STATE
+from avh_shards.paths import AnyPath, atomic_write, reachable
+from avh_shards.text import one_line
+from jax_avh.scores import RULES, pool_all
+
+REFERENCE_FORMAT = "avh-reference"
+REFERENCE_VERSION = 1
+REFERENCE_KIND = rb'\{\s*"format": "avh-reference"'  # start of the file
+UNPOOLED = "clip"  # key of clip scores that are not pooled from frame scores
+MOST_CLIPS = 100_000  # real clips of a reference
+MOST_BYTES = 1 << 24  # of the file
+MOST_TEXT = 1000  # characters of an attribute
+SIMILAR_CLIPS = 200  # least number of clips in a group of similar length; a reference of fewer is one group
+MOST_GROUPS = 10  # of similar length
+BEYOND = 1.25  # a video that is longer or shorter than all real clips by more than this factor is compared with none
+FRAME_LIMIT = 0.99  # share of the real clips' frames that are not marked in a video
+RATES = (0.01, 0.05)  # false-alarm rates at which a video is called suspicious or not
+INTERVAL = (0.025, 0.975)
+
+IDENTITY = {  # attributes of score files in which a reference and what is compared with it must agree -> their meaning
+    "method": "the method",
+    "alignment_sha256": "the weights",
+    "weights_sha256": "the encoder",
+    "trimmed": "whether leading silence was dropped",
+    "faces": "which faces are scored",
+}
+ATTRIBUTES = (*IDENTITY, "pooling", "encoder", "trained_on", "dataset", "protocol")  # a reference has no others
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Map from clip scores to probabilities, for fakes like those it was fitted to and as many fakes as real clips."""
+
+    rule: str  # "platt" or "isotonic"
+    real: int  # clips that it was fitted to
+    fake: int
+    score: Float64[np.ndarray, " K"]  # knots, rising; between them, the map is linear, and beyond them constant
+    probability: Float64[np.ndarray, " K"]  # that a clip of this score is fake, never falling
+
+    def __call__(self, score: Float[np.ndarray, " M"]) -> Float64[np.ndarray, " M"]:
+        """Returns the probabilities of clip scores."""
+        return np.interp(score, self.score, self.probability)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """How each of M scores ranks among the real clips of similar length."""
+
+    clips: Int64[np.ndarray, " M"]  # real clips of similar length; 0 = none is
+    above: Int64[np.ndarray, " M"]  # how many of them score at least as high
+    below: Int64[np.ndarray, " M"]  # how many score at most as high
+    shortest: Int64[np.ndarray, " M"]  # frames of the shortest of them; 0 = there is none
+    longest: Int64[np.ndarray, " M"]
+
+    def p_value(self, two_sided: bool = False) -> Float64[np.ndarray, " M"]:
+        """Returns the conformal p-values: high scores are suspicious or, two-sided, scores at either end."""
+        if two_sided:
+            return np.minimum(2 * (1 + np.minimum(self.above, self.below)) / (1 + self.clips), 1)
+        return (1 + self.above) / (1 + self.clips)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Real clips of similar length."""
+
+    shortest: int  # frames
+    longest: int
+    score: Float32[np.ndarray, " n"]  # rising
+
+    def threshold(self, rate: float) -> float | None:
+        """Returns the score above which a clip of similar length has a one-sided p-value of at most `rate`.
+
+        None means that there are too few real clips, fewer than `clips_needed(rate)`.
+        """
+        allowed = int((np.arange(1, len(self.score) + 2) / (len(self.score) + 1) <= rate).sum())
+        return float(self.score[-allowed]) if 0 < allowed <= len(self.score) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Scores of N real clips by one method; nothing in it identifies a clip."""
+
+    attributes: dict[str, Any]  # some of ATTRIBUTES: text, or a bool for `trimmed`
+    length: Int64[np.ndarray, " N"]  # frames of each clip, rising
+    scores: dict[str, Float32[np.ndarray, " N"]]  # by pooling, the method's own first; higher = more fake
+    frame_limit: float | None = None  # 99th percentile of the clips' frame scores; None = it has none
+    calibration: Calibration | None = None  # None = made without fakes
+
+    @property
+    def own(self) -> str:
+        """Key of the method's own clip scores."""
+        return next(iter(self.scores))
+
+    @property
+    def title(self) -> str:
+        """Number and data set of the real clips, as in "1,204 real clips of FakeAVCeleb"."""
+        name = self.attributes.get("dataset")
+        return f"{len(self.length):,} real clips" + (f" of {name}" if name else "")
+
+    def check_fits(self, attributes: Mapping[str, object], subject: str) -> None:
+        """Checks that scores may be compared with the reference.
+
+        Args:
+          attributes: attributes of the scores, as in a score file.
+          subject: names the reference in messages.
+
+        Raises:
+          UserError: an attribute in IDENTITY differs; an encoder or state that is unknown is not compared.
+        """
+        if (differing := differing_attribute(self.attributes, attributes)) is not None:
+            mine, theirs = (one_line(known.get(differing, "not recorded")) for known in (self.attributes, attributes))
+            raise UserError(
+                f"{subject}: differs in {IDENTITY[differing]} ({differing} is {mine} in the reference, but {theirs} "
+                "here); make a reference of real clips that were scored in the same way"
+            )
+
+    def groups(self, pooling: str) -> Iterator[Group]:
+        """Yields the real clips by length."""
+        for clips in _groups(self.length):
+            lengths = self.length[clips]
+            yield Group(int(lengths[0]), int(lengths[-1]), np.sort(self.scores[pooling][clips]))
+
+    def rank(self, pooling: str, score: Float[np.ndarray, " M"], length: Int[np.ndarray, " M"]) -> Ranks:
+        """Ranks scores among the real clips of similar length.
+
+        Args:
+          pooling: key of `scores`.
+          score: clip scores, compared in single precision.
+          length: frames of each clip.
+        """
+        found = {field.name: np.zeros(len(score), np.int64) for field in dataclasses.fields(Ranks)}
+        order = np.argsort(length, kind="stable")
+        distinct, starts = np.unique(length[order], return_index=True)
+        for frames, chosen in zip(distinct.tolist(), np.split(order, starts[1:]), strict=True):
+            clips = self._similar(frames)
+            lengths, real = self.length[clips], np.sort(self.scores[pooling][clips])
+            if len(real):
+                values = score[chosen].astype(np.float32)
+                found["clips"][chosen] = len(real)
+                found["above"][chosen] = len(real) - np.searchsorted(real, values, "left")
+                found["below"][chosen] = np.searchsorted(real, values, "right")
+                found["shortest"][chosen], found["longest"][chosen] = lengths[0], lengths[-1]
+        return Ranks(**found)
+
+    def _similar(self, frames: int) -> slice:
+        """Returns the clips with which a clip of a length is compared: those in its group.
+
+        The groups are cut from its length and those of the real clips together. So they do not depend on which of the
+        clips is the one to compare, and p-values are exact within each group for exchangeable clips.
+        """
+        if not self.length[0] / BEYOND <= frames <= self.length[-1] * BEYOND:
+            return slice(0)
+        place = int(np.searchsorted(self.length, frames))
+        for group in _groups(np.insert(self.length, place, frames)):
+            if place < group.stop:
+                return slice(group.start, group.stop - 1)
+        raise AssertionError("no group holds the clip")
+
+
+def _groups(length: Int64[np.ndarray, " N"]) -> Iterator[slice]:
+    """Cuts clips in the order of their lengths into groups, with equal lengths in the same group."""
+    least = max(SIMILAR_CLIPS, len(length) // MOST_GROUPS)
+    start = 0
+    while start < len(length):
+        stop = len(length)
+        if stop - start >= 2 * least:
+            after = int(np.searchsorted(length, length[start + least - 1], "right"))
+            stop = after if stop - after >= least else stop
+        yield slice(start, stop)
+        start = stop
+
+
+def differing_attribute(mine: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:
+    """Returns the first attribute in IDENTITY that differs between two records of scores; None if none does.
+
+    Features from other programs may not record their encoder or state, which are then not compared.
+    """
+    for name in IDENTITY:
+        values = {str(known.get(name, "")) for known in (mine, theirs)}
+        unknown = values & {"", UNKNOWN_STATE} if name in ("weights_sha256", "trimmed") else set()
+        if len(values) > 1 and not unknown:
+            return name
+    return None
+
+
+def clips_needed(rate: float) -> int:
+    """Returns the least number of real clips for which a p-value can be as small as a rate."""
+    needed = math.ceil(1 / rate) - 1
+    return needed if 1 / (needed + 1) <= rate else needed + 1
+
+
+def share_interval(count: int, total: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a share, of which `count` in `total` independent cases are an estimate.
+
+    References:
+      Clopper and Pearson 1934: from quantiles of beta distributions, which never cover too seldom.
+    """
+    low = scipy.special.betaincinv(count, total - count + 1, INTERVAL[0]) if count else 0.0
+    high = scipy.special.betaincinv(count + 1, total - count, INTERVAL[1]) if count < total else 1.0
+    return float(low), float(high)
+
+
+# --- one video -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What a reference says of one video or face."""
+
+    title: str  # number and data set of the reference's real clips
+    protocol: str  # how they were made
+    clips: int  # real clips of similar length, with which it is compared; 0 = none is, and the p-value is 1
+    seconds: tuple[float, float]  # length of the shortest and longest of them or, if there is none, of all
+    share: float  # of them, less suspicious than the video
+    p_value: float  # of the method's own clip score
+    interval: tuple[float, float]  # 95 %, of the share of all such real clips that are at least as suspicious
+    two_sided: bool  # whether a score that is lower than those of real clips is suspicious, too
+    low: bool  # whether the score is suspicious because it is low
+    flagged: dict[str, bool | None]  # false-alarm rate -> whether the video is suspicious at it; None = too few clips
+    p_values: dict[str, float]  # by pooling
+    frame_limit: float  # 99th percentile of the real clips' frame scores
+    stretches: list[tuple[float, float]]  # start and end, in seconds, of consecutive frames above it
+    stretch_share: float  # share of the scored frames in them; 0.01 in real clips
+    probability: float | None = (
+        None  # of a fake like those of the reference, if half of all clips were; None = no fakes
+    )
+
+    @property
+    def sentence(self) -> str:
+        """The comparison in words and numbers."""
+        low, high = self.seconds
+        if not self.clips:
+            return f"not compared: none of the {self.title} ({low:.1f}-{high:.1f} s) has a similar length"
+        share = f"{math.floor(1000 * self.share) / 10:g} % of" if self.share < 1 else "all"
+        kind = "less suspicious than" if self.low else "more suspicious than"
+        clips = f"{kind} {share} {self.clips:,} real clips of {low:.1f}-{high:.1f} s"
+        chance = f"p = {self.p_value:.2g}{', two-sided' if self.two_sided else ''}"
+        interval = "-".join(f"{100 * end:.2g}" for end in self.interval)
+        return f"{clips} ({chance}; 95 % interval {interval} %)"
+
+    @property
+    def decisions(self) -> str:
+        """Whether the video is suspicious at each false-alarm rate."""
+        words = {True: "flagged", False: "not flagged"}
+        parts = []
+        for rate, flagged in self.flagged.items():
+            needed = clips_needed(float(rate) / (2 if self.two_sided else 1))
+            few = f"undecided, because that takes {needed:,} real clips of similar length"
+            parts.append(f"at {100 * float(rate):g} % false alarms: {words.get(flagged, few)}")
+        return "; ".join(parts)
+
+    @property
+    def places(self) -> str:
+        """The stretches in seconds, the longest ten at most; "none" if there are none."""
+        longest = sorted(sorted(self.stretches, key=lambda ends: ends[0] - ends[1])[:10])
+        more = f" and {len(self.stretches) - 10} shorter" if len(self.stretches) > 10 else ""
+        return ", ".join(f"{start:.2f}-{end:.2f} s" for start, end in longest) + more or "none"
+
+    def line(self) -> str:
+        """Returns the judgement in one line."""
+        parts = [self.sentence, self.decisions]
+        if self.probability is not None:
+            parts.append(f"among as many fakes like the reference's as real clips, {self.probability:.0%} are fake")
+        parts.append(f"frames above 99 % of real clips' frames: {self.places}")
+        return "; ".join(parts).replace("%", " %").replace("  %", " %")
+
+
+def judge(
+    reference: Reference, frame: Float[np.ndarray, " T"], two_sided: bool = False, rates: Sequence[float] = RATES
+) -> Judgement:
+    """Compares the frame scores of a video, or of one face in it, with a reference that fits them.
+
+    Args:
+      reference: real clips' scores by the same method, with frame scores; see `Reference.check_fits`.
+      frame: frame scores, 25 per second; NaN = not scored. Its length is the number of scored frames, at least one.
+      two_sided: whether a score lower than those of real clips is suspicious, too.
+      rates: false-alarm rates, between 0 and 1.
+
+    Returns:
+      The comparison. One video's p-values by several poolings are not independent: choose the pooling first.
+    """
+    assert reference.frame_limit is not None, "a reference without frame scores"
+    scored = frame[np.isfinite(frame)]
+    length = np.array([len(scored)])
+    scores = {name: np.array([score]) for name, score in pool_all(scored).items() if name in reference.scores}
+    ranks = {name: reference.rank(name, score, length) for name, score in scores.items()}
+    p_values = {name: float(rank.p_value(two_sided)[0]) for name, rank in ranks.items()}
+    own = ranks[reference.own]
+    clips, above, below = (int(count[0]) for count in (own.clips, own.above, own.below))
+    low = two_sided and below < above
+    tail = below if low else above
+    interval = share_interval(tail, clips) if clips else (0.0, 1.0)
+    frames = (own.shortest[0], own.longest[0]) if clips else (reference.length[0], reference.length[-1])
+    p_value = p_values[reference.own]
+    enough = {rate: (2 if two_sided else 1) / (clips + 1) <= rate for rate in rates}
+    probability = None
+    if reference.calibration:
+        probability = float(reference.calibration(scores[reference.own].astype(np.float32))[0])
+    return Judgement(
+        title=reference.title,
+        protocol=str(reference.attributes.get("protocol", "")),
+        clips=clips,
+        seconds=(float(frames[0]) / FRAME_RATE, float(frames[1]) / FRAME_RATE),
+        share=(clips - tail) / clips if clips else 0.0,
+        p_value=p_value,
+        interval=(min(2 * interval[0], 1.0), min(2 * interval[1], 1.0)) if two_sided else interval,
+        two_sided=two_sided,
+        low=low,
+        flagged={f"{rate:g}": p_value <= rate if enough[rate] else None for rate in rates},
+        p_values=p_values,
+        frame_limit=reference.frame_limit,
+        stretches=stretches(frame > reference.frame_limit),
+        stretch_share=float((scored > reference.frame_limit).mean()),
+        probability=probability,
+    )
+
+
+def stretches(marked: Bool[np.ndarray, " T"]) -> list[tuple[float, float]]:
+    """Returns start and end, in seconds, of each run of marked frames."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], marked, [False]]).astype(np.int8)))
+    return [(start / FRAME_RATE, end / FRAME_RATE) for start, end in edges.reshape(-1, 2).tolist()]
+
+
+# --- reference.json --------------------------------------------------------------------------------------------------
+
+
+def write_reference(reference: Reference, path: AnyPath) -> None:
+    """Writes a reference as JSON, whole or not at all.
+
+    Raises:
+      UserError: the file cannot be written: no space, no permission, ...
+    """
+    content: dict[str, Any] = {
+        "format": REFERENCE_FORMAT,
+        "version": REFERENCE_VERSION,
+        "frame_rate": FRAME_RATE,
+        "attributes": reference.attributes,
+        "length": reference.length.tolist(),
+        "scores": {
+            name: [float(f"{value:.9g}") for value in score.tolist()] for name, score in reference.scores.items()
+        },
+        "frame_limit": reference.frame_limit,
+        "calibration": None,
+    }
+    if reference.calibration:
+        knots = {name: getattr(reference.calibration, name).tolist() for name in ("score", "probability")}
+        content["calibration"] = vars(reference.calibration) | knots
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_reference(path: AnyPath) -> Reference:
+    """Reads a reference that `launch.calibrate` wrote.
+
+    Args:
+      path: the file, local or a URL.
+
+    Raises:
+      UserError: the file is missing, too large, damaged or inconsistent, or has a different format or version.
+    """
+    file = reachable(path)
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise ValueError(f"larger than {MOST_BYTES >> 20} MiB")
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=float)
+        kind = [_object("content", content).get(name) for name in ("format", "version", "frame_rate")]
+        if kind != [REFERENCE_FORMAT, REFERENCE_VERSION, FRAME_RATE]:
+            raise ValueError(f"format, version and frame rate are {one_line(kind)[:MOST_TEXT]}")
+        return _parse(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error.strerror or error)}); name a reference") from error
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)[:MOST_TEXT]
+        raise UserError(f"{path}: not a valid reference ({reason}); make one with launch.calibrate") from error
+
+
+def _parse(content: dict[str, Any]) -> Reference:
+    """Returns the reference in the contents of a file; raises any of the errors above if it is not valid."""
+    known = _object("attributes", content["attributes"])
+    attributes = {name: value for name, value in known.items() if name in ATTRIBUTES}
+    for name, value in attributes.items():
+        text = isinstance(value, str) and value.isprintable() and len(value) <= MOST_TEXT
+        if not text and not (name == "trimmed" and isinstance(value, bool)):
+            raise ValueError(f"its attribute {name!r} is not a line of text")
+    if not attributes.get("method"):
+        raise ValueError("it records no method")
+    length = _numbers("length", content["length"], np.int64)
+    if not 0 < len(length) <= MOST_CLIPS or length[0] < 1 or (np.diff(length) < 0).any():
+        raise ValueError(f"its lengths are not 1 to {MOST_CLIPS:,} rising numbers of frames")
+    scored = _object("scores", content["scores"])
+    scores = {name: _numbers(f"scores of {one_line(name)}", values, np.float32) for name, values in scored.items()}
+    if not scores or not scores.keys() <= {*RULES, UNPOOLED} or any(len(s) != len(length) for s in scores.values()):
+        raise ValueError("its scores do not fit its lengths, or are by unknown poolings")
+    if attributes.get("pooling", UNPOOLED) != next(iter(scores)):
+        raise ValueError("the first of its scores are not by the method's own pooling")
+    limit = content["frame_limit"]
+    if limit is not None:
+        (limit,) = _numbers("frame_limit", [limit], np.float64).tolist()
+    found = content["calibration"]
+    calibration = None if found is None else _parse_calibration(_object("calibration", found))
+    return Reference(attributes, length, scores, limit, calibration)
+
+
+def _parse_calibration(content: dict[str, Any]) -> Calibration:
+    score, probability = (_numbers(name, content[name], np.float64) for name in ("score", "probability"))
+    rises = (np.diff(score) > 0).all() and (np.diff(probability) >= 0).all()
+    if not rises or len(score) != len(probability) or len(score) < 1 or probability[0] < 0 or probability[-1] > 1:
+        raise ValueError("its calibration is not a rising map from scores to probabilities")
+    counts = _numbers("calibration", [content["real"], content["fake"]], np.int64)
+    if content["rule"] not in ("platt", "isotonic") or (counts < 1).any():
+        raise ValueError("its calibration is by no known rule, or of no clips")
+    return Calibration(content["rule"], *counts.tolist(), score, probability)
+
+
+def _object(name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"its {name} is not a JSON object")
+    return value
+
+
+def _numbers(name: str, values: object, dtype: type[np.number]) -> np.ndarray:
+    """Returns a list of finite numbers, or whole ones, as an array."""
+    kinds = (int,) if dtype is np.int64 else (int, float)
+    if not isinstance(values, list) or not all(type(value) in kinds for value in values):
+        raise TypeError(f"its {name} is not a list of numbers")
+    with np.errstate(over="ignore"):
+        array = np.array(values, dtype)  # OverflowError if a whole number is too large
+    if not np.isfinite(array).all():
+        raise ValueError(f"its {name} is not finite")
+    return array

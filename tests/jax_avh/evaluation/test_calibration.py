@@ -1,0 +1,236 @@
+"""References made of score files, probabilities, and the command that writes both."""
+
+import json
+
+import hypothesis
+import numpy as np
+import pytest
+import scipy.special
+import sklearn.calibration
+from hypothesis import strategies as st
+
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip import FAKE, REAL, UNKNOWN, offsets
+from jax_avh import reference as references
+from jax_avh.evaluation import calibration
+from jax_avh.evaluation.calibration import calibrate, fit_probability, reliability
+from jax_avh.reference import read_reference
+from jax_avh.report.reference import write_calibration
+from jax_avh.scores import POOLINGS, ScoreTable, pool_all, write_scores
+from tests.browser import DESKTOP, PHONE, opened
+
+ATTRIBUTES = {
+    "pooling": "logsumexp",
+    "weights": "/home/someone/secret/run/best.safetensors",
+    "features": "/home/someone/secret/shards",
+    "alignment_sha256": "a" * 64,
+    "weights_sha256": "b" * 64,
+    "trimmed": False,
+    "dataset": "FakeAVCeleb",
+}
+
+
+def scored(labels, seed: int = 0, frames: tuple[int, int] = (25, 60), fake: float = 1.0, **attributes) -> ScoreTable:
+    """Returns scores of clips with names; frame scores of fakes are higher by `fake`."""
+    rng = np.random.default_rng(seed)
+    length = rng.integers(*frames, len(labels))
+    border = offsets(length)
+    shift = fake * np.repeat(np.array(labels) == FAKE, length)
+    frame = (rng.standard_normal(border[-1]) + shift).astype(np.float32)
+    clips = tuple(ClipMeta(f"someone/{n}.mp4", label, identity="someone") for n, label in enumerate(labels))
+    clip = POOLINGS["logsumexp"](frame, border).astype(np.float32)
+    return ScoreTable("avh_align", clips, border, frame, clip, ATTRIBUTES | attributes)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Score files: real clips with some fakes, more real clips, fakes, clips without labels."""
+    folder = tmp_path_factory.mktemp("scores")
+    tables = {
+        "mixed": scored([REAL] * 150 + [FAKE] * 50 + [UNKNOWN] * 3),
+        "more": scored([REAL] * 100, seed=1, dataset="LAV-DF"),
+        "fakes": scored([FAKE] * 60, seed=2),
+        "unlabelled": scored([UNKNOWN] * 20, seed=3),
+    }
+    for name, table in tables.items():
+        write_scores(table, folder / f"{name}.h5")
+    return tables, {name: folder / f"{name}.h5" for name in tables}
+
+
+def test_a_reference_holds_the_real_clips_of_all_files_and_names_none(tmp_path, files):
+    tables, paths = files
+    text = write_calibration([paths["mixed"], paths["more"]], tmp_path / "r.json", protocol="test split, as released")
+    reference = read_reference(tmp_path / "r.json")
+    real = [tables["mixed"].chosen(np.arange(150)), tables["more"]]
+    length = np.concatenate([np.diff(table.offset) for table in real])
+    np.testing.assert_array_equal(reference.length, np.sort(length))
+    order = np.lexsort([np.concatenate([table.clip for table in real]), length])
+    frame = np.concatenate([table.frame for table in real])
+    assert next(iter(reference.scores)) == "logsumexp"
+    for name, score in pool_all(frame, offsets(length)).items():
+        np.testing.assert_array_equal(reference.scores[name], score.astype(np.float32)[order])
+    assert reference.frame_limit == pytest.approx(np.quantile(frame, 0.99))
+    assert reference.attributes == {
+        "method": "avh_align",
+        "pooling": "logsumexp",
+        "alignment_sha256": "a" * 64,
+        "weights_sha256": "b" * 64,
+        "trimmed": False,
+        "dataset": "FakeAVCeleb, LAV-DF",
+        "protocol": "test split, as released",
+    }
+    content = (tmp_path / "r.json").read_text()
+    assert "someone" not in content
+    assert ".mp4" not in content
+    assert reference.calibration is not None  # from the 50 fakes of the first file
+    assert (reference.calibration.real, reference.calibration.fake) == (250, 50)
+    assert "250 real clips of FakeAVCeleb, LAV-DF" in text
+    assert "3 clips have no label and are left out" in text
+    assert "above " in text
+
+
+def test_files_without_labels_are_taken_for_what_they_are_named(files):
+    _, paths = files
+    made = calibrate([paths["unlabelled"]], [paths["fakes"]], dataset="mine")
+    assert len(made.reference.length) == 20
+    assert made.reference.attributes["dataset"] == "mine"
+    assert any("no clip has a label, so all 20 are taken for real" in note for note in made.notes)
+    assert calibrate([paths["more"]], [paths["unlabelled"]]).fakes.shape == (20,)
+    assert calibrate([paths["more"]]).reference.calibration is None
+
+
+def test_files_that_cannot_be_calibrated_together_are_refused(tmp_path, files):
+    _, paths = files
+    for name, meaning in references.IDENTITY.items():
+        table = scored([REAL] * 5, **{name: True if name == "trimmed" else "other"})
+        if name == "method":
+            table = ScoreTable(
+                "other", *[getattr(table, f) for f in ("clips", "offset", "frame", "clip", "attributes")]
+            )
+        write_scores(table, tmp_path / "other.h5")
+        for given in ([paths["mixed"], tmp_path / "other.h5"], []), ([paths["mixed"]], [tmp_path / "other.h5"]):
+            with pytest.raises(UserError, match=f"other.h5: differs from .*mixed.h5 in {meaning} "):
+                calibrate(*given)
+    with pytest.raises(UserError, match=r"fakes\.h5: holds no real clip; name score files of real clips"):
+        calibrate([paths["fakes"]])
+    with pytest.raises(UserError, match="protocol: holds control characters"):
+        calibrate([paths["mixed"]], protocol="\x1b[31m")
+
+
+def test_a_large_set_is_drawn_from(files, monkeypatch):
+    _, paths = files
+    monkeypatch.setattr(calibration, "MOST_CLIPS", 40)
+    made = calibrate([paths["mixed"], paths["more"]])
+    assert len(made.reference.length) == 40
+    assert "the reference holds 40 of 250 real clips, drawn at random" in made.notes
+
+
+def test_clip_scores_without_frames_make_a_reference(tmp_path):
+    table = scored([REAL] * 30)
+    known = {name: value for name, value in ATTRIBUTES.items() if name != "pooling"}
+    write_scores(ScoreTable("rawnet2", table.clips, table.offset, None, table.clip, known), tmp_path / "s.h5")
+    write_calibration([tmp_path / "s.h5"], tmp_path / "r.json")
+    reference = read_reference(tmp_path / "r.json")
+    assert (reference.own, reference.frame_limit, set(reference.scores)) == ("clip", None, {"clip"})
+
+
+# --- probabilities ---------------------------------------------------------------------------------------------------
+
+
+def drawn(count: int, seed: int = 0, share: float = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns labels, scores, and the true probabilities that a clip is fake if half of all are."""
+    rng = np.random.default_rng(seed)
+    label = (rng.random(count) < share).astype(np.int64)
+    score = rng.standard_normal(count) + 2 * label
+    return label, score, scipy.special.expit(2 * score - 2)
+
+
+@pytest.mark.parametrize("rule", ["platt", "isotonic"])
+@pytest.mark.parametrize("share", [0.5, 0.05])
+def test_probabilities_are_the_true_ones_for_any_share_of_fakes(rule, share):
+    label, score, _ = drawn(20_000, share=share)
+    fitted = fit_probability(label, score, rule)
+    _, tested, truth = drawn(1000, seed=1)
+    assert np.abs(fitted(tested) - truth).mean() < {"platt": 0.02, "isotonic": 0.05}[rule]
+
+
+def test_platts_curve_is_that_of_scikit_learn():
+    label, score, _ = drawn(300)
+    balanced = np.r_[np.flatnonzero(label == 0)[:100], np.flatnonzero(label == 1)[:100]]
+    label, score = label[balanced], score[balanced]
+    wanted = sklearn.calibration._SigmoidCalibration().fit(score, label)
+    fitted = fit_probability(label, score, "platt")
+    np.testing.assert_allclose(fitted(score), wanted.predict(score), atol=2e-3)
+
+
+def test_separate_classes_have_finite_probabilities_and_others_a_half():
+    label = np.repeat([0, 1], 20)
+    separate = fit_probability(label, label + 0.001 * np.arange(40.0), "platt")
+    assert 0.9 < separate(np.array([1.0]))[0] < 1
+    below = fit_probability(label, -separate(label.astype(float)), "platt")
+    np.testing.assert_allclose(below(np.linspace(-2, 2, 9)), 0.5)
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(0, 1), st.floats(-9, 9)), min_size=2, max_size=30),
+    st.sampled_from(["platt", "isotonic"]),
+)
+@hypothesis.settings(deadline=None, max_examples=30)
+def test_probabilities_never_fall_with_the_score(clips, rule):
+    label, score = np.array([label for label, _ in clips]), np.array([score for _, score in clips])
+    hypothesis.assume(0 < label.sum() < len(label))
+    probability = fit_probability(label, score, rule)(np.linspace(-10, 10, 99))
+    assert (np.diff(probability) >= -1e-12).all()
+    assert ((probability >= 0) & (probability <= 1)).all()
+
+
+def test_reliability_of_true_and_of_overconfident_probabilities():
+    label, _, truth = drawn(20_000)
+    good = reliability(label, truth)
+    assert good.calibration_error < 0.015
+    assert sum(clips for *_, clips in good.bins) == len(label)
+    assert good.kept == pytest.approx(np.linspace(0.05, 1, 20), abs=0.01)
+    assert good.accuracy[-1] == pytest.approx(np.mean((truth > 0.5) == label), abs=0.01)
+    assert good.accuracy[0] > 0.99
+    assert reliability(label, np.round(truth)).calibration_error > 0.1
+
+
+def test_the_error_of_reliability_by_hand():
+    found = reliability(np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.65, 0.9]))
+    assert found.bins == [(0.1, 0.0, 1), (pytest.approx(0.625), 0.5, 2), (0.9, 1.0, 1)]
+    assert found.calibration_error == pytest.approx(0.25 * 0.1 + 0.5 * 0.125 + 0.25 * 0.1)
+    assert (found.kept[-1], found.accuracy[-1], found.accuracy[0]) == (1, 0.75, 1)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_reference_and_its_page(tmp_path, files, fork):
+    _, paths = files
+    flags = {"scores": f"{paths['mixed']},{paths['more']}", "fakes": paths["fakes"], "output": tmp_path / "r.json"}
+    flags |= {"page": tmp_path / "r.html", "dataset": "<b>ours</b>", "protocol": "4K", "calibration": "isotonic"}
+    status, output = fork("calibrate", *(f"--{name}={value}" for name, value in flags.items()))
+    assert status == 0, output
+    assert "250 real clips of <b>ours</b>" in output
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert content["attributes"]["protocol"] == "4K"
+    assert (content["calibration"]["rule"], content["calibration"]["fake"]) == ("isotonic", 110)
+    page = (tmp_path / "r.html").read_text()
+    assert "&lt;b&gt;ours&lt;/b&gt;" in page
+    assert "Reliability" in page
+    (tmp_path / "other.json").write_text("{}")
+    flags["output"] = tmp_path / "other.json"
+    status, output = fork("calibrate", *(f"--{name}={value}" for name, value in flags.items()))
+    assert (status, "this command did not write it" in output) == (2, True)
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(PHONE, "dark"), (DESKTOP, "light")])
+def test_the_page_fits_any_screen(browser, tmp_path, files, size, scheme):
+    _, paths = files
+    write_calibration([paths["mixed"], paths["more"]], tmp_path / "r.json", tmp_path / "r.html", [paths["fakes"]])
+    with opened(browser, tmp_path / "r.html", size, scheme) as page:
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.locator(".picture svg").count() == 3
+        said = page.inner_text("main")
+    assert "250 real clips" in said
+    assert "at most the given share is flagged on average" in said
