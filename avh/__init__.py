@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jax_avh.evaluation import POOLINGS, evaluate
     from jax_avh.inference import load_detector, score_shards
     from jax_avh.methods import METHODS
+    from jax_avh.reference import read_reference
     from jax_avh.training import train
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "load_detector",
     "make_config",
     "open_shard",
+    "read_reference",
     "score_shards",
     "score_video",
     "train",
@@ -41,6 +43,7 @@ MODULES = {  # name -> module that defines it
     "load_detector": "jax_avh.inference",
     "make_config": "jax_avh.configs",
     "open_shard": "avh_shards",
+    "read_reference": "jax_avh.reference",
     "score_shards": "jax_avh.inference",
     "score_video": "apps.detect",
     "train": "jax_avh.training",

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from avh_shards import UserError
 from avh_shards.clip import offsets
-from avh_shards.format import SHARD_PATTERN, marks
+from avh_shards.format import SHARD_PATTERN, json_attribute, marks
 from avh_shards.paths import (
     HDF5,
     FilePath,
@@ -345,6 +345,8 @@ def _check_free(output: str | os.PathLike, source: Source, detector: Detector, f
 def _known(source: Source, notes: Mapping[str, object]) -> dict[str, object]:
     """Returns the attributes of the features that shards and notes record; raises a UserError if they disagree."""
     known = {name: source.attributes[name] for name in COPIED if name in source.attributes}
+    if faces := json_attribute(source.path, source.attributes, "settings").get("faces"):
+        known["faces"] = str(faces)
     for name, value in notes.items():
         if (found := known.get(name, "unknown")) not in ("unknown", value):
             raise UserError(f"{source.path}: its {name} is {found}, not {value}")
