@@ -24,7 +24,7 @@ from jax_avh.data.source import SOURCE_ATTRIBUTES, Source, open_source
 from jax_avh.methods.base import Method, TrainableMethod
 from jax_avh.models.layers import check_precision
 from jax_avh.models.weights import BEST_WEIGHTS, read_notes, weights_file
-from jax_avh.parallel import check_shared
+from jax_avh.parallel import check_shared, together
 from jax_avh.training.progress import RunProgress
 
 METRICS_FILE, EVENTS, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
@@ -157,17 +157,16 @@ def claimed(workdir: AnyPath, config: Config) -> Iterator[FilePath]:
       UserError: the workdir is unsuitable (see `open_workdir`), another run is writing there, or a process does not see
         what the lead process writes there; every process of this run raises it.
     """
-    folder = as_path(workdir)
-    refusal = None
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            try:
-                folder = open_workdir(workdir, config)
-                stack.enter_context(locked(folder))
-            except UserError as error:
-                refusal = error
-        if multihost_utils.broadcast_one_to_all(np.array(refusal is not None)):
-            raise refusal or UserError(f"--workdir={workdir}: process 0 cannot use it; see its message")
+
+        def claim() -> FilePath:
+            if jax.process_index() > 0:
+                return as_path(workdir)
+            folder = open_workdir(workdir, config)
+            stack.enter_context(locked(folder))
+            return folder
+
+        folder = together(claim, f"--workdir={workdir}")
         if jax.process_count() > 1:
             check_shared(folder, f"--workdir={workdir}")
         yield folder

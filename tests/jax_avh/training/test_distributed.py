@@ -114,7 +114,7 @@ def test_a_workdir_that_the_first_process_cannot_use_ends_all(tmp_path, settings
     started = start_training(tmp_path / "run", 2, **settings)
     assert [process.wait(timeout=60) for process in started] == [2, 2]
     assert f"{tmp_path}/run: is not a folder" in (tmp_path / "run.0.log").read_text()
-    assert f"--workdir={tmp_path}/run: process 0 cannot use it" in (tmp_path / "run.1.log").read_text()
+    assert f"--workdir={tmp_path}/run: process 0 failed; see the message there" in (tmp_path / "run.1.log").read_text()
 
 
 def wait_for_epoch(workdir, epoch: int) -> None:
