@@ -57,7 +57,7 @@ def start_processes(
 def finish(started: list[Forked], workdir: Path) -> None:
     """Waits for all processes and asserts that they succeed."""
     for number, process in enumerate(started):
-        assert process.wait(timeout=300) == 0, Path(f"{workdir}.{number}.log").read_text()
+        assert process.wait(timeout=1800) == 0, Path(f"{workdir}.{number}.log").read_text()
 
 
 def curve(workdir: FilePath) -> list[dict]:
