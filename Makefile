@@ -12,7 +12,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow --timeout=3600
 
 # Compiles for TPUs without one; where libtpu cannot be installed, the tests that need it skip.
 test-compilers: .venv/installed
