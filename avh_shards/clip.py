@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import h5py
 import numpy as np
@@ -32,6 +32,7 @@ LATER_COLUMNS = ("face_share", "several_faces")  # absent from older files, wher
 # Seconds by which a fake segment may outlast its clip because of rounding, a stream that ends early or trimming.
 OVERHANG = 1.0
 SPEAKER = re.compile("(?:^|/)(id[0-9]+)/")  # a speaker's folder in VoxCeleb2
+TRACK = re.compile("#shot([0-9]+)[.]face([0-9]+)$")  # ending of the key of a face's track
 
 
 @dataclasses.dataclass(frozen=True, slots=True)  # slots: millions of clips take half the memory
@@ -145,6 +146,27 @@ def offsets(lengths: Sequence[int] | Int64[np.ndarray, " N"]) -> Int64[np.ndarra
       [N + 1] offsets, the first of which is 0.
     """
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def track_key(path: str, shot: int, face: int) -> str:
+    """Returns the key of one face in one shot of a video, both counted from 1: "video.mp4#shot3.face2"."""
+    return f"{path}#shot{shot}.face{face}"
+
+
+def track_numbers(key: str) -> tuple[int, int]:
+    """Returns shot and face of the key of a track, and (0, 0) for that of a whole video."""
+    found = TRACK.search(key)
+    return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
+
+
+def video_of(key: str) -> str:
+    """Returns the path of the video that a track's key belongs to; the path of a whole video is its own key."""
+    return TRACK.sub("", key)
+
+
+def listed_path(key: str, listed: Container[str]) -> str:
+    """Returns the path by which a clip list names the clip with a key: the key itself, or that of the track's video."""
+    return key if key in listed else video_of(key)
 
 
 def speaker_of(path: str) -> str:

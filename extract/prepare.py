@@ -37,6 +37,7 @@ class PrepareSettings:
     fps_policy: str = "resample"  # see media.iterate_video
     landmarks: str = "dlib-tracked"  # or "dlib", a folder with an npz file per clip, or the npz file of the only clip
     min_face_share: float = 0.5  # smallest fraction of frames with a face in a usable clip; not applied to "roi"
+    faces: str = ""  # faces of each shot that become clips, from faces.CHOICES; "" = the whole video is one clip
 
     @property
     def finds_faces(self) -> bool:
@@ -118,7 +119,7 @@ def read_clip(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings
 
         def decode() -> Iterator[Frame]:
             side = 0
-            for frame in watch.waiting("decode", _limited(iterate_video(media, settings.fps_policy, heard))):
+            for frame in watch.waiting("decode", limited(iterate_video(media, settings.fps_policy, heard))):
                 yield frame
                 side = max(frame.shape)
             _check_faces(find, settings, side)
@@ -222,7 +223,7 @@ def _check_faces(find: CountingFinder | GivenPoints, settings: PrepareSettings, 
         raise ClipError("landmarks", f"a face in {found} of {len(faces)} frames, less than {least}{advice}")
 
 
-def _limited(frames: Iterator[Frame]) -> Iterator[Frame]:
+def limited(frames: Iterator[Frame]) -> Iterator[Frame]:
     """Passes frames through and rejects the clip once it exceeds the longest length allowed."""
     for count, frame in enumerate(frames):
         if count == MAX_FRAMES:
@@ -233,7 +234,7 @@ def _limited(frames: Iterator[Frame]) -> Iterator[Frame]:
 def _read_crops(path: os.PathLike, fps_policy: str) -> UInt8[np.ndarray, "T 96 96"]:
     """Reads mouth crops made by another program."""
     crops = []
-    for frame in _limited(iterate_video(path, fps_policy)):
+    for frame in limited(iterate_video(path, fps_policy)):
         if frame.shape[:2] != (CROP, CROP):
             raise ClipError("video", f"its mouth crops are {frame.shape[1]}x{frame.shape[0]}, not {CROP}x{CROP}")
         crops.append(to_grey(frame))

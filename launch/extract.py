@@ -15,6 +15,7 @@ from avh_shards.paths import PNG, check_outputs
 from extract.avhubert.encoder import BATCH_FRAMES, ENCODER_PRECISIONS, EncodeSettings
 from extract.check.clip_list import clip_files
 from extract.check.contact_sheet import write_contact_sheet
+from extract.faces import CHOICES
 from extract.media.decode import FPS_POLICIES
 from extract.prepare import PrepareSettings
 from extract.run.array_job import this_task
@@ -40,6 +41,13 @@ MIN_FACE_SHARE = flags.DEFINE_float(
     "Least share of frames with a face; clips below it fail.",
     lower_bound=0,
     upper_bound=1,
+)
+FACES = flags.DEFINE_enum(
+    "faces",
+    None,
+    list(CHOICES),
+    "Cut videos into shots and store faces one by one; speaker: of each shot the one whose lips fit the sound best; "
+    "all: each that is visible for a second; largest. Default: the whole video, with one face followed through it.",
 )
 TRIM = command.define_switch("trimmed", VARIANTS, "Drop leading silence from both modalities; both: write two sets.")
 STORE = command.define_choices("store", OPTIONAL, "Optional contents of the shards.")
@@ -77,7 +85,9 @@ def main() -> int:
 def _extract() -> list:
     avhubert = command.require(AVHUBERT)
     settings = ExtractSettings(
-        prepare=PrepareSettings(INPUT.value, FPS_POLICY.value, LANDMARKS.value, MIN_FACE_SHARE.value),
+        prepare=PrepareSettings(
+            INPUT.value, FPS_POLICY.value, LANDMARKS.value, MIN_FACE_SHARE.value, FACES.value or PrepareSettings.faces
+        ),
         encode=EncodeSettings(PRECISION.value, BATCH.value, COMPILE.value),
         trimmed=TRIM.value,
         store=STORE.value,

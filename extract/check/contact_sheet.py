@@ -40,14 +40,18 @@ def write_contact_sheet(path: AnyPath, clips: Sequence[ClipMeta], task: PrepareT
 
 
 def draw_clip(clip: ClipMeta, prepared: Prepared) -> Picture:
-    """Draws one row of the sheet in BGR: caption and crops of a prepared clip, or the reason for its failure."""
+    """Draws a row of the sheet for a clip, or one for each of its faces, in BGR: caption and crops, or the failure."""
     outcome = next(iter(prepared.outcomes.values()))
     width = SHEET_COLUMNS * CROP * ENLARGEMENT
     if isinstance(outcome, Failure):
         return _caption(f"{clip.path}: {outcome.stage}: {outcome.reason}", width, ALARM_COLOUR)
-    moments = np.linspace(0, len(outcome.crops) - 1, SHEET_COLUMNS).round().astype(int).tolist()
-    crops = [_draw_crop(outcome, moment) for moment in moments]
-    return np.concatenate([_caption(f"{clip.path}  {len(outcome.crops)} frames", width, TEXT_COLOUR), np.hstack(crops)])
+    return np.concatenate([_draw_part(part, width) for part in outcome])
+
+
+def _draw_part(clip: PreparedClip, width: int) -> Picture:
+    moments = np.linspace(0, len(clip.crops) - 1, SHEET_COLUMNS).round().astype(int).tolist()
+    crops = np.hstack([_draw_crop(clip, moment) for moment in moments])
+    return np.concatenate([_caption(f"{clip.meta.path}  {len(clip.crops)} frames", width, TEXT_COLOUR), crops])
 
 
 def _draw_crop(clip: PreparedClip, moment: int) -> Picture:

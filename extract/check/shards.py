@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from avh_shards import ClipMeta, UserError, open_shard
-from avh_shards.clip import FRAME_RATE
+from avh_shards.clip import FRAME_RATE, listed_path
 from avh_shards.clip_list import inside
 from avh_shards.errors import ClipError
 from avh_shards.format import OPTIONAL, SHARD_PATTERN, Shard, caveat, list_shards
@@ -75,7 +75,7 @@ def inspect(path: str) -> Report:
         except UserError as error:
             report.damage.append(str(error))
     if not as_path(path).is_file():
-        report.damage += _check_set(as_path(path), {clip.path: clip.label for clip in report.clips})
+        report.damage += _check_set(as_path(path), report.clips)
     return report
 
 
@@ -121,12 +121,12 @@ def _inspect_shard(shard: Shard, name: str, report: Report, owners: dict[str, st
                 report.damage.append(f"{name}: the {key} features of {clip.path!r} hold NaN or infinity")
 
 
-def _check_set(directory: FilePath, stored: dict[str, int]) -> Iterator[str]:
+def _check_set(directory: FilePath, clips: Sequence[ClipMeta]) -> Iterator[str]:
     """Yields the differences between the shards of a set and its clip list.
 
     Args:
       directory: folder of the set.
-      stored: path -> label of every clip in a shard.
+      clips: every clip in a shard.
     """
     if not (directory / CLIP_LIST).exists():
         yield f"{directory}: no {CLIP_LIST}, so missing clips cannot be detected"
@@ -136,11 +136,13 @@ def _check_set(directory: FilePath, stored: dict[str, int]) -> Iterator[str]:
     except UserError as error:
         yield f"{directory}: its clip list cannot be compared ({error})"
         return
+    paths = {clip.path for listed in parts.values() for clip in listed}
+    stored = {listed_path(clip.path, paths): clip.label for clip in clips}
     found = {path.name for path in directory.glob(SHARD_PATTERN)}
     for name, listed in parts.items():
         yield from _check_part(directory / name, listed, stored) if name in found else [f"{name}: is missing"]
     yield from (f"{name}: is beyond the last shard of the clip list" for name in sorted(found - parts.keys()))
-    if strange := sorted(stored.keys() - {clip.path for listed in parts.values() for clip in listed}):
+    if strange := sorted(stored.keys() - paths):
         yield f"{len(strange)} clips are not in the clip list, the first {strange[0]!r}"
 
 

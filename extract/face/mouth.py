@@ -53,7 +53,7 @@ def find_mouths(decode: Callable[[], Iterable[Frame]], find: Finder) -> Mouths:
     Raises:
       ClipError: no face was found.
     """
-    stream = _Stream()
+    stream = MouthStream()
     for frame in decode():
         stream.add(frame, find(frame))
     landmarks = fill_gaps(np.stack(stream.points))
@@ -82,7 +82,7 @@ def crop_mouths(frames: Iterable[Frame], landmarks: Float[np.ndarray, "T 68 2"])
     return _mouths(crops)
 
 
-class _Stream:
+class MouthStream:
     """Stream of frames and landmarks that crops each frame as soon as all landmarks for its crop are known."""
 
     def __init__(self):
@@ -93,6 +93,7 @@ class _Stream:
         self.overflowed = False
 
     def add(self, frame: Frame, points: Points | None) -> None:
+        """Appends a frame and its landmarks, None if unknown."""
         self.points.append(NO_FACE if points is None else points)
         if self.overflowed:
             return
@@ -108,9 +109,10 @@ class _Stream:
             self.held.clear()
 
     def finish(self, landmarks: Float[np.ndarray, "T 68 2"]) -> Mouths:
+        """Crops the frames that wait; those after the last of the landmarks are left out."""
         last = max(len(landmarks) - SMOOTHED_FRAMES, 0)
         self.points = list(landmarks)
-        while self.held:
+        while len(self.crops) < len(landmarks):
             self._crop_next(landmarks[min(len(self.crops), last) :][:SMOOTHED_FRAMES])
         return _mouths(self.crops)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from avh_shards import ClipMeta, UserError
+from avh_shards.clip import video_of
 from avh_shards.clip_list import refuse_shared_names
 from avh_shards.errors import Failure
 from avh_shards.format import RAGGED, Variant
@@ -26,7 +27,7 @@ from extract.avhubert.encoder import Encoder, EncodeSettings
 from extract.prepare import FINDERS, PreparedClip, PrepareSettings
 from extract.progress import ProgressBar, Stopwatch
 from extract.run.pool import Prepared, PrepareTask, prepare_all, running_pool
-from extract.store.shard import ClipFeatures, ShardWriter, StoredClip
+from extract.store.shard import ClipFeatures, ShardWriter, StoredClip, list_order
 from extract.store.shard_set import CLIP_LIST, ExtractionSummary, ShardSet, merge, task_lock
 
 VARIANTS = {  # --trimmed -> variants extracted from each clip
@@ -70,7 +71,7 @@ class Job:
 
         Raises:
           UserError: a folder does not exist, the output cannot be reached, one file of landmarks is given for several
-            clips, or two clips would be read from the same file.
+            clips, two clips would be read from the same file, or faces are asked for where none are searched.
         """
         if not Path(self.media).is_dir():
             raise UserError(f"{self.media}: no such folder; name the folder of the clips' media files")
@@ -83,6 +84,11 @@ class Job:
             raise UserError(f"{prepare.landmarks}: is the file of one clip; name a folder with a file for each clip")
         if prepare.input == "roi" or files:
             refuse_shared_names(self.clips)
+        if prepare.faces and not prepare.finds_faces:
+            finders = " or ".join(FINDERS)
+            raise UserError(f"--faces={prepare.faces}: needs videos and --landmarks={finders}; leave out --faces")
+        if prepare.faces and (key := next((clip.path for clip in self.clips if video_of(clip.path) != clip.path), "")):
+            raise UserError(f"{key}: is named like a face of a video; rename the file, or leave out --faces")
 
     @contextlib.contextmanager
     def locked(self, index: int, count: int) -> Iterator[None]:
@@ -113,6 +119,8 @@ class Job:
         """
         settings = self.settings
         numbers = dataclasses.asdict(settings.prepare) | dataclasses.asdict(settings.encode)
+        if not settings.prepare.faces:
+            del numbers["faces"]  # as in sets made before this setting existed
         if settings.prepare.input == "roi" or settings.prepare.min_face_share == 0:
             del numbers["min_face_share"]  # rejects no clip, so sets made before this setting existed still match
         numbers |= {"dtype": settings.dtype, "clips_per_shard": settings.clips_per_shard, "store": settings.store}
@@ -297,17 +305,20 @@ def encode_shard(
                 watch.seconds[stage] += spent
             for variant, outcome in clip.outcomes.items():
                 if not isinstance(outcome, Failure):
-                    yield outcome
+                    yield from outcome
                 elif variant in writers:
                     outcomes[variant].append(outcome)
 
     encoded = encoder.encode(ready(), some.dtype, "multimodal" in some.store)
+    keys = set()
     for clip, result in watch.waiting("encode", encoded):
+        keys.add(clip.meta.path)
         if clip.variant in writers:
             outcomes[clip.variant].append(result if isinstance(result, Failure) else _stored(clip, result, some))
     watch.seconds["encode"] -= watch.seconds["wait"]
     seconds = {stage: spent / len(writers) for stage, spent in watch.seconds.items()}  # the variants share the work
-    pieces = {clip.path: encoder.pieces[clip.path] for clip in listed if clip.path in encoder.pieces}
+    order = list_order(listed)
+    pieces = {key: encoder.pieces[key] for key in sorted(encoder.pieces.keys() & keys, key=order)}
 
     def write() -> None:
         for variant, writer in writers.items():

@@ -8,7 +8,7 @@ import multiprocessing
 import multiprocessing.context
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -20,7 +20,8 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.errors import ClipError, Failure, is_passing
 from avh_shards.format import Variant
 from avh_shards.text import one_line
-from extract.prepare import PreparedClip, PrepareSettings, cut_clip, read_clip
+from extract.faces import read_tracks
+from extract.prepare import PreparedClip, PrepareSettings, ReadClip, cut_clip, read_clip
 
 Result = TypeVar("Result")
 
@@ -31,13 +32,14 @@ CLIPS_AHEAD = 4  # clips per process in preparation or waiting: bounds memory
 class Prepared(NamedTuple):
     """Outcome of a clip's preparation."""
 
-    outcomes: dict[Variant, PreparedClip | Failure]  # one for each requested variant
+    outcomes: dict[Variant, Sequence[PreparedClip] | Failure]  # of each variant: the clip, or those of its faces
     seconds: dict[str, float]  # time spent, by stage
 
     @property
     def frames(self) -> int:
         """Number of frames of the longest variant; 0 if all failed."""
-        return max((len(o.audio) for o in self.outcomes.values() if isinstance(o, PreparedClip)), default=0)
+        prepared = (outcome for outcome in self.outcomes.values() if not isinstance(outcome, Failure))
+        return max((sum(len(clip.audio) for clip in clips) for clips in prepared), default=0)
 
     @property
     def failed(self) -> bool:
@@ -67,15 +69,34 @@ class PrepareTask:
         """
         if not Path(self.media).is_dir():
             raise UserError(f"{self.media}: the media folder is gone; restart once it is back")
-        read = attempt(clip.path, read_clip, clip, self.media, self.settings)
+        read = attempt(clip.path, read_tracks if self.settings.faces else _read_whole, clip, self.media, self.settings)
         if isinstance(read, Failure):
             return self.all_failed(read)
-        outcomes = {variant: attempt(clip.path, cut_clip, read, variant) for variant in self.variants}
-        return Prepared(outcomes, read.seconds)
+        outcomes = {variant: attempt(clip.path, _cut, read, variant) for variant in self.variants}
+        spent = collections.Counter()
+        for part in read:
+            spent.update(part.seconds)
+        return Prepared(outcomes, dict(spent))
 
     def all_failed(self, failure: Failure) -> Prepared:
         """Returns the outcome of a clip whose variants all failed for the same reason."""
         return Prepared(dict.fromkeys(self.variants, failure), {})
+
+
+def _read_whole(clip: ClipMeta, root: str, settings: PrepareSettings) -> list[ReadClip]:
+    return [read_clip(clip, root, settings)]
+
+
+def _cut(read: Sequence[ReadClip], variant: Variant) -> list[PreparedClip]:
+    """Cuts the parts of a clip and leaves out those that are too short; raises their ClipError if all are."""
+    cut = []
+    for part in read:
+        try:
+            cut.append(cut_clip(part, variant))
+        except ClipError as error:
+            if not cut and part is read[-1]:
+                raise error
+    return cut
 
 
 def attempt(path: str, work: Callable[..., Result], *arguments: object) -> Result | Failure:

@@ -6,7 +6,7 @@ The failure log is a file next to the shard and is written first, so a shard tha
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, cast
 
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int16, UInt8
 
 from avh_shards import ClipMeta, UserError
-from avh_shards.clip import FRAME_RATE, offsets, write_clip_table
+from avh_shards.clip import FRAME_RATE, listed_path, offsets, track_numbers, write_clip_table
 from avh_shards.errors import Failure
 from avh_shards.format import RAGGED, SHARD_FORMAT, SHARD_VERSION, read_shard_table, shard_name
 from avh_shards.hdf5 import writing_hdf5
@@ -75,27 +75,27 @@ class ShardWriter:
         Args:
           shard: number of the shard.
           listed: clips that belong in the shard.
-          outcomes: exactly one outcome per listed clip, in any order; they are stored in the order of `listed`.
+          outcomes: one outcome per listed clip, or per track of its faces, in any order; they are stored in the order
+            of `listed`. A clip of which one track failed counts as failed.
           seconds: time spent on the shard so far, by stage; stored as the attribute `seconds`.
           notes: additional attributes of this shard only.
         """
         watch = Stopwatch()
-        order = {clip.path: position for position, clip in enumerate(listed)}
-        outcomes = sorted(outcomes, key=lambda outcome: order[_path(outcome)])
-        assert [_path(outcome) for outcome in outcomes] == list(order)
-        stored = [outcome for outcome in outcomes if isinstance(outcome, StoredClip)]
-        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        paths = dict.fromkeys(clip.path for clip in listed)
+        position = list_order(listed)
+        stored, failures = _by_clip(sorted(outcomes, key=lambda outcome: position(_path(outcome))), paths)
+        assert {listed_path(clip.meta.path, paths) for clip in stored} | failures.keys() == paths.keys()
         held: set[str] = set()
         if failures and self.path(shard).exists():
             with contextlib.suppress(UserError):  # an unreadable shard has no clips to lose
-                held = {clip.path for clip in read_shard_table(self.path(shard)).clips}
-        if lost := next((failure for failure in failures if failure.path in held), None):
+                held = {listed_path(clip.path, paths) for clip in read_shard_table(self.path(shard)).clips}
+        if lost := next((failures[path] for path in failures if path in held), None):
             reason = f"its shard is kept because {lost.path!r} in it fails now ({lost.reason})"
-            kept = {path: Failure(path, "write", reason, passing=True) for path in order.keys() - held}
-            kept |= {failure.path: failure for failure in failures if failure.path not in held}
-            write_failures(failure_log(self.path(shard)), [kept[path] for path in order if path in kept])
+            kept = {path: Failure(path, "write", reason, passing=True) for path in paths.keys() - held}
+            kept |= {path: failure for path, failure in failures.items() if path not in held}
+            write_failures(failure_log(self.path(shard)), [kept[path] for path in paths if path in kept])
             return
-        write_failures(failure_log(self.path(shard)), failures)
+        write_failures(failure_log(self.path(shard)), failures.values())
         with writing_hdf5(self.path(shard)) as file:
             with watch.stage("write"):
                 file.attrs.update(self.root_attributes)
@@ -158,6 +158,26 @@ def write_failures(path: FilePath, failures: Iterable[Failure]) -> None:
     with atomic_write(path) as temporary:
         lines = (json.dumps(dataclasses.asdict(failure)) + "\n" for failure in failures)
         temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def list_order(listed: Sequence[ClipMeta]) -> Callable[[str], tuple[int, int, int]]:
+    """Returns the key by which the keys of clips and of their tracks are sorted in the order of a list."""
+    positions = {clip.path: position for position, clip in enumerate(listed)}
+    return lambda key: (positions[listed_path(key, positions)], *track_numbers(key))
+
+
+def _by_clip(
+    outcomes: Iterable[StoredClip | Failure], paths: Container[str]
+) -> tuple[list[StoredClip], dict[str, Failure]]:
+    """Splits outcomes into the clips to store and the failures by path of the list; a clip is stored whole or not."""
+    outcomes = list(outcomes)
+    failures: dict[str, Failure] = {}
+    for failure in outcomes:
+        if isinstance(failure, Failure):
+            path = listed_path(failure.path, paths)
+            failures.setdefault(path, dataclasses.replace(failure, path=path))
+    stored = [outcome for outcome in outcomes if isinstance(outcome, StoredClip)]
+    return [clip for clip in stored if listed_path(clip.meta.path, paths) not in failures], failures
 
 
 def _path(outcome: StoredClip | Failure) -> str:

@@ -22,7 +22,7 @@ from typing import cast
 import numpy as np
 
 from avh_shards import ClipMeta, UserError, read_clip_list
-from avh_shards.clip import FRAME_RATE, ends_beyond
+from avh_shards.clip import FRAME_RATE, ends_beyond, listed_path
 from avh_shards.clip_list import clip_list_text
 from avh_shards.errors import Failure
 from avh_shards.format import SHARD_PATTERN, caveat, differences, json_attribute, read_shard_table, shard_name
@@ -157,6 +157,7 @@ class ExtractionSummary:
     encoder: str
     caveat: str
     seconds: dict[str, float]  # time that all runs and tasks spent on the shards, by stage
+    tracks: int  # entries of the shards: several for a clip of which each face is stored by itself
 
 
 def merge(directory: AnyPath) -> ExtractionSummary | None:
@@ -179,7 +180,7 @@ def merge(directory: AnyPath) -> ExtractionSummary | None:
     parts = {directory / name: listed for name, listed in read_set(directory).items()}
     if not all(path.exists() for path in parts):
         return None
-    stored = frames = beyond = 0
+    stored = tracks = frames = beyond = 0
     failures: list[Failure] = []
     seconds: collections.Counter[str] = collections.Counter()
     first: dict[str, object] = {}
@@ -196,7 +197,8 @@ def merge(directory: AnyPath) -> ExtractionSummary | None:
         if failed is None:
             return None
         failures += failed
-        stored += len(table.clips)
+        stored += len(listed) - len(failed)
+        tracks += len(table.clips)
         frames += int(table.offset[-1])
         beyond += sum(map(ends_beyond, table.clips, np.diff(table.offset).tolist()))
         seconds.update(json_attribute(path, table.attributes, "seconds"))
@@ -214,6 +216,7 @@ def merge(directory: AnyPath) -> ExtractionSummary | None:
         encoder=cast(str, first["encoder"]),
         caveat=caveat(first),
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
+        tracks=tracks,
     )
     with atomic_write(directory / SUMMARY) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(summary), indent=2) + "\n")
@@ -227,7 +230,9 @@ def format_summary(summary: ExtractionSummary | None) -> str:
     if summary is None:
         return "this task's shards are complete; the last task to finish writes the summary (or run with --merge)"
     trimmed = ", trimmed" if summary.trimmed is True else ""
-    text = f"{summary.clips} clips: {summary.stored} in {summary.shards} shards ({summary.frames} frames{trimmed}), "
+    faces = f"{summary.tracks} tracks of faces, " if summary.tracks > summary.stored else ""
+    text = f"{summary.clips} clips: {summary.stored} in {summary.shards} shards "
+    text += f"({faces}{summary.frames} frames{trimmed}), "
     text += f"{summary.failed} failed"
     if summary.failed:
         text += f" (see {FAILURES})"
@@ -279,12 +284,14 @@ def shard_failures(path: FilePath, stored: Sequence[ClipMeta], listed: Sequence[
     Raises:
       UserError: the shard holds clips that are not in `listed`, or its failure log is missing or damaged.
     """
-    if not {clip.path for clip in stored} <= {clip.path for clip in listed}:
+    paths = dict.fromkeys(clip.path for clip in listed)
+    found = dict.fromkeys(listed_path(clip.path, paths) for clip in stored)
+    if not found.keys() <= paths.keys():
         raise _other_run(path, "holds clips that are not in its part of the clip list")
     failures = read_failures(failure_log(path))
     failed = {failure.path for failure in failures}
-    whole = [clip.path for clip in stored] == [clip.path for clip in listed if clip.path not in failed]
-    return failures if whole and len(stored) + len(failures) == len(listed) else None
+    whole = [*found] == [path for path in paths if path not in failed]
+    return failures if whole and len(found) + len(failures) == len(listed) else None
 
 
 def differing_attributes(one: Mapping[str, object], other: Mapping[str, object]) -> list[tuple[str, object, object]]:

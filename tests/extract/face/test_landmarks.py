@@ -62,7 +62,7 @@ def test_frames_are_decoded_once_and_held_only_while_they_wait():
             given_out += 1
             yield frame
 
-    stream = mouth_module._Stream()
+    stream = mouth_module.MouthStream()
     for frame, place in zip(decode(), points, strict=True):
         stream.add(frame, place)
         most = max(most, len(stream.held))

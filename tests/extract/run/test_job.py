@@ -226,7 +226,7 @@ def test_a_clip_too_large_for_memory_goes_through_in_pieces(tmp_path, tiny_check
     ((_, wanted),) = encoder.encode([clip])
     encode_or(monkeypatch, encode)
     writer = ShardWriter(tmp_path, "float32", encoder.attributes)
-    encode_shard(0, [clip.meta], [Prepared({Variant.UNTRIMMED: clip}, {})], encoder, {Variant.UNTRIMMED: writer})()
+    encode_shard(0, [clip.meta], [Prepared({Variant.UNTRIMMED: [clip]}, {})], encoder, {Variant.UNTRIMMED: writer})()
     shard = open_shard(tmp_path / "features-00000.h5")
     assert json.loads(shard.attributes["pieces"]) == {"long.mp4": 60}
     cosine = (shard.visual * wanted.visual).sum(1) / np.prod(
@@ -363,7 +363,7 @@ def test_a_contact_sheet_draws_mouths_points_and_reasons():
     points = np.tile(rng.uniform(20, 70, (68, 2)).astype(np.float32), (30, 1, 1))
     crops = np.full((30, 96, 96), 100, np.uint8)
     clip = PreparedClip(ClipMeta("a.mp4"), crops, np.zeros((30, 104), np.float32), np.zeros(1, np.int16), points=points)
-    row = draw_clip(clip.meta, Prepared({Variant.UNTRIMMED: clip}, {}))
+    row = draw_clip(clip.meta, Prepared({Variant.UNTRIMMED: [clip]}, {}))
     assert row.shape == (CAPTION + 2 * 96, 8 * 2 * 96, 3)
     for x, y in (2 * points[0][[33, *range(48, 68)]]).round().astype(int):
         assert np.ptp(row[CAPTION + y, x].astype(int)) > 50, "a coloured point in the grey crop"
