@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,11 +21,17 @@ from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from extract.run.pool import attempt
 from jax_avh.data.source import source_of_clip
 from jax_avh.inference import Detector, load_detector
+from jax_avh.reference import RATES, Reference, read_reference
 from jax_avh.report.video import EMBEDDED_BYTES, Verdict, write_video_page
 from jax_avh.scores import pool_all
 
 MIN_FACE_SHARE = PrepareSettings.min_face_share  # a verdict warns below this share, where extraction rejects a clip
 SEVERAL_FACES = 0.1  # a verdict warns above this share of frames with several faces; detectors err occasionally
+NO_REFERENCE = (
+    "these scores have no absolute meaning; make a reference of real videos of the same kind with launch.calibrate "
+    "and give --reference"
+)
+NO_PROBABILITY = "a p-value compares a video with the reference's real clips; it is not the probability of a fake"
 VERDICTS = rb'\[\s*(\{\s*"path"|\])'  # start of their JSON file
 
 
@@ -35,6 +42,9 @@ def detect(
     output: str | os.PathLike | None = None,
     pages: str | os.PathLike | None = None,
     landmarks: str = PrepareSettings.landmarks,
+    reference: str | os.PathLike | None = None,
+    two_sided: bool = False,
+    rates: Sequence[float] = RATES,
 ) -> int:
     """Scores videos one after the other and prints one line for each.
 
@@ -45,14 +55,18 @@ def detect(
       output: JSON file to write the verdicts to; None = none.
       pages: folder to write a page per video to; None = none.
       landmarks: landmark finder, "dlib-tracked" or "dlib".
+      reference: file of real clips' scores by the same weights, to compare with; None = no comparison.
+      two_sided: whether scores lower than those of real clips are suspicious, too.
+      rates: false-alarm rates at which a video is flagged or not.
 
     Returns:
       Exit status: 0, or 2 if a video could not be scored.
 
     Raises:
-      UserError: the weights are missing, damaged or do not fit each other, the method cannot score single videos, two
-        videos would have the same page, or an output cannot be written or is an input.
+      UserError: the weights are missing, damaged or do not fit each other or the reference, the method cannot score
+        single videos, two videos would have the same page, or an output cannot be written or is an input.
     """
+    known = None if reference is None else read_reference(reference)
     folder = None if pages is None else results_folder(pages)
     written = {} if folder is None else {Path(video).stem: folder / f"{Path(video).stem}.html" for video in videos}
     if folder is not None and len(written) < len(videos):
@@ -61,15 +75,20 @@ def detect(
     outputs: dict[AnyPath, bytes] = dict.fromkeys(written.values(), HTML)
     if output is not None:
         outputs[as_path(output)] = VERDICTS
-    check_outputs(outputs, [*videos, avhubert, *([detector.path] if detector.path else [])])
+    inputs = [path for path in (detector.path, reference) if path is not None]
+    check_outputs(outputs, [*videos, avhubert, *inputs])
     encoder = Encoder(avhubert)
     _check_pair(encoder, detector)
+    if known is not None:
+        check_reference(known, encoder, detector, f"--reference={reference}")
     for path in map(as_path, outputs):  # if this run were killed, older results could be mistaken for its own
         path.unlink(missing_ok=True)
     verdicts = []
     try:
         for video in videos:
             verdict, frame = score_video(video, encoder, detector, landmarks)
+            if known is not None and not verdict.error:
+                verdict = dataclasses.replace(verdict, reference=known.judge(frame, two_sided, rates))
             verdicts.append(verdict)
             print(verdict.line(), flush=True)
             if pages is not None and not verdict.error:
@@ -78,6 +97,8 @@ def detect(
         if output is not None:
             with atomic_write(output) as temporary:
                 temporary.write_text(json.dumps([dataclasses.asdict(v) for v in verdicts], indent=2) + "\n")
+    if not all(verdict.error for verdict in verdicts):
+        print(f"note: {NO_REFERENCE if known is None else NO_PROBABILITY}", file=sys.stderr)
     return 2 if any(verdict.error for verdict in verdicts) else 0
 
 
@@ -103,6 +124,14 @@ def _check_pair(encoder: Encoder, detector: Detector) -> None:
         raise UserError(
             f"{detector.path}: {detector.method.name} cannot score single videos; extract shards and use launch.score"
         )
+
+
+def check_reference(reference: Reference, encoder: Encoder, detector: Detector, subject: str) -> None:
+    """Checks that scores of whole, untrimmed videos may be compared with a reference; see `Reference.check_fits`."""
+    scores = {**encoder.attributes, **detector.attributes, "method": detector.method.name, "trimmed": False}
+    reference.check_fits(scores, subject)
+    if detector.method.pooling != reference.own or reference.frame_limit is None:
+        raise UserError(f"{subject}: has no frame scores pooled by {detector.method.pooling}; make a new one")
 
 
 def score_video(

@@ -36,6 +36,7 @@ BEYOND = 1.25  # a video that is longer or shorter than all real clips by more t
 FRAME_LIMIT = 0.99  # share of the real clips' frames that are not marked in a video
 RATES = (0.01, 0.05)  # false-alarm rates at which a video is called suspicious or not
 INTERVAL = (0.025, 0.975)
+SHOWN = 10  # stretches of a video that are named
 
 IDENTITY = {  # attributes of score files in which a reference and what is compared with it must agree -> their meaning
     "method": "the method",
@@ -94,6 +95,71 @@ class Group:
         """
         allowed = int((np.arange(1, len(self.score) + 2) / (len(self.score) + 1) <= rate).sum())
         return float(self.score[-allowed]) if 0 < allowed <= len(self.score) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What a reference says of one video or face."""
+
+    title: str  # number and data set of the reference's real clips
+    protocol: str  # how they were made
+    clips: int  # real clips of similar length, with which it is compared; 0 = none is, and the p-value is 1
+    seconds: tuple[float, float]  # length of the shortest and longest of them or, if there is none, of all
+    share: float  # of them, less suspicious than the video
+    p_value: float  # of the method's own clip score
+    interval: tuple[float, float]  # 95 %, of the share of all such real clips that are at least as suspicious
+    two_sided: bool  # whether a score that is lower than those of real clips is suspicious, too
+    low: bool  # whether the score is suspicious because it is low
+    flagged: dict[str, bool | None]  # false-alarm rate -> whether the video is suspicious at it; None = too few clips
+    p_values: dict[str, float]  # by pooling
+    frame_limit: float  # 99th percentile of the real clips' frame scores
+    stretches: list[tuple[float, float]]  # start and end, in seconds, of consecutive frames above it
+    stretch_share: float  # share of the scored frames in them; 0.01 in real clips
+    probability: float | None  # of a fake, if half of all clips were fakes like the reference's; None = it has none
+
+    @property
+    def sentence(self) -> str:
+        """The comparison in words and numbers."""
+        low, high = self.seconds
+        if not self.clips:
+            return f"not compared: none of the {self.title} ({low:.1f}-{high:.1f} s) has a similar length"
+        share = f"{math.floor(1000 * self.share) / 10:g} % of" if self.share < 1 else "all"
+        kind = "less suspicious than" if self.low else "more suspicious than"
+        clips = f"{kind} {share} {self.clips:,} real clips of {low:.1f}-{high:.1f} s"
+        chance = f"p = {self.p_value:.2g}{', two-sided' if self.two_sided else ''}"
+        interval = "-".join(f"{100 * end:.2g}" for end in self.interval)
+        return f"{clips} ({chance}; 95 % interval {interval} %)"
+
+    @property
+    def decisions(self) -> list[str]:
+        """Whether the video is suspicious at each false-alarm rate, in words."""
+        found = []
+        for rate, flagged in self.flagged.items():
+            needed = clips_needed(float(rate) / (2 if self.two_sided else 1))
+            few = f"undecided, because that takes {needed:,} real clips of similar length"
+            decision = few if flagged is None else "flagged" if flagged else "not flagged"
+            found.append(f"at {100 * float(rate):g} % false alarms: {decision}")
+        return found
+
+    @property
+    def longest(self) -> list[tuple[float, float]]:
+        """The longest stretches, SHOWN at most, in the order of time."""
+        return sorted(sorted(self.stretches, key=lambda ends: ends[0] - ends[1])[:SHOWN])
+
+    @property
+    def odds(self) -> str:
+        """The probability in words; "" if there is none."""
+        if self.probability is None:
+            return ""
+        share = f"{100 * self.probability:.0f} % of those with this score would be fake"
+        return f"if half of all videos were fakes like the reference's, {share}"
+
+    def line(self) -> str:
+        """Returns the judgement in one line."""
+        places = ", ".join(f"{start:.2f}-{end:.2f}" for start, end in self.longest) + " s" if self.stretches else "none"
+        more = f" and {len(self.stretches) - SHOWN} shorter" if len(self.stretches) > SHOWN else ""
+        places = f"frames above 99 % of real clips' frames: {places}{more}"
+        return "; ".join([self.sentence, *self.decisions, *filter(None, [self.odds]), places])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +228,56 @@ class Reference:
                 found["shortest"][chosen], found["longest"][chosen] = lengths[0], lengths[-1]
         return Ranks(**found)
 
+    def judge(
+        self, frame: Float[np.ndarray, " T"], two_sided: bool = False, rates: Sequence[float] = RATES
+    ) -> Judgement:
+        """Compares the frame scores of a video, or of one face in it, with the real clips.
+
+        The reference must have frame scores and fit the video's; see `check_fits`.
+
+        Args:
+          frame: frame scores, 25 per second; NaN = not scored. Its length is the number of scored frames, at least one.
+          two_sided: whether a score lower than those of real clips is suspicious, too.
+          rates: false-alarm rates, between 0 and 1.
+
+        Returns:
+          The comparison. One video's p-values by several poolings are not independent: choose the pooling first.
+        """
+        assert self.frame_limit is not None, "a reference without frame scores"
+        scored = frame[np.isfinite(frame)]
+        length = np.array([len(scored)])
+        scores = {name: np.array([score]) for name, score in pool_all(scored).items() if name in self.scores}
+        ranks = {name: self.rank(name, score, length) for name, score in scores.items()}
+        p_values = {name: float(rank.p_value(two_sided)[0]) for name, rank in ranks.items()}
+        own = ranks[self.own]
+        clips, above, below = (int(count[0]) for count in (own.clips, own.above, own.below))
+        low = two_sided and below < above
+        tail = below if low else above
+        interval = share_interval(tail, clips) if clips else (0.0, 1.0)
+        frames = (own.shortest[0], own.longest[0]) if clips else (self.length[0], self.length[-1])
+        p_value = p_values[self.own]
+        enough = {rate: (2 if two_sided else 1) / (clips + 1) <= rate for rate in rates}
+        probability = None
+        if self.calibration:
+            probability = float(self.calibration(scores[self.own].astype(np.float32))[0])
+        return Judgement(
+            title=self.title,
+            protocol=str(self.attributes.get("protocol", "")),
+            clips=clips,
+            seconds=(float(frames[0]) / FRAME_RATE, float(frames[1]) / FRAME_RATE),
+            share=(clips - tail) / clips if clips else 0.0,
+            p_value=p_value,
+            interval=(min(2 * interval[0], 1.0), min(2 * interval[1], 1.0)) if two_sided else interval,
+            two_sided=two_sided,
+            low=low,
+            flagged={f"{rate:g}": p_value <= rate if enough[rate] else None for rate in rates},
+            p_values=p_values,
+            frame_limit=self.frame_limit,
+            stretches=stretches(frame > self.frame_limit),
+            stretch_share=float((scored > self.frame_limit).mean()),
+            probability=probability,
+        )
+
     def _similar(self, frames: int) -> slice:
         """Returns the clips with which a clip of a length is compared: those in its group.
 
@@ -218,121 +334,6 @@ def share_interval(count: int, total: int) -> tuple[float, float]:
     low = scipy.special.betaincinv(count, total - count + 1, INTERVAL[0]) if count else 0.0
     high = scipy.special.betaincinv(count + 1, total - count, INTERVAL[1]) if count < total else 1.0
     return float(low), float(high)
-
-
-# --- one video -------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Judgement:
-    """What a reference says of one video or face."""
-
-    title: str  # number and data set of the reference's real clips
-    protocol: str  # how they were made
-    clips: int  # real clips of similar length, with which it is compared; 0 = none is, and the p-value is 1
-    seconds: tuple[float, float]  # length of the shortest and longest of them or, if there is none, of all
-    share: float  # of them, less suspicious than the video
-    p_value: float  # of the method's own clip score
-    interval: tuple[float, float]  # 95 %, of the share of all such real clips that are at least as suspicious
-    two_sided: bool  # whether a score that is lower than those of real clips is suspicious, too
-    low: bool  # whether the score is suspicious because it is low
-    flagged: dict[str, bool | None]  # false-alarm rate -> whether the video is suspicious at it; None = too few clips
-    p_values: dict[str, float]  # by pooling
-    frame_limit: float  # 99th percentile of the real clips' frame scores
-    stretches: list[tuple[float, float]]  # start and end, in seconds, of consecutive frames above it
-    stretch_share: float  # share of the scored frames in them; 0.01 in real clips
-    probability: float | None = (
-        None  # of a fake like those of the reference, if half of all clips were; None = no fakes
-    )
-
-    @property
-    def sentence(self) -> str:
-        """The comparison in words and numbers."""
-        low, high = self.seconds
-        if not self.clips:
-            return f"not compared: none of the {self.title} ({low:.1f}-{high:.1f} s) has a similar length"
-        share = f"{math.floor(1000 * self.share) / 10:g} % of" if self.share < 1 else "all"
-        kind = "less suspicious than" if self.low else "more suspicious than"
-        clips = f"{kind} {share} {self.clips:,} real clips of {low:.1f}-{high:.1f} s"
-        chance = f"p = {self.p_value:.2g}{', two-sided' if self.two_sided else ''}"
-        interval = "-".join(f"{100 * end:.2g}" for end in self.interval)
-        return f"{clips} ({chance}; 95 % interval {interval} %)"
-
-    @property
-    def decisions(self) -> str:
-        """Whether the video is suspicious at each false-alarm rate."""
-        words = {True: "flagged", False: "not flagged"}
-        parts = []
-        for rate, flagged in self.flagged.items():
-            needed = clips_needed(float(rate) / (2 if self.two_sided else 1))
-            few = f"undecided, because that takes {needed:,} real clips of similar length"
-            parts.append(f"at {100 * float(rate):g} % false alarms: {words.get(flagged, few)}")
-        return "; ".join(parts)
-
-    @property
-    def places(self) -> str:
-        """The stretches in seconds, the longest ten at most; "none" if there are none."""
-        longest = sorted(sorted(self.stretches, key=lambda ends: ends[0] - ends[1])[:10])
-        more = f" and {len(self.stretches) - 10} shorter" if len(self.stretches) > 10 else ""
-        return ", ".join(f"{start:.2f}-{end:.2f} s" for start, end in longest) + more or "none"
-
-    def line(self) -> str:
-        """Returns the judgement in one line."""
-        parts = [self.sentence, self.decisions]
-        if self.probability is not None:
-            parts.append(f"among as many fakes like the reference's as real clips, {self.probability:.0%} are fake")
-        parts.append(f"frames above 99 % of real clips' frames: {self.places}")
-        return "; ".join(parts).replace("%", " %").replace("  %", " %")
-
-
-def judge(
-    reference: Reference, frame: Float[np.ndarray, " T"], two_sided: bool = False, rates: Sequence[float] = RATES
-) -> Judgement:
-    """Compares the frame scores of a video, or of one face in it, with a reference that fits them.
-
-    Args:
-      reference: real clips' scores by the same method, with frame scores; see `Reference.check_fits`.
-      frame: frame scores, 25 per second; NaN = not scored. Its length is the number of scored frames, at least one.
-      two_sided: whether a score lower than those of real clips is suspicious, too.
-      rates: false-alarm rates, between 0 and 1.
-
-    Returns:
-      The comparison. One video's p-values by several poolings are not independent: choose the pooling first.
-    """
-    assert reference.frame_limit is not None, "a reference without frame scores"
-    scored = frame[np.isfinite(frame)]
-    length = np.array([len(scored)])
-    scores = {name: np.array([score]) for name, score in pool_all(scored).items() if name in reference.scores}
-    ranks = {name: reference.rank(name, score, length) for name, score in scores.items()}
-    p_values = {name: float(rank.p_value(two_sided)[0]) for name, rank in ranks.items()}
-    own = ranks[reference.own]
-    clips, above, below = (int(count[0]) for count in (own.clips, own.above, own.below))
-    low = two_sided and below < above
-    tail = below if low else above
-    interval = share_interval(tail, clips) if clips else (0.0, 1.0)
-    frames = (own.shortest[0], own.longest[0]) if clips else (reference.length[0], reference.length[-1])
-    p_value = p_values[reference.own]
-    enough = {rate: (2 if two_sided else 1) / (clips + 1) <= rate for rate in rates}
-    probability = None
-    if reference.calibration:
-        probability = float(reference.calibration(scores[reference.own].astype(np.float32))[0])
-    return Judgement(
-        title=reference.title,
-        protocol=str(reference.attributes.get("protocol", "")),
-        clips=clips,
-        seconds=(float(frames[0]) / FRAME_RATE, float(frames[1]) / FRAME_RATE),
-        share=(clips - tail) / clips if clips else 0.0,
-        p_value=p_value,
-        interval=(min(2 * interval[0], 1.0), min(2 * interval[1], 1.0)) if two_sided else interval,
-        two_sided=two_sided,
-        low=low,
-        flagged={f"{rate:g}": p_value <= rate if enough[rate] else None for rate in rates},
-        p_values=p_values,
-        frame_limit=reference.frame_limit,
-        stretches=stretches(frame > reference.frame_limit),
-        stretch_share=float((scored > reference.frame_limit).mean()),
-        probability=probability,
-    )
 
 
 def stretches(marked: Bool[np.ndarray, " T"]) -> list[tuple[float, float]]:
@@ -426,10 +427,10 @@ def _parse_calibration(content: dict[str, Any]) -> Calibration:
     rises = (np.diff(score) > 0).all() and (np.diff(probability) >= 0).all()
     if not rises or len(score) != len(probability) or len(score) < 1 or probability[0] < 0 or probability[-1] > 1:
         raise ValueError("its calibration is not a rising map from scores to probabilities")
-    counts = _numbers("calibration", [content["real"], content["fake"]], np.int64)
-    if content["rule"] not in ("platt", "isotonic") or (counts < 1).any():
+    real, fake = _numbers("calibration", [content["real"], content["fake"]], np.int64).tolist()
+    if content["rule"] not in ("platt", "isotonic") or min(real, fake) < 1:
         raise ValueError("its calibration is by no known rule, or of no clips")
-    return Calibration(content["rule"], *counts.tolist(), score, probability)
+    return Calibration(content["rule"], real, fake, score, probability)
 
 
 def _object(name: str, value: object) -> dict[str, Any]:

@@ -85,6 +85,11 @@ def define_numbers(name: str, text: str) -> flags.FlagHolder:
     return flags.DEFINE_flag(flags.Flag(_Numbers(), flags.ArgumentSerializer(), name, {}, text))
 
 
+def define_rates(name: str, default: Sequence[float], text: str) -> flags.FlagHolder:
+    """Defines a flag that takes rates strictly between 0 and 1, separated by commas; its value is a list."""
+    return flags.DEFINE_flag(flags.Flag(_Rates(), flags.ListSerializer(","), name, list(default), text))
+
+
 def define_paths(name: str, text: str) -> flags.FlagHolder:
     """Defines a required flag that takes one or more paths, separated by commas; its value is a list."""
     return flags.DEFINE_flag(flags.Flag(_Paths(), flags.ListSerializer(","), name, None, text), required=True)
@@ -131,6 +136,19 @@ class _Numbers(flags.ArgumentParser):
                 raise ValueError(f"{part.strip()!r} is not a finite number, or repeats a name")
             numbers[name] = number
         return numbers
+
+
+class _Rates(flags.ArgumentParser):
+    syntactic_help = "rates, separated by commas"
+
+    def parse(self, argument: str | list) -> list[float]:
+        try:
+            rates = [float(part) for part in argument.split(",")] if isinstance(argument, str) else argument
+        except ValueError:
+            rates = []
+        if not rates or not all(0 < rate < 1 for rate in rates):
+            raise ValueError("not a list of numbers between 0 and 1; write 0.01 for one per cent")
+        return rates
 
 
 class _Paths(flags.ListParser):

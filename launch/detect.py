@@ -8,6 +8,7 @@ from absl import flags
 from apps.detect import detect
 from extract.prepare import FINDERS, PrepareSettings
 from jax_avh.parallel import keep_to_cpu
+from jax_avh.reference import RATES
 from launch import command
 
 AVHUBERT = flags.DEFINE_string(
@@ -22,12 +23,16 @@ LANDMARKS = flags.DEFINE_enum(
     list(FINDERS),
     "dlib: detect on every frame, including small faces; dlib-tracked: detect at intervals and when in doubt.",
 )
+REFERENCE = flags.DEFINE_string("reference", None, "Reference of real clips (.json, from launch.calibrate).")
+TWO_SIDED = flags.DEFINE_bool("two_sided", False, "Count scores below those of real clips as suspicious, too.")
+FALSE_ALARMS = command.define_rates("false_alarms", RATES, "False-alarm rates at which a video is flagged or not.")
 
 
 def main(videos: list[str]) -> int:
     """Parses the flags and scores the videos; returns the exit status."""
     keep_to_cpu()  # a detector takes milliseconds there; on a GPU, JAX would reserve the memory that the encoder needs
-    return detect(videos, AVHUBERT.value, WEIGHTS.value, JSON.value, PAGES.value, LANDMARKS.value)
+    compared = (REFERENCE.value, TWO_SIDED.value, FALSE_ALARMS.value)
+    return detect(videos, AVHUBERT.value, WEIGHTS.value, JSON.value, PAGES.value, LANDMARKS.value, *compared)
 
 
 if __name__ == "__main__":

@@ -110,10 +110,11 @@ def calibrate(
 
 def _attributes(table: ScoreTable) -> dict[str, object]:
     """Returns the attributes of a score file that a reference records, which name no path."""
-    known = {name: value for name, value in table.attributes.items() if name in ATTRIBUTES}
-    return {name: bool(v) if isinstance(v, bool | np.bool_) else str(v) for name, v in known.items()} | {
-        "method": table.method
-    }
+    known: dict[str, object] = {"method": table.method}
+    for name, value in table.attributes.items():
+        if name in ATTRIBUTES:
+            known[name] = bool(value) if isinstance(value, bool | np.bool_) else str(value)
+    return known
 
 
 def _labels(table: ScoreTable) -> Int64[np.ndarray, " N"]:

@@ -15,6 +15,7 @@ from avh_shards import UserError
 from avh_shards.clip import FRAME_RATE
 from avh_shards.paths import atomic_write
 from avh_shards.text import one_line, printable
+from jax_avh.reference import Judgement
 from jax_avh.report.page import envelope, format_number, render_page
 
 EMBEDDED_BYTES = 64 * 2**20  # larger videos are linked, not embedded
@@ -40,6 +41,7 @@ class Verdict:
     face_share: float | None = None  # share of frames in which a face was found
     several_faces: float | None = None  # share of frames in which several faces were found
     warning: str = ""  # why the faces make the scores doubtful
+    reference: Judgement | None = None  # comparison with real clips; None = without a reference
 
     @property
     def faces(self) -> str:
@@ -55,9 +57,9 @@ class Verdict:
             return f"{printable(self.path)}: FAILED: {one_line(self.error)}"
         scores = "  ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
         worst = "worst second {:.2f}-{:.2f} s".format(*self.worst_second)
-        return "  ".join(
-            [f"{printable(self.path)}: {scores}", worst, *filter(None, [self.faces, self.warning, self.caveat])]
-        )
+        judged = self.reference.line() if self.reference else ""
+        remarks = [judged, self.faces, self.warning, self.caveat]
+        return "  ".join([f"{printable(self.path)}: {scores}", worst, *filter(None, remarks)])
 
 
 def write_video_page(

@@ -1,6 +1,7 @@
 """Verdicts on videos, and the parts of the demo."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -27,6 +28,7 @@ from jax_avh.evaluation import POOLINGS
 from jax_avh.inference import load_detector
 from jax_avh.models.alignment import NETWORKS
 from jax_avh.models.weights import load_weights, save_weights
+from jax_avh.reference import Reference, write_reference
 from jax_avh.report.video import Verdict
 from tests import rules
 from tests.media import ramp, read_frames, tone, write_media
@@ -70,6 +72,64 @@ def test_a_video_is_scored_and_a_bad_one_named(tmp_path, film, tiny_checkpoint, 
     assert [bool(verdict["error"]) for verdict in verdicts] == [False, True, True]
     assert [verdict["face_share"] for verdict in verdicts] == [1.0, None, None]
     assert "face in 100 % of frames" in lines[0]
+
+
+@pytest.fixture
+def reference(tiny_encoder, narrow_weights) -> Reference:
+    """A hundred real clips of 25 frames that fit better than any video."""
+    attributes = {"method": "avh_align", "pooling": "logsumexp", "trimmed": False, "dataset": "made up"}
+    attributes["alignment_sha256"] = hashlib.sha256(narrow_weights.read_bytes()).hexdigest()
+    scores = {name: np.full(100, -1000, np.float32) for name in ("logsumexp", "mean")}
+    return Reference(attributes, np.full(100, 25), scores, frame_limit=-1000.0)
+
+
+def test_a_video_is_compared_with_real_clips(
+    tmp_path, film, tiny_checkpoint, narrow_weights, reference, capsys, monkeypatch
+):
+    write_reference(reference, tmp_path / "r.json")
+    given = str(tiny_checkpoint), str(narrow_weights)
+    outputs = {"output": tmp_path / "v.json", "pages": tmp_path / "pages", "reference": tmp_path / "r.json"}
+    assert detect([str(film)], *given, **outputs, rates=[0.01, 0.001]) == 0
+    printed, noted = capsys.readouterr()
+    for said in (
+        "more suspicious than all 100 real clips of 1.0-1.0 s (p = 0.0099; 95 % interval 0-3.6 %)",
+        "at 1 % false alarms: flagged; at 0.1 % false alarms: undecided, because that takes 999 real clips",
+        "frames above 99 % of real clips' frames: 0.00-1.00 s",
+    ):
+        assert said in printed
+    assert "note: a p-value compares a video with the reference's real clips; it is not the probability" in noted
+    (verdict,) = json.loads((tmp_path / "v.json").read_text())
+    assert verdict["reference"]["flagged"] == {"0.01": True, "0.001": None}
+    assert verdict["reference"]["stretches"] == [[0.0, 1.0]]
+    assert verdict["reference"]["p_values"].keys() == {"logsumexp", "mean"}
+    assert "More suspicious than all 100 real clips" in (tmp_path / "pages" / "testMovie.html").read_text()
+    monkeypatch.setattr("apps.detect.score_video", lambda *_: pytest.fail("scored"))
+    for changed, said in [
+        ({"alignment_sha256": "other"}, "differs in the weights"),
+        ({"weights_sha256": "other"}, "differs in the encoder"),
+        ({"faces": "all"}, "differs in which faces are scored"),
+        ({"method": "avad"}, "differs in the method"),
+        ({"trimmed": True}, "differs in whether leading silence was dropped"),
+    ]:
+        other = dataclasses.replace(reference, attributes=reference.attributes | changed)
+        write_reference(other, tmp_path / "other.json")
+        with pytest.raises(UserError, match=rf"^--reference=.*other\.json: {said}"):
+            detect([str(film)], *given, reference=tmp_path / "other.json")
+    write_reference(dataclasses.replace(reference, frame_limit=None), tmp_path / "other.json")
+    with pytest.raises(UserError, match="has no frame scores pooled by logsumexp"):
+        detect([str(film)], *given, reference=tmp_path / "other.json")
+    with pytest.raises(UserError, match="is an input of this command"):
+        detect([str(film)], *given, tmp_path / "r.json", reference=tmp_path / "r.json")
+
+
+def test_the_command_passes_on_how_to_compare(fork):
+    show = "import apps.detect; apps.detect.detect = lambda *given: print(given[-3:])"
+    flags = ["x.mp4", "--avhubert=random", "--weights=w", "--reference=r.json", "--two_sided"]
+    assert fork("detect", *flags, "--false_alarms=0.1,0.001", before=show) == (0, "('r.json', True, [0.1, 0.001])\n")
+    for wrong in ("1", "0", "1 %", "", "0.1,,"):
+        status, output = fork("detect", *flags, f"--false_alarms={wrong}")
+        assert (status, output.count("\n")) == (2, 1)
+        assert "write 0.01 for one per cent" in output
 
 
 def test_verdicts_warn_of_few_and_of_several_faces(tmp_path, film, tiny_checkpoint, narrow_weights, launch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jax_avh.reference import Calibration, judge, read_reference, write_reference
+from jax_avh.reference import Calibration, read_reference, write_reference
 from tests.fuzz.campaign import campaign
 from tests.fuzz.damage import damaged
 from tests.fuzz.test_metadata import with_other_values
@@ -29,7 +29,7 @@ def read_damaged_reference(number: int) -> None:
             path.write_bytes(damaged(path.read_bytes(), chance))
         reference = read_reference(path)
         if reference.frame_limit is not None:
-            line = judge(reference, np.zeros(50, np.float32)).line()
+            line = reference.judge(np.zeros(50, np.float32)).line()
             assert line.isprintable()
         write_reference(reference, path)
         assert read_reference(path).attributes == reference.attributes

@@ -15,7 +15,6 @@ from jax_avh.reference import (
     Calibration,
     Reference,
     clips_needed,
-    judge,
     read_reference,
     share_interval,
     stretches,
@@ -181,7 +180,7 @@ def test_a_video_is_judged_in_words_and_numbers():
     frame = np.zeros(50, np.float32)
     frame[10:20] = frame[30] = 1
     frame[40] = np.nan
-    found = judge(reference, frame, rates=(0.01, 0.05, 0.0001))
+    found = reference.judge(frame, rates=(0.01, 0.05, 0.0001))
     assert found.stretches == [(0.4, 0.8), (1.2, 1.24)]
     assert found.stretch_share == pytest.approx(11 / 49)
     own = np.float32(pool_all(frame[np.isfinite(frame)])["logsumexp"])
@@ -194,7 +193,7 @@ def test_a_video_is_judged_in_words_and_numbers():
         f"more suspicious than {100 - above / 10:g} % of 1,000 real clips of 2.0-2.0 s (p = {found.p_value:.2g}; 95 %",
         "at 1 % false alarms: not flagged; at 5 % false alarms: not flagged",
         "at 0.01 % false alarms: undecided, because that takes 9,999 real clips",
-        "frames above 99 % of real clips' frames: 0.40-0.80 s, 1.20-1.24 s",
+        "frames above 99 % of real clips' frames: 0.40-0.80, 1.20-1.24 s",
     ):
         assert said in line
     assert "fake" not in line
@@ -202,7 +201,7 @@ def test_a_video_is_judged_in_words_and_numbers():
 
 def test_the_most_suspicious_video_is_flagged():
     reference = made_reference(np.full(99, 50), np.zeros(99))
-    found = judge(reference, np.full(50, 9.0, np.float32))
+    found = reference.judge(np.full(50, 9.0, np.float32))
     assert (found.p_value, found.flagged) == (0.01, {"0.01": True, "0.05": True})
     assert "more suspicious than all 99 real clips of 2.0-2.0 s (p = 0.01;" in found.line()
     assert "at 1 % false alarms: flagged" in found.line()
@@ -211,17 +210,17 @@ def test_the_most_suspicious_video_is_flagged():
 def test_a_video_that_fits_too_well_is_flagged_only_two_sided():
     reference = made_reference(np.full(199, 50), np.linspace(5, 9, 199))
     frame = np.full(50, -9.0, np.float32)
-    one, two = (judge(reference, frame, two_sided) for two_sided in (False, True))
+    one, two = (reference.judge(frame, two_sided) for two_sided in (False, True))
     assert (one.p_value, one.flagged["0.05"], one.low) == (1, False, False)
     assert (two.p_value, two.flagged["0.01"], two.low) == (0.01, True, True)
     assert "less suspicious than all 199 real clips" in two.line()
     assert "two-sided" in two.line()
-    assert judge(made_reference(np.full(150, 50), np.zeros(150)), frame, True).flagged["0.01"] is None
-    assert "takes 199 real clips" in judge(made_reference(np.full(150, 50), np.zeros(150)), frame, True).line()
+    assert made_reference(np.full(150, 50), np.zeros(150)).judge(frame, True).flagged["0.01"] is None
+    assert "takes 199 real clips" in made_reference(np.full(150, 50), np.zeros(150)).judge(frame, True).line()
 
 
 def test_a_video_of_another_length_is_compared_with_none():
-    found = judge(made_reference(np.full(500, 50), np.zeros(500)), np.full(75, 9.0, np.float32))
+    found = made_reference(np.full(500, 50), np.zeros(500)).judge(np.full(75, 9.0, np.float32))
     assert (found.clips, found.p_value, found.interval) == (0, 1, (0, 1))
     assert "not compared: none of the 500 real clips of FakeAVCeleb (2.0-2.0 s) has a similar length" in found.line()
     assert set(found.flagged.values()) == {None}
@@ -229,9 +228,13 @@ def test_a_video_of_another_length_is_compared_with_none():
 
 def test_a_probability_is_that_of_the_knots():
     calibration = Calibration("platt", 10, 10, np.array([0.0, 10.0]), np.array([0.0, 1.0]))
-    found = judge(made_reference(np.full(9, 10), np.zeros(9), calibration=calibration), np.zeros(10, np.float32))
+    reference = made_reference(np.full(9, 10), np.zeros(9), calibration=calibration)
+    found = reference.judge(np.zeros(10, np.float32))
     assert found.probability == pytest.approx(np.log(10) / 10)
-    assert "among as many fakes like the reference's as real clips, 23 % are fake" in found.line()
+    assert (
+        "if half of all videos were fakes like the reference's, 23 % of those with this score would be fake"
+        in found.line()
+    )
 
 
 @hypothesis.given(st.lists(st.booleans(), max_size=60))

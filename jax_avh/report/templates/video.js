@@ -2,7 +2,6 @@
 "use strict";
 const video = document.getElementById("video");
 const position = document.getElementById("position");
-const worst = document.getElementById("worst");
 const reading = document.getElementById("reading");
 const scores = position.dataset.scores.split(",");
 
@@ -23,8 +22,10 @@ position.addEventListener("input", () => { video.currentTime = Number(position.v
 video.addEventListener("play", follow);
 video.addEventListener("seeked", show);
 video.addEventListener("error", () => { document.getElementById("unplayable").hidden = false; });
-worst.addEventListener("click", () => {
-  video.currentTime = Number(worst.dataset.start);
-  video.play();
-});
+for (const button of document.querySelectorAll("button[data-start]")) {
+  button.addEventListener("click", () => {
+    video.currentTime = Number(button.dataset.start);
+    video.play();
+  });
+}
 show();

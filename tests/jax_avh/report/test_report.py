@@ -30,6 +30,7 @@ from jax_avh.evaluation.results import (
     Result,
     ScoredSet,
 )
+from jax_avh.reference import Calibration, Reference
 from jax_avh.report import charts, video
 from jax_avh.report.comparison import render_report, timed
 from jax_avh.report.page import BUCKETS, envelope, format_number, value_at
@@ -419,6 +420,39 @@ def test_the_video_page_says_what_it_shows(browser, clip, tmp_path, size, scheme
         assert "Face in 96 % of frames." in text
         assert f"Several faces {NASTY}." in text
         assert not page.locator("#unplayable").is_visible()
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(PHONE, "light"), (DESKTOP, "dark")])
+def test_the_video_page_compares_with_real_clips(browser, clip, tmp_path, size, scheme):
+    real = np.random.default_rng(0).normal(size=(3, 300)).astype(np.float32)
+    attributes = {"method": "avh_align", "dataset": NASTY, "protocol": "p" + NASTY}
+    calibration = Calibration("platt", 10, 10, np.array([0.0, 10.0]), np.array([0.0, 1.0]))
+    scores = {name: 3 + score for name, score in zip(("logsumexp", "mean", "max"), real, strict=True)}
+    reference = Reference(attributes, np.full(300, 50), scores, 0.5, calibration)
+    poolings = {name: float(POOLINGS[name](FRAME)) for name in POOLINGS}
+    verdict = dataclasses.replace(VERDICT, scores=poolings, reference=reference.judge(FRAME, rates=(0.05, 0.001)))
+    write_video_page(tmp_path / "v.html", clip, verdict, FRAME)
+    with opened(browser, tmp_path / "v.html", size, scheme) as page:
+        check_look(page, size[0])
+        text = page.locator("main").inner_text()
+        for part in (
+            "300 real clips of 2.0-2.0 s (p = ",
+            f"300 real clips of {NASTY} of similar length",
+            f"Protocol: p{NASTY}.",
+            "At 5 % false alarms: not flagged.",
+            "At 0.1 % false alarms: undecided, because that takes 999 real clips of similar length.",
+            "If half of all videos were fakes like the reference's, ",
+            "not the probability that the video is fake",
+            "What this cannot see",
+        ):
+            assert part in text
+        assert page.locator("rect.above").count() == len(verdict.reference.stretches) == 1
+        assert page.locator("line.limit").count() == 1
+        start, end = verdict.reference.stretches[0]
+        page.get_by_role("button", name=f"{start:.2f}\N{EN DASH}{end:.2f} s").click()
+        wait_until(page, f"video.currentTime > {start}")
+        p_value = page.locator("tbody tr", has_text="mean").first.locator("td").nth(1).inner_text()
+        assert p_value == format_number(verdict.reference.p_values["mean"])
 
 
 def test_a_large_video_is_linked_not_embedded(browser, clip, tmp_path, monkeypatch):
