@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -31,10 +33,11 @@ NO_SPEECH = "nobody speaks"
 
 @dataclasses.dataclass(frozen=True)
 class Face:
-    """One track of a shot with the sound of the same frames."""
+    """One face of a shot, which is visible in T consecutive frames; small, without its pictures and its sound."""
 
-    clip: ReadClip  # its key is that of the track
-    track: Track
+    key: str  # path of the video, number of the shot and number of the face: video.mp4#shot3.face2
+    start: int  # its first frame in the video
+    boxes: Float[np.ndarray, "T 4"]  # left, top, right, bottom in each frame, as shares of the frame's size
     speech: float  # share of its frames in which somebody speaks
     rhythm: float  # how much its lips move in the rhythm of the sound, see `lip_rhythm`
     remark: str = ""  # why it cannot be compared with the sound; "" if it can
@@ -42,7 +45,7 @@ class Face:
     @property
     def size(self) -> float:
         """Mean area as a share of the frame."""
-        left, top, right, bottom = self.track.boxes.T
+        left, top, right, bottom = self.boxes.T
         return float(((right - left) * (bottom - top)).mean())
 
 
@@ -55,6 +58,13 @@ class FacesOfShot:
     faces: tuple[Face, ...]
 
 
+class ReadFaces(NamedTuple):
+    """The shots of a video, and those of its faces that `PrepareSettings.faces` names, in the order of their keys."""
+
+    shots: list[FacesOfShot]
+    clips: list[ReadClip]
+
+
 # Which faces of a shot are used, by --faces: the one whose lips move most in the rhythm of the sound, all of those that
 # can be compared with it, or the largest.
 CHOICES: dict[str, Callable[[Sequence[Face]], Sequence[Face]]] = {
@@ -64,7 +74,7 @@ CHOICES: dict[str, Callable[[Sequence[Face]], Sequence[Face]]] = {
 }
 
 
-def read_faces(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings) -> list[FacesOfShot]:
+def read_faces(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings) -> ReadFaces:
     """Decodes a video, cuts it into shots, and crops the mouth of every face that is visible for a second or more.
 
     Args:
@@ -73,8 +83,8 @@ def read_faces(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSetting
       settings: preparation settings; `landmarks` is "dlib" or "dlib-tracked", and `min_face_share` is not applied.
 
     Returns:
-      The shots, in order. The metadata of a face are those of the video, but for its key, its share of frames with the
-      face, and its fake segments, in seconds since the track's start.
+      The shots, and the chosen faces as clips, of which there may be none. The metadata of a face are those of the
+      video, but for its key, its share of frames with the face, and its fake segments, in seconds of its own frames.
 
     Raises:
       ClipError: the video cannot be used: its file is missing or damaged, silent, or too long.
@@ -95,58 +105,48 @@ def read_faces(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSetting
     with watch.stage("faces"):  # includes decoding, which is subtracted below
         shots = find_tracks(decode, settings.landmarks)
     watch.seconds["faces"] -= watch.seconds["decode"]
-    last = shots[-1].stop
-    faces = sum(len(shot.tracks) for shot in shots)
-    seconds = {stage: spent / max(faces, 1) for stage, spent in watch.seconds.items()}
-    read = []
+    outlines = []
+    clips = []
     for number, shot in enumerate(shots, 1):
-        keys = [track_key(clip.path, number, face) for face in range(1, len(shot.tracks) + 1)]
-        of_shot = (
-            _face(dataclasses.replace(clip, path=key), track, sound, spoken, track.stop == last, seconds)
-            for key, track in zip(keys, shot.tracks, strict=True)
-        )
-        read.append(FacesOfShot(shot.start, shot.stop, tuple(of_shot)))
-    return read
-
-
-def read_tracks(clip: ClipMeta, root: str | os.PathLike, settings: PrepareSettings) -> list[ReadClip]:
-    """Returns those faces of a video that `settings.faces` names, in the order of their keys.
-
-    Takes the arguments of `read_faces`.
-
-    Raises:
-      ClipError: as `read_faces`, or no face is visible for a second while somebody speaks.
-    """
-    shots = read_faces(clip, root, settings)
-    usable = [[face for face in shot.faces if not face.remark] for shot in shots]
-    chosen = [face.clip for faces in usable if faces for face in CHOICES[settings.faces](faces)]
-    if not chosen:
-        raise ClipError("faces", why_none(shots))
-    return chosen
+        faces = []
+        parts = {}
+        for track in shot.tracks:
+            key = track_key(clip.path, number, len(faces) + 1)
+            parts[key] = _part(dataclasses.replace(clip, path=key), track, sound, last=track.stop == shots[-1].stop)
+            faces.append(_outline(parts[key], track, spoken))
+        usable = [face for face in faces if not face.remark]
+        clips += [parts[face.key] for face in (CHOICES[settings.faces](usable) if usable else ())]
+        outlines.append(FacesOfShot(shot.start, shot.stop, tuple(faces)))
+    if clips:
+        clips[0] = dataclasses.replace(clips[0], seconds=dict(watch.seconds))
+    return ReadFaces(outlines, clips)
 
 
 def why_none(shots: Sequence[FacesOfShot]) -> str:
-    """Returns why no face of a video can be used."""
+    """Returns why no face of a video, or of a shot, can be compared with the sound."""
     return f"{NO_SPEECH} while a face is visible" if any(shot.faces for shot in shots) else NO_FACE
 
 
-def _face(
-    meta: ClipMeta, track: Track, sound: Sound, spoken: Bool[np.ndarray, " T"], last: bool, seconds: dict[str, float]
-) -> Face:
+def _part(meta: ClipMeta, track: Track, sound: Sound, last: bool) -> ReadClip:
     """Returns a track with its part of the sound; the `last` one keeps the sound to its end, as a whole clip does."""
     start = track.start * SAMPLES_PER_FRAME
     part = sound.waveform[start : None if last else track.stop * SAMPLES_PER_FRAME]
     silent = min(sound.silent, len(part)) if track.start == 0 else first_sound(part)
     shifted = shift_segments(meta.segments, track.start / FRAME_RATE)
-    length = len(track.boxes) / FRAME_RATE
-    segments = tuple((begin, min(end, length) if not last else end) for begin, end in shifted if begin < length)
+    length = math.inf if last else len(track.boxes) / FRAME_RATE
+    segments = tuple((begin, min(end, length)) for begin, end in shifted if begin < length)
     meta = dataclasses.replace(meta, segments=segments, face_share=track.found)
+    return ReadClip(meta, track.mouths, Sound(part, silent), {})
+
+
+def _outline(clip: ReadClip, track: Track, spoken: Bool[np.ndarray, " T"]) -> Face:
     heard = spoken[track.start : track.stop]
     speech = float(heard.mean()) if len(heard) else 0.0
-    remark = NO_SPEECH if speech < LEAST_SPEECH or silent == len(part) else ""
-    clip = ReadClip(meta, track.mouths, Sound(part, silent), dict(seconds))
+    silent = clip.sound.silent == len(clip.sound.waveform)
+    remark = NO_SPEECH if silent or speech < LEAST_SPEECH else ""
     assert track.mouths.points is not None
-    return Face(clip, track, speech, lip_rhythm(track.mouths.points, part), remark)
+    rhythm = lip_rhythm(track.mouths.points, clip.sound.waveform)
+    return Face(clip.meta.path, track.start, track.boxes, speech, rhythm, remark)
 
 
 def lip_rhythm(points: Float[np.ndarray, "T 68 2"], waveform: Float[np.ndarray, " S"]) -> float:
@@ -193,6 +193,6 @@ def speech_frames(waveform: Float[np.ndarray, " S"]) -> Bool[np.ndarray, " T"]:
     detector.reset()
     window = detector.window_size_samples
     padded = np.pad(np.asarray(waveform, np.float32), (0, -len(waveform) % window))
-    likely = np.array([detector.process(memoryview(part)) for part in padded.reshape(-1, window)])
+    likely = np.array([detector.process(part.data) for part in padded.reshape(-1, window)])
     middles = np.arange(0, len(waveform), SAMPLES_PER_FRAME) + SAMPLES_PER_FRAME // 2
     return likely[np.minimum(middles, len(padded) - 1) // window] > SPEECH

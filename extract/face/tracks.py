@@ -137,8 +137,8 @@ class _Follower:
             return self.first
         others = [other for other in self.shot.followed if other is not self]
         free = [self.may_be(face) and not any(other.is_at(face) for other in others) for face in faces]
-        near = [*itertools.compress(zip(faces, confidences, strict=True), free)]
-        return same_speaker(*zip(*near, strict=True), previous) if near else None
+        near = [*itertools.compress(faces, free)]
+        return same_speaker(near, [*itertools.compress(confidences, free)], previous) if near else None
 
 
 class _ShotFaces:
@@ -186,10 +186,11 @@ class _ShotFaces:
 
     def search_picture(self, grey: UInt8[np.ndarray, "H W"]) -> Detections:
         """Detects the faces in the whole picture, once for all who ask."""
-        if self.detected is None:
-            self.detected = self.search(grey)
+        found = self.detected
+        if found is None:
+            self.detected = found = self.search(grey)
             self.searched = 0
-        return self.detected
+        return found
 
     def finish(self, decode: Callable[[], Iterable[Frame]]) -> Shot:
         """Ends the shot."""

@@ -8,7 +8,7 @@ import multiprocessing
 import multiprocessing.context
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -20,7 +20,7 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.errors import ClipError, Failure, is_passing
 from avh_shards.format import Variant
 from avh_shards.text import one_line
-from extract.faces import read_tracks
+from extract.faces import FacesOfShot, ReadFaces, read_faces, why_none
 from extract.prepare import PreparedClip, PrepareSettings, ReadClip, cut_clip, read_clip
 
 Result = TypeVar("Result")
@@ -32,8 +32,9 @@ CLIPS_AHEAD = 4  # clips per process in preparation or waiting: bounds memory
 class Prepared(NamedTuple):
     """Outcome of a clip's preparation."""
 
-    outcomes: dict[Variant, Sequence[PreparedClip] | Failure]  # of each variant: the clip, or those of its faces
+    outcomes: Mapping[Variant, Sequence[PreparedClip] | Failure]  # of each variant: the clip, or those of its faces
     seconds: dict[str, float]  # time spent, by stage
+    shots: Sequence[FacesOfShot] = ()  # all shots with all faces, if faces were asked for
 
     @property
     def frames(self) -> int:
@@ -69,34 +70,30 @@ class PrepareTask:
         """
         if not Path(self.media).is_dir():
             raise UserError(f"{self.media}: the media folder is gone; restart once it is back")
-        read = attempt(clip.path, read_tracks if self.settings.faces else _read_whole, clip, self.media, self.settings)
+        read = attempt(clip.path, read_faces if self.settings.faces else _read_whole, clip, self.media, self.settings)
         if isinstance(read, Failure):
             return self.all_failed(read)
-        outcomes = {variant: attempt(clip.path, _cut, read, variant) for variant in self.variants}
-        spent = collections.Counter()
-        for part in read:
-            spent.update(part.seconds)
-        return Prepared(outcomes, dict(spent))
+        shots, parts = read
+        if not parts:
+            failed = self.all_failed(Failure(clip.path, "faces", why_none(shots)))
+            return failed._replace(shots=shots)
+        outcomes = {variant: _cut(clip.path, parts, variant) for variant in self.variants}
+        return Prepared(outcomes, parts[0].seconds, shots)
 
     def all_failed(self, failure: Failure) -> Prepared:
         """Returns the outcome of a clip whose variants all failed for the same reason."""
         return Prepared(dict.fromkeys(self.variants, failure), {})
 
 
-def _read_whole(clip: ClipMeta, root: str, settings: PrepareSettings) -> list[ReadClip]:
-    return [read_clip(clip, root, settings)]
+def _read_whole(clip: ClipMeta, root: str, settings: PrepareSettings) -> ReadFaces:
+    return ReadFaces([], [read_clip(clip, root, settings)])
 
 
-def _cut(read: Sequence[ReadClip], variant: Variant) -> list[PreparedClip]:
-    """Cuts the parts of a clip and leaves out those that are too short; raises their ClipError if all are."""
-    cut = []
-    for part in read:
-        try:
-            cut.append(cut_clip(part, variant))
-        except ClipError as error:
-            if not cut and part is read[-1]:
-                raise error
-    return cut
+def _cut(path: str, parts: Sequence[ReadClip], variant: Variant) -> Sequence[PreparedClip] | Failure:
+    """Cuts a clip, or its faces without those that are too short then; returns a failure if none is left."""
+    outcomes = [attempt(path, cut_clip, part, variant) for part in parts]
+    cut = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
+    return cut or next(outcome for outcome in outcomes if isinstance(outcome, Failure))
 
 
 def attempt(path: str, work: Callable[..., Result], *arguments: object) -> Result | Failure:

@@ -1,6 +1,5 @@
 """Faces of a video as clips of their own: who speaks, whether anybody does, and how they are extracted and resumed."""
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -15,7 +14,9 @@ from avh_shards.clip import SAMPLES_PER_FRAME, listed_path, track_key, track_num
 from avh_shards.errors import Failure
 from avh_shards.format import Variant, list_shards
 from extract.check.shards import inspect
-from extract.faces import NO_FACE, NO_SPEECH, lip_rhythm, read_faces, read_tracks, speech_frames
+from extract.face.tracks import find_tracks
+from extract.faces import NO_FACE, NO_SPEECH, lip_rhythm, read_faces, speech_frames
+from extract.media import iterate_video
 from extract.prepare import PrepareSettings, cut_clip, prepare_clip
 from extract.run.job import ExtractSettings, Job, extract
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip, failure_log, read_failures
@@ -43,34 +44,39 @@ def media(cast, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def talk(media):
-    return read_faces(TALK, media, PrepareSettings(faces="all"))
+def tracked(media):
+    """The shots and tracks of the first film, which take most of the time."""
+    return find_tracks(lambda: iterate_video(media / "talk.mp4"), "dlib-tracked")
 
 
-def keys(shots) -> list[list[str]]:
-    return [[face.clip.meta.path for face in shot.faces] for shot in shots]
+@pytest.fixture
+def talk(media, tracked, monkeypatch):
+    """Returns a function from a choice of faces to the first film's shots and clips."""
+    monkeypatch.setattr("extract.faces.find_tracks", lambda *_: tracked)
+    return lambda faces: read_faces(TALK, media, PrepareSettings(faces=faces))
 
 
 def test_each_face_is_a_clip_with_the_sound_of_the_same_frames(talk, cast):
-    assert keys(talk) == [["talk.mp4#shot1.face1", "talk.mp4#shot1.face2"], ["talk.mp4#shot2.face1"]]
-    left, right = (face.clip for face in talk[0].faces)
-    alone = talk[1].faces[0].clip
-    start = talk[1].start * SAMPLES_PER_FRAME
+    shots, clips = talk("all")
+    keys = ["talk.mp4#shot1.face1", "talk.mp4#shot1.face2", "talk.mp4#shot2.face1"]
+    assert [face.key for shot in shots for face in shot.faces] == [clip.meta.path for clip in clips] == keys
+    left, right, single = clips
+    start = shots[1].start * SAMPLES_PER_FRAME
     assert len(left.sound.waveform) == len(right.sound.waveform) == start
-    assert len(left.mouths.crops) == len(right.mouths.crops) == talk[0].stop
-    whole = np.concatenate([left.sound.waveform, alone.sound.waveform])
+    assert len(left.mouths.crops) == len(right.mouths.crops) == shots[0].stop
+    whole = np.concatenate([left.sound.waveform, single.sound.waveform])
     wanted = cast.sound("movie", 78)
     assert np.corrcoef(whole[: len(wanted)], wanted[: len(whole)])[0, 1] > 0.95
-    for clip in (left, right, alone):
+    for clip in clips:
         prepared = cut_clip(clip, Variant.UNTRIMMED)
         assert len(prepared.crops) == len(prepared.audio) == len(clip.mouths.crops)
     assert (left.meta.label, left.meta.category, left.meta.split, left.meta.identity) == (1, "dub", "train", "id1")
-    np.testing.assert_allclose(left.meta.segments, [(0.4, talk[0].stop / 25)])
-    np.testing.assert_allclose(alone.meta.segments, [(0, 0.2), (0.4, 0.6)], atol=0.081)
+    np.testing.assert_allclose(left.meta.segments, [(0.4, shots[0].stop / 25)])
+    np.testing.assert_allclose(single.meta.segments, [(0, 0.2), (0.4, 0.6)], atol=0.081)
 
 
-def test_the_speaker_is_the_face_whose_lips_follow_the_sound(talk, cast):
-    points = [face.track.mouths.points for face in talk[0].faces]
+def test_the_speaker_is_the_face_whose_lips_follow_the_sound(tracked, cast):
+    points = [track.mouths.points for track in tracked[0].tracks]
     for voice, speaker in (("movie", 0), ("obama", 1)):
         rhythm = [lip_rhythm(each, cast.sound(voice, len(each))) for each in points]
         assert int(np.argmax(rhythm)) == speaker, voice
@@ -78,20 +84,17 @@ def test_the_speaker_is_the_face_whose_lips_follow_the_sound(talk, cast):
     assert lip_rhythm(points[0], np.zeros(99, np.float32)) == 0
 
 
-def test_the_flag_chooses_among_the_faces_that_can_be_compared(talk, monkeypatch):
-    def chosen(faces: str, shots) -> list[str]:
-        monkeypatch.setattr("extract.faces.read_faces", lambda *_: shots)
-        return [clip.meta.path.removeprefix("talk.mp4") for clip in read_tracks(TALK, "", PrepareSettings(faces=faces))]
+def test_the_flag_chooses_among_the_faces_that_can_be_compared(talk, tracked, monkeypatch):
+    def chosen(faces: str) -> list[str]:
+        return [clip.meta.path.removeprefix("talk.mp4#") for clip in talk(faces).clips]
 
-    one, two, three = "#shot1.face1", "#shot1.face2", "#shot2.face1"
-    assert chosen("all", talk) == [one, two, three]
-    assert chosen("speaker", talk) == [one, three]
-    assert talk[0].faces[0].size != talk[0].faces[1].size
-    larger = max(talk[0].faces, key=lambda face: face.size).clip.meta.path.removeprefix("talk.mp4")
-    assert chosen("largest", talk) == [larger, three]
-    left = dataclasses.replace(talk[0].faces[0], remark=NO_SPEECH)
-    quiet = [dataclasses.replace(talk[0], faces=(left, talk[0].faces[1])), talk[1]]
-    assert chosen("speaker", quiet) == chosen("largest", quiet) == [two, three]
+    assert chosen("all") == ["shot1.face1", "shot1.face2", "shot2.face1"]
+    assert chosen("speaker") == ["shot1.face1", "shot2.face1"]
+    areas = [(track.boxes[:, 2:] - track.boxes[:, :2]).prod(axis=1).mean() for track in tracked[0].tracks]
+    assert chosen("largest") == [f"shot1.face{1 + int(np.argmax(areas))}", "shot2.face1"]
+    monkeypatch.setattr("extract.faces.speech_frames", lambda waveform: np.arange(len(waveform) // 640) > 70)
+    assert chosen("all") == chosen("speaker") == chosen("largest") == ["shot2.face1"]
+    assert [face.remark for face in talk("all").shots[0].faces] == [NO_SPEECH] * 2
 
 
 def test_speech_is_told_from_other_sounds(cast):
@@ -106,7 +109,7 @@ def test_one_face_without_a_cut_has_the_features_of_the_whole_video(media, cast)
     cast.write(media / "one.mp4", cast.pictures["movie"][:30], "movie")
     whole = prepare_clip(ClipMeta("one.mp4"), media, PrepareSettings())
     for faces in ("speaker", "all", "largest"):
-        (clip,) = read_tracks(ClipMeta("one.mp4"), media, PrepareSettings(faces=faces))
+        (clip,) = read_faces(ClipMeta("one.mp4"), media, PrepareSettings(faces=faces)).clips
         track = cut_clip(clip, Variant.UNTRIMMED)
         assert track.meta.path == "one.mp4#shot1.face1"
         assert track.meta.leading_silence == whole.meta.leading_silence
