@@ -13,6 +13,7 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.clip import FAKE, REAL, UNKNOWN, ends_beyond
 from avh_shards.format import caveat
 from avh_shards.machine import own_cores
+from avh_shards.paths import AnyPath
 from jax_avh.evaluation.localisation import LOCALISED, MOST_LOCALISED, localisation
 from jax_avh.evaluation.metrics import (
     FEWEST,
@@ -26,6 +27,7 @@ from jax_avh.evaluation.metrics import (
     roc_auc,
     worst_case,
 )
+from jax_avh.evaluation.operating import check_reference
 from jax_avh.evaluation.results import (
     Comparison,
     Coverage,
@@ -36,6 +38,7 @@ from jax_avh.evaluation.results import (
     ScoredSet,
     name_scored_sets,
 )
+from jax_avh.reference import RATES, Reference, differing_attribute, read_reference
 from jax_avh.scores import open_scores
 
 RESAMPLES = 1000
@@ -51,6 +54,9 @@ def evaluate(
     thresholds: Mapping[str, float] | None = None,
     resamples: int = RESAMPLES,
     names: Sequence[str] | None = None,
+    references: Sequence[AnyPath] = (),
+    two_sided: bool = False,
+    rates: Sequence[float] = RATES,
 ) -> Evaluation:
     """Evaluates score files.
 
@@ -62,14 +68,17 @@ def evaluate(
         the method's own threshold applies, or else that of equal error on the same clips.
       resamples: number of bootstrap resamples of the 95 % intervals, at least one.
       names: name of each score file's method in the comparison; None = derived from method and weights.
+      references: files of real clips' scores; each is applied to the score files that it fits, at least one.
+      two_sided: whether scores lower than those of a reference's real clips are suspicious, too.
+      rates: false-alarm rates that references promise.
 
     Returns:
       The numbers of `metrics.json`, and the scores that they come from.
 
     Raises:
       UserError: no file is given, a file is missing or damaged, a clip's labels contradict each other in two files or
-        in a file and `listed`, two files of the same data set and state would have the same name, or a threshold is
-        for a method without scores.
+        in a file and `listed`, two files of the same data set and state would have the same name, a threshold is for a
+        method without scores, or a reference fits no score file.
     """
     if not scores or resamples < 1:
         raise UserError(f"{len(scores)} score files, {resamples} resamples: at least one of each is needed")
@@ -79,10 +88,12 @@ def evaluate(
     methods = dict.fromkeys(scored.method for scored in scored_sets)
     if unknown := thresholds.keys() - methods.keys():
         raise UserError(f"--threshold: no scores of method {min(unknown)!r}; choose from {', '.join(methods)}")
+    fitting = list(_fitting(scored_sets, references))
+    checks = [check_reference(scored, reference, two_sided, rates) for scored, reference in fitting]
     metrics = EvaluationMetrics(
         resamples=resamples,
         confidence=CONFIDENCE,
-        warnings=list(_warnings(scored_sets, listed)),
+        warnings=[*_warnings(scored_sets, listed), *_reference_warnings(scored_sets, fitting)],
         results=_results(scored_sets, thresholds, resamples),
         comparisons=[_comparison(one, other) for one, other in _pairs(scored_sets)],
         coverage=[_coverage(scored, listed, set(failed)) for scored in scored_sets if _in_list(scored, listed)],
@@ -91,8 +102,9 @@ def evaluate(
             for scored in scored_sets
             if (parts := localisation(scored.table))
         ],
+        references=[check for check, _ in checks],
     )
-    return Evaluation(metrics, scored_sets)
+    return Evaluation(metrics, scored_sets, tuple(p_value for _, p_value in checks))
 
 
 def _key(scored: ScoredSet) -> dict:
@@ -180,6 +192,33 @@ def _comparison(one: ScoredSet, other: ScoredSet) -> Comparison:
         interval=test.interval if test and not few else None,
         p_value=test.p_value if test and not few else None,
     )
+
+
+def _fitting(scored_sets: Sequence[ScoredSet], references: Sequence[AnyPath]) -> Iterator[tuple[ScoredSet, Reference]]:
+    """Yields each scored set with each reference that fits it; raises a UserError if a reference fits none."""
+    for path in references:
+        reference = read_reference(path)
+        fitting = [s for s in scored_sets if differing_attribute(reference.attributes, s.attributes) is None]
+        if not fitting:
+            reference.check_fits(scored_sets[0].attributes, f"--reference={path}")
+        yield from ((scored, reference) for scored in fitting)
+
+
+def _reference_warnings(
+    scored_sets: Sequence[ScoredSet], fitting: Sequence[tuple[ScoredSet, Reference]]
+) -> Iterator[str]:
+    """Yields what a reader must know to interpret the comparison with references."""
+    if fitting:
+        compared = [scored.title for scored, _ in fitting]
+        yield from (f"{s.title}: no reference fits these scores." for s in scored_sets if s.title not in compared)
+    for scored, reference in fitting:
+        real = scored.score[scored.label == REAL]
+        known = int(np.isin(real, reference.scores[reference.own]).sum())
+        if 2 * known > len(real):
+            yield (
+                f"{scored.title}: {known} of {len(real)} real clips have the score of a clip in the reference; "
+                "false-alarm rates of clips that are in it show nothing."
+            )
 
 
 def _coverage(scored: ScoredSet, listed: Sequence[ClipMeta], failed: set[str]) -> Coverage:

@@ -44,6 +44,11 @@ class ScoredSet(Row):
         return f"{self.method} ({where})"
 
     @property
+    def attributes(self) -> dict[str, object]:
+        """Attributes of the score file, with the method."""
+        return self.table.attributes | {"method": self.table.method}
+
+    @property
     def clips(self) -> tuple[ClipMeta, ...]:
         """Scored clips."""
         return self.table.clips
@@ -121,6 +126,43 @@ class Localisation(SegmentMetrics, FrameMetrics, Row):
 
 
 @dataclasses.dataclass(frozen=True)
+class LengthLimits:
+    """Scores beyond which a clip of similar length as some real clips of a reference is called fake."""
+
+    seconds: Interval  # length of the shortest and longest real clip
+    clips: int  # real clips
+    limits: list[float | None]  # above the last and, two-sided, below the first; None = too few real clips for the rate
+
+
+@dataclasses.dataclass(frozen=True)
+class OperatingPoint:
+    """What a false-alarm rate that a reference promises gives; None = no such clips."""
+
+    rate: float  # promised, as the highest share of real clips that are called fake
+    undecided: int  # clips that are not called fake because too few real clips of the reference have a similar length
+    fpr: float | None  # share of real clips called fake
+    fpr_interval: Interval | None  # 95 %, exact
+    holds: bool | None  # whether the interval reaches down to the promised rate
+    tpr: float | None  # share of fakes called fake
+    tpr_interval: Interval | None
+    thresholds: list[LengthLimits]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceCheck(Row):
+    """How clips compare with the real clips of a reference."""
+
+    reference: str  # number and data set of the real clips
+    protocol: str
+    two_sided: bool  # whether scores lower than those of real clips are suspicious, too
+    real: int  # clips compared
+    fake: int
+    distance: float | None  # largest distance of the real clips' p-values from uniform; None = too few real clips
+    p_value: float | None  # of this distance, if the real clips were like those of the reference
+    points: list[OperatingPoint]
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationMetrics:
     """Contents of `metrics.json`."""
 
@@ -131,6 +173,7 @@ class EvaluationMetrics:
     comparisons: list[Comparison]
     coverage: list[Coverage]
     localisation: list[Localisation]
+    references: list[ReferenceCheck] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +182,7 @@ class Evaluation:
 
     metrics: EvaluationMetrics
     scored_sets: tuple[ScoredSet, ...]
+    p_values: tuple[np.ndarray, ...] = ()  # of the real clips, for each of `metrics.references`
 
 
 def name_scored_sets(

@@ -20,6 +20,7 @@ from jax_avh.evaluation.results import (
     Evaluation,
     EvaluationMetrics,
     Localisation,
+    ReferenceCheck,
     Result,
     ScoredSet,
 )
@@ -37,7 +38,7 @@ EXAMPLE_KINDS = [  # label, whether the highest scores come first, heading
 ]
 
 
-Record = TypeVar("Record", Result, Comparison, Coverage, Localisation)
+Record = TypeVar("Record", Result, Comparison, Coverage, Localisation, ReferenceCheck)
 Keyed = tuple[str, Record]  # (pointer into metrics.json, the record there)
 
 
@@ -79,6 +80,8 @@ class Section:
     pooling: list[Keyed[Result]]
     localisation: list[Keyed[Localisation]]
     coverage: list[Keyed[Coverage]]
+    references: list[Keyed[ReferenceCheck]]
+    uniformity: tuple[Chart, ...]  # p-values of the real clips, for each of the references with some
 
 
 def render_report(evaluation: Evaluation) -> str:
@@ -90,7 +93,7 @@ def render_report(evaluation: Evaluation) -> str:
     sections = []
     for n, dataset in enumerate(datasets):
         scored_sets = [scored for scored in evaluation.scored_sets if scored.dataset == dataset]
-        sections.append(_section(metrics, scored_sets, dataset, f"data-{n}", methods))
+        sections.append(_section(metrics, scored_sets, dataset, f"data-{n}", methods, evaluation.p_values))
     return render_page(
         "comparison.html.jinja",
         metrics=metrics,
@@ -106,7 +109,12 @@ def render_report(evaluation: Evaluation) -> str:
 
 
 def _section(
-    metrics: EvaluationMetrics, scored_sets: Sequence[ScoredSet], dataset: str, anchor: str, methods: dict[str, int]
+    metrics: EvaluationMetrics,
+    scored_sets: Sequence[ScoredSet],
+    dataset: str,
+    anchor: str,
+    methods: dict[str, int],
+    p_values: Sequence[np.ndarray],
 ) -> Section:
     results = _keyed("results", metrics.results, dataset)
     own = [(pointer, row) for pointer, row in results if row.own and row.group == "all"]
@@ -137,6 +145,8 @@ def _section(
         pooling=[(pointer, row) for pointer, row in results if not row.own or row.group == "all"],
         localisation=_keyed("localisation", metrics.localisation, dataset),
         coverage=_keyed("coverage", metrics.coverage, dataset),
+        references=_keyed("references", metrics.references, dataset),
+        uniformity=tuple(_uniformity(metrics.references, p_values, dataset, anchor)),
     )
 
 
@@ -191,6 +201,17 @@ def _histograms(scored_sets: Sequence[ScoredSet], anchor: str, categories: dict[
             title = f"{scored.method}, {STATES[scored.trimmed]}"
             label = f"Histogram of clip scores, {title}: {', '.join(groups)}"
             yield Chart(title, charts.histogram_chart(f"{anchor}-histogram-{n}", label, groups))
+
+
+def _uniformity(
+    checks: Sequence[ReferenceCheck], p_values: Sequence[np.ndarray], dataset: str, anchor: str
+) -> Iterator[Chart]:
+    """Draws the p-values of a data set's real clips, one chart per method, state and reference."""
+    for n, (check, p_value) in enumerate(zip(checks, p_values, strict=False)):
+        if check.dataset == dataset and len(p_value):
+            title = f"{check.method}, {STATES[check.trimmed]}, against {check.reference}"
+            label = f"p-values of the real clips: {title}"
+            yield Chart(title, charts.uniformity_chart(f"{anchor}-uniformity-{n}", label, p_value))
 
 
 def _examples(

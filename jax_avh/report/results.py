@@ -19,6 +19,7 @@ from avh_shards.paths import HTML, AnyPath, as_path, atomic_writes, check_output
 from avh_shards.text import format_table, one_line
 from jax_avh.evaluation.evaluate import RESAMPLES, evaluate
 from jax_avh.evaluation.results import STATES, Evaluation, ScoredSet
+from jax_avh.reference import RATES
 from jax_avh.report.comparison import render_report
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # starts of text that a spreadsheet would run as a formula
@@ -39,6 +40,9 @@ def write_results(
     thresholds: Mapping[str, float] | None = None,
     resamples: int = RESAMPLES,
     inputs: Sequence[AnyPath] = (),
+    references: Sequence[AnyPath] = (),
+    two_sided: bool = False,
+    rates: Sequence[float] = RATES,
 ) -> str:
     """Evaluates score files and writes a folder of results.
 
@@ -50,6 +54,9 @@ def write_results(
       thresholds: method -> lowest clip score at which a clip is called fake.
       resamples: number of bootstrap resamples.
       inputs: further files that the results must not overwrite.
+      references: files of real clips' scores; see `evaluate`, as for the two below.
+      two_sided: whether scores lower than those of real clips are suspicious, too.
+      rates: false-alarm rates that references promise.
 
     Returns:
       The main numbers as a printable table, followed by the warnings.
@@ -59,9 +66,10 @@ def write_results(
         another run is writing them.
     """
     folder = results_folder(output)
-    check_outputs({folder / name: kind for name, kind in FILES.items()}, [*scores, *inputs])
+    check_outputs({folder / name: kind for name, kind in FILES.items()}, [*scores, *inputs, *references])
     with locked(folder):
-        evaluation = evaluate(scores, listed, failed, thresholds, resamples)
+        compared = {"references": references, "two_sided": two_sided, "rates": rates}
+        evaluation = evaluate(scores, listed, failed, thresholds, resamples, **compared)
         write_evaluation(evaluation, folder)
     return format_results(evaluation)
 
@@ -98,7 +106,17 @@ def format_results(evaluation: Evaluation) -> str:
             numbers = [_number(auc), low_high, _number(result.metrics.ap), _number(result.metrics.eer)]
             counts = [str(result.real), str(result.fake)]
             rows.append([result.dataset or "-", result.method, _state(result.trimmed), pooling, *numbers, *counts])
-    return "\n".join([format_table(rows), *map(one_line, evaluation.metrics.warnings)])
+    tables = [format_table(rows)]
+    if checks := evaluation.metrics.references:
+        rows = [["data set", "method", "reference", "promised FPR", "FPR", "95 %", "holds", "TPR", "undecided"]]
+        for check in checks:
+            for point in check.points:
+                interval = "-".join(f"{bound:.3f}" for bound in point.fpr_interval or ())
+                holds = {True: "yes", False: "NO", None: ""}[point.holds]
+                numbers = [f"{point.rate:g}", _number(point.fpr), interval, holds, _number(point.tpr)]
+                rows.append([check.dataset or "-", check.method, check.reference, *numbers, str(point.undecided)])
+        tables.append(format_table(rows))
+    return "\n".join([*tables, *map(one_line, evaluation.metrics.warnings)])
 
 
 def _number(value: float | None) -> str:

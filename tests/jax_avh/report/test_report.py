@@ -30,7 +30,7 @@ from jax_avh.evaluation.results import (
     Result,
     ScoredSet,
 )
-from jax_avh.reference import Calibration, Reference
+from jax_avh.reference import Calibration, Reference, write_reference
 from jax_avh.report import charts, video
 from jax_avh.report.comparison import render_report, timed
 from jax_avh.report.page import BUCKETS, envelope, format_number, value_at
@@ -42,7 +42,7 @@ from tests.media import ramp, tone, write_media
 
 METHODS = ("avh_align", "silence", "speechforensics")
 CATEGORIES = ("RealVideo-FakeAudio", "FakeVideo-RealAudio", "FakeVideo-FakeAudio")
-LISTS = ("results", "comparisons", "coverage", "localisation")  # of metrics.json
+LISTS = ("results", "comparisons", "coverage", "localisation", "references")  # of metrics.json
 OWN = "mean"  # pooling of the generated clip scores
 NASTY = "<script>alert(1)</script> \"'&.mp4"
 
@@ -226,10 +226,17 @@ def test_every_number_of_real_results_is_printed(browser, tmp_path):
         attributes = {"dataset": "FakeAVCeleb", "trimmed": trimmed} | ({} if table.frame is None else {"pooling": OWN})
         files.append(tmp_path / f"{method}{trimmed}.h5")
         write_scores(dataclasses.replace(table, attributes=attributes), files[-1])
-    write_results(files, tmp_path / "out", clips, [clip.path for clip in clips[37:]], {"silence": 0.02}, resamples=20)
+    real = made_set(made_clips(160, np.random.default_rng(2)), METHODS[0], False).table.chosen(np.arange(0, 160, 4))
+    known = {"method": METHODS[0], "pooling": OWN, "trimmed": False}
+    order = np.argsort(np.diff(real.offset))
+    reference = Reference(known, np.diff(real.offset)[order], {OWN: real.clip[order]})
+    write_reference(reference, tmp_path / "r.json")
+    compared = {"references": [tmp_path / "r.json"], "two_sided": True, "rates": [0.1, 0.05, 0.01]}
+    failed = [clip.path for clip in clips[37:]]
+    write_results(files, tmp_path / "out", clips, failed, {"silence": 0.02}, resamples=20, **compared)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {row["group"] for row in metrics["results"]} == {"all", "category", "split"}
-    assert [len(metrics[name]) for name in LISTS[1:]] == [2, 4, 2]
+    assert [len(metrics[name]) for name in LISTS[1:]] == [2, 4, 2, 1]
     with opened(browser, tmp_path / "out" / "report.html") as page:
         check_numbers(page, metrics)
         check_look(page, DESKTOP[0])

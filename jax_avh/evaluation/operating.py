@@ -1,0 +1,93 @@
+"""What the thresholds of a reference give on other clips: does the promised false-alarm rate hold, and at what cost?"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.special
+import scipy.stats
+from jaxtyping import Bool, Float64
+
+from avh_shards.clip import FAKE, FRAME_RATE, REAL
+from jax_avh.evaluation.metrics import FEWEST, Interval
+from jax_avh.evaluation.results import LengthLimits, OperatingPoint, ReferenceCheck, ScoredSet
+from jax_avh.reference import Group, Reference, share_interval
+
+
+def check_reference(
+    scored: ScoredSet, reference: Reference, two_sided: bool, rates: Sequence[float]
+) -> tuple[ReferenceCheck, Float64[np.ndarray, " M"]]:
+    """Calls clips fake by a reference's thresholds and counts how often that is right.
+
+    Args:
+      scored: clips whose scores the reference fits.
+      reference: scores of other real clips.
+      two_sided: whether scores lower than those of real clips are suspicious, too.
+      rates: promised false-alarm rates.
+
+    Returns:
+      The counts, and the p-values of the M real clips: 1 for one whose length is unlike those of the reference.
+
+    References:
+      Smirnov 1939 (two samples: the p-values share the reference, whose size limits how uniform they can look).
+    """
+    ranks = reference.rank(reference.own, scored.score, np.diff(scored.table.offset))
+    p_value = ranks.p_value(two_sided)
+    real, fake = scored.label == REAL, scored.label == FAKE
+    points = []
+    for rate in rates:
+        called = p_value <= rate
+        fpr, fpr_interval = _share(called[real])
+        tpr, tpr_interval = _share(called[fake])
+        groups = [
+            LengthLimits(
+                seconds=(group.shortest / FRAME_RATE, group.longest / FRAME_RATE),
+                clips=len(group.score),
+                limits=_limits(group, rate, two_sided),
+            )
+            for group in reference.groups(reference.own)
+        ]
+        points.append(
+            OperatingPoint(
+                rate=rate,
+                undecided=int(((1 + two_sided) / (1 + ranks.clips[real | fake]) > rate).sum()),
+                fpr=fpr,
+                fpr_interval=fpr_interval,
+                holds=None if fpr_interval is None else fpr_interval[0] <= rate,
+                tpr=tpr,
+                tpr_interval=tpr_interval,
+                thresholds=groups,
+            )
+        )
+    distance = chance = None
+    if real.sum() >= FEWEST:
+        distance = float(scipy.stats.kstest(p_value[real], "uniform").statistic)
+        both = real.sum() * len(reference.length) / (real.sum() + len(reference.length))
+        chance = float(scipy.special.kolmogorov(math.sqrt(both) * distance))
+    check = ReferenceCheck(
+        dataset=scored.dataset,
+        method=scored.method,
+        trimmed=scored.trimmed,
+        reference=reference.title,
+        protocol=str(reference.attributes.get("protocol", "")),
+        two_sided=two_sided,
+        real=int(real.sum()),
+        fake=int(fake.sum()),
+        distance=distance,
+        p_value=chance,
+        points=points,
+    )
+    return check, p_value[real]
+
+
+def _share(called: Bool[np.ndarray, " M"]) -> tuple[float | None, Interval | None]:
+    if not len(called):
+        return None, None
+    return float(called.mean()), share_interval(int(called.sum()), len(called))
+
+
+def _limits(group: Group, rate: float, two_sided: bool) -> list[float | None]:
+    if not two_sided:
+        return [group.threshold(rate)]
+    mirrored = Group(group.shortest, group.longest, -group.score[::-1]).threshold(rate / 2)
+    return [None if mirrored is None else -mirrored, group.threshold(rate / 2)]

@@ -1,0 +1,107 @@
+"""Thresholds of references on other clips: realised rates, the check of the promise, and the command."""
+
+import json
+
+import numpy as np
+import pytest
+
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip import offsets
+from jax_avh.evaluation import evaluate
+from jax_avh.evaluation.operating import check_reference
+from jax_avh.evaluation.results import ScoredSet
+from jax_avh.reference import share_interval, write_reference
+from jax_avh.report.results import write_results
+from jax_avh.scores import ScoreTable, write_scores
+from tests.jax_avh.test_reference import ATTRIBUTES, made_reference, real_clips
+
+
+def scored(length: np.ndarray, score: np.ndarray, label: np.ndarray, **more) -> ScoredSet:
+    """Returns clips with the given scores; their frame scores are all zero."""
+    clips = tuple(ClipMeta(f"{n}.mp4", int(fake)) for n, fake in enumerate(label))
+    frame = np.zeros(length.sum(), np.float32)
+    attributes = {name: value for name, value in (ATTRIBUTES | more).items() if name != "method"}
+    table = ScoreTable("avh_align", clips, offsets(length), frame, score.astype(np.float32), attributes)
+    return ScoredSet("FakeAVCeleb", "avh_align", False, table)
+
+
+def drawn(count: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns lengths, scores and labels of as many real clips as fakes, whose scores are higher by two."""
+    length, score = real_clips(count, np.random.default_rng(seed))
+    label = np.arange(count) % 2
+    return length, score + shift + 2 * label, label
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_the_promise_holds_on_such_clips_and_is_broken_on_others(two_sided):
+    reference = made_reference(*real_clips(5000, np.random.default_rng(0)))
+    found, p_value = check_reference(scored(*drawn(2000, 1)), reference, two_sided, (0.01, 0.05))
+    assert (found.real, found.fake, len(p_value)) == (1000, 1000, 1000)
+    assert found.p_value > 0.01
+    for point in found.points:
+        assert point.holds
+        assert point.fpr == np.mean(p_value <= point.rate)
+        assert point.fpr_interval == share_interval(round(1000 * point.fpr), 1000)
+        assert point.fpr_interval[0] <= point.rate <= point.fpr_interval[1]
+        assert point.tpr > 0.5
+        assert point.undecided == 0
+    for shift in (1.0, -1.0):
+        other, _ = check_reference(scored(*drawn(2000, 1, shift)), reference, two_sided, (0.01, 0.05))
+        assert other.p_value < 1e-6
+        assert [point.holds for point in other.points] == [not (shift > 0 or two_sided)] * 2
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_clips_beyond_the_limits_are_those_called_fake(two_sided):
+    length, score = np.full(150, 50), np.round(np.random.default_rng(0).standard_normal(150), 1).astype(np.float32)
+    reference = made_reference(length, score)
+    tried = np.unique(np.r_[score, score + 0.05, -9, 9]).astype(np.float32)
+    sets = scored(np.full(len(tried), 50), tried, np.ones(len(tried), int))
+    found, _ = check_reference(sets, reference, two_sided, (0.1, 0.02))
+    for point in found.points:
+        (group,) = point.thresholds
+        assert (group.seconds, group.clips, len(group.limits)) == ((2.0, 2.0), 150, 1 + two_sided)
+        called = tried > group.limits[-1]
+        called |= (tried < group.limits[0]) if two_sided else False
+        assert point.tpr == np.mean(called)
+        assert 0 < point.tpr < 1
+    assert (found.distance, found.p_value, found.points[0].fpr, found.points[0].holds) == (None,) * 4
+
+
+def test_too_few_real_clips_call_nothing_fake():
+    reference = made_reference(np.full(50, 50), np.zeros(50))
+    sets = scored(np.array([50, 50, 50, 500]), np.full(4, 9.0), np.array([0, 0, 1, 1]))
+    found, _ = check_reference(sets, reference, False, (0.01, 0.05))
+    assert [(point.undecided, point.fpr, point.tpr) for point in found.points] == [(4, 0, 0), (1, 1, 0.5)]
+    assert [point.thresholds[0].limits for point in found.points] == [[None], [0.0]]
+
+
+def test_the_command_writes_what_references_give(tmp_path, fork):
+    write_scores(scored(*drawn(300, 1)).table, tmp_path / "s.h5")
+    write_reference(made_reference(*real_clips(300, np.random.default_rng(0))), tmp_path / "r.json")
+    flags = {"scores": tmp_path / "s.h5", "output": tmp_path / "out", "reference": tmp_path / "r.json"}
+    given = [f"--{name}={value}" for name, value in flags.items()]
+    status, output = fork("evaluate", *given, "--two_sided", "--false_alarms=0.05,0.001")
+    assert status == 0, output
+    assert "300 real clips of FakeAVCeleb  0.05" in output
+    assert "promised FPR" in output
+    (check,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["references"]
+    assert check["two_sided"] is True
+    assert [(point["rate"], point["undecided"]) for point in check["points"]] == [(0.05, 0), (0.001, 300)]
+    assert "Thresholds of references" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_references_of_other_scores_are_refused_and_warned_of(tmp_path):
+    length, score, label = drawn(40, 1)
+    write_scores(scored(length, score, label).table, tmp_path / "s.h5")
+    write_scores(scored(length, score, label, alignment_sha256="c", dataset="other").table, tmp_path / "t.h5")
+    write_reference(made_reference(length[label == 0], score[label == 0]), tmp_path / "r.json")
+    found = evaluate([tmp_path / "s.h5", tmp_path / "t.h5"], resamples=5, references=[tmp_path / "r.json"])
+    assert [check.dataset for check in found.metrics.references] == ["FakeAVCeleb"]
+    assert any("no reference fits these scores" in warning for warning in found.metrics.warnings)
+    assert any("20 of 20 real clips have the score of a clip in the reference" in w for w in found.metrics.warnings)
+    with pytest.raises(UserError, match=r"^--reference=.*r\.json: differs in the weights"):
+        evaluate([tmp_path / "t.h5"], resamples=5, references=[tmp_path / "r.json"])
+    (tmp_path / "metrics.json").symlink_to(tmp_path / "r.json")
+    with pytest.raises(UserError, match="is an input of this command"):
+        write_results([tmp_path / "s.h5"], tmp_path, references=[tmp_path / "r.json"])
