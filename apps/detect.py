@@ -1,11 +1,12 @@
 """Verdicts on videos: from the media file to its scores in one process."""
 
+import collections
 import dataclasses
 import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from avh_shards import ClipMeta, UserError
 from avh_shards.clip import FRAME_RATE
 from avh_shards.errors import Failure
 from avh_shards.format import caveat, results_folder
-from avh_shards.paths import HTML, AnyPath, as_path, atomic_write, check_outputs
+from avh_shards.paths import HTML, AnyPath, FilePath, as_path, atomic_write, check_outputs
 from extract.avhubert.encoder import Encoder
 from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
 from extract.run.pool import attempt
@@ -32,6 +33,7 @@ NO_REFERENCE = (
     "and give --reference"
 )
 NO_PROBABILITY = "a p-value compares a video with the reference's real clips; it is not the probability of a fake"
+INDEX = "index.html"  # among the pages of many videos
 VERDICTS = rb'\[\s*(\{\s*"path"|\])'  # start of their JSON file
 
 
@@ -64,13 +66,10 @@ def detect(
 
     Raises:
       UserError: the weights are missing, damaged or do not fit each other or the reference, the method cannot score
-        single videos, two videos would have the same page, or an output cannot be written or is an input.
+        single videos, a video is given twice, or an output cannot be written or is an input.
     """
     known = None if reference is None else read_reference(reference)
-    folder = None if pages is None else results_folder(pages)
-    written = {} if folder is None else {Path(video).stem: folder / f"{Path(video).stem}.html" for video in videos}
-    if folder is not None and len(written) < len(videos):
-        raise UserError("--pages: two of the videos have the same name, as would their pages; score them separately")
+    written = {} if pages is None else _pages(videos, results_folder(pages))
     detector = load_detector(weights)
     outputs: dict[AnyPath, bytes] = dict.fromkeys(written.values(), HTML)
     if output is not None:
@@ -78,7 +77,7 @@ def detect(
     inputs = [path for path in (detector.path, reference) if path is not None]
     check_outputs(outputs, [*videos, avhubert, *inputs])
     encoder = Encoder(avhubert)
-    _check_pair(encoder, detector)
+    check_pair(encoder, detector)
     if known is not None:
         check_reference(known, encoder, detector, f"--reference={reference}")
     for path in map(as_path, outputs):  # if this run were killed, older results could be mistaken for its own
@@ -91,8 +90,8 @@ def detect(
                 verdict = dataclasses.replace(verdict, reference=known.judge(frame, two_sided, rates))
             verdicts.append(verdict)
             print(verdict.line(), flush=True)
-            if pages is not None and not verdict.error:
-                _write_page(written[Path(video).stem], Path(video), verdict, frame)
+            if written and not verdict.error:
+                write_page(written[video], Path(video), verdict, frame)
     finally:  # keeps the verdicts even if a page could not be written
         if output is not None:
             with atomic_write(output) as temporary:
@@ -100,6 +99,38 @@ def detect(
     if not all(verdict.error for verdict in verdicts):
         print(f"note: {NO_REFERENCE if known is None else NO_PROBABILITY}", file=sys.stderr)
     return 2 if any(verdict.error for verdict in verdicts) else 0
+
+
+def page_paths(videos: Sequence[PurePath]) -> list[PurePath]:
+    """Returns the relative path of each video's page, in folders like those of the videos.
+
+    The page of x.mp4 is x.html, or x.mp4.html where its folder holds another video with that stem, or the index would
+    have that name.
+
+    Args:
+      videos: relative paths, each once.
+
+    Raises:
+      UserError: a video without a suffix has the name of the index.
+    """
+    if (bare := PurePath(PurePath(INDEX).stem)) in videos:
+        raise UserError(f"{bare}: its page would replace the index, {INDEX}; rename the video")
+    stems = collections.Counter(video.parent / video.stem for video in videos)
+    stems[PurePath(INDEX).with_suffix("")] += 1
+    shared = {video.parent for video in videos if stems[video.parent / video.stem] > 1}
+    return [video.parent / f"{video.name if video.parent in shared else video.stem}.html" for video in videos]
+
+
+def _pages(videos: Sequence[str], folder: FilePath) -> dict[str, FilePath]:
+    """Returns the page of each video: in the folder itself, or in subfolders if two videos have the same name."""
+    names = [PurePath(Path(video).stem + ".html") for video in videos]
+    if len(set(names)) < len(names):
+        files = [os.path.abspath(video) for video in videos]  # noqa: PTH100 (removes "..", too)
+        common = os.path.commonpath([os.path.dirname(file) for file in files])  # noqa: PTH120
+        names = page_paths([PurePath(file).relative_to(common) for file in files])
+    if len(set(names)) < len(names):
+        raise UserError("--pages: one of the videos is given twice; name each video once")
+    return {video: folder / name for video, name in zip(videos, names, strict=True)}
 
 
 def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
@@ -110,14 +141,14 @@ def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
     return start / FRAME_RATE, (start + window) / FRAME_RATE
 
 
-def _write_page(path: AnyPath, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
+def write_page(path: AnyPath, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
     """Writes the video's page, using a playable copy if browsers cannot play the video."""
     with playable(video) as copy:
         lasting = copy if copy.stat().st_size <= EMBEDDED_BYTES else video  # a linked file must outlive this block
         write_video_page(str(path), lasting, verdict, frame)
 
 
-def _check_pair(encoder: Encoder, detector: Detector) -> None:
+def check_pair(encoder: Encoder, detector: Detector) -> None:
     """Checks that a detector scores single videos, and from the features of an encoder."""
     detector.check_fits(encoder.width, encoder.attributes, encoder.attributes["encoder"])
     if not detector.method.pooling:
@@ -153,7 +184,7 @@ def score_video(
       UserError: the detector does not fit the encoder or cannot score single videos, the landmark model is not
         installed, the encoder fails for a reason other than lack of memory, or the scores are not finite.
     """
-    _check_pair(encoder, detector)
+    check_pair(encoder, detector)
     settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0)  # a video with few faces gets a warning
     name = Path(video).name
     clip = attempt(name, prepare_clip, ClipMeta(name), Path(video).parent, settings)
@@ -172,10 +203,10 @@ def score_prepared(
       detector: as for `score_video`.
     """
     if isinstance(clip, Failure):
-        return Verdict(video, error=clip.reason), np.zeros(0, np.float32)
+        return Verdict(video, error=clip.reason, passing=clip.passing), np.zeros(0, np.float32)
     features = next(encoder.encode([clip]))[1]
     if isinstance(features, Failure):
-        return Verdict(video, error=features.reason), np.zeros(0, np.float32)
+        return Verdict(video, error=features.reason, passing=features.passing), np.zeros(0, np.float32)
     frame, _ = detector.score(source_of_clip(clip.meta, features.visual, features.audio))
     assert frame is not None, "a method with a pooling returned no frame scores"
     scores = {name: round(float(score), 6) for name, score in pool_all(frame).items()}

@@ -205,6 +205,31 @@ def atomic_writes(paths: Sequence[AnyPath], stale: Iterable[FilePath] = ()) -> I
             raise unwritable(paths[0] if len(paths) == 1 else as_path(paths[0]).parent, error) from error
 
 
+def append(path: FilePath, data: bytes) -> None:
+    """Appends bytes to a file, all or none; they are on disk when this returns.
+
+    Raises:
+      UserError: the file cannot be written: no space, no permission, ...
+    """
+    if not isinstance(path, Path):  # objects of a store are replaced whole
+        with atomic_write(path) as temporary:
+            temporary.write_bytes((path.read_bytes() if path.exists() else b"") + data)
+        return
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab", buffering=0) as file:  # a buffer would be written again on closing
+            size, rest = file.tell(), memoryview(data)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(path, size)
+                raise
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 @contextlib.contextmanager
 def locked(path: AnyPath, lock: AnyPath | None = None) -> Iterator[None]:
     """Keeps other runs from writing to a folder or a file during the block.

@@ -26,7 +26,10 @@ ListSettings = Callable[..., Mapping[str, Any]]  # (method) -> {field: object wi
 
 
 def run(
-    main: Callable[..., int | None], arguments: str | None = None, list_settings: ListSettings | None = None
+    main: Callable[..., int | None],
+    arguments: str | None = None,
+    list_settings: ListSettings | None = None,
+    instead: flags.FlagHolder | None = None,
 ) -> None:
     """Parses the flags, calls `main` and exits with the status that it returns.
 
@@ -37,6 +40,7 @@ def run(
       arguments: name of the positional arguments in messages ("VIDEO"), if the command takes any; `main` receives them.
       list_settings: returns the settings of training runs, if the command takes them; `main` then also receives them as
         --NAME.FIELD=VALUE. Without `arguments`, NAME must be `config` and FIELD a listed setting.
+      instead: flag that may be given instead of `arguments`.
     """
 
     def guarded(rest: list[str]) -> int | None:
@@ -53,7 +57,7 @@ def run(
                 return complain(missing)
             raise
 
-    app.run(guarded, flags_parser=lambda argv: _parse(argv, main, arguments, list_settings))
+    app.run(guarded, flags_parser=lambda argv: _parse(argv, main, arguments, list_settings, instead))
 
 
 def complain(message: object) -> int:
@@ -160,7 +164,11 @@ class _Paths(flags.ListParser):
 
 
 def _parse(
-    argv: list[str], main: Callable[..., int | None], arguments: str | None, list_settings: ListSettings | None
+    argv: list[str],
+    main: Callable[..., int | None],
+    arguments: str | None,
+    list_settings: ListSettings | None,
+    instead: flags.FlagHolder | None,
 ) -> list[str]:
     """Returns the name of the command, followed by the arguments and settings that `main` receives."""
     try:
@@ -187,7 +195,7 @@ def _parse(
         logging.set_verbosity(logging.WARNING)  # hides the libraries' progress messages
     if not arguments and len(rest) > 1:
         sys.exit(complain(f"unexpected argument {rest[1]!r}; write flags as --name=value"))
-    if arguments and not known and len(rest) == 1:
+    if arguments and not known and len(rest) == 1 and (instead is None or not instead.value):
         sys.exit(complain(f"no {arguments} given"))
     return [*rest, *settings]
 

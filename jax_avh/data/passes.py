@@ -56,7 +56,8 @@ def frame_pass(
         enough = max(LEAST_FRAMES, 1 << (streams[0].frames - 1).bit_length())
         frames = batch_frames or min(pass_frames(), enough)
         batches = frame_batches(streams, mesh.size * frames, tau, chunks=mesh.size)
-        bar = tqdm.tqdm(prefetched(batches, source.local), desc="score", total=len(batches), leave=False)
+        read = prefetched(batches, source.local)
+        bar = tqdm.tqdm(read, desc="score", total=len(batches), leave=False, disable=len(batches) < 2)
         found = (np.asarray(compiled(jax.tree.map(_end_to_end, batch)))[batch.weight.ravel() > 0] for batch in bar)
         yield from _whole_clips(found, streams[0].border)
 

@@ -35,6 +35,7 @@ class Verdict:
     scores: dict[str, float] = dataclasses.field(default_factory=dict)  # by pooling
     worst_second: tuple[float, float] = (0.0, 0.0)  # start and end of the second whose frames score highest
     error: str = ""  # why the video has no score
+    passing: bool = False  # whether the cause of the error may go away
     caveat: str = ""
     method: str = ""
     own_score: float = 0.0  # the method's own pooling of its frame scores

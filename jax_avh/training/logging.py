@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from avh_shards import UserError
-from avh_shards.paths import FilePath, atomic_write, unwritable
+from avh_shards.paths import FilePath, append, atomic_write
 from jax_avh.data.loaders import Epoch
 from jax_avh.training.run import EVENTS, METRICS_FILE
 
@@ -62,7 +61,7 @@ class MetricsLog:
           UserError: they cannot be written: no space, ...
         """
         line = metrics | ({"caveat": self._caveat} if self._caveat else {})
-        _append(self.path, json.dumps(line).encode() + b"\n")
+        append(self.path, json.dumps(line).encode() + b"\n")
         group = f"{self._caveat.split()[0]}/" if self._caveat else ""
         named = {f"{group}{name}": value for name, value in metrics.items() if name != "epoch"}
         values = [SUMMARY_PB2.Summary.Value(tag=name, simple_value=value) for name, value in named.items()]
@@ -71,7 +70,7 @@ class MetricsLog:
     def _add_event(self, **content: object) -> None:
         record = io.BytesIO()
         RecordWriter(record).write(EVENTS_PB2.Event(wall_time=time.time(), **content).SerializeToString())
-        _append(self._events, record.getvalue())
+        append(self._events, record.getvalue())
 
 
 class Profiler:
@@ -152,27 +151,6 @@ class LossMeter:
         steps = len(self._epoch.items)
         self._bar.set_postfix_str(f"step {self._done}/{steps}, loss {latest:.4f}", refresh=False)
         self._bar.update(int(self._epoch.frames[before : self._done].sum()))
-
-
-def _append(path: FilePath, data: bytes) -> None:
-    """Appends bytes to a file, all or none; they are on disk when this returns."""
-    if not isinstance(path, Path):  # objects of a store are replaced whole
-        with atomic_write(path) as temporary:
-            temporary.write_bytes((path.read_bytes() if path.exists() else b"") + data)
-        return
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with path.open("ab", buffering=0) as file:  # a buffer would be written again on closing
-            size, rest = file.tell(), memoryview(data)
-            try:
-                while rest:
-                    rest = rest[file.write(rest) :]
-                os.fsync(file.fileno())
-            except OSError:
-                os.truncate(path, size)
-                raise
-    except OSError as error:
-        raise unwritable(path, error) from error
 
 
 def read_metrics(path: FilePath) -> list[dict[str, int | float]]:

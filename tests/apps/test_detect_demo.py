@@ -150,9 +150,18 @@ def test_verdicts_warn_of_few_and_of_several_faces(tmp_path, film, tiny_checkpoi
     assert "face in 100 % of frames, several faces in 100 %  several faces: one of them is scored" in second
 
 
-def test_two_videos_of_one_name_cannot_have_pages(tmp_path, tiny_checkpoint, narrow_weights):
-    with pytest.raises(UserError, match="two of the videos have the same name"):
-        detect(["a/x.mp4", "b/x.avi"], str(tiny_checkpoint), str(narrow_weights), pages=tmp_path)
+def test_two_videos_of_one_name_have_pages_in_two_folders(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
+    pages = []
+    found = Verdict("x.mp4", 1.0, {"mean": 0.5}), np.zeros(25, np.float32)
+    monkeypatch.setattr("apps.detect.score_video", lambda *_: found)
+    monkeypatch.setattr("apps.detect.write_page", lambda path, *_: pages.append(path.relative_to(tmp_path).as_posix()))
+    arguments = str(tiny_checkpoint), str(narrow_weights), None, tmp_path
+    detect(["a/b/x.mp4", "a/x.avi", "a/b/../y.mp4"], *arguments)
+    assert pages == ["b/x.html", "x.html", "y.html"]
+    detect(["a/x.mp4", "b/y.mp4"], *arguments)
+    assert pages[3:] == ["x.html", "y.html"]
+    with pytest.raises(UserError, match="one of the videos is given twice"):
+        detect(["a/x.mp4", "b/../a/x.mp4"], *arguments)
 
 
 def test_verdicts_spare_their_inputs(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
@@ -197,7 +206,7 @@ def test_verdicts_are_kept_if_a_page_fails(tmp_path, tiny_checkpoint, narrow_wei
 
     found = Verdict("x.mp4", 1.0, {"mean": 0.5}), np.zeros(25, np.float32)
     monkeypatch.setattr("apps.detect.score_video", lambda *_: found)
-    monkeypatch.setattr("apps.detect._write_page", fail)
+    monkeypatch.setattr("apps.detect.write_page", fail)
     with pytest.raises(OSError, match="no space left"):
         detect(["x.mp4"], str(tiny_checkpoint), str(narrow_weights), tmp_path / "v.json", tmp_path / "pages")
     assert json.loads((tmp_path / "v.json").read_text())[0]["scores"] == {"mean": 0.5}

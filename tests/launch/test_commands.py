@@ -109,6 +109,31 @@ MISTAKES = {
     "no shards to audit": (["audit", "--features=none", "--output=o"], "no feature shards"),
     "no corpus": (["paper", "--root=none", "--output=o"], "no training shards"),
     "no video": (["detect", "--avhubert=random", "--weights=w"], "no VIDEO given"),
+    "a folder of videos without results": (["detect", ".", "--avhubert=random", "--weights=w"], "--results: required"),
+    "results of single videos": (
+        ["detect", "x.mp4", "--avhubert=random", "--weights=w", "--results=r.jsonl"],
+        "--results: is for --clips or a folder",
+    ),
+    "two kinds of verdicts": (
+        ["detect", ".", "--avhubert=random", "--weights=w", "--results=r.jsonl", "--json=v.json"],
+        "--json: is for videos that are named one by one",
+    ),
+    "a folder and a video": (
+        ["detect", "x.mp4", ".", "--avhubert=random", "--weights=w", "--results=r.jsonl"],
+        ".: is a folder; name no other video",
+    ),
+    "a list and a video": (
+        ["detect", "x.mp4", "--clips=c.csv", "--avhubert=random", "--weights=w", "--results=r.jsonl"],
+        "x.mp4: is given together with --clips",
+    ),
+    "a list without its folder": (
+        ["detect", "--clips=c.csv", "--avhubert=random", "--weights=w", "--results=r.jsonl"],
+        "--media: required here",
+    ),
+    "a folder without videos": (
+        ["detect", ".", "--avhubert=random", "--weights=w", "--results=r.jsonl"],
+        ".: holds no videos",
+    ),
 }
 
 

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from avh_shards import UserError, read_clip_list
+from avh_shards.paths import append
 from extract.convert.weights import convert_weights
 from extract.run.job import Job, extract
 from jax_avh.configs import make_config
@@ -13,7 +14,6 @@ from jax_avh.inference import score_shards
 from jax_avh.report.audit import write_audit
 from jax_avh.report.results import write_results
 from jax_avh.scores import write_scores
-from jax_avh.training.logging import _append
 from tests import rules
 from tests.avh_shards.test_paths import contents
 from tests.extract.run.test_job import settings
@@ -111,7 +111,7 @@ def test_a_line_of_the_log_is_added_whole_or_not_at_all(disk):
     log = disk("8k").path / "metrics.jsonl"
     log.write_bytes(b"a" * 4000)
     with pytest.raises(UserError, match=f"metrics.jsonl: {FULL}"):
-        _append(log, b"b" * 6000)  # fits in part
+        append(log, b"b" * 6000)  # fits in part
     assert log.read_bytes() == b"a" * 4000
 
 

@@ -1,0 +1,224 @@
+"""Verdicts on many videos: a line of JSON for each, by which a killed run resumes, and pages with an index."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+
+import cv2
+import numpy as np
+from jaxtyping import Float
+
+from apps.detect import INDEX, check_pair, check_reference, page_paths, score_prepared, write_page
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip_list import inside
+from avh_shards.errors import Failure
+from avh_shards.format import Variant, results_folder
+from avh_shards.machine import own_cores
+from avh_shards.paths import (
+    HTML,
+    AnyPath,
+    FilePath,
+    append,
+    as_path,
+    atomic_write,
+    check_outputs,
+    file_lock,
+    file_sha256,
+    local_file,
+    locked,
+)
+from avh_shards.text import one_line
+from extract.avhubert.encoder import Encoder
+from extract.media.decode import timed_pictures
+from extract.prepare import PrepareSettings
+from extract.progress import ProgressBar
+from extract.run.pool import PrepareTask, attempt, prepare_all, running_pool
+from jax_avh.inference import load_detector
+from jax_avh.reference import RATES, read_reference
+from jax_avh.report.index import JPEG, Entry, write_index
+from jax_avh.report.video import Verdict
+
+VIDEO_SUFFIXES = {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"}
+VIDEO_SUFFIXES |= {".ogv", ".ts", ".webm", ".wmv"}
+RESULTS = rb'\{"path"'  # start of a file of results
+THUMBNAIL = ".jpg"  # suffix of the picture next to a page
+THUMBNAIL_WIDTH = 160  # pixels
+THUMBNAIL_QUALITY = 60  # of JPEG, from 0 to 100
+
+
+def find_videos(folder: AnyPath) -> list[ClipMeta]:
+    """Lists the videos in a folder and its subfolders by path, without hidden ones.
+
+    Raises:
+      UserError: there are none.
+    """
+    files = (file for file in Path(folder).rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
+    names = [file.relative_to(folder) for file in files]
+    shown = [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
+    if not shown:
+        kinds = ", ".join(sorted(VIDEO_SUFFIXES))
+        raise UserError(f"{folder}: holds no videos ({kinds}); list files with other names in --clips")
+    return [ClipMeta(name) for name in sorted(shown)]
+
+
+def detect_many(
+    videos: Sequence[ClipMeta],
+    media: AnyPath,
+    avhubert: str,
+    weights: str,
+    results: AnyPath,
+    pages: AnyPath | None = None,
+    retry_failed: str = "passing",
+    landmarks: str = PrepareSettings.landmarks,
+    reference: AnyPath | None = None,
+    two_sided: bool = False,
+    rates: Sequence[float] = RATES,
+) -> int:
+    """Scores the videos of a list or a folder, while worker processes prepare the next ones.
+
+    A run that was killed resumes: it skips the videos that `results` holds, unless they lack a page.
+
+    Args:
+      videos: the videos, with paths relative to `media`.
+      media: their folder.
+      avhubert: an official AV-HuBERT file, or "random".
+      weights: a method's weights (.safetensors), or the workdir of a training run.
+      results: file to which one line of JSON is appended for each video.
+      pages: folder for the videos' pages, in folders like those of the videos, and for their index; None = none.
+      retry_failed: which failures of earlier runs to retry, from errors.RETRIED.
+      landmarks: as for `detect`, and so are the others.
+      reference: file of real clips' scores, to compare with; None = no comparison.
+      two_sided: whether scores lower than those of real clips are suspicious, too.
+      rates: false-alarm rates at which a video is flagged or not.
+
+    Returns:
+      Exit status: 0, or 2 if a video could not be scored, now or in an earlier run.
+
+    Raises:
+      UserError: as for `detect`; or `results` holds verdicts of other settings, or something else.
+    """
+    if not Path(media).is_dir():
+        raise UserError(f"{media}: no such folder; name the folder of the videos")
+    known = None if reference is None else read_reference(reference)
+    results = as_path(results)
+    written: dict[str, FilePath] = {}  # page of each video
+    if pages is not None:
+        folder = results_folder(pages)
+        names = page_paths([PurePath(video.path) for video in videos])
+        written = {video.path: folder / name for video, name in zip(videos, names, strict=True)}
+    detector = load_detector(weights)
+    outputs: dict[AnyPath, bytes] = {results: RESULTS}
+    for page in written.values():
+        outputs |= {page: HTML, page.with_suffix(THUMBNAIL): JPEG, folder / INDEX: HTML}
+    inputs = [path for path in (detector.path, reference) if path is not None]
+    check_outputs(outputs, [*(Path(media, video.path) for video in videos), avhubert, *inputs])
+    settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0)  # a video with few faces gets a warning
+    task = PrepareTask(str(media), settings, (Variant.UNTRIMMED,))
+    processes = min(own_cores(), len(videos))
+    with locked(results, file_lock(results)), running_pool(task, processes) as pool:
+        encoder = Encoder(avhubert)
+        check_pair(encoder, detector)
+        record = {"encoder": encoder.digest, "weights": detector.attributes["alignment_sha256"], "landmarks": landmarks}
+        if known is not None and reference is not None:
+            check_reference(known, encoder, detector, f"--reference={reference}")
+            with local_file(reference) as file:
+                record |= {"reference": file_sha256(file), "two_sided": two_sided, "false_alarms": list(rates)}
+        done = _resume(results, record, {video.path: written.get(video.path) for video in videos}, retry_failed)
+        left = [video for video in videos if video.path not in done]
+        if written and left:  # if this run were killed, older pages could be mistaken for its own
+            for page in (folder / INDEX, *(written[video.path] for video in left)):
+                page.unlink(missing_ok=True)
+        try:
+            with ProgressBar(len(videos), len(videos) - len(left), title="videos") as progress:
+                for video, prepared in zip(left, prepare_all(pool, left, task, processes), strict=True):
+                    outcome = prepared.outcomes[Variant.UNTRIMMED]
+                    clip = outcome if isinstance(outcome, Failure) else outcome[0]
+                    verdict, frame = score_prepared(video.path, clip, encoder, detector)
+                    if known is not None and not verdict.error:
+                        verdict = dataclasses.replace(verdict, reference=known.judge(frame, two_sided, rates))
+                    if written and not verdict.error:
+                        file = inside(media, video.path)
+                        failure = attempt(video.path, _write_pages, written[video.path], file, verdict, frame)
+                        if isinstance(failure, Failure):
+                            reasons = filter(None, [verdict.warning, f"has no page: {failure.reason}"])
+                            verdict = dataclasses.replace(verdict, warning="; ".join(reasons))
+                    fields = dataclasses.asdict(verdict)
+                    append(results, (json.dumps(fields | {"settings": record}) + "\n").encode())
+                    done[video.path] = Entry.of(fields)
+                    progress.write(verdict.line())
+                    progress.add(1, len(frame), bool(verdict.error))
+        finally:
+            if written:
+                listed = [
+                    (done[path], page if page.exists() else None) for path, page in written.items() if path in done
+                ]
+                write_index(folder / INDEX, listed, THUMBNAIL)
+    return 2 if any(done[video.path].error for video in videos) else 0
+
+
+def _resume(
+    results: FilePath, record: Mapping[str, object], pages: Mapping[str, FilePath | None], retry_failed: str
+) -> dict[str, Entry]:
+    """Reads the results of earlier runs, and drops what is scored again: retried failures, and videos without a page.
+
+    A last line that a killed run left incomplete is dropped, too.
+
+    Args:
+      results: the file, which need not exist.
+      record: settings of this run.
+      pages: the videos of this run, with their pages; None = no page is wanted. Results of other videos are kept.
+      retry_failed: which failures to retry, from errors.RETRIED.
+
+    Returns:
+      The entries of the finished videos.
+
+    Raises:
+      UserError: the file holds verdicts of other settings, or something else.
+    """
+    data = results.read_bytes() if results.exists() else b""
+    done: dict[str, Entry] = {}
+    kept = []
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        try:
+            fields = json.loads(line)
+            entry, found = Entry.of(fields), dict(fields["settings"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"line {number} is not a verdict ({one_line(error)})"
+            raise UserError(f"{results}: {reason}; name another file") from None
+        if different := [name for name in sorted({*record, *found}) if found.get(name) != record.get(name)]:
+            before, now = (one_line(settings.get(different[0])) for settings in (found, record))
+            reason = f"holds verdicts with other settings ({different[0]}: {before} instead of {now})"
+            raise UserError(f"{results}: {reason}; name another file")
+        page = pages.get(entry.path)
+        if entry.error:
+            again = Failure(entry.path, "", entry.error, entry.passing).retried(retry_failed)
+        else:
+            again = page is not None and not page.exists()
+        if not again or entry.path not in pages:
+            done[entry.path] = entry
+            kept.append(line + b"\n")
+    if b"".join(kept) != data:
+        with atomic_write(results) as temporary:
+            temporary.write_bytes(b"".join(kept))
+    return done
+
+
+def _write_pages(page: FilePath, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
+    """Writes a video's page, after a small picture of its most suspicious second for the index."""
+    with contextlib.closing(timed_pictures(video)) as pictures:
+        _, shown = next(pictures)
+        for time, picture in pictures:
+            if time > verdict.worst_second[0]:
+                break
+            shown = picture
+    height, width = shown.shape[:2]
+    size = (THUMBNAIL_WIDTH, max(round(height * THUMBNAIL_WIDTH / width), 1))
+    small = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
+    _, jpeg = cv2.imencode(
+        ".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY]
+    )
+    with atomic_write(page.with_suffix(THUMBNAIL)) as temporary:
+        temporary.write_bytes(jpeg.tobytes())
+    write_page(page, video, verdict, frame)

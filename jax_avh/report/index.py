@@ -1,0 +1,93 @@
+"""The index of many videos' pages: one HTML file with a table of the verdicts, which a reader can sort."""
+
+import base64
+import dataclasses
+import math
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from avh_shards.paths import FilePath, atomic_write
+from jax_avh.report.page import format_number, render_page
+
+JPEG = rb"\xff\xd8\xff"  # start of the file
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What the index shows of a verdict."""
+
+    path: str
+    error: str = ""
+    passing: bool = False
+    warning: str = ""
+    caveat: str = ""
+    seconds: float = 0.0
+    own_score: float = 0.0
+    p_value: float | None = None  # from the comparison with real clips; None = without one
+    flagged: str = ""  # lowest false-alarm rate at which the video is flagged, as a decimal; "" = at none
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "Entry":
+        """Returns the entry of a verdict's fields, as JSON holds them.
+
+        Raises:
+          ValueError: one is missing or has a different type.
+        """
+        kinds = {"path": str, "error": str, "passing": bool, "warning": str, "caveat": str}
+        numbers = ("seconds", "own_score")
+        found = {name: fields.get(name) for name in (*kinds, *numbers)}
+        if reference := fields.get("reference"):
+            found["p_value"] = reference["p_value"]
+            found["flagged"] = min(
+                (rate for rate, flagged in reference["flagged"].items() if flagged), key=float, default=""
+            )
+            numbers = (*numbers, "p_value")
+        kinds |= dict.fromkeys(numbers, int | float)
+        if wrong := [name for name, kind in kinds.items() if not isinstance(found[name], kind)]:
+            raise ValueError(f"its {wrong[0]} is missing or invalid")
+        if wrong := [name for name in numbers if not math.isfinite(found[name])]:
+            raise ValueError(f"its {wrong[0]} is not finite")
+        return cls(**found)
+
+    @property
+    def rank(self) -> tuple:
+        """Place in the order of suspicion: lower = more suspicious; failed videos come last."""
+        return bool(self.error), 1.0 if self.p_value is None else self.p_value, -self.own_score, self.path
+
+
+def write_index(path: FilePath, entries: Sequence[tuple[Entry, FilePath | None]], thumbnail: str) -> None:
+    """Writes the index: the most suspicious videos first, failed ones last.
+
+    Args:
+      path: the HTML file.
+      entries: each video's entry, and its page below the index's folder, None if it has none.
+      thumbnail: suffix of the JPEG file next to a page, which the index embeds if it exists.
+
+    Raises:
+      UserError: the index cannot be written.
+    """
+    rows = [
+        {
+            "entry": entry,
+            "page": page and urllib.parse.quote(page.relative_to(path.parent).as_posix()),
+            "picture": _data(page.with_suffix(thumbnail)) if page else "",
+        }
+        for entry, page in sorted(entries, key=lambda row: row[0].rank)
+    ]
+    text = render_page(
+        "index.html.jinja",
+        "index.js",
+        rows=rows,
+        compared=any(entry.p_value is not None for entry, _ in entries),
+        failed=sum(bool(entry.error) for entry, _ in entries),
+        caveats=sorted({entry.caveat for entry, _ in entries} - {""}),
+        number=format_number,
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _data(picture: FilePath) -> str:
+    """Returns a JPEG file as a data: URI; "" if there is none."""
+    return f"data:image/jpeg;base64,{base64.b64encode(picture.read_bytes()).decode()}" if picture.exists() else ""

@@ -1,0 +1,274 @@
+"""Verdicts on many videos: their results file, which a killed run resumes, their pages and the index."""
+
+import contextlib
+import json
+import signal
+import time
+from pathlib import Path, PurePath
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from apps.detect import page_paths, score_video
+from apps.detect_many import THUMBNAIL, detect_many, find_videos
+from avh_shards import ClipMeta, UserError
+from avh_shards.errors import Failure
+from avh_shards.format import Variant
+from avh_shards.paths import append
+from extract.avhubert.encoder import Encoder
+from extract.run.pool import Prepared
+from jax_avh.inference import load_detector
+from jax_avh.report.index import Entry, write_index
+from jax_avh.report.video import Verdict
+from tests import rules
+from tests.browser import PHONE, opened
+from tests.media import read_frames, tone, write_media
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Alignment weights for the tiny encoder's features."""
+    return rules.write_alignment_weights(tmp_path_factory.mktemp("w") / "w.safetensors", width=64)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory, real_clips) -> Path:
+    """A folder with two films of one name, one that is damaged, and one file that is no video."""
+    folder = tmp_path_factory.mktemp("videos")
+    frames = list(read_frames(real_clips["testMovie"])[:5])
+    for name, pictures in {"a": frames, "b": frames[::-1]}.items():
+        (folder / name).mkdir()
+        write_media(folder / name / "x.mp4", pictures, sound=tone(0.2))
+    (folder / "b" / "damaged.mp4").write_text("no film")
+    (folder / "notes.txt").write_text("no video")
+    return folder
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Prepares videos in this process, because starting others takes seconds."""
+    monkeypatch.setattr("apps.detect_many.running_pool", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("apps.detect_many.prepare_all", lambda _, clips, task, processes: map(task, clips))
+
+
+@pytest.fixture
+def pretended(here, monkeypatch):
+    """Replaces preparation, scores and pages by pretended ones; returns the list of the videos that were scored."""
+    scored = []
+
+    def score(path, clip, *_):
+        scored.append(path)
+        if "bad" in path:
+            return Verdict(path, error="is bad", passing="passing" in path), np.zeros(0, np.float32)
+        return Verdict(path, 1.0, {"mean": 0.5}, method="avh_align", own_score=float(len(path))), np.zeros(
+            25, np.float32
+        )
+
+    def write(page, *_):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text("<!doctype html>\n")
+
+    def prepare(_, clips, task, processes):
+        return (Prepared({Variant.UNTRIMMED: Failure(clip.path, "", "")}, {}) for clip in clips)
+
+    monkeypatch.setattr("apps.detect_many.prepare_all", prepare)
+    monkeypatch.setattr("apps.detect_many.score_prepared", score)
+    monkeypatch.setattr("apps.detect_many._write_pages", write)
+    return scored
+
+
+def listed(*paths: str) -> list[ClipMeta]:
+    return [ClipMeta(path) for path in paths]
+
+
+def results_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_folder_gives_the_verdicts_of_its_videos(tmp_path, videos, weights, tiny_checkpoint, here, browser):
+    found = find_videos(videos)
+    assert [clip.path for clip in found] == ["a/x.mp4", "b/damaged.mp4", "b/x.mp4"]
+    results, pages = tmp_path / "r.jsonl", tmp_path / "pages"
+    assert detect_many(found, videos, str(tiny_checkpoint), str(weights), results, pages) == 2
+    lines = results_of(results)
+    encoder, detector = Encoder(tiny_checkpoint), load_detector(weights)
+    for line in lines:
+        verdict, _ = score_video(str(videos / line["path"]), encoder, detector)
+        for name in ("scores", "own_score", "seconds", "error", "face_share"):
+            assert line[name] == getattr(verdict, name), name
+    assert [line["error"] != "" for line in lines] == [False, True, False]
+    names = {path.relative_to(pages).as_posix() for path in pages.rglob("*.*")}
+    assert names == {"a/x.html", "a/x.jpg", "b/x.html", "b/x.jpg", "index.html"}
+    with opened(browser, pages / "index.html") as page:
+        assert page.locator("tbody a").count() == 2
+        assert page.locator("img").first.evaluate("image => image.complete && image.naturalWidth") == 160
+        assert "cannot be decoded" in page.locator("tbody tr").last.inner_text()
+    before = results.read_bytes()
+    assert detect_many(found, videos, str(tiny_checkpoint), str(weights), results, pages) == 2
+    assert results.read_bytes() == before
+
+
+def test_a_stopped_run_resumes(tmp_path, weights, tiny_checkpoint, pretended, monkeypatch):
+    """The files of one run, and of one that was stopped at each line and in the midst of it, are the same."""
+    found = listed("a/x.mp4", "a/bad.mp4", "b/x.mp4", "b/y.mp4")
+    arguments = found, tmp_path, str(tiny_checkpoint), str(weights)
+    detect_many(*arguments, tmp_path / "whole.jsonl", tmp_path / "whole")
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+
+    def stop(path, data):
+        append(path, data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    for count in range(len(found)):
+        pretended.clear()
+        results, pages = tmp_path / f"{count}.jsonl", tmp_path / f"{count}"
+        with monkeypatch.context() as patch:
+            patch.setattr("apps.detect_many.append", lambda *a, c=count: (stop if len(pretended) > c else append)(*a))
+            with pytest.raises(KeyboardInterrupt):
+                detect_many(*arguments, results, pages)
+        assert results.read_bytes() != whole
+        assert detect_many(*arguments, results, pages) == 2
+        assert results.read_bytes() == whole
+        assert len(pretended) == len(found) + 1
+        assert (pages / "index.html").read_bytes() == (tmp_path / "whole" / "index.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("retry", "again"), [("none", []), ("passing", ["passing-bad.mp4"]), ("all", ["bad.mp4", "passing-bad.mp4"])]
+)
+def test_failures_are_retried_if_asked(tmp_path, weights, tiny_checkpoint, pretended, retry, again):
+    found = listed("bad.mp4", "passing-bad.mp4", "x.mp4")
+    arguments = tmp_path, str(tiny_checkpoint), str(weights), tmp_path / "r.jsonl"
+    detect_many([*found, ClipMeta("other-passing-bad.mp4")], *arguments)
+    pretended.clear()
+    detect_many(found, *arguments, retry_failed=retry)
+    assert pretended == again
+    assert sorted(line["path"] for line in results_of(tmp_path / "r.jsonl")) == [
+        *("bad.mp4", "other-passing-bad.mp4", "passing-bad.mp4", "x.mp4")
+    ]
+
+
+def test_videos_without_a_page_are_scored_again(tmp_path, weights, tiny_checkpoint, pretended):
+    found = listed("a/x.mp4", "b/x.mp4", "bad.mp4")
+    arguments = found, tmp_path, str(tiny_checkpoint), str(weights), tmp_path / "r.jsonl"
+    detect_many(*arguments)
+    detect_many(*arguments, tmp_path / "pages")
+    assert pretended == ["a/x.mp4", "b/x.mp4", "bad.mp4", "a/x.mp4", "b/x.mp4"]
+    (tmp_path / "pages" / "a" / "x.html").unlink()
+    detect_many(*arguments, tmp_path / "pages")
+    assert pretended[5:] == ["a/x.mp4"]
+
+
+def test_a_page_that_cannot_be_made_is_a_remark(tmp_path, weights, tiny_checkpoint, pretended, monkeypatch):
+    def fail(*_):
+        raise ValueError("odd pixels")
+
+    monkeypatch.setattr("apps.detect_many._write_pages", fail)
+    arguments = tmp_path, str(tiny_checkpoint), str(weights), tmp_path / "r.jsonl", tmp_path / "pages"
+    assert detect_many(listed("x.mp4"), *arguments) == 0
+    assert "has no page: unexpected ValueError: odd pixels" in results_of(tmp_path / "r.jsonl")[0]["warning"]
+    assert "odd pixels" in (tmp_path / "pages" / "index.html").read_text()
+
+
+def test_results_of_other_settings_stay(tmp_path, weights, tiny_checkpoint, pretended):
+    results = tmp_path / "r.jsonl"
+    arguments = listed("x.mp4"), tmp_path, str(tiny_checkpoint), str(weights), results
+    detect_many(*arguments)
+    before = results.read_bytes()
+    with pytest.raises(UserError, match=r"other settings \(landmarks: dlib-tracked instead of dlib\)"):
+        detect_many(*arguments, landmarks="dlib")
+    assert results.read_bytes() == before
+    for text in ('{"path": "x.mp4"}\n', '{"path": 3, "settings": {}}\n', '{"path"\n', '{"path"}' + "[" * 99_999 + "\n"):
+        results.write_text(text)
+        with pytest.raises(UserError, match="line 1 is not a verdict"):
+            detect_many(*arguments)
+        assert results.read_text() == text
+    results.write_text("a,b\n")
+    with pytest.raises(UserError, match="this command did not write it"):
+        detect_many(*arguments)
+
+
+def test_what_is_not_a_folder_of_videos(tmp_path, weights, tiny_checkpoint):
+    (tmp_path / ".hidden.mp4").touch()
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(UserError, match=r"holds no videos \(\.3gp, "):
+        find_videos(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        detect_many(listed("x.mp4"), tmp_path / "none", str(tiny_checkpoint), str(weights), tmp_path / "r.jsonl")
+
+
+PARTS = st.sampled_from(["a", "b.mp4", "index.mp4", "index", "a.mp4", "a.avi", "a.mp4.avi", "ä.html"])
+
+
+@hypothesis.given(st.lists(st.lists(PARTS, min_size=1, max_size=3).map(lambda parts: PurePath(*parts)), unique=True))
+def test_pages_mirror_the_folders_of_their_videos(videos):
+    if PurePath("index") in videos:
+        with pytest.raises(UserError, match=r"index: its page would replace the index"):
+            page_paths(videos)
+        return
+    pages = page_paths(videos)
+    assert len({*pages, PurePath("index.html")}) == len(videos) + 1
+    for video, page in zip(videos, pages, strict=True):
+        assert page.parent == video.parent
+        assert page.name in (f"{video.stem}.html", f"{video.name}.html")
+
+
+def test_the_index_can_be_sorted(tmp_path, browser):
+    """By mouse and by keys; failed videos stay last by number, and names are only text."""
+    names = {"a10.mp4": 1.5, "a9.mp4": -20.0, "<i>b</i> 'c' \"d\".mp4": 3.0}
+    entries = [(Entry(name, own_score=score, seconds=abs(score)), None) for name, score in names.items()]
+    page_path = tmp_path / "javascript:alert(1)#?.html"
+    write_index(
+        tmp_path / "index.html",
+        [*entries, (Entry("bad.mp4", error="<b>bad</b>"), None), (Entry("z.mp4", warning="few faces"), page_path)],
+        THUMBNAIL,
+    )
+
+    def order(page):
+        return page.locator("tbody th").all_inner_texts()
+
+    odd = "<i>b</i> 'c' \"d\".mp4"
+    with opened(browser, tmp_path / "index.html", PHONE, "dark") as page:
+        assert order(page) == [odd, "a10.mp4", "z.mp4", "a9.mp4", "bad.mp4"]
+        assert page.locator("tbody a").get_attribute("href") == "javascript%3Aalert%281%29%23%3F.html"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.locator("tbody b, tbody i").count() == 0
+        score = page.get_by_role("columnheader", name="score")
+        assert score.get_attribute("aria-sort") == "descending"
+        score.get_by_role("button").click()
+        assert score.get_attribute("aria-sort") == "ascending"
+        assert order(page) == ["a9.mp4", "z.mp4", "a10.mp4", odd, "bad.mp4"]
+        page.keyboard.press("Shift+Tab")  # from the button of `score` to that of `video`
+        page.keyboard.press("Enter")
+        assert order(page) == [odd, "a9.mp4", "a10.mp4", "bad.mp4", "z.mp4"]
+        assert [heading.get_attribute("aria-sort") for heading in page.locator("th[aria-sort]").all()] == [
+            *("ascending", "none", "none", "none")
+        ]
+
+
+@pytest.mark.slow
+def test_a_killed_command_resumes(tmp_path, videos, weights, tiny_checkpoint, launch, fork):
+    """With real worker processes, killed at moments spread over its run."""
+    flags = [f"--avhubert={tiny_checkpoint}", f"--weights={weights}"]
+
+    def outputs(name: str) -> list[str]:
+        return [*flags, f"--results={tmp_path}/{name}.jsonl", f"--pages={tmp_path}/{name}"]
+
+    (tmp_path / "c.csv").write_text("path\na/x.mp4\nb/damaged.mp4\nb/x.mp4\n")
+    started = time.monotonic()
+    status, output = launch("detect", videos, *outputs("whole"))
+    lasted = time.monotonic() - started
+    assert status == 2, output
+    for kill in range(10):
+        command = ["detect", f"--clips={tmp_path}/c.csv", f"--media={videos}", *outputs(str(kill))]
+        run = fork.start(*command)
+        time.sleep(lasted * (kill + 1) / 11)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        assert launch(*command)[0] == 2
+        assert (tmp_path / f"{kill}.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+        for path in sorted((tmp_path / "whole").rglob("*.*")):
+            assert (tmp_path / str(kill) / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
