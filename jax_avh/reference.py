@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 
 from avh_shards import UserError
 from avh_shards.clip import FRAME_RATE
-from avh_shards.format import UNKNOWN_STATE
+from avh_shards.format import UNKNOWN_STATE, caveat, marked
 from avh_shards.paths import AnyPath, atomic_write, reachable
 from avh_shards.text import one_line
 from jax_avh.scores import RULES, pool_all
@@ -180,7 +180,7 @@ class Reference:
     @property
     def title(self) -> str:
         """Number and data set of the real clips, as in "1,204 real clips of FakeAVCeleb"."""
-        name = self.attributes.get("dataset")
+        name = marked(str(self.attributes.get("dataset", "")), self.attributes)
         return f"{len(self.length):,} real clips" + (f" of {name}" if name else "")
 
     def check_fits(self, attributes: Mapping[str, object], subject: str) -> None:
@@ -355,6 +355,7 @@ def write_reference(reference: Reference, path: AnyPath) -> None:
         "format": REFERENCE_FORMAT,
         "version": REFERENCE_VERSION,
         "frame_rate": FRAME_RATE,
+        "caveat": caveat(reference.attributes),
         "attributes": reference.attributes,
         "length": reference.length.tolist(),
         "scores": {

@@ -1,5 +1,6 @@
 """Detectors and score files: the same scores for a single clip, and for any processes, devices and tasks."""
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -223,3 +224,10 @@ def test_a_score_file_that_not_all_processes_see_is_refused(tmp_path, scored):
         assert f"--output={output}: process 1 does not see what process 0 writes there; give a folder" in said
         assert "Traceback" not in said
     assert not list(tmp_path.glob("*/*"))
+
+
+def test_scores_record_which_faces_were_extracted(tmp_path):
+    for faces in ("speaker", ""):
+        source = make_source(tmp_path / f"s{faces}", [5, 9], settings=json.dumps({"faces": faces} if faces else {}))
+        score_shards(source.path, tmp_path / f"{faces}.h5", method="factor")
+        assert open_scores(tmp_path / f"{faces}.h5").attributes.get("faces", "") == faces

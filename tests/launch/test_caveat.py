@@ -76,7 +76,8 @@ def simulated(tmp_path_factory, fork):
         ["train", *flags, f"--workdir={run}"],
         ["sweep", *flags, f"--workdir={out / 'sweep'}"],
         ["score", f"--weights={run}", features, f"--output={out / 'scores.h5'}", "--dataset=FakeAVCeleb"],
-        ["evaluate", scores, f"--output={out / 'results'}"],
+        ["calibrate", scores, f"--output={out / 'reference.json'}", f"--page={out / 'reference.html'}"],
+        ["evaluate", scores, f"--output={out / 'results'}", f"--reference={out / 'reference.json'}"],
         ["audit", features, f"--output={out / 'audit'}"],
         ["submit", scores, f"--test_files={root / 'files.txt'}", f"--output={out / 'submission.zip'}"],
     ]
@@ -107,16 +108,25 @@ def test_every_output_says_so(simulated):
         "clips.csv",
         "report.html",
     }
-    kinds |= {"audit.json", "submission.zip", "extraction.json", "features-00000.h5"}
+    kinds |= {
+        "reference.json",
+        "reference.html",
+        "audit.json",
+        "submission.zip",
+        "extraction.json",
+        "features-00000.h5",
+    }
     assert kinds <= set(seen)
     assert sum(name.startswith("events") for name in seen) == 1
-    assert sum(name.endswith(".txt") for name in seen) == 10
+    assert sum(name.endswith(".txt") for name in seen) == 11
 
 
 def test_every_row_and_sentence_with_a_number_says_so(simulated):
     printed = {file.stem.split()[1]: file.read_text().splitlines() for file in (simulated / "printed").iterdir()}
     rows = [line for line in printed["evaluate"] if METRIC.search(line)]
     assert all("FakeAVCeleb (SIMULATED)" in line for line in rows[:-1])
+    assert "real clips of FakeAVCeleb (SIMULATED)" in rows[-2]  # what the reference's thresholds give
+    assert "real clips of FakeAVCeleb (SIMULATED)" in printed["calibrate"][0]
     assert all("SIMULATED" in line for line in printed["audit"][:-1] if line)
     assert any(line.startswith("SIMULATED features") for line in printed["sweep"])
     metrics = json.loads((simulated / "results" / "metrics.json").read_text())
