@@ -1,8 +1,8 @@
 """Verdicts on many videos: a line of JSON for each, by which a killed run resumes, and pages with an index."""
 
-import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
@@ -48,7 +48,7 @@ THUMBNAIL_WIDTH = 160  # pixels
 THUMBNAIL_QUALITY = 60  # of JPEG, from 0 to 100
 
 
-def find_videos(folder: AnyPath) -> list[ClipMeta]:
+def find_videos(folder: str | os.PathLike) -> list[ClipMeta]:
     """Lists the videos in a folder and its subfolders by path, without hidden ones.
 
     Raises:
@@ -65,7 +65,7 @@ def find_videos(folder: AnyPath) -> list[ClipMeta]:
 
 def detect_many(
     videos: Sequence[ClipMeta],
-    media: AnyPath,
+    media: str | os.PathLike,
     avhubert: str,
     weights: str,
     results: AnyPath,
@@ -103,15 +103,14 @@ def detect_many(
         raise UserError(f"{media}: no such folder; name the folder of the videos")
     known = None if reference is None else read_reference(reference)
     results = as_path(results)
-    written: dict[str, FilePath] = {}  # page of each video
-    if pages is not None:
-        folder = results_folder(pages)
-        names = page_paths([PurePath(video.path) for video in videos])
-        written = {video.path: folder / name for video, name in zip(videos, names, strict=True)}
+    folder = None if pages is None else results_folder(pages)
+    names = [] if folder is None else page_paths([PurePath(video.path) for video in videos])
+    written = {} if folder is None else {v.path: folder / name for v, name in zip(videos, names, strict=True)}
     detector = load_detector(weights)
     outputs: dict[AnyPath, bytes] = {results: RESULTS}
-    for page in written.values():
-        outputs |= {page: HTML, page.with_suffix(THUMBNAIL): JPEG, folder / INDEX: HTML}
+    if folder is not None:
+        outputs |= dict.fromkeys((folder / INDEX, *written.values()), HTML)
+        outputs |= {page.with_suffix(THUMBNAIL): JPEG for page in written.values()}
     inputs = [path for path in (detector.path, reference) if path is not None]
     check_outputs(outputs, [*(Path(media, video.path) for video in videos), avhubert, *inputs])
     settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0)  # a video with few faces gets a warning
@@ -127,7 +126,7 @@ def detect_many(
                 record |= {"reference": file_sha256(file), "two_sided": two_sided, "false_alarms": list(rates)}
         done = _resume(results, record, {video.path: written.get(video.path) for video in videos}, retry_failed)
         left = [video for video in videos if video.path not in done]
-        if written and left:  # if this run were killed, older pages could be mistaken for its own
+        if folder is not None and left:  # if this run were killed, older pages could be mistaken for its own
             for page in (folder / INDEX, *(written[video.path] for video in left)):
                 page.unlink(missing_ok=True)
         try:
@@ -150,11 +149,10 @@ def detect_many(
                     progress.write(verdict.line())
                     progress.add(1, len(frame), bool(verdict.error))
         finally:
-            if written:
-                listed = [
-                    (done[path], page if page.exists() else None) for path, page in written.items() if path in done
-                ]
-                write_index(folder / INDEX, listed, THUMBNAIL)
+            if folder is not None:
+                shown = [(v.path, name) for v, name in zip(videos, names, strict=True) if v.path in done]
+                entries = [(done[path], name.as_posix() if written[path].exists() else "") for path, name in shown]
+                write_index(folder / INDEX, entries, THUMBNAIL)
     return 2 if any(done[video.path].error for video in videos) else 0
 
 
@@ -207,12 +205,12 @@ def _resume(
 
 def _write_pages(page: FilePath, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
     """Writes a video's page, after a small picture of its most suspicious second for the index."""
-    with contextlib.closing(timed_pictures(video)) as pictures:
-        _, shown = next(pictures)
-        for time, picture in pictures:
-            if time > verdict.worst_second[0]:
-                break
-            shown = picture
+    shown = None
+    for time, picture in timed_pictures(video):
+        if shown is not None and time > verdict.worst_second[0]:
+            break
+        shown = picture
+    assert shown is not None, "a scored video has pictures"
     height, width = shown.shape[:2]
     size = (THUMBNAIL_WIDTH, max(round(height * THUMBNAIL_WIDTH / width), 1))
     small = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)

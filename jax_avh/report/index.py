@@ -35,14 +35,14 @@ class Entry:
           ValueError: one is missing or has a different type.
         """
         kinds = {"path": str, "error": str, "passing": bool, "warning": str, "caveat": str}
-        numbers = ("seconds", "own_score")
-        found = {name: fields.get(name) for name in (*kinds, *numbers)}
+        numbers = ["seconds", "own_score"]
+        found: dict[str, Any] = {name: fields.get(name) for name in (*kinds, *numbers)}
         if reference := fields.get("reference"):
             found["p_value"] = reference["p_value"]
             found["flagged"] = min(
                 (rate for rate, flagged in reference["flagged"].items() if flagged), key=float, default=""
             )
-            numbers = (*numbers, "p_value")
+            numbers.append("p_value")
         kinds |= dict.fromkeys(numbers, int | float)
         if wrong := [name for name, kind in kinds.items() if not isinstance(found[name], kind)]:
             raise ValueError(f"its {wrong[0]} is missing or invalid")
@@ -56,12 +56,12 @@ class Entry:
         return bool(self.error), 1.0 if self.p_value is None else self.p_value, -self.own_score, self.path
 
 
-def write_index(path: FilePath, entries: Sequence[tuple[Entry, FilePath | None]], thumbnail: str) -> None:
+def write_index(path: FilePath, entries: Sequence[tuple[Entry, str]], thumbnail: str) -> None:
     """Writes the index: the most suspicious videos first, failed ones last.
 
     Args:
       path: the HTML file.
-      entries: each video's entry, and its page below the index's folder, None if it has none.
+      entries: each video's entry, and the path of its page relative to the index, "" if it has none.
       thumbnail: suffix of the JPEG file next to a page, which the index embeds if it exists.
 
     Raises:
@@ -70,8 +70,8 @@ def write_index(path: FilePath, entries: Sequence[tuple[Entry, FilePath | None]]
     rows = [
         {
             "entry": entry,
-            "page": page and urllib.parse.quote(page.relative_to(path.parent).as_posix()),
-            "picture": _data(page.with_suffix(thumbnail)) if page else "",
+            "page": urllib.parse.quote(page),
+            "picture": _data((path.parent / page).with_suffix(thumbnail)) if page else "",
         }
         for entry, page in sorted(entries, key=lambda row: row[0].rank)
     ]

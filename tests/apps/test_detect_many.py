@@ -1,6 +1,7 @@
 """Verdicts on many videos: their results file, which a killed run resumes, their pages and the index."""
 
 import contextlib
+import dataclasses
 import json
 import signal
 import time
@@ -219,11 +220,11 @@ def test_pages_mirror_the_folders_of_their_videos(videos):
 def test_the_index_can_be_sorted(tmp_path, browser):
     """By mouse and by keys; failed videos stay last by number, and names are only text."""
     names = {"a10.mp4": 1.5, "a9.mp4": -20.0, "<i>b</i> 'c' \"d\".mp4": 3.0}
-    entries = [(Entry(name, own_score=score, seconds=abs(score)), None) for name, score in names.items()]
-    page_path = tmp_path / "javascript:alert(1)#?.html"
+    entries = [(Entry(name, own_score=score, seconds=abs(score)), "") for name, score in names.items()]
+    page_path = "javascript:alert(1)#?.html"
     write_index(
         tmp_path / "index.html",
-        [*entries, (Entry("bad.mp4", error="<b>bad</b>"), None), (Entry("z.mp4", warning="few faces"), page_path)],
+        [*entries, (Entry("bad.mp4", error="<b>bad</b>"), ""), (Entry("z.mp4", warning="few faces"), page_path)],
         THUMBNAIL,
     )
 
@@ -247,6 +248,26 @@ def test_the_index_can_be_sorted(tmp_path, browser):
         assert [heading.get_attribute("aria-sort") for heading in page.locator("th[aria-sort]").all()] == [
             *("ascending", "none", "none", "none")
         ]
+
+
+def test_the_index_shows_comparisons_with_real_clips(tmp_path, browser):
+    """The most suspicious by their p-value come first; rates compare as numbers, not as text."""
+    entries = []
+    for name, p_value, flagged in (
+        ("a", 0.2, {"0.01": False, "0.05": False}),
+        ("b", 0.001, {"0.05": True, "1e-3": True}),
+    ):
+        reference = {"p_value": p_value, "flagged": flagged}
+        verdict = dataclasses.asdict(Verdict(name, 1.0, own_score=3.0)) | {"reference": reference}
+        entries.append((Entry.of(verdict), ""))
+    write_index(tmp_path / "index.html", [*entries, (Entry("c", error="bad"), "")], THUMBNAIL)
+    with opened(browser, tmp_path / "index.html") as page:
+        rows = [row.split("\t")[1:4] for row in page.locator("tbody tr").all_inner_texts()]
+        assert rows == [["b", "0.001", "at 0.1 %"], ["a", "0.2", "no"], ["c", "", ""]]
+        assert page.get_by_role("columnheader", name="p-value").get_attribute("aria-sort") == "ascending"
+        page.get_by_role("button", name="p-value").click()
+        assert page.locator("tbody th").all_inner_texts() == ["a", "b", "c"]
+        assert "not the probability that the video is fake" in page.content()
 
 
 @pytest.mark.slow
