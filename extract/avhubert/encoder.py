@@ -7,6 +7,7 @@ FRONT_END_FRAMES. The Transformer processes one padded batch with all passes of 
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +89,10 @@ class Encoder:
             self.network = random_avhubert(AVHubertConfig.large())
             self.digest = RANDOM_WEIGHTS
         else:
-            self.network = load_avhubert(avhubert)
-            self.digest = file_sha256(Path(avhubert))
+            with ThreadPoolExecutor(1) as thread:  # a second core hashes the two gigabytes meanwhile
+                digest = thread.submit(file_sha256, Path(avhubert))
+                self.network = load_avhubert(avhubert)
+                self.digest = digest.result()
         torch.backends.cudnn.allow_tf32 = False  # full float32, so that features agree between machines
         device = device or _device()
         try:
