@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
@@ -10,7 +11,16 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from apps.detect import INDEX, check_pair, check_reference, page_paths, score_prepared, write_page
+from apps.detect import (
+    INDEX,
+    NO_PROBABILITY,
+    NO_REFERENCE,
+    check_pair,
+    check_reference,
+    page_paths,
+    score_prepared,
+    write_page,
+)
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip_list import inside
 from avh_shards.errors import Failure
@@ -153,6 +163,8 @@ def detect_many(
                 shown = [(v.path, name) for v, name in zip(videos, names, strict=True) if v.path in done]
                 entries = [(done[path], name.as_posix() if written[path].exists() else "") for path, name in shown]
                 write_index(folder / INDEX, entries, THUMBNAIL)
+    if not all(done[video.path].error for video in videos):
+        print(f"note: {NO_REFERENCE if known is None else NO_PROBABILITY}", file=sys.stderr)
     return 2 if any(done[video.path].error for video in videos) else 0
 
 

@@ -17,10 +17,11 @@ from apps.detect_many import THUMBNAIL, detect_many, find_videos
 from avh_shards import ClipMeta, UserError
 from avh_shards.errors import Failure
 from avh_shards.format import Variant
-from avh_shards.paths import append
+from avh_shards.paths import append, file_sha256
 from extract.avhubert.encoder import Encoder
 from extract.run.pool import Prepared
 from jax_avh.inference import load_detector
+from jax_avh.reference import Reference, write_reference
 from jax_avh.report.index import Entry, write_index
 from jax_avh.report.video import Verdict
 from tests import rules
@@ -189,6 +190,27 @@ def test_results_of_other_settings_stay(tmp_path, weights, tiny_checkpoint, pret
     results.write_text("a,b\n")
     with pytest.raises(UserError, match="this command did not write it"):
         detect_many(*arguments)
+
+
+def test_many_videos_are_compared_with_real_clips(tmp_path, weights, tiny_checkpoint, pretended, capsys):
+    """The comparison is part of the lines and of the settings that they share."""
+    digests = {"alignment_sha256": file_sha256(weights), "weights_sha256": file_sha256(tiny_checkpoint)}
+    attributes = {"method": "avh_align", "pooling": "logsumexp", "trimmed": False, **digests}
+    scores = {"logsumexp": np.arange(99, dtype=np.float32)}
+    path = tmp_path / "reference.json"
+    write_reference(Reference(attributes, np.full(99, 25), scores, frame_limit=1.0), path)
+    arguments = listed("x.mp4", "y.mp4"), tmp_path, str(tiny_checkpoint), str(weights), tmp_path / "r.jsonl"
+    detect_many(*arguments, reference=path, rates=(0.05,))
+    assert "it is not the probability" in capsys.readouterr().err
+    for line in results_of(tmp_path / "r.jsonl"):
+        assert line["reference"]["p_value"] == (1 + sum(scores["logsumexp"] >= np.log(25))) / 100
+        assert line["reference"]["flagged"] == {"0.05": False}
+    with pytest.raises(UserError, match=r"other settings \(false_alarms: \[0\.05\] instead of \[0\.01\]\)"):
+        detect_many(*arguments, reference=path, rates=(0.01,))
+    with pytest.raises(UserError, match=r"other settings \(false_alarms: \[0\.05\] instead of None\)"):
+        detect_many(*arguments)
+    assert detect_many(*arguments, reference=path, rates=(0.05,)) == 0
+    assert pretended == ["x.mp4", "y.mp4"]
 
 
 def test_what_is_not_a_folder_of_videos(tmp_path, weights, tiny_checkpoint):
