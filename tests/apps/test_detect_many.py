@@ -292,6 +292,18 @@ def test_the_index_shows_comparisons_with_real_clips(tmp_path, browser):
         assert "not the probability that the video is fake" in page.content()
 
 
+def test_the_command_takes_a_list(tmp_path, launch):
+    (tmp_path / "c.csv").write_text("path\nb/y.mp4\n./a.mp4\n")
+    show = "import apps.detect_many; apps.detect_many.detect_many = lambda clips, *rest: print(*clips, rest, sep='\\n')"
+    flags = [f"--clips={tmp_path}/c.csv", "--media=m", "--avhubert=e", "--weights=w", "--results=r", "--pages=p"]
+    status, output = launch("detect", *flags, "--retry_failed=all", "--landmarks=dlib", before=show)
+    first, second, rest = output.splitlines()
+    assert status == 0
+    assert "path='b/y.mp4'" in first
+    assert "path='a.mp4'" in second
+    assert rest.startswith("('m', 'e', 'w', 'r', 'p', 'all', 'dlib', ")
+
+
 @pytest.mark.slow
 def test_a_killed_command_resumes(tmp_path, videos, weights, tiny_checkpoint, launch, fork):
     """With real worker processes, killed at moments spread over its run."""
