@@ -12,19 +12,20 @@ import numpy as np
 from jaxtyping import Float
 
 from apps.playable import playable
+from apps.speakers import score_faces
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip import FRAME_RATE
 from avh_shards.errors import Failure
-from avh_shards.format import caveat, results_folder
+from avh_shards.format import Variant, caveat, results_folder
 from avh_shards.paths import HTML, AnyPath, FilePath, as_path, atomic_write, check_outputs
 from extract.avhubert.encoder import Encoder
-from extract.prepare import PreparedClip, PrepareSettings, prepare_clip
-from extract.run.pool import attempt
+from extract.prepare import PrepareSettings
+from extract.run.pool import Prepared, PrepareTask
 from jax_avh.data.source import source_of_clip
 from jax_avh.inference import Detector, load_detector
 from jax_avh.reference import RATES, Reference, read_reference
 from jax_avh.report.video import EMBEDDED_BYTES, Verdict, write_video_page
-from jax_avh.scores import pool_all
+from jax_avh.scores import pool_all, worst_second
 
 MIN_FACE_SHARE = PrepareSettings.min_face_share  # a verdict warns below this share, where extraction rejects a clip
 SEVERAL_FACES = 0.1  # a verdict warns above this share of frames with several faces; detectors err occasionally
@@ -44,6 +45,7 @@ def detect(
     output: str | os.PathLike | None = None,
     pages: str | os.PathLike | None = None,
     landmarks: str = PrepareSettings.landmarks,
+    faces: str = "",
     reference: str | os.PathLike | None = None,
     two_sided: bool = False,
     rates: Sequence[float] = RATES,
@@ -57,6 +59,7 @@ def detect(
       output: JSON file to write the verdicts to; None = none.
       pages: folder to write a page per video to; None = none.
       landmarks: landmark finder, "dlib-tracked" or "dlib".
+      faces: faces that are scored one by one, as for `score_video`.
       reference: file of real clips' scores by the same weights, to compare with; None = no comparison.
       two_sided: whether scores lower than those of real clips are suspicious, too.
       rates: false-alarm rates at which a video is flagged or not.
@@ -79,15 +82,15 @@ def detect(
     encoder = Encoder(avhubert)
     check_pair(encoder, detector)
     if known is not None:
-        check_reference(known, encoder, detector, f"--reference={reference}")
+        check_reference(known, encoder, detector, f"--reference={reference}", faces)
     for path in map(as_path, outputs):  # if this run were killed, older results could be mistaken for its own
         path.unlink(missing_ok=True)
     verdicts = []
     try:
         for video in videos:
-            verdict, frame = score_video(video, encoder, detector, landmarks)
-            if known is not None and not verdict.error:
-                verdict = dataclasses.replace(verdict, reference=known.judge(frame, two_sided, rates))
+            verdict, frame = score_video(video, encoder, detector, landmarks, faces)
+            if known is not None:
+                verdict = verdict.compared(frame, lambda scores: known.judge(scores, two_sided, rates))
             verdicts.append(verdict)
             print(verdict.line(), flush=True)
             if written and not verdict.error:
@@ -133,14 +136,6 @@ def _pages(videos: Sequence[str], folder: FilePath) -> dict[str, FilePath]:
     return {video: folder / name for video, name in zip(videos, names, strict=True)}
 
 
-def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
-    """Returns start and end, in seconds, of the 25 frames with the highest mean score (all frames if fewer)."""
-    window = min(FRAME_RATE, len(frame))
-    sums = np.convolve(frame, np.ones(window), mode="valid")
-    start = int(sums.argmax())
-    return start / FRAME_RATE, (start + window) / FRAME_RATE
-
-
 def write_page(path: AnyPath, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
     """Writes the video's page, using a playable copy if browsers cannot play the video."""
     with playable(video) as copy:
@@ -157,16 +152,17 @@ def check_pair(encoder: Encoder, detector: Detector) -> None:
         )
 
 
-def check_reference(reference: Reference, encoder: Encoder, detector: Detector, subject: str) -> None:
-    """Checks that scores of whole, untrimmed videos may be compared with a reference; see `Reference.check_fits`."""
+def check_reference(reference: Reference, encoder: Encoder, detector: Detector, subject: str, faces: str = "") -> None:
+    """Checks that scores of untrimmed videos, or of their faces, may be compared with a reference; see `check_fits`."""
     scores = {**encoder.attributes, **detector.attributes, "method": detector.method.name, "trimmed": False}
+    scores |= {"faces": faces} if faces else {}
     reference.check_fits(scores, subject)
     if detector.method.pooling != reference.own or reference.frame_limit is None:
         raise UserError(f"{subject}: has no frame scores pooled by {detector.method.pooling}; make a new one")
 
 
 def score_video(
-    video: str, encoder: Encoder, detector: Detector, landmarks: str = PrepareSettings.landmarks
+    video: str, encoder: Encoder, detector: Detector, landmarks: str = PrepareSettings.landmarks, faces: str = ""
 ) -> tuple[Verdict, Float[np.ndarray, " T"]]:
     """Scores one video.
 
@@ -175,35 +171,48 @@ def score_video(
       encoder: the encoder of the features that the detector was trained on.
       detector: a method that scores frames by their features, with a `method.pooling`.
       landmarks: the landmark finder, "dlib-tracked" or "dlib".
+      faces: "" follows one face through the video; "speaker", "all" or "largest" cuts it into shots and scores faces
+        one by one, see `score_faces`.
 
     Returns:
       The verdict (its `error` gives the reason if the video failed), and the score of each frame at 25 Hz, float32;
-      higher means more fake. A failed video has no frame scores.
+      higher means more fake, NaN that no face is scored. A failed video has no frame scores.
 
     Raises:
       UserError: the detector does not fit the encoder or cannot score single videos, the landmark model is not
         installed, the encoder fails for a reason other than lack of memory, or the scores are not finite.
     """
     check_pair(encoder, detector)
-    settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0)  # a video with few faces gets a warning
-    name = Path(video).name
-    clip = attempt(name, prepare_clip, ClipMeta(name), Path(video).parent, settings)
-    return score_prepared(video, clip, encoder, detector)
+    prepared = preparation(Path(video).parent, landmarks, faces).prepare(ClipMeta(Path(video).name))
+    return score_prepared(video, prepared, encoder, detector, faces)
+
+
+def preparation(media: str | os.PathLike, landmarks: str, faces: str) -> PrepareTask:
+    """Returns the preparation of the videos in a folder, before `score_prepared`; arguments as for `score_video`."""
+    prepared = "all" if faces == "speaker" else faces  # a detector knows better than `extract --faces` who speaks
+    # A video with few faces gets a warning.
+    settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0, faces=prepared)
+    return PrepareTask(str(media), settings, (Variant.UNTRIMMED,))
 
 
 def score_prepared(
-    video: str, clip: PreparedClip | Failure, encoder: Encoder, detector: Detector
+    video: str, prepared: Prepared, encoder: Encoder, detector: Detector, faces: str = ""
 ) -> tuple[Verdict, Float[np.ndarray, " T"]]:
     """Scores a prepared video, or reports why its preparation failed: the second half of `score_video`.
 
     Args:
       video: path of the video in the verdict.
-      clip: the prepared video.
+      prepared: the video, prepared by `preparation`.
       encoder: as for `score_video`.
       detector: as for `score_video`.
+      faces: as for `score_video`.
     """
-    if isinstance(clip, Failure):
-        return Verdict(video, error=clip.reason, passing=clip.passing), np.zeros(0, np.float32)
+    if faces:
+        return score_faces(video, prepared, encoder, detector, faces)
+    outcome = prepared.outcomes[Variant.UNTRIMMED]
+    if isinstance(outcome, Failure):
+        return Verdict(video, error=outcome.reason, passing=outcome.passing), np.zeros(0, np.float32)
+    (clip,) = outcome
     features = next(encoder.encode([clip]))[1]
     if isinstance(features, Failure):
         return Verdict(video, error=features.reason, passing=features.passing), np.zeros(0, np.float32)

@@ -18,13 +18,14 @@ from apps.detect import (
     check_pair,
     check_reference,
     page_paths,
+    preparation,
     score_prepared,
     write_page,
 )
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip_list import inside
 from avh_shards.errors import Failure
-from avh_shards.format import Variant, results_folder
+from avh_shards.format import results_folder
 from avh_shards.machine import own_cores
 from avh_shards.paths import (
     HTML,
@@ -44,7 +45,7 @@ from extract.avhubert.encoder import Encoder
 from extract.media.decode import timed_pictures
 from extract.prepare import PrepareSettings
 from extract.progress import ProgressBar
-from extract.run.pool import PrepareTask, attempt, prepare_all, running_pool
+from extract.run.pool import attempt, prepare_all, running_pool
 from jax_avh.inference import load_detector
 from jax_avh.reference import RATES, read_reference
 from jax_avh.report.index import JPEG, Entry, write_index
@@ -82,6 +83,7 @@ def detect_many(
     pages: AnyPath | None = None,
     retry_failed: str = "passing",
     landmarks: str = PrepareSettings.landmarks,
+    faces: str = "",
     reference: AnyPath | None = None,
     two_sided: bool = False,
     rates: Sequence[float] = RATES,
@@ -99,6 +101,7 @@ def detect_many(
       pages: folder for the videos' pages, in folders like those of the videos, and for their index; None = none.
       retry_failed: which failures of earlier runs to retry, from errors.RETRIED.
       landmarks: as for `detect`, and so are the others.
+      faces: faces that are scored one by one.
       reference: file of real clips' scores, to compare with; None = no comparison.
       two_sided: whether scores lower than those of real clips are suspicious, too.
       rates: false-alarm rates at which a video is flagged or not.
@@ -123,15 +126,15 @@ def detect_many(
         outputs |= {page.with_suffix(THUMBNAIL): JPEG for page in written.values()}
     inputs = [path for path in (detector.path, reference) if path is not None]
     check_outputs(outputs, [*(Path(media, video.path) for video in videos), avhubert, *inputs])
-    settings = PrepareSettings(landmarks=landmarks, min_face_share=0.0)  # a video with few faces gets a warning
-    task = PrepareTask(str(media), settings, (Variant.UNTRIMMED,))
+    task = preparation(media, landmarks, faces)
     processes = min(own_cores(), len(videos))
     with locked(results, file_lock(results)), running_pool(task, processes) as pool:
         encoder = Encoder(avhubert)
         check_pair(encoder, detector)
         record = {"encoder": encoder.digest, "weights": detector.attributes["alignment_sha256"], "landmarks": landmarks}
+        record |= {"faces": faces} if faces else {}
         if known is not None and reference is not None:
-            check_reference(known, encoder, detector, f"--reference={reference}")
+            check_reference(known, encoder, detector, f"--reference={reference}", faces)
             with local_file(reference) as file:
                 record |= {"reference": file_sha256(file), "two_sided": two_sided, "false_alarms": list(rates)}
         done = _resume(results, record, {video.path: written.get(video.path) for video in videos}, retry_failed)
@@ -142,11 +145,9 @@ def detect_many(
         try:
             with ProgressBar(len(videos), len(videos) - len(left), title="videos") as progress:
                 for video, prepared in zip(left, prepare_all(pool, left, task, processes), strict=True):
-                    outcome = prepared.outcomes[Variant.UNTRIMMED]
-                    clip = outcome if isinstance(outcome, Failure) else outcome[0]
-                    verdict, frame = score_prepared(video.path, clip, encoder, detector)
-                    if known is not None and not verdict.error:
-                        verdict = dataclasses.replace(verdict, reference=known.judge(frame, two_sided, rates))
+                    verdict, frame = score_prepared(video.path, prepared, encoder, detector, faces)
+                    if known is not None:
+                        verdict = verdict.compared(frame, lambda scores: known.judge(scores, two_sided, rates))
                     if written and not verdict.error:
                         file = inside(media, video.path)
                         failure = attempt(video.path, _write_pages, written[video.path], file, verdict, frame)

@@ -134,6 +134,14 @@ RULES: dict[str, Rule] = {
 }
 
 
+def worst_second(frame: Float[np.ndarray, " T"]) -> tuple[float, float]:
+    """Returns start and end, in seconds, of the 25 frames with the highest mean score (all frames if fewer)."""
+    window = min(FRAME_RATE, len(frame))
+    sums = np.convolve(frame, np.ones(window), mode="valid")
+    start = int(sums.argmax())
+    return start / FRAME_RATE, (start + window) / FRAME_RATE
+
+
 def pool_all(
     frame: Float[np.ndarray, " F"],
     offset: Int64[np.ndarray, "borders"] | None = None,

@@ -13,6 +13,7 @@ from apps.detect import detect
 from apps.detect_many import detect_many, find_videos
 from avh_shards import UserError, read_clip_list
 from avh_shards.errors import RETRIED
+from extract.faces import CHOICES
 from extract.prepare import FINDERS, PrepareSettings
 from jax_avh.parallel import keep_to_cpu
 from jax_avh.reference import RATES
@@ -41,6 +42,13 @@ LANDMARKS = flags.DEFINE_enum(
     list(FINDERS),
     "dlib: detect on every frame, including small faces; dlib-tracked: detect at intervals and when in doubt.",
 )
+FACES = flags.DEFINE_enum(
+    "faces",
+    None,
+    list(CHOICES),
+    "Cut videos into shots and score faces one by one; the video's score is that of the likely speakers; all: also "
+    "where no face clearly speaks; largest: of the largest faces. Default: one face is followed through the video.",
+)
 REFERENCE = flags.DEFINE_string("reference", None, "Reference of real clips (.json, from launch.calibrate).")
 TWO_SIDED = flags.DEFINE_bool("two_sided", False, "Count scores below those of real clips as suspicious, too.")
 FALSE_ALARMS = command.define_rates("false_alarms", RATES, "False-alarm rates at which a video is flagged or not.")
@@ -49,7 +57,7 @@ FALSE_ALARMS = command.define_rates("false_alarms", RATES, "False-alarm rates at
 def main(videos: list[str]) -> int:
     """Parses the flags and scores the videos; returns the exit status."""
     keep_to_cpu()  # a detector takes milliseconds there; on a GPU, JAX would reserve the memory that the encoder needs
-    compared = (REFERENCE.value, TWO_SIDED.value, FALSE_ALARMS.value)
+    compared = (FACES.value or "", REFERENCE.value, TWO_SIDED.value, FALSE_ALARMS.value)
     folders = [video for video in videos if Path(video).is_dir()]
     if not CLIPS.value and not folders:
         if given := [flag.name for flag in (MEDIA, RESULTS) if flag.value]:

@@ -5,11 +5,13 @@ Pictures are small, since searching them for faces takes most of the time.
 
 import itertools
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from avh_shards.clip import SAMPLES_PER_FRAME
+from extract.face.tracks import Shot, find_tracks
 from extract.media import iterate_video, read_audio
 from tests.media import write_media
 
@@ -61,6 +63,20 @@ class Cast:
     def sound(self, voice: str, frames: int) -> np.ndarray:
         """Returns the voice of a person from the first frame of their clip on."""
         return self.voices[voice][: frames * SAMPLES_PER_FRAME]
+
+
+class Talk(NamedTuple):
+    """A film of three shots: two people, of whom one may speak, then nobody, then one person on the right."""
+
+    frames: list[np.ndarray]
+    shots: list[Shot]  # its shots and tracks, which take most of the time
+
+
+def make_talk(cast: Cast) -> Talk:
+    """Makes the film and follows its faces."""
+    two = cast.shot(75, 1, left="movie", right="obama")
+    frames = [*two, *cast.shot(20, 2), *cast.shot(30, 3, right="jwp")]
+    return Talk(frames, find_tracks(lambda: iter(frames), "dlib-tracked"))
 
 
 def hide(frames: list[np.ndarray], left: int, first: int, last: int) -> None:

@@ -38,6 +38,7 @@ from extract.avhubert import AVHubert, AVHubertConfig
 from extract.media import read_audio, read_video
 from tests import rules
 from tests.browser import running_browser
+from tests.films import Cast, Talk, make_talk
 from tests.forks import Forks, forks
 from tests.media import write_media
 
@@ -88,6 +89,18 @@ def real_clips() -> dict[str, Path]:
         return fetch_clips()
     except UserError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def cast(real_clips) -> Cast:
+    """Returns the people of the real clips, for made-up films."""
+    return Cast(real_clips, 126)
+
+
+@pytest.fixture(scope="session")
+def talk(cast) -> Talk:
+    """Returns a made-up film with its tracks."""
+    return make_talk(cast)
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,14 @@ class PrepareTask:
         """
         if not Path(self.media).is_dir():
             raise UserError(f"{self.media}: the media folder is gone; restart once it is back")
+        return self.prepare(clip)
+
+    def prepare(self, clip: ClipMeta) -> Prepared:
+        """Prepares a clip; unlike in a run, a missing folder is the clip's failure.
+
+        Raises:
+          UserError: a landmark model is missing.
+        """
         read = attempt(clip.path, read_faces if self.settings.faces else _read_whole, clip, self.media, self.settings)
         if isinstance(read, Failure):
             return self.all_failed(read)

@@ -2,24 +2,62 @@
 
 import base64
 import dataclasses
+import json
+import math
 import mimetypes
 import os
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from avh_shards import UserError
-from avh_shards.clip import FRAME_RATE
+from avh_shards.clip import FRAME_RATE, track_numbers
 from avh_shards.paths import atomic_write
 from avh_shards.text import one_line, printable
 from jax_avh.reference import Judgement
 from jax_avh.report.page import envelope, format_number, render_page
 
+BOX_STEP = 5  # frames between two boxes of a face
+FACE_COLOURS = 7  # of faces on the page, which repeat
+SHOWN_SHOTS = 3  # shots named in one line
 EMBEDDED_BYTES = 64 * 2**20  # larger videos are linked, not embedded
 TIMELINE_WIDTH, TIMELINE_HEIGHT = 1000, 100  # size of the timeline in its own coordinates
+
+
+@dataclasses.dataclass(frozen=True)
+class FaceVerdict:
+    """One face of a shot; times are in seconds of the video."""
+
+    key: str  # its key in features that `extract --faces` stores: video.mp4#shot3.face2
+    start: float
+    end: float
+    boxes: list[tuple[float, ...]]  # left, top, right, bottom at every BOX_STEPth frame, as shares of the frame's size
+    speech: float  # share of its frames in which somebody speaks
+    remark: str = ""  # why it has no scores
+    speaker: bool = False  # whether it is the likely speaker of its shot
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)  # by pooling
+    own_score: float = 0.0  # the method's own pooling
+    worst_second: tuple[float, float] = (0.0, 0.0)
+    frame_scores: list[float] = dataclasses.field(default_factory=list)  # from `start` on, 25 per second
+    reference: Judgement | None = None  # comparison with real clips; None = without a reference
+
+    @property
+    def name(self) -> str:
+        """Its name on the page: "2.1" is the first face of the second shot."""
+        return "{}.{}".format(*track_numbers(self.key))
+
+
+@dataclasses.dataclass(frozen=True)
+class ShotVerdict:
+    """One shot, in seconds of the video."""
+
+    start: float
+    end: float
+    faces: list[FaceVerdict]
+    remark: str = ""  # why no face is its likely speaker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +81,29 @@ class Verdict:
     several_faces: float | None = None  # share of frames in which several faces were found
     warning: str = ""  # why the faces make the scores doubtful
     reference: Judgement | None = None  # comparison with real clips; None = without a reference
+    which_faces: str = ""  # the faces that are scored one by one, by --faces; "" = one is followed through the video
+    shots: list[ShotVerdict] = dataclasses.field(default_factory=list)  # all of them, if faces are scored one by one
+
+    def compared(self, frame: Float[np.ndarray, " T"], judge: Callable[[np.ndarray], Judgement]) -> "Verdict":
+        """Returns the verdict with comparisons of the video and of each face with real clips.
+
+        Args:
+          frame: frame scores of the video; none if it has an error.
+          judge: compares frame scores.
+        """
+
+        def of_face(face: FaceVerdict) -> FaceVerdict:
+            scores = np.array(face.frame_scores, np.float32)
+            return dataclasses.replace(face, reference=judge(scores)) if len(scores) else face
+
+        shots = [dataclasses.replace(shot, faces=[*map(of_face, shot.faces)]) for shot in self.shots]
+        return dataclasses.replace(self, shots=shots, reference=None if self.error else judge(frame))
 
     @property
     def faces(self) -> str:
-        """Description of both shares of faces; "" if unknown."""
+        """Description of the shots and their faces, or of the shares of frames with faces; "" if unknown."""
+        if self.shots:
+            return _describe_shots(self.shots)
         if self.face_share is None or self.several_faces is None:
             return ""
         several = f", several faces in {self.several_faces:.0%}" if self.several_faces else ""
@@ -55,12 +112,26 @@ class Verdict:
     def line(self) -> str:
         """Returns the verdict in one line."""
         if self.error:
-            return f"{printable(self.path)}: FAILED: {one_line(self.error)}"
+            shots = f"  {self.faces}" if self.shots else ""
+            return f"{printable(self.path)}: FAILED: {one_line(self.error)}{shots}"
         scores = "  ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
         worst = "worst second {:.2f}-{:.2f} s".format(*self.worst_second)
         judged = self.reference.line() if self.reference else ""
         remarks = [judged, self.faces, self.warning, self.caveat]
         return "  ".join([f"{printable(self.path)}: {scores}", worst, *filter(None, remarks)])
+
+
+def _describe_shots(shots: Sequence[ShotVerdict]) -> str:
+    """Returns the number of shots and faces, the likely speakers, and the shots that have none, the first ones each."""
+    count = sum(len(shot.faces) for shot in shots)
+    text = f"{len(shots)} shot{'s' * (len(shots) != 1)}, {count} face{'s' * (count != 1)}"
+    speakers = [face.name for shot in shots for face in shot.faces if face.speaker]
+    without = [f"{shot.start:.2f}-{shot.end:.2f} s ({shot.remark})" for shot in shots if shot.remark]
+    for title, items in (("likely speaker", speakers), ("no likely speaker", without)):
+        if items:
+            more = f" and {len(items) - SHOWN_SHOTS} more" if len(items) > SHOWN_SHOTS else ""
+            text += f"; {title}: {', '.join(items[:SHOWN_SHOTS])}{more}"
+    return text
 
 
 def write_video_page(
@@ -87,7 +158,9 @@ def write_video_page(
     embedded = video.stat().st_size <= EMBEDDED_BYTES
     seconds = len(frame) / FRAME_RATE
     relative = Path(os.path.relpath(video.resolve(), Path(path).resolve().parent)).as_posix()
-    levels = _ticks(float(frame.min()), float(frame.max()))
+    faces = [face for shot in verdict.shots for face in shot.faces]
+    drawn = np.concatenate([frame[~np.isnan(frame)], *(np.array(face.frame_scores, np.float32) for face in faces)])
+    levels = _ticks(float(drawn.min()), float(drawn.max()))
     text = render_page(
         "video.html.jinja",
         "video.js",
@@ -104,8 +177,12 @@ def write_video_page(
         low=levels[0],
         high=levels[-1],
         ticks=[tick for tick in _ticks(0.0, seconds) if tick <= seconds],
-        curve=_curve(frame, levels),
-        scores=",".join(f"{score:.2f}" for score in frame.tolist()),
+        curve="" if faces else _curve(frame, levels, seconds),
+        curves=[_curve(np.array(face.frame_scores), levels, seconds, face.start) for face in faces if face.scores],
+        scores=",".join("" if math.isnan(score) else f"{score:.2f}" for score in frame.tolist()),
+        faces=faces,
+        followed=_follow(faces),
+        colours=FACE_COLOURS,
         segments=segments,
         name=Path(verdict.path).name,
         number=format_number,
@@ -127,9 +204,26 @@ def _ticks(low: float, high: float) -> list[float]:
     return np.asarray(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)).tolist()
 
 
-def _curve(frame: Float[np.ndarray, " T"], levels: Sequence[float]) -> str:
-    """Returns the SVG path of the frame scores in the timeline's coordinates."""
-    seconds, score = envelope(frame)
-    x = TIMELINE_WIDTH * seconds / seconds[-1]
+def _follow(faces: Sequence[FaceVerdict]) -> str:
+    """Returns what the page's script draws over the video and reads out, in JSON."""
+    shown = [
+        {
+            "name": face.name,
+            "start": face.start,
+            "end": face.end,
+            "step": BOX_STEP / FRAME_RATE,
+            "speaker": face.speaker,
+            "boxes": face.boxes,
+            "scores": [round(score, 2) for score in face.frame_scores],
+        }
+        for face in faces
+    ]
+    return json.dumps(shown, separators=(",", ":"))
+
+
+def _curve(frame: Float[np.ndarray, " T"], levels: Sequence[float], seconds: float, start: float = 0.0) -> str:
+    """Returns the SVG path of frame scores from `start` on, in the coordinates of a timeline of `seconds`."""
+    time, score = envelope(frame)
+    x = TIMELINE_WIDTH * (start + time) / seconds
     y = TIMELINE_HEIGHT * (levels[-1] - score) / (levels[-1] - levels[0])
     return "M" + "L".join(f"{a:.2f} {b:.2f}" for a, b in zip(x, y, strict=True))

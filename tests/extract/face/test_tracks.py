@@ -1,32 +1,16 @@
 """Shots and faces of made-up films: each cut is found, and each face is followed from its first frame to its last."""
 
+import cv2
 import numpy as np
 import pytest
+import scenedetect
 
 from extract.face.landmarks import every_frame, tracked
 from extract.face.mouth import find_mouths
-from extract.face.tracks import SHORTEST, find_tracks
-from tests.films import RIGHT, Cast, hide
-
-
-@pytest.fixture(scope="module")
-def cast(real_clips) -> Cast:
-    return Cast(real_clips, 50)
-
-
-@pytest.fixture(scope="module")
-def film(cast) -> list[np.ndarray]:
-    """One person, nobody, two people, one of whom leaves and returns; each shot is as long as a cut allows."""
-    left = cast.shot(30, 1, left="jwp")
-    nobody = cast.shot(20, 2)
-    two = cast.shot(50, 3, left="movie", right="obama")
-    hide(two, RIGHT, 22, 27)
-    return [*left, *nobody, *two]
-
-
-@pytest.fixture(scope="module")
-def shots(film):
-    return find_tracks(lambda: iter(film), "dlib-tracked")
+from extract.face.tracks import GAP, SHORTEST, find_tracks
+from extract.media.shots import iterate_shots
+from tests.films import LEFT, RIGHT, SIDE, hide
+from tests.media import read_frames, write_media
 
 
 def sides(shot) -> list[str]:
@@ -34,25 +18,37 @@ def sides(shot) -> list[str]:
     return ["left" if track.boxes[:, [0, 2]].mean() < 0.5 else "right" for track in shot.tracks]
 
 
-def test_shots_begin_at_the_cuts(shots):
-    np.testing.assert_allclose([(shot.start, shot.stop) for shot in shots], [(0, 30), (30, 50), (50, 100)], atol=2)
-    assert [shot.stop for shot in shots[:-1]] == [shot.start for shot in shots[1:]]
+def test_shots_begin_at_the_cuts(talk):
+    ends = [(shot.start, shot.stop) for shot in talk.shots]
+    np.testing.assert_allclose(ends, [(0, 75), (75, 95), (95, 125)], atol=2)
+    assert [stop for _, stop in ends[:-1]] == [start for start, _ in ends[1:]]
 
 
-def test_each_face_is_followed_through_its_shot(shots):
-    assert [sides(shot) for shot in shots] == [["left"], [], ["left", "right"]]
-    for shot in (shots[0], shots[2]):
+def test_each_face_is_followed_through_its_shot(talk):
+    """The last person is in one shot only, and one shot is without a face."""
+    assert [sides(shot) for shot in talk.shots] == [["left", "right"], [], ["right"]]
+    for shot in talk.shots:
         for track in shot.tracks:
-            assert (track.start, track.stop) == (shot.start, shot.stop)
+            assert (track.start, track.stop, track.found) == (shot.start, shot.stop, 1)
             assert len(track.mouths.crops) == len(track.boxes) == len(track.mouths.points)
-    assert [track.found for track in shots[2].tracks] == pytest.approx([1, 0.75], abs=0.1)
 
 
-def test_the_crops_of_each_face_are_those_of_a_film_of_only_this_face(cast, shots):
+def test_the_crops_of_each_face_are_those_of_a_film_of_only_this_face(cast, talk):
     """Searches for other faces leave a track as it is, whatever else the picture shows."""
-    single = cast.shot(50, 3, left="movie")
-    crops = find_mouths(lambda: iter(single), tracked()).crops
-    np.testing.assert_array_equal(shots[2].tracks[0].mouths.crops, crops)
+    frames = cast.shot(75, 1, left="movie")
+    crops = find_mouths(lambda: iter(frames), tracked()).crops
+    np.testing.assert_array_equal(talk.shots[0].tracks[0].mouths.crops, crops)
+
+
+@pytest.mark.parametrize(("away", "tracks"), [(4, 1), pytest.param(GAP + 12, 2, marks=pytest.mark.slow)])
+def test_a_face_that_leaves_and_returns(cast, away, tracks):
+    """A short absence is a gap in its track, a longer one ends the track and begins another."""
+    frames = cast.shot(2 * SHORTEST + away + 14, 1, right="obama")
+    hide(frames, RIGHT, SHORTEST + 7, SHORTEST + 6 + away)
+    (shot,) = find_tracks(lambda: iter(frames), "dlib-tracked")
+    assert len(shot.tracks) == tracks
+    assert (shot.tracks[0].start, shot.tracks[-1].stop) == (0, len(frames))
+    assert all(track.found < 1 for track in shot.tracks) == (tracks == 1)
 
 
 def test_one_face_without_a_cut_has_the_crops_of_the_whole_video(cast, monkeypatch):
@@ -63,6 +59,36 @@ def test_one_face_without_a_cut_has_the_crops_of_the_whole_video(cast, monkeypat
         np.testing.assert_array_equal(track.mouths.crops, whole.crops)
         np.testing.assert_array_equal(track.mouths.points, whole.points)
     monkeypatch.setattr("extract.face.mouth.HELD_BYTES", 0)  # frames that wait for landmarks are decoded again
-    frames = [*cast.shot(2, 1), *cast.shot(SHORTEST, 1, left="jwp")]
-    ((track,),) = (shot.tracks for shot in find_tracks(lambda: iter(frames), "dlib-tracked"))
-    assert (track.start, len(track.mouths.crops)) == (0, len(frames))
+    late = [np.zeros_like(frames[0])] * 2 + frames
+    monkeypatch.setattr("extract.face.tracks.iterate_shots", lambda given: ((f, f is late[0]) for f in given))
+    assert find_tracks(lambda: iter(late[1:]), "dlib-tracked")[0].stop == len(late) - 1
+
+
+def test_a_still_picture_is_one_shot_and_repeats_cost_nothing():
+    frame = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    found = [*iterate_shots([frame] * 1000)]
+    assert [begins for _, begins in found] == [True, *[False] * 999]
+    assert all(shown is frame for shown, _ in found)
+    assert list(iterate_shots([])) == []
+
+
+@pytest.mark.slow
+def test_shots_are_those_of_the_package_itself(talk, real_clips, tmp_path):
+    """Its own command line reads the file in its own way."""
+    path = write_media(tmp_path / "talk.mp4", talk.frames)
+    for video in (path, *real_clips.values()):
+        scenes = scenedetect.detect(str(video), scenedetect.AdaptiveDetector())
+        wanted = [0, *(round(25 * start.seconds) for start, _ in scenes[1:])]
+        found = [index for index, (_, begins) in enumerate(iterate_shots(read_frames(video))) if begins]
+        np.testing.assert_allclose(found, wanted, atol=2)
+
+
+@pytest.mark.slow
+def test_a_tall_video_has_the_same_shots_and_faces(talk):
+    """1080x1920 pixels, as telephones record them."""
+    halves = [[frame[19:161, x : x + SIDE] for x in (LEFT, RIGHT)] for frame in talk.frames]
+    tall = [cv2.resize(np.vstack(half), (1080, 1920)) for half in halves]
+    shots = find_tracks(lambda: iter(tall), "dlib-tracked")
+    np.testing.assert_allclose([shot.start for shot in shots], [shot.start for shot in talk.shots], atol=2)
+    above = [["top" if track.boxes[:, [1, 3]].mean() < 0.5 else "bottom" for track in shot.tracks] for shot in shots]
+    assert above == [["top", "bottom"], [], ["bottom"]]
