@@ -244,6 +244,7 @@ class Reference:
           The comparison. One video's p-values by several poolings are not independent: choose the pooling first.
         """
         assert self.frame_limit is not None, "a reference without frame scores"
+        assert self.own in RULES, "a reference of clip scores that are not pooled"
         scored = frame[np.isfinite(frame)]
         length = np.array([len(scored)])
         scores = {name: np.array([score]) for name, score in pool_all(scored).items() if name in self.scores}

@@ -73,11 +73,18 @@ def check_reference(
         two_sided=two_sided,
         real=int(real.sum()),
         fake=int(fake.sum()),
+        tenths=_tenths(p_value[real]),
         distance=distance,
         p_value=chance,
         points=points,
     )
     return check, p_value[real]
+
+
+def _tenths(p_value: Float64[np.ndarray, " M"]) -> list[float]:
+    """Returns the share of p-values in each tenth, whose upper end belongs to it; empty if there are none."""
+    counts = np.bincount(np.searchsorted(np.arange(1, 11) / 10, p_value), minlength=10)
+    return (counts / len(p_value)).tolist() if len(p_value) else []
 
 
 def _share(called: Bool[np.ndarray, " M"]) -> tuple[float | None, Interval | None]:

@@ -38,6 +38,9 @@ def test_the_promise_holds_on_such_clips_and_is_broken_on_others(two_sided):
     found, p_value = check_reference(scored(*drawn(2000, 1)), reference, two_sided, (0.01, 0.05))
     assert (found.real, found.fake, len(p_value)) == (1000, 1000, 1000)
     assert found.p_value > 0.01
+    assert found.tenths[0] == np.mean(p_value <= 0.1)
+    assert found.tenths[3] == np.mean((p_value > 0.3) & (p_value <= 0.4))
+    assert sum(found.tenths) == pytest.approx(1)
     for point in found.points:
         assert point.holds
         assert point.fpr == np.mean(p_value <= point.rate)
