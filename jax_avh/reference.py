@@ -50,17 +50,21 @@ ATTRIBUTES = (*IDENTITY, "pooling", "encoder", "trained_on", "dataset", "protoco
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Map from clip scores to probabilities, for fakes like those it was fitted to and as many fakes as real clips."""
+    """Map from p-values to probabilities, for fakes like those it was fitted to and as many fakes as real clips.
+
+    Unlike scores, p-values do not depend on the length. The map takes the surprise: minus the natural logarithm of the
+    one-sided p-value.
+    """
 
     rule: str  # "platt" or "isotonic"
     real: int  # clips that it was fitted to
     fake: int
-    score: Float64[np.ndarray, " K"]  # knots, rising; between them, the map is linear, and beyond them constant
-    probability: Float64[np.ndarray, " K"]  # that a clip of this score is fake, never falling
+    surprise: Float64[np.ndarray, " K"]  # knots, rising; between them, the map is linear, and beyond them constant
+    probability: Float64[np.ndarray, " K"]  # that a clip of this surprise is fake, never falling
 
-    def __call__(self, score: Float[np.ndarray, " M"]) -> Float64[np.ndarray, " M"]:
-        """Returns the probabilities of clip scores."""
-        return np.interp(score, self.score, self.probability)
+    def __call__(self, surprise: Float64[np.ndarray, " M"]) -> Float64[np.ndarray, " M"]:
+        """Returns the probabilities of clips."""
+        return np.interp(surprise, self.surprise, self.probability)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +155,7 @@ class Judgement:
         """The probability in words; "" if there is none."""
         if self.probability is None:
             return ""
-        share = f"{100 * self.probability:.0f} % of those with this score would be fake"
+        share = f"{100 * self.probability:.0f} % of those with this one-sided p-value would be fake"
         return f"if half of all videos were fakes like the reference's, {share}"
 
     def line(self) -> str:
@@ -259,8 +263,8 @@ class Reference:
         p_value = p_values[self.own]
         enough = {rate: (2 if two_sided else 1) / (clips + 1) <= rate for rate in rates}
         probability = None
-        if self.calibration:
-            probability = float(self.calibration(scores[self.own].astype(np.float32))[0])
+        if self.calibration and clips:
+            probability = float(self.calibration(-np.log(own.p_value()))[0])
         return Judgement(
             title=self.title,
             protocol=str(self.attributes.get("protocol", "")),
@@ -366,7 +370,7 @@ def write_reference(reference: Reference, path: AnyPath) -> None:
         "calibration": None,
     }
     if reference.calibration:
-        knots = {name: getattr(reference.calibration, name).tolist() for name in ("score", "probability")}
+        knots = {name: getattr(reference.calibration, name).tolist() for name in ("surprise", "probability")}
         content["calibration"] = vars(reference.calibration) | knots
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
@@ -425,14 +429,14 @@ def _parse(content: dict[str, Any]) -> Reference:
 
 
 def _parse_calibration(content: dict[str, Any]) -> Calibration:
-    score, probability = (_numbers(name, content[name], np.float64) for name in ("score", "probability"))
-    rises = (np.diff(score) > 0).all() and (np.diff(probability) >= 0).all()
-    if not rises or len(score) != len(probability) or len(score) < 1 or probability[0] < 0 or probability[-1] > 1:
-        raise ValueError("its calibration is not a rising map from scores to probabilities")
+    surprise, probability = (_numbers(name, content[name], np.float64) for name in ("surprise", "probability"))
+    rises = (np.diff(surprise) > 0).all() and (np.diff(probability) >= 0).all()
+    if not rises or not 0 < len(surprise) == len(probability) or probability[0] < 0 or probability[-1] > 1:
+        raise ValueError("its calibration is not a rising map to probabilities")
     real, fake = _numbers("calibration", [content["real"], content["fake"]], np.int64).tolist()
     if content["rule"] not in ("platt", "isotonic") or min(real, fake) < 1:
         raise ValueError("its calibration is by no known rule, or of no clips")
-    return Calibration(content["rule"], real, fake, score, probability)
+    return Calibration(content["rule"], real, fake, surprise, probability)
 
 
 def _object(name: str, value: object) -> dict[str, Any]:

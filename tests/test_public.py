@@ -27,6 +27,7 @@ PUBLIC = {
     "jax_avh.evaluation": ("POOLINGS", "evaluate"),
     "jax_avh.inference": ("load_detector", "score_shards"),
     "jax_avh.models": ("AlignmentNetwork", "windowed_softmax_loss"),
+    "jax_avh.reference": ("Judgement", "Reference", "read_reference"),
     "jax_avh.training": ("train",),
 }
 

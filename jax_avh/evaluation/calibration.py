@@ -18,6 +18,7 @@ from jax_avh.reference import (
     FRAME_LIMIT,
     IDENTITY,
     MOST_CLIPS,
+    MOST_TEXT,
     UNPOOLED,
     Calibration,
     Reference,
@@ -86,26 +87,38 @@ def calibrate(
     named = {str(table.attributes.get("dataset", "")) for _, table in tables[: len(scores)]} - {""}
     known = _attributes(first) | {"dataset": ", ".join(sorted(named)) if dataset is None else dataset}
     attributes = {name: value for name, value in (known | {"protocol": protocol}).items() if value != ""}
-    if wrong := [name for name, value in attributes.items() if isinstance(value, str) and not value.isprintable()]:
-        raise UserError(f"{wrong[0]}: holds control characters; leave them out")
+    for name, value in attributes.items():
+        if isinstance(value, str) and (not value.isprintable() or len(value) > MOST_TEXT):
+            raise UserError(f"{name}: holds control characters or more than {MOST_TEXT} characters; shorten it")
     chosen = [(table, _of_class(path, table, REAL, notes)) for path, table in tables[: len(scores)]]
     if not sum(len(rows) for _, rows in chosen):
         raise UserError(f"{first_path}: holds no real clip; name score files of real clips, labelled 0 in their list")
     reference = _collect(chosen, attributes, notes)
-    found = [table.clip[_labels(table) == FAKE] for _, table in tables[: len(scores)]]
-    found += [table.clip[_of_class(path, table, FAKE, notes)] for path, table in tables[len(scores) :]]
-    fake = np.concatenate(found)
-    real = reference.scores[reference.own]
+    found = [(table, np.flatnonzero(_labels(table) == FAKE)) for _, table in tables[: len(scores)]]
+    found += [(table, _of_class(path, table, FAKE, notes)) for path, table in tables[len(scores) :]]
+    fake = np.concatenate([table.clip[rows] for table, rows in found])
+    length = np.concatenate([np.diff(table.offset)[rows] for table, rows in found])
     if not len(fake):
         return Calibrated(reference, tuple(notes), fake, None)
-    if min(len(real), len(fake)) < FOLDS:
-        notes.append(f"{len(real)} real clips and {len(fake)} fakes are too few for probabilities")
+    label, surprise = _surprise(reference, fake, length)
+    if lost := len(fake) - int((label == FAKE).sum()):
+        notes.append(f"{lost:,} of {len(fake):,} fakes are unlike all real clips in length and are left out")
+    if min(np.bincount(label, minlength=2)) < FOLDS:
+        notes.append(f"{len(reference.length):,} real clips and {len(fake):,} fakes are too few for probabilities")
         return Calibrated(reference, tuple(notes), fake, None)
-    label = np.repeat([REAL, FAKE], [len(real), len(fake)])
-    score = np.concatenate([real, fake]).astype(np.float64)
-    calibration = fit_probability(label, score, rule)
-    reference = dataclasses.replace(reference, calibration=calibration)
-    return Calibrated(reference, tuple(notes), fake, measure_reliability(label, score, rule))
+    reference = dataclasses.replace(reference, calibration=fit_probability(label, surprise, rule))
+    return Calibrated(reference, tuple(notes), fake, measure_reliability(label, surprise, rule))
+
+
+def _surprise(
+    reference: Reference, fake: Float32[np.ndarray, " M"], length: Int64[np.ndarray, " M"]
+) -> tuple[Int64[np.ndarray, " N"], Float64[np.ndarray, " N"]]:
+    """Returns labels and surprise of the reference's clips, each among the others, and of fakes of similar length."""
+    ranks = reference.rank(reference.own, reference.scores[reference.own], reference.length)
+    real = -np.log(ranks.above / ranks.clips)  # (1 + k) / (1 + n) of k and n without the clip
+    ranks = reference.rank(reference.own, fake, length)
+    fakes = -np.log(ranks.p_value()[ranks.clips > 0])
+    return np.repeat([REAL, FAKE], [len(real), len(fakes)]), np.concatenate([real, fakes])
 
 
 def _attributes(table: ScoreTable) -> dict[str, object]:
@@ -162,12 +175,12 @@ def _collect(
 # --- probabilities ---------------------------------------------------------------------------------------------------
 
 
-def fit_probability(label: Int64[np.ndarray, " N"], score: Float64[np.ndarray, " N"], rule: str) -> Calibration:
-    """Fits a rising map from clip scores to the probability of a fake, as if half of the clips were fake.
+def fit_probability(label: Int64[np.ndarray, " N"], surprise: Float64[np.ndarray, " N"], rule: str) -> Calibration:
+    """Fits a rising map from surprise to the probability of a fake, as if half of the clips were fake.
 
     Args:
       label: 0 real, 1 fake; both occur.
-      score: higher = more fake.
+      surprise: minus the logarithm of each clip's p-value.
       rule: "platt" or "isotonic".
 
     References:
@@ -176,7 +189,7 @@ def fit_probability(label: Int64[np.ndarray, " N"], score: Float64[np.ndarray, "
     """
     weight = _balanced(label)
     fit: dict[str, Callable] = {"platt": _platt, "isotonic": _isotonic}
-    knots, probability = fit[rule](label, score, weight)
+    knots, probability = fit[rule](label, surprise, weight)
     return Calibration(rule, int((label == REAL).sum()), int((label == FAKE).sum()), knots, probability)
 
 
@@ -185,31 +198,31 @@ def _balanced(label: Int64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
     return len(label) / 2 / np.bincount(label, minlength=2)[label]
 
 
-def _platt(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    centre, scale = score.mean(), score.std() or 1.0
+def _platt(label: np.ndarray, surprise: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    centre, scale = surprise.mean(), surprise.std() or 1.0
     target = (label + 1 / np.bincount(label, minlength=2)[label]) / (1 + 2 / np.bincount(label, minlength=2)[label])
     curve = LogisticRegression(C=NEARLY_UNPENALISED).fit(  # each clip counts for both classes, with weights
-        np.tile((score - centre) / scale, 2)[:, None],
-        np.repeat([FAKE, REAL], len(score)),
+        np.tile((surprise - centre) / scale, 2)[:, None],
+        np.repeat([FAKE, REAL], len(surprise)),
         np.concatenate([weight * target, weight * (1 - target)]),
     )
-    knots = np.unique(np.linspace(score.min(), score.max(), KNOTS))
-    if curve.coef_[0, 0] <= 0:  # the fakes do not score higher than real clips
+    knots = np.unique(np.linspace(surprise.min(), surprise.max(), KNOTS))
+    if curve.coef_[0, 0] <= 0:  # the fakes are not more suspicious than real clips
         return knots, np.full(len(knots), 0.5)
     return knots, curve.predict_proba((knots[:, None] - centre) / scale)[:, 1]
 
 
-def _isotonic(label: np.ndarray, score: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(score, label, weight)
+def _isotonic(label: np.ndarray, surprise: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(surprise, label, weight)
     return curve.X_thresholds_, curve.y_thresholds_
 
 
-def measure_reliability(label: Int64[np.ndarray, " N"], score: Float64[np.ndarray, " N"], rule: str) -> Reliability:
+def measure_reliability(label: Int64[np.ndarray, " N"], surprise: Float64[np.ndarray, " N"], rule: str) -> Reliability:
     """Measures probabilities by cross-validation; arguments as for `fit_probability`, FOLDS clips of each class up."""
-    probability = np.empty(len(score))
+    probability = np.empty(len(label))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    for others, held_out in folds.split(score[:, None], label):
-        probability[held_out] = fit_probability(label[others], score[others], rule)(score[held_out])
+    for others, held_out in folds.split(surprise[:, None], label):
+        probability[held_out] = fit_probability(label[others], surprise[others], rule)(surprise[held_out])
     return reliability(label, probability)
 
 

@@ -229,10 +229,11 @@ def test_a_video_of_another_length_is_compared_with_none():
 def test_a_probability_is_that_of_the_knots():
     calibration = Calibration("platt", 10, 10, np.array([0.0, 10.0]), np.array([0.0, 1.0]))
     reference = made_reference(np.full(9, 10), np.zeros(9), calibration=calibration)
-    found = reference.judge(np.zeros(10, np.float32))
-    assert found.probability == pytest.approx(np.log(10) / 10)
+    found = reference.judge(np.zeros(10, np.float32), two_sided=True)
+    assert found.probability == pytest.approx(np.log(10) / 10)  # as the one-sided p-value is a tenth
+    assert reference.judge(np.zeros(99, np.float32)).probability is None
     assert (
-        "if half of all videos were fakes like the reference's, 23 % of those with this score would be fake"
+        "if half of all videos were fakes like the reference's, 23 % of those with this one-sided p-value would be fake"
         in found.line()
     )
 
@@ -265,7 +266,7 @@ def test_a_reference_survives_the_file(tmp_path):
         np.testing.assert_array_equal(read.scores[name], written.scores[name])
         assert read.scores[name].dtype == np.float32
     assert dataclasses.asdict(read)["calibration"].keys() == vars(calibration).keys()
-    np.testing.assert_array_equal(read.calibration(score), calibration(score))
+    np.testing.assert_array_equal(*(known.calibration(np.linspace(-2, 1, 9)) for known in (read, written)))
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +307,7 @@ def content(tmp_path_factory):
         ("calibration", [], "calibration is not a JSON object"),
         ("calibration/rule", "x", "by no known rule"),
         ("calibration/real", 0, "of no clips"),
-        ("calibration/score", [1, 1], "not a rising map"),
+        ("calibration/surprise", [1, 1], "not a rising map"),
         ("calibration/probability", [0.5, 0.2], "not a rising map"),
         ("calibration/probability", [0.5, 1.2], "not a rising map"),
         ("calibration/probability", [0.5], "not a rising map"),

@@ -1,6 +1,7 @@
 """References made of score files, probabilities, and the command that writes both."""
 
 import json
+import re
 
 import hypothesis
 import numpy as np
@@ -113,8 +114,9 @@ def test_files_that_cannot_be_calibrated_together_are_refused(tmp_path, files):
                 calibrate(*given)
     with pytest.raises(UserError, match=r"fakes\.h5: holds no real clip; name score files of real clips"):
         calibrate([paths["fakes"]])
-    with pytest.raises(UserError, match="protocol: holds control characters"):
-        calibrate([paths["mixed"]], protocol="\x1b[31m")
+    for protocol in ("\x1b[31m", "x" * 1001):
+        with pytest.raises(UserError, match="protocol: holds control characters or more than 1000"):
+            calibrate([paths["mixed"]], protocol=protocol)
 
 
 def test_a_large_set_is_drawn_from(files, monkeypatch):
@@ -182,6 +184,27 @@ def test_probabilities_never_fall_with_the_score(clips, rule):
     probability = fit_probability(label, score, rule)(np.linspace(-10, 10, 99))
     assert (np.diff(probability) >= -1e-12).all()
     assert ((probability >= 0) & (probability <= 1)).all()
+
+
+def test_probabilities_do_not_depend_on_the_length(tmp_path):
+    """Makes long clips' scores higher, real and fake, and checks that probabilities hold for short and long ones."""
+    write_scores(scored([REAL] * 1500 + [FAKE] * 400, frames=(25, 250), fake=0.4), tmp_path / "s.h5")
+    made = calibrate([tmp_path / "s.h5"])
+    assert made.reliability.calibration_error < 0.07
+    tested = scored([REAL, FAKE] * 500, seed=1, frames=(25, 250), fake=0.4)
+    length, label = np.diff(tested.offset), np.arange(1000) % 2
+    p_value = made.reference.rank("logsumexp", tested.clip, length).p_value()
+    probability = made.reference.calibration(-np.log(p_value))
+    for part in np.array_split(np.argsort(length), 2):
+        assert probability[part].mean() == pytest.approx(label[part].mean(), abs=0.1)
+
+
+def test_fakes_of_other_lengths_are_left_out(tmp_path, files):
+    write_scores(scored([FAKE] * 20, frames=(25, 200)), tmp_path / "f.h5")
+    made = calibrate([files[1]["more"]], [tmp_path / "f.h5"])
+    assert any(
+        re.fullmatch(r"\d+ of 20 fakes are unlike all real clips in length and are left out", n) for n in made.notes
+    )
 
 
 def test_reliability_of_true_and_of_overconfident_probabilities():
