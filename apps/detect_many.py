@@ -154,8 +154,8 @@ def detect_many(
                         if isinstance(failure, Failure):
                             reasons = filter(None, [verdict.warning, f"has no page: {failure.reason}"])
                             verdict = dataclasses.replace(verdict, warning="; ".join(reasons))
-                    fields = dataclasses.asdict(verdict)
-                    append(results, (json.dumps(fields | {"settings": record}) + "\n").encode())
+                    fields = dataclasses.asdict(verdict) | {"faces": verdict.faces, "settings": record}
+                    append(results, (json.dumps(fields) + "\n").encode())
                     done[video.path] = Entry.of(fields)
                     progress.write(verdict.line())
                     progress.add(1, len(frame), bool(verdict.error))

@@ -20,6 +20,7 @@ class Entry:
     path: str
     error: str = ""
     passing: bool = False
+    faces: str = ""  # what was found of faces and shots, in words
     warning: str = ""
     caveat: str = ""
     seconds: float = 0.0
@@ -29,12 +30,12 @@ class Entry:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Entry":
-        """Returns the entry of a verdict's fields, as JSON holds them.
+        """Returns the entry of a verdict's fields and its property `faces`, as JSON holds them.
 
         Raises:
           ValueError: one is missing or has a different type.
         """
-        kinds = {"path": str, "error": str, "passing": bool, "warning": str, "caveat": str}
+        kinds = {"path": str, "error": str, "passing": bool, "faces": str, "warning": str, "caveat": str}
         numbers = ["seconds", "own_score"]
         found: dict[str, Any] = {name: fields.get(name) for name in (*kinds, *numbers)}
         if reference := fields.get("reference"):

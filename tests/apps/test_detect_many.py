@@ -268,7 +268,7 @@ def test_the_index_can_be_sorted(tmp_path, browser):
         page.keyboard.press("Enter")
         assert order(page) == [odd, "a9.mp4", "a10.mp4", "bad.mp4", "z.mp4"]
         assert [heading.get_attribute("aria-sort") for heading in page.locator("th[aria-sort]").all()] == [
-            *("ascending", "none", "none", "none")
+            *("ascending", "none", "none", "none", "none")
         ]
 
 
@@ -280,12 +280,13 @@ def test_the_index_shows_comparisons_with_real_clips(tmp_path, browser):
         ("b", 0.001, {"0.05": True, "1e-3": True}),
     ):
         reference = {"p_value": p_value, "flagged": flagged}
-        verdict = dataclasses.asdict(Verdict(name, 1.0, own_score=3.0)) | {"reference": reference}
+        verdict = dataclasses.asdict(Verdict(name, 1.0, own_score=3.0)) | {"reference": reference, "faces": "one face"}
         entries.append((Entry.of(verdict), ""))
     write_index(tmp_path / "index.html", [*entries, (Entry("c", error="bad"), "")], THUMBNAIL)
     with opened(browser, tmp_path / "index.html") as page:
         rows = [row.split("\t")[1:4] for row in page.locator("tbody tr").all_inner_texts()]
         assert rows == [["b", "0.001", "at 0.1 %"], ["a", "0.2", "no"], ["c", "", ""]]
+        assert "one face" in page.locator("tbody tr").first.inner_text()
         assert page.get_by_role("columnheader", name="p-value").get_attribute("aria-sort") == "ascending"
         page.get_by_role("button", name="p-value").click()
         assert page.locator("tbody th").all_inner_texts() == ["a", "b", "c"]
