@@ -110,6 +110,11 @@ def test_a_folder_gives_the_verdicts_of_its_videos(tmp_path, videos, weights, ti
     before = results.read_bytes()
     assert detect_many(found, videos, str(tiny_checkpoint), str(weights), results, pages) == 2
     assert results.read_bytes() == before
+    with pytest.raises(UserError, match=r"other settings \(faces: None instead of all\)"):
+        detect_many(found, videos, str(tiny_checkpoint), str(weights), results, faces="all")
+    detect_many(found[:1], videos, str(tiny_checkpoint), str(weights), tmp_path / "faces.jsonl", faces="all")
+    verdict, _ = score_video(str(videos / "a" / "x.mp4"), encoder, detector, faces="all")
+    assert results_of(tmp_path / "faces.jsonl")[0]["error"] == verdict.error != ""
 
 
 def test_a_stopped_run_resumes(tmp_path, weights, tiny_checkpoint, pretended, monkeypatch):
