@@ -131,8 +131,8 @@ class Judgement:
         kind = "less suspicious than" if self.low else "more suspicious than"
         clips = f"{kind} {share} {self.clips:,} real clips of {low:.1f}-{high:.1f} s"
         chance = f"p = {self.p_value:.2g}{', two-sided' if self.two_sided else ''}"
-        interval = "-".join(f"{100 * end:.2g}" for end in self.interval)
-        return f"{clips} ({chance}; 95 % interval {interval} %)"
+        least, most = (np.format_float_positional(100 * end, 2, fractional=False, trim="-") for end in self.interval)
+        return f"{clips} ({chance}; 95 % interval {least}-{most} %)"
 
     @property
     def decisions(self) -> list[str]:

@@ -212,6 +212,7 @@ def test_a_video_that_fits_too_well_is_flagged_only_two_sided():
     frame = np.full(50, -9.0, np.float32)
     one, two = (reference.judge(frame, two_sided) for two_sided in (False, True))
     assert (one.p_value, one.flagged["0.05"], one.low) == (1, False, False)
+    assert "95 % interval 98-100 %" in one.line()
     assert (two.p_value, two.flagged["0.01"], two.low) == (0.01, True, True)
     assert "less suspicious than all 199 real clips" in two.line()
     assert "two-sided" in two.line()
