@@ -16,6 +16,7 @@ from tests.media import read_frames, tone, write_media
 ROOT = Path(__file__).parents[1]
 JAX_SIDE = ("jax", "jaxlib", "flax", "optax", "orbax", "grain")
 TORCH_SIDE = ("torch", "cv2", "dlib", "av", "soxr")
+NOT_OF_VERDICTS = ("grain", "orbax", "matplotlib", "sklearn", "tensorboard")  # would take as long as a short video
 
 
 def files_of(*packages: str) -> list[tuple[str, Path]]:
@@ -54,10 +55,13 @@ def commands(*names: str) -> list[str]:
 
 
 def test_extract_and_its_commands_never_load_jax_nor_our_jax_side():
-    loaded, by_commands = loaded_by(modules_of("extract"), commands("extract", "import_npz", "convert"))
+    groups = modules_of("extract"), commands("extract", "import_npz", "convert"), commands("detect")
+    loaded, by_commands, by_verdicts = loaded_by(*groups)
     assert not loaded & {*JAX_SIDE, "jax_avh", "launch", "apps"}
     assert "torch" in loaded
     assert not by_commands & set(JAX_SIDE)
+    assert not by_verdicts & {*NOT_OF_VERDICTS}
+    assert "jax" in by_verdicts
 
 
 def test_jax_avh_and_its_commands_never_load_torch_nor_extract():
@@ -214,11 +218,10 @@ def test_extraction_runs_without_jax(tmp_path, tiny_checkpoint):
     assert json.loads((tmp_path / "out" / "extraction.json").read_text())["stored"] == 1
 
 
-def test_a_verdict_loads_no_libraries_of_training_and_reports(tmp_path, tiny_checkpoint, real_clips):
-    """They would take as long to import as a short video takes to score."""
+@pytest.mark.slow
+def test_a_verdict_runs_without_the_libraries_of_training_and_reports(tmp_path, tiny_checkpoint, real_clips):
     film = write_media(tmp_path / "x.mp4", list(read_frames(real_clips["testMovie"])[:5]), sound=tone(0.2))
     weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=64)
     flags = {"avhubert": tiny_checkpoint, "weights": weights, "json": tmp_path / "v.json"}
-    libraries = ("grain", "orbax", "matplotlib", "sklearn", "pandas", "tensorboardX", "ray")
-    run_without(libraries, ["detect", str(film), *(f"--{name}={value}" for name, value in flags.items())])
+    run_without(NOT_OF_VERDICTS, ["detect", str(film), *(f"--{name}={value}" for name, value in flags.items())])
     assert json.loads((tmp_path / "v.json").read_text())[0]["scores"]

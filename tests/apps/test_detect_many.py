@@ -39,10 +39,10 @@ def weights(tmp_path_factory) -> Path:
 def videos(tmp_path_factory, real_clips) -> Path:
     """A folder with two films of one name, one that is damaged, and one file that is no video."""
     folder = tmp_path_factory.mktemp("videos")
-    frames = list(read_frames(real_clips["testMovie"])[:5])
+    frames = list(read_frames(real_clips["testMovie"])[:3])
     for name, pictures in {"a": frames, "b": frames[::-1]}.items():
         (folder / name).mkdir()
-        write_media(folder / name / "x.mp4", pictures, sound=tone(0.2))
+        write_media(folder / name / "x.mp4", pictures, sound=tone(0.12))
     (folder / "b" / "damaged.mp4").write_text("no film")
     (folder / "notes.txt").write_text("no video")
     return folder
@@ -119,7 +119,7 @@ def test_a_folder_gives_the_verdicts_of_its_videos(tmp_path, videos, weights, ti
 
 def test_a_stopped_run_resumes(tmp_path, weights, tiny_checkpoint, pretended, monkeypatch):
     """The files of one run, and of one that was stopped at each line and in the midst of it, are the same."""
-    found = listed("a/x.mp4", "a/bad.mp4", "b/x.mp4", "b/y.mp4")
+    found = listed("a/x.mp4", "a/bad.mp4", "b/x.mp4")
     arguments = found, tmp_path, str(tiny_checkpoint), str(weights)
     detect_many(*arguments, tmp_path / "whole.jsonl", tmp_path / "whole")
     whole = (tmp_path / "whole.jsonl").read_bytes()

@@ -1,5 +1,6 @@
 """Frame stream and batches: no frame lost or repeated, and the same for any number of devices."""
 
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -161,6 +162,16 @@ def test_reading_ahead_changes_nothing(tmp_path):
         for found, wanted in zip(prefetched(batches, True, first), list(batches)[first:], strict=True):
             for a, b in zip(found, wanted, strict=True):
                 np.testing.assert_array_equal(a, b)
+
+
+def test_a_single_batch_is_read_without_grain(tmp_path, monkeypatch):
+    """Importing grain takes half a second."""
+    monkeypatch.setitem(sys.modules, "grain", None)
+    batches = make_batches(frame_stream(make_source(tmp_path, [7, 9, 5])), 4, 2, 2)
+    (found,) = prefetched(batches, True, len(batches) - 1)
+    np.testing.assert_array_equal(found.visual, batches[len(batches) - 1].visual)
+    with pytest.raises(ImportError):
+        next(prefetched(batches, True))
 
 
 def test_only_clips_labelled_real_are_trained_on(tmp_path):
