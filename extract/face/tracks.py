@@ -80,11 +80,11 @@ def find_tracks(decode: Callable[[], Iterable[Frame]], landmarks: str) -> list[S
     faces = None
     for index, (frame, begins) in enumerate(iterate_shots(decode())):
         if begins:
-            shots += [faces.finish(decode)] if faces else []
-            faces = _ShotFaces(index, landmarks)
+            shots += [faces.finish()] if faces else []
+            faces = _ShotFaces(index, landmarks, decode)
         assert faces is not None
         faces.add(frame)
-    return [*shots, *([faces.finish(decode)] if faces else [])]
+    return [*shots, *([faces.finish()] if faces else [])]
 
 
 class _Follower:
@@ -144,14 +144,15 @@ class _Follower:
 class _ShotFaces:
     """The faces of the shot that is being decoded."""
 
-    def __init__(self, start: int, landmarks: str):
+    def __init__(self, start: int, landmarks: str, decode: Callable[[], Iterable[Frame]]):
         self.start = start
+        self.decode = decode
         self.finder, self.search = FINDERS[landmarks]
         self.count = 0  # frames so far
         self.first: list[Frame] = []  # the first frames, for faces that are found a little late
         self.size = (1, 1)  # width and height of the frames
         self.followed: list[_Follower] = []
-        self.ended: list[_Follower] = []
+        self.tracks: list[Track] = []  # of faces that have left
         self.picture: Frame | None = None
         self.detected: Detections | None = None  # in the whole picture, if it has been searched
         self.searched = NEW_FACES  # pictures since the last search of a whole picture; initially due for one
@@ -163,8 +164,9 @@ class _ShotFaces:
                 face.add(frame, face.points[-1])
         else:
             self._look(frame)
-        self.ended += [face for face in self.followed if face.lost > GAP]
-        self.followed = [face for face in self.followed if face.lost <= GAP]
+        for face in [face for face in self.followed if face.lost > GAP]:
+            self.followed.remove(face)
+            self._end(face, len(face.points) - face.lost)
         self.count += 1
         self.first = [*self.first, frame] if self.count <= EDGE else []
 
@@ -192,25 +194,23 @@ class _ShotFaces:
             self.searched = 0
         return found
 
-    def finish(self, decode: Callable[[], Iterable[Frame]]) -> Shot:
+    def finish(self) -> Shot:
         """Ends the shot."""
-        tracks = [self._track(face, decode) for face in (*self.ended, *self.followed)]
-        tracks = sorted(
-            (track for track in tracks if track is not None and len(track.boxes) >= SHORTEST),
-            key=lambda track: (track.start, track.boxes[0, 0]),
-        )
+        for face in self.followed:
+            self._end(face, len(face.points) - (face.lost if face.lost > EDGE else 0))
+        tracks = sorted(self.tracks, key=lambda track: (track.start, track.boxes[0, 0]))
         return Shot(self.start, self.start + self.count, tuple(tracks))
 
-    def _track(self, face: _Follower, decode: Callable[[], Iterable[Frame]]) -> Track | None:
-        lost = face.lost
-        length = len(face.points) - (lost if lost > EDGE or face in self.ended else 0)
+    def _end(self, face: _Follower, length: int) -> None:
+        """Makes a track of the first `length` frames of a face, unless they are too few."""
         if length < SHORTEST:
-            return None
+            return
         found = face.points[:length]
         landmarks = fill_gaps(np.stack([NO_FACE if points is None else points for points in found]))
         if face.stream.overflowed:
-            mouths = crop_mouths(itertools.islice(decode(), face.start, face.start + length), landmarks)
+            mouths = crop_mouths(itertools.islice(self.decode(), face.start, face.start + length), landmarks)
         else:
             mouths = face.stream.finish(landmarks)
         boxes = np.concatenate([landmarks.min(axis=1), landmarks.max(axis=1)], axis=1) / (self.size * 2)
-        return Track(face.start, mouths, boxes, sum(points is not None for points in found) / length)
+        share = sum(points is not None for points in found) / length
+        self.tracks.append(Track(face.start, mouths, boxes, share))

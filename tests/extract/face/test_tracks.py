@@ -1,13 +1,14 @@
 """Shots and faces of made-up films: each cut is found, and each face is followed from its first frame to its last."""
 
 import cv2
+import dlib
 import numpy as np
 import pytest
 import scenedetect
 
-from extract.face.landmarks import every_frame, tracked
+from extract.face.landmarks import Searcher, every_frame, tracked
 from extract.face.mouth import find_mouths
-from extract.face.tracks import GAP, SHORTEST, find_tracks
+from extract.face.tracks import FINDERS, GAP, SHORTEST, find_tracks
 from extract.media.shots import iterate_shots
 from tests.films import LEFT, RIGHT, SIDE, hide
 from tests.media import read_frames, write_media
@@ -42,26 +43,56 @@ def test_the_crops_of_each_face_are_those_of_a_film_of_only_this_face(cast, talk
 
 @pytest.mark.parametrize(("away", "tracks"), [(4, 1), pytest.param(GAP + 12, 2, marks=pytest.mark.slow)])
 def test_a_face_that_leaves_and_returns(cast, away, tracks):
-    """A short absence is a gap in its track, a longer one ends the track and begins another."""
-    frames = cast.shot(2 * SHORTEST + away + 14, 1, right="obama")
+    """A short absence is a gap in its track, a longer one ends the track; nobody else is taken for the missing one."""
+    frames = cast.shot(2 * SHORTEST + away + 14 * tracks, 1, left="movie", right="obama")
     hide(frames, RIGHT, SHORTEST + 7, SHORTEST + 6 + away)
     (shot,) = find_tracks(lambda: iter(frames), "dlib-tracked")
-    assert len(shot.tracks) == tracks
-    assert (shot.tracks[0].start, shot.tracks[-1].stop) == (0, len(frames))
-    assert all(track.found < 1 for track in shot.tracks) == (tracks == 1)
+    assert sides(shot) == ["left", *["right"] * tracks]
+    left, *right = shot.tracks
+    assert (left.start, left.stop, left.found) == (0, len(frames), 1)
+    assert (right[0].start, right[-1].stop) == (0, len(frames))
+    assert all(track.found < 1 for track in right) == (tracks == 1)
+    assert all((track.boxes[:, 0] > 0.5).all() for track in right)
 
 
-def test_one_face_without_a_cut_has_the_crops_of_the_whole_video(cast, monkeypatch):
+def test_a_face_that_its_finder_misses_for_a_moment_is_not_followed_twice(monkeypatch):
+    """A search for new faces sees it before its own finder looks again."""
+    here = dlib.rectangle(20, 20, 60, 60)
+    points = np.random.default_rng(0).uniform(30, 50, (68, 2))
+
+    class Waiting(Searcher):
+        def find(self, frame):
+            self.face = here
+            return None if 20 <= frame[0, 0, 0] < 40 else points
+
+    monkeypatch.setitem(FINDERS, "waiting", (Waiting, lambda grey: ([here], [1.0])))
+    monkeypatch.setattr("extract.face.tracks.iterate_shots", lambda frames: ((f, f is frames[0]) for f in frames))
+    frames = [np.full((80, 80, 3), number, np.uint8) for number in range(60)]
+    (shot,) = find_tracks(lambda: frames, "waiting")
+    assert [(track.start, track.stop, track.found) for track in shot.tracks] == [(0, 60, pytest.approx(40 / 60))]
+
+
+def test_one_face_without_a_cut_has_the_crops_of_the_whole_video(cast):
     frames = cast.pictures["jwp"][:SHORTEST]
     for landmarks, finder in (("dlib-tracked", tracked()), ("dlib", every_frame())):
         whole = find_mouths(lambda: iter(frames), finder)
         ((track,),) = (shot.tracks for shot in find_tracks(lambda: iter(frames), landmarks))
         np.testing.assert_array_equal(track.mouths.crops, whole.crops)
         np.testing.assert_array_equal(track.mouths.points, whole.points)
-    monkeypatch.setattr("extract.face.mouth.HELD_BYTES", 0)  # frames that wait for landmarks are decoded again
-    late = [np.zeros_like(frames[0])] * 2 + frames
-    monkeypatch.setattr("extract.face.tracks.iterate_shots", lambda given: ((f, f is late[0]) for f in given))
-    assert find_tracks(lambda: iter(late[1:]), "dlib-tracked")[0].stop == len(late) - 1
+
+
+def test_a_face_that_is_found_late_or_waits_for_much_memory(cast, monkeypatch):
+    """At the start of a shot, its points are held; frames that would take too much memory are decoded again."""
+    frames = cast.shot(SHORTEST + 8, 1, left="obama")
+    hide(frames, LEFT, 0, 0)
+    frames = [frame[:, : 2 * LEFT + SIDE] for frame in frames]
+    (held,) = find_tracks(lambda: iter(frames), "dlib-tracked")[0].tracks
+    assert (held.start, held.stop) == (0, len(frames))
+    assert held.found < 1
+    assert (held.boxes[0] == held.boxes[1]).all()
+    monkeypatch.setattr("extract.face.mouth.HELD_BYTES", 0)
+    (again,) = find_tracks(lambda: iter(frames), "dlib-tracked")[0].tracks
+    np.testing.assert_array_equal(held.mouths.crops, again.mouths.crops)
 
 
 def test_a_still_picture_is_one_shot_and_repeats_cost_nothing():
