@@ -67,7 +67,7 @@ def square_and_box(page) -> tuple[np.ndarray, np.ndarray]:
     return square, np.array([left, top, left + box["width"], top + box["height"]])
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+@pytest.mark.parametrize("size", [DESKTOP, pytest.param(PHONE, marks=pytest.mark.slow)])
 def test_boxes_follow_the_faces_over_the_playing_video(browser, film, verdict, tmp_path, size):
     """In a window of any size, also while it changes; the picture is narrower than the page."""
     write_video_page(tmp_path / "v.html", film, *verdict)
@@ -108,7 +108,7 @@ def test_a_click_and_keys_move_the_video_and_read_out_its_faces(browser, film, v
         wait_until(page, "video.currentTime > 1.2")
 
 
-@pytest.mark.parametrize(("size", "scheme"), [(PHONE, "dark"), (DESKTOP, "light"), (DESKTOP, "dark")])
+@pytest.mark.parametrize(("size", "scheme"), [(PHONE, "dark"), (DESKTOP, "light")])
 def test_the_page_names_shots_and_faces(browser, film, verdict, tmp_path, size, scheme):
     """With a comparison for each face; faces differ in names and dashes, not only in colours."""
     real = np.random.default_rng(0).normal(size=(1, 300)).astype(np.float32)
