@@ -4,7 +4,6 @@ import dataclasses
 import time
 
 import numpy as np
-import portpicker
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
@@ -18,7 +17,7 @@ from jax_avh.training.checkpoint import Checkpoints
 from tests.extract.run.test_object_store import bucket  # noqa: F401 (a fixture)
 from tests.jax_avh.data.test_batches import make_source
 from tests.jax_avh.training.test_train import Killed, assert_equal_runs
-from tests.runs import curve, finish, start_training, train
+from tests.runs import curve, finish, free_port, start_training, train
 
 
 @pytest.fixture
@@ -104,7 +103,7 @@ def store(request, monkeypatch):
         return
     pytest.importorskip("gcsfs")
     emulator = pytest.importorskip("gcp_storage_emulator.server")
-    port = portpicker.pick_unused_port()
+    port = free_port()
     server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="shards")
     server.start()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
