@@ -148,6 +148,7 @@ class TrainableMethod(Method):
 
 # --- methods on frames -----------------------------------------------------------------------------------------------
 
+COMPILED_STEP = 3  # memory that is kept free for a step, in `step_bytes`; programs for GPUs need up to 2.6 in float32
 PairScorer = Callable[[Array, Array], Array]  # scores of visual [T, D] and audio [T, D] frames: [T]
 
 
@@ -231,8 +232,8 @@ class FrameMethod(TrainableMethod):
                 f"--config.data.batch_frames={frames}: a step takes about {needed / GIGABYTE:.3g} GB, "
                 f"more than the {memory / GIGABYTE:.3g} GB of memory; choose a smaller batch"
             )
-        # Compiled programs need up to twice as much.
-        return frame_loaders(config, mesh, train, val, tau=tau, whole_clips=self.whole_clips, step_bytes=2 * needed)
+        reserved = COMPILED_STEP * needed
+        return frame_loaders(config, mesh, train, val, tau=tau, whole_clips=self.whole_clips, step_bytes=reserved)
 
     def batch_loss(
         self, network: SplitNetwork, batch: FrameBatch, key: Key[Array, ""] | None, mesh: Mesh, boundary: str
