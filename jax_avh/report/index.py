@@ -27,6 +27,7 @@ class Entry:
     own_score: float = 0.0
     p_value: float | None = None  # from the comparison with real clips; None = without one
     flagged: str = ""  # lowest false-alarm rate at which the video is flagged, as a decimal; "" = at none
+    undecided: bool = False  # whether the real clips of similar length are too few to decide at any rate
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Entry":
@@ -43,6 +44,7 @@ class Entry:
             found["flagged"] = min(
                 (rate for rate, flagged in reference["flagged"].items() if flagged), key=float, default=""
             )
+            found["undecided"] = {*reference["flagged"].values()} == {None}
             numbers.append("p_value")
         kinds |= dict.fromkeys(numbers, int | float)
         if wrong := [name for name, kind in kinds.items() if not isinstance(found[name], kind)]:

@@ -283,6 +283,7 @@ def test_the_index_shows_comparisons_with_real_clips(tmp_path, browser):
     for name, p_value, flagged in (
         ("a", 0.2, {"0.01": False, "0.05": False}),
         ("b", 0.001, {"0.05": True, "1e-3": True}),
+        ("d", 1.0, {"0.01": None, "0.05": None}),
     ):
         reference = {"p_value": p_value, "flagged": flagged}
         verdict = dataclasses.asdict(Verdict(name, 1.0, own_score=3.0)) | {"reference": reference, "faces": "one face"}
@@ -290,11 +291,11 @@ def test_the_index_shows_comparisons_with_real_clips(tmp_path, browser):
     write_index(tmp_path / "index.html", [*entries, (Entry("c", error="bad"), "")], THUMBNAIL)
     with opened(browser, tmp_path / "index.html") as page:
         rows = [row.split("\t")[1:4] for row in page.locator("tbody tr").all_inner_texts()]
-        assert rows == [["b", "0.001", "at 0.1 %"], ["a", "0.2", "no"], ["c", "", ""]]
+        assert rows == [["b", "0.001", "at 0.1 %"], ["a", "0.2", "no"], ["d", "1", "undecided"], ["c", "", ""]]
         assert "one face" in page.locator("tbody tr").first.inner_text()
         assert page.get_by_role("columnheader", name="p-value").get_attribute("aria-sort") == "ascending"
         page.get_by_role("button", name="p-value").click()
-        assert page.locator("tbody th").all_inner_texts() == ["a", "b", "c"]
+        assert page.locator("tbody th").all_inner_texts() == ["d", "a", "b", "c"]
         assert "not the probability that the video is fake" in page.content()
 
 
