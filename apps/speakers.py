@@ -60,10 +60,10 @@ def score_faces(
     if isinstance(outcome, Failure) and not prepared.shots:
         return Verdict(video, error=outcome.reason, passing=outcome.passing, which_faces=faces), np.zeros(0, np.float32)
     scored: dict[str, Scored] = {}
-    failed: dict[str, str] = {}
+    failed: dict[str, Failure] = {}
     for clip, features in encoder.encode(() if isinstance(outcome, Failure) else outcome):
         if isinstance(features, Failure):
-            failed[clip.meta.path] = features.reason
+            failed[clip.meta.path] = features
         else:
             scored[clip.meta.path] = Scored(clip.meta, features, _frame_scores(detector, clip.meta, *features[:2]))
     shots = []
@@ -77,7 +77,9 @@ def score_faces(
             frame[start : start + len(scored[speaker].frame)] = scored[speaker].frame
     if np.isnan(frame).all():
         reasons = collections.Counter(shot.remark for shot in shots)
-        return Verdict(video, error="; ".join(reasons), shots=shots, which_faces=faces), np.zeros(0, np.float32)
+        passing = any(failure.passing for failure in failed.values())
+        verdict = Verdict(video, error="; ".join(reasons), passing=passing, shots=shots, which_faces=faces)
+        return verdict, np.zeros(0, np.float32)
     return _verdict(video, frame, shots, encoder, detector, faces), frame
 
 
@@ -146,13 +148,14 @@ def fits_its_sound(face: Scored, detector: Detector) -> bool:
 
 
 def _face(
-    face: Face, scored: Mapping[str, Scored], failed: Mapping[str, str], detector: Detector, speaker: bool
+    face: Face, scored: Mapping[str, Scored], failed: Mapping[str, Failure], detector: Detector, speaker: bool
 ) -> FaceVerdict:
     stop = face.start + len(face.boxes)
     boxes = [tuple(box) for box in face.boxes[::BOX_STEP].clip(0, 1).round(3).tolist()]
     verdict = FaceVerdict(face.key, face.start / FRAME_RATE, stop / FRAME_RATE, boxes, round(face.speech, 3))
     if face.key not in scored:
-        return dataclasses.replace(verdict, remark=face.remark or failed.get(face.key, NOT_LARGEST))
+        reason = failed[face.key].reason if face.key in failed else NOT_LARGEST
+        return dataclasses.replace(verdict, remark=face.remark or reason)
     frame = scored[face.key].frame
     scores = _pooled(frame)
     return dataclasses.replace(

@@ -87,6 +87,9 @@ class Verdict:
     def compared(self, frame: Float[np.ndarray, " T"], judge: Callable[[np.ndarray], Judgement]) -> "Verdict":
         """Returns the verdict with comparisons of the video and of each face with real clips.
 
+        With `which_faces` "speaker", only likely speakers are compared: the reference holds no listeners, who would all
+        look suspicious among its speakers.
+
         Args:
           frame: frame scores of the video; none if it has an error.
           judge: compares frame scores.
@@ -94,10 +97,16 @@ class Verdict:
 
         def of_face(face: FaceVerdict) -> FaceVerdict:
             scores = np.array(face.frame_scores, np.float32)
-            return dataclasses.replace(face, reference=judge(scores)) if len(scores) else face
+            if not len(scores) or (self.which_faces == "speaker" and not face.speaker):
+                return face
+            return dataclasses.replace(face, reference=judge(scores))
 
         shots = [dataclasses.replace(shot, faces=[*map(of_face, shot.faces)]) for shot in self.shots]
-        return dataclasses.replace(self, shots=shots, reference=None if self.error else judge(frame))
+        warnings = [self.warning] if self.warning else []
+        if sum(face.reference is not None for shot in shots for face in shot.faces) > 1:
+            warnings.append("real clips of the reference are single faces: trust the p-values of the faces")
+        reference = None if self.error else judge(frame)
+        return dataclasses.replace(self, shots=shots, warning="; ".join(warnings), reference=reference)
 
     @property
     def faces(self) -> str:
