@@ -13,7 +13,7 @@ from jax_avh.evaluation.metrics import FEWEST, Interval
 from jax_avh.evaluation.results import LengthLimits, OperatingPoint, ReferenceCheck, ScoredSet
 from jax_avh.reference import INTERVAL, Group, Ranks, Reference, share_interval
 
-DRAWS = 10_000  # of false alarms, to tell whether a promised rate holds
+DRAWS = 10_000  # of the number of false alarms
 
 
 def check_reference(
@@ -84,7 +84,7 @@ def check_reference(
 
 
 def _holds(ranks: Ranks, real: Bool[np.ndarray, " M"], called: int, rate: float, two_sided: bool) -> bool:
-    """Returns whether so many false alarms are to be expected, in 39 of 40 cases, of clips like the reference's.
+    """Returns whether this number of false alarms is usual, in 39 of 40 cases, for clips like those of the reference.
 
     A promised rate is a mean over references. That of the thresholds which k of n real clips exceed has a beta
     distribution with the parameters k + 1 and n - k (Vovk 2012), by which the false alarms of each length are drawn.

@@ -142,7 +142,7 @@ class OperatingPoint:
     undecided: int  # clips that are not called fake because too few real clips of the reference have a similar length
     fpr: float | None  # share of real clips called fake
     fpr_interval: Interval | None  # 95 %, exact
-    holds: bool | None  # whether so many false alarms are to be expected of clips like the reference's
+    holds: bool | None  # whether this number of false alarms is usual for clips like those of the reference
     tpr: float | None  # share of fakes called fake
     tpr_interval: Interval | None
     thresholds: list[LengthLimits]
