@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from apps.playable import playable
-from apps.speakers import score_faces
+from apps.speakers import frame_scores, pooled, score_faces
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip import FRAME_RATE
 from avh_shards.errors import Failure
@@ -21,11 +21,10 @@ from avh_shards.paths import HTML, AnyPath, FilePath, as_path, atomic_write, che
 from extract.avhubert.encoder import Encoder
 from extract.prepare import PrepareSettings
 from extract.run.pool import Prepared, PrepareTask
-from jax_avh.data.source import source_of_clip
 from jax_avh.inference import Detector, load_detector
 from jax_avh.reference import RATES, Reference, read_reference
 from jax_avh.report.video import EMBEDDED_BYTES, Verdict, write_video_page
-from jax_avh.scores import pool_all, worst_second
+from jax_avh.scores import worst_second
 
 MIN_FACE_SHARE = PrepareSettings.min_face_share  # a verdict warns below this share, where extraction rejects a clip
 SEVERAL_FACES = 0.1  # a verdict warns above this share of frames with several faces; detectors err occasionally
@@ -216,9 +215,8 @@ def score_prepared(
     features = next(encoder.encode([clip]))[1]
     if isinstance(features, Failure):
         return Verdict(video, error=features.reason, passing=features.passing), np.zeros(0, np.float32)
-    frame, _ = detector.score(source_of_clip(clip.meta, features.visual, features.audio))
-    assert frame is not None, "a method with a pooling returned no frame scores"
-    scores = {name: round(float(score), 6) for name, score in pool_all(frame).items()}
+    frame = frame_scores(detector, clip.meta, features.visual, features.audio)
+    scores = pooled(frame)
     own = {"method": detector.method.name, "own_score": scores[detector.method.pooling]}
     own |= {"face_share": clip.meta.face_share, "several_faces": clip.meta.several_faces}
     own |= {"warning": _face_warning(clip.meta)}

@@ -65,7 +65,7 @@ def score_faces(
         if isinstance(features, Failure):
             failed[clip.meta.path] = features
         else:
-            scored[clip.meta.path] = Scored(clip.meta, features, _frame_scores(detector, clip.meta, *features[:2]))
+            scored[clip.meta.path] = Scored(clip.meta, features, frame_scores(detector, clip.meta, *features[:2]))
     shots = []
     frame = np.full(_length(prepared.shots, scored), np.nan, np.float32)
     for shot in prepared.shots:
@@ -92,7 +92,7 @@ def _verdict(
     faces: str,
 ) -> Verdict:
     known = ~np.isnan(frame)
-    scores = _pooled(frame[known])
+    scores = pooled(frame[known])
     unclear = sum(shot.remark == NO_SPEAKER for shot in shots)
     runs = np.split(np.flatnonzero(known), np.flatnonzero(np.diff(np.flatnonzero(known)) > 1) + 1)
     worst = max(runs, key=lambda run: _worst_mean(frame[run]))
@@ -110,9 +110,10 @@ def _verdict(
     )
 
 
-def _frame_scores(
+def frame_scores(
     detector: Detector, clip: ClipMeta, visual: Float[np.ndarray, "T D"], audio: Float[np.ndarray, "T D"]
 ) -> Float[np.ndarray, " T"]:
+    """Returns the score of each frame of a clip, by a method that has a pooling."""
     frame, _ = detector.score(source_of_clip(clip, visual, audio))
     assert frame is not None, "a method with a pooling returned no frame scores"
     return frame
@@ -141,7 +142,7 @@ def fits_its_sound(face: Scored, detector: Detector) -> bool:
     frames = len(face.frame)
     shifts = np.unique(np.linspace(LEAST_SHIFT, frames - LEAST_SHIFT, SHIFTS).round().astype(int))
     others = (
-        _frame_scores(detector, face.clip, face.features.visual, np.roll(face.features.audio, shift, axis=0)).mean()
+        frame_scores(detector, face.clip, face.features.visual, np.roll(face.features.audio, shift, axis=0)).mean()
         for shift in shifts.tolist()
     )
     return all(float(face.frame.mean()) < float(other) for other in others)
@@ -157,7 +158,7 @@ def _face(
         reason = failed[face.key].reason if face.key in failed else NOT_LARGEST
         return dataclasses.replace(verdict, remark=face.remark or reason)
     frame = scored[face.key].frame
-    scores = _pooled(frame)
+    scores = pooled(frame)
     return dataclasses.replace(
         verdict,
         speaker=speaker,
@@ -179,7 +180,8 @@ def _length(shots: Sequence[FacesOfShot], scored: Mapping[str, Scored]) -> int:
     return min([last.stop, *ends])
 
 
-def _pooled(frame: Float[np.ndarray, " T"]) -> dict[str, float]:
+def pooled(frame: Float[np.ndarray, " T"]) -> dict[str, float]:
+    """Returns the clip scores of a verdict by pooling, rounded as in its JSON."""
     return {name: round(float(score), 6) for name, score in pool_all(frame).items()}
 
 

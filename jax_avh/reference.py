@@ -97,7 +97,7 @@ class Group:
 
         None means that there are too few real clips, fewer than `clips_needed(rate)`.
         """
-        allowed = int((np.arange(1, len(self.score) + 2) / (len(self.score) + 1) <= rate).sum())
+        allowed = p_values_within(len(self.score), rate)
         return float(self.score[-allowed]) if 0 < allowed <= len(self.score) else None
 
 
@@ -322,6 +322,11 @@ def differing_attribute(mine: Mapping[str, object], theirs: Mapping[str, object]
         if len(values) > 1 and not unknown:
             return name
     return None
+
+
+def p_values_within(clips: int, rate: float) -> int:
+    """Returns how many of the one-sided p-values that a number of real clips can give are at most a rate."""
+    return int((np.arange(1, clips + 2) / (clips + 1) <= rate).sum())
 
 
 def clips_needed(rate: float) -> int:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64
 from avh_shards.clip import FAKE, FRAME_RATE, REAL
 from jax_avh.evaluation.metrics import FEWEST, Interval
 from jax_avh.evaluation.results import LengthLimits, OperatingPoint, ReferenceCheck, ScoredSet
-from jax_avh.reference import INTERVAL, Group, Ranks, Reference, share_interval
+from jax_avh.reference import INTERVAL, Group, Ranks, Reference, p_values_within, share_interval
 
 DRAWS = 10_000  # of the number of false alarms
 
@@ -93,7 +93,7 @@ def _holds(ranks: Ranks, real: Bool[np.ndarray, " M"], called: int, rate: float,
     kinds = np.stack([ranks.clips, ranks.shortest, ranks.longest], axis=1)[real]
     drawn = np.zeros(DRAWS, np.int64)
     for (clips, _, _), tested in zip(*np.unique(kinds, axis=0, return_counts=True), strict=True):
-        places = (1 + two_sided) * int((np.arange(1, clips + 2) / (clips + 1) <= rate / (1 + two_sided)).sum())
+        places = (1 + two_sided) * p_values_within(int(clips), rate / (1 + two_sided))
         if 0 < places <= clips:
             drawn += random.binomial(tested, random.beta(places, clips + 1 - places, DRAWS))
     return bool((drawn >= called).mean() > INTERVAL[0])

@@ -37,7 +37,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory, real_clips) -> Path:
-    """A folder with two films of one name, one that is damaged, and one file that is no video."""
+    """A folder with two films of one name, one of them damaged, and a file that is not a video."""
     folder = tmp_path_factory.mktemp("videos")
     frames = list(read_frames(real_clips["testMovie"])[:3])
     for name, pictures in {"a": frames, "b": frames[::-1]}.items():
