@@ -81,7 +81,7 @@ def detect(
     encoder = Encoder(avhubert)
     check_pair(encoder, detector)
     if known is not None:
-        check_reference(known, encoder, detector, f"--reference={reference}", faces)
+        check_comparable(known, encoder, detector, f"--reference={reference}", faces)
     for path in map(as_path, outputs):  # if this run were killed, older results could be mistaken for its own
         path.unlink(missing_ok=True)
     verdicts = []
@@ -89,7 +89,7 @@ def detect(
         for video in videos:
             verdict, frame = score_video(video, encoder, detector, landmarks, faces)
             if known is not None:
-                verdict = verdict.compared(frame, lambda scores: known.judge(scores, two_sided, rates))
+                verdict = verdict.compared(frame, known, two_sided, rates)
             verdicts.append(verdict)
             print(verdict.line(), flush=True)
             if written and not verdict.error:
@@ -151,7 +151,7 @@ def check_pair(encoder: Encoder, detector: Detector) -> None:
         )
 
 
-def check_reference(reference: Reference, encoder: Encoder, detector: Detector, subject: str, faces: str = "") -> None:
+def check_comparable(reference: Reference, encoder: Encoder, detector: Detector, subject: str, faces: str = "") -> None:
     """Checks that scores of untrimmed videos, or of their faces, may be compared with a reference; see `check_fits`."""
     scores = {**encoder.attributes, **detector.attributes, "method": detector.method.name, "trimmed": False}
     scores |= {"faces": faces} if faces else {}
@@ -230,5 +230,5 @@ def _face_warning(clip: ClipMeta) -> str:
     if clip.face_share < MIN_FACE_SHARE:
         warnings.append("few frames show a face; in the others, the mouth's position is a guess")
     if clip.several_faces > SEVERAL_FACES:
-        warnings.append("several faces: one of them is scored, which may not be the speaker's")
+        warnings.append("several faces: one of them is scored, which may not be the speaker's; score each with --faces")
     return "; ".join(warnings)

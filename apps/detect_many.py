@@ -15,8 +15,8 @@ from apps.detect import (
     INDEX,
     NO_PROBABILITY,
     NO_REFERENCE,
+    check_comparable,
     check_pair,
-    check_reference,
     page_paths,
     preparation,
     score_prepared,
@@ -90,7 +90,7 @@ def detect_many(
 ) -> int:
     """Scores the videos of a list or a folder, while worker processes prepare the next ones.
 
-    A run that was killed resumes: it skips the videos that `results` holds, unless they lack a page.
+    A run that was killed resumes: it skips the videos that `results` holds, unless they lack a page that can be made.
 
     Args:
       videos: the videos, with paths relative to `media`.
@@ -99,7 +99,7 @@ def detect_many(
       weights: a method's weights (.safetensors), or the workdir of a training run.
       results: file to which one line of JSON is appended for each video.
       pages: folder for the videos' pages, in folders like those of the videos, and for their index; None = none.
-      retry_failed: which failures of earlier runs to retry, from errors.RETRIED.
+      retry_failed: which failures of earlier runs to retry, of scores or pages, from errors.RETRIED.
       landmarks: as for `detect`, and so are the others.
       faces: faces that are scored one by one.
       reference: file of real clips' scores, to compare with; None = no comparison.
@@ -134,7 +134,7 @@ def detect_many(
         record = {"encoder": encoder.digest, "weights": detector.attributes["alignment_sha256"], "landmarks": landmarks}
         record |= {"faces": faces} if faces else {}
         if known is not None and reference is not None:
-            check_reference(known, encoder, detector, f"--reference={reference}", faces)
+            check_comparable(known, encoder, detector, f"--reference={reference}", faces)
             with local_file(reference) as file:
                 record |= {"reference": file_sha256(file), "two_sided": two_sided, "false_alarms": list(rates)}
         done = _resume(results, record, {video.path: written.get(video.path) for video in videos}, retry_failed)
@@ -147,13 +147,13 @@ def detect_many(
                 for video, prepared in zip(left, prepare_all(pool, left, task, processes), strict=True):
                     verdict, frame = score_prepared(video.path, prepared, encoder, detector, faces)
                     if known is not None:
-                        verdict = verdict.compared(frame, lambda scores: known.judge(scores, two_sided, rates))
+                        verdict = verdict.compared(frame, known, two_sided, rates)
                     if written and not verdict.error:
                         file = inside(media, video.path)
                         failure = attempt(video.path, _write_pages, written[video.path], file, verdict, frame)
                         if isinstance(failure, Failure):
-                            reasons = filter(None, [verdict.warning, f"has no page: {failure.reason}"])
-                            verdict = dataclasses.replace(verdict, warning="; ".join(reasons))
+                            reason, passing = failure.reason, failure.passing
+                            verdict = dataclasses.replace(verdict, no_page=reason, passing=passing)
                     fields = dataclasses.asdict(verdict) | {"faces": verdict.faces, "settings": record}
                     append(results, (json.dumps(fields) + "\n").encode())
                     done[video.path] = Entry.of(fields)
@@ -203,10 +203,9 @@ def _resume(
             reason = f"holds verdicts with other settings ({different[0]}: {before} instead of {now})"
             raise UserError(f"{results}: {reason}; name another file")
         page = pages.get(entry.path)
-        if entry.error:
-            again = Failure(entry.path, "", entry.error, entry.passing).retried(retry_failed)
-        else:
-            again = page is not None and not page.exists()
+        again = bool(entry.error) or (page is not None and not page.exists())
+        if failed := entry.error or entry.no_page:
+            again = again and Failure(entry.path, "", failed, entry.passing).retried(retry_failed)
         if not again or entry.path not in pages:
             done[entry.path] = entry
             kept.append(line + b"\n")

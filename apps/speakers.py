@@ -21,7 +21,7 @@ from jax_avh.inference import Detector
 from jax_avh.report.video import BOX_STEP, FaceVerdict, ShotVerdict, Verdict
 from jax_avh.scores import pool_all, worst_second
 
-SHIFTS = 19  # of the sound, with which the likely speaker of several is compared: 1 of 20 misfits passes by chance
+SHIFTS = 19  # of the sound, with which the best of several faces is compared: each passes by chance in 1 of 20 cases
 LEAST_SHIFT = 10  # frames: a smaller shift leaves the sound too similar
 NO_SPEAKER = "no face fits the sound better than it fits other moments of it: dubbed, or the speaker is not visible"
 NOT_LARGEST = "another face is larger"
@@ -41,7 +41,8 @@ def score_faces(
     """Scores the prepared faces of a video.
 
     The likely speaker of a shot is the face whose mean frame score is lowest. Of several faces, it must also fit the
-    sound of its frames better than the same sound shifted in time; otherwise the shot may be dubbed.
+    sound of its frames better than the same sound shifted in time; otherwise the shot may be dubbed. No speaker is
+    named if only the largest face is scored.
 
     Args:
       video: path of the video in the verdict.
@@ -70,7 +71,8 @@ def score_faces(
     frame = np.full(_length(prepared.shots, scored), np.nan, np.float32)
     for shot in prepared.shots:
         speaker, remark = _speaker(shot, scored, detector)
-        verdicts = [_face(face, scored, failed, detector, face.key == speaker and not remark) for face in shot.faces]
+        likely = speaker if not remark and faces != "largest" else ""
+        verdicts = [_face(face, scored, failed, detector, face.key == likely) for face in shot.faces]
         shots.append(ShotVerdict(shot.start / FRAME_RATE, shot.stop / FRAME_RATE, verdicts, remark))
         if speaker and (not remark or faces == "all"):
             start = next(face.start for face in shot.faces if face.key == speaker)
@@ -137,7 +139,8 @@ def _speaker(shot: FacesOfShot, scored: Mapping[str, Scored], detector: Detector
 def fits_its_sound(face: Scored, detector: Detector) -> bool:
     """Returns whether a face fits the sound better than it fits the same sound shifted in time by any of SHIFTS steps.
 
-    The sound is shifted in a circle. A face that does not speak passes by chance in one case of 1 + SHIFTS.
+    The sound is shifted in a circle. A face that does not speak passes by chance in one case of 1 + SHIFTS; the best of
+    K such faces in up to K.
     """
     frames = len(face.frame)
     shifts = np.unique(np.linspace(LEAST_SHIFT, frames - LEAST_SHIFT, SHIFTS).round().astype(int))

@@ -110,8 +110,9 @@ class Judgement:
     clips: int  # real clips of similar length, with which it is compared; 0 = none is, and the p-value is 1
     seconds: tuple[float, float]  # length of the shortest and longest of them or, if there is none, of all
     share: float  # of them, less suspicious than the video
-    p_value: float  # of the method's own clip score
-    interval: tuple[float, float]  # 95 %, of the share of all such real clips that are at least as suspicious
+    p_value: float  # of the method's own clip score; of several faces, the smallest times their number
+    resolution: float  # smallest p-value that these numbers of clips and faces can give
+    interval: tuple[float, float]  # 95 %, of the share that the p-value estimates
     two_sided: bool  # whether a score that is lower than those of real clips is suspicious, too
     low: bool  # whether the score is suspicious because it is low
     flagged: dict[str, bool | None]  # false-alarm rate -> whether the video is suspicious at it; None = too few clips
@@ -119,7 +120,9 @@ class Judgement:
     frame_limit: float  # 99th percentile of the real clips' frame scores
     stretches: list[tuple[float, float]]  # start and end, in seconds, of consecutive frames above it
     stretch_share: float  # share of the scored frames in them; 0.01 in real clips
-    probability: float | None  # of a fake, if half of all clips were fakes like the reference's; None = it has none
+    probability: float | None  # of a fake, if half of all clips were fakes like the reference's; None = unknown
+    face: str = ""  # most suspicious of the video's faces, which the comparison is of; "" = it shows one
+    faces: int = 1  # faces that were compared with clips of similar length
 
     @property
     def sentence(self) -> str:
@@ -128,9 +131,11 @@ class Judgement:
         if not self.clips:
             return f"not compared: none of the {self.title} ({low:.1f}-{high:.1f} s) has a similar length"
         share = f"{math.floor(1000 * self.share) / 10:g} % of" if self.share < 1 else "all"
-        kind = "less suspicious than" if self.low else "more suspicious than"
+        kind = "fits better than" if self.low else "more suspicious than"
         clips = f"{kind} {share} {self.clips:,} real clips of {low:.1f}-{high:.1f} s"
-        chance = f"p = {self.p_value:.2g}{', two-sided' if self.two_sided else ''}"
+        if self.face:
+            clips = f"face {self.face}, the most suspicious of {self.faces}: {clips}"
+        chance = f"p = {self.p_value:.2g} in steps of {self.resolution:.2g}{', two-sided' if self.two_sided else ''}"
         least, most = (np.format_float_positional(100 * end, 2, fractional=False, trim="-") for end in self.interval)
         return f"{clips} ({chance}; 95 % interval {least}-{most} %)"
 
@@ -139,7 +144,7 @@ class Judgement:
         """Whether the video is suspicious at each false-alarm rate, in words."""
         found = []
         for rate, flagged in self.flagged.items():
-            needed = clips_needed(float(rate) / (2 if self.two_sided else 1))
+            needed = clips_needed(float(rate) / ((1 + self.two_sided) * self.faces))
             few = f"undecided, because that takes {needed:,} real clips of similar length"
             decision = few if flagged is None else "flagged" if flagged else "not flagged"
             found.append(f"at {100 * float(rate):g} % false alarms: {decision}")
@@ -155,8 +160,10 @@ class Judgement:
         """The probability in words; "" if there is none."""
         if self.probability is None:
             return ""
-        share = f"{100 * self.probability:.0f} % of those with this one-sided p-value would be fake"
-        return f"if half of all videos were fakes like the reference's, {share}"
+        percent = 100 * self.probability
+        share = "less than 1" if percent < 1 else "more than 99" if percent > 99 else f"{percent:.0f}"
+        fakes = f"{share} % of those with this one-sided p-value would be fake"
+        return f"if half of all videos were fakes like the reference's, {fakes}"
 
     def line(self) -> str:
         """Returns the judgement in one line."""
@@ -261,7 +268,7 @@ class Reference:
         interval = share_interval(tail, clips) if clips else (0.0, 1.0)
         frames = (own.shortest[0], own.longest[0]) if clips else (self.length[0], self.length[-1])
         p_value = p_values[self.own]
-        enough = {rate: (2 if two_sided else 1) / (clips + 1) <= rate for rate in rates}
+        resolution = min((1 + two_sided) / (1 + clips), 1.0)
         probability = None
         if self.calibration and clips:
             probability = float(self.calibration(-np.log(own.p_value()))[0])
@@ -272,10 +279,11 @@ class Reference:
             seconds=(float(frames[0]) / FRAME_RATE, float(frames[1]) / FRAME_RATE),
             share=(clips - tail) / clips if clips else 0.0,
             p_value=p_value,
-            interval=(min(2 * interval[0], 1.0), min(2 * interval[1], 1.0)) if two_sided else interval,
+            resolution=resolution,
+            interval=_times(1 + two_sided, interval),
             two_sided=two_sided,
             low=low,
-            flagged={f"{rate:g}": p_value <= rate if enough[rate] else None for rate in rates},
+            flagged=_flagged(p_value, resolution, rates),
             p_values=p_values,
             frame_limit=self.frame_limit,
             stretches=stretches(frame > self.frame_limit),
@@ -309,6 +317,49 @@ def _groups(length: Int64[np.ndarray, " N"]) -> Iterator[slice]:
             stop = after if stop - after >= least else stop
         yield slice(start, stop)
         start = stop
+
+
+def judge_by_faces(faces: Mapping[str, Judgement], video: Judgement, rates: Sequence[float]) -> Judgement:
+    """Returns the comparison of a video that shows several faces: that of the most suspicious one.
+
+    The reference's clips are single faces, and one face of many is suspicious by chance. So the smallest p-value is
+    multiplied by their number (Bonferroni's correction, which holds however the faces depend on each other).
+
+    Args:
+      faces: the comparison of each face, by its name; those without clips of similar length do not count.
+      video: the comparison of the frames of all faces, of which only the stretches are taken.
+      rates: false-alarm rates, between 0 and 1.
+    """
+    name = min(faces, key=lambda name: faces[name].p_value)
+    worst = faces[name]
+    number = max(sum(face.clips > 0 for face in faces.values()), 1)
+    p_values = {
+        pooling: min(number * min(face.p_values[pooling] for face in faces.values()), 1.0) for pooling in worst.p_values
+    }
+    p_value = min(number * worst.p_value, 1.0)
+    resolution = min(number * min(face.resolution for face in faces.values()), 1.0)
+    return dataclasses.replace(
+        worst,
+        p_value=p_value,
+        resolution=resolution,
+        interval=_times(number, worst.interval),
+        flagged=_flagged(p_value, resolution, rates),
+        p_values=p_values,
+        stretches=video.stretches,
+        stretch_share=video.stretch_share,
+        probability=None,
+        face=name,
+        faces=number,
+    )
+
+
+def _flagged(p_value: float, resolution: float, rates: Sequence[float]) -> dict[str, bool | None]:
+    return {f"{rate:g}": p_value <= rate if resolution <= rate else None for rate in rates}
+
+
+def _times(factor: int, interval: tuple[float, float]) -> tuple[float, float]:
+    """Returns the interval of a share that is multiplied by a factor, for comparisons in two directions or of faces."""
+    return min(factor * interval[0], 1.0), min(factor * interval[1], 1.0)
 
 
 def differing_attribute(mine: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:

@@ -110,6 +110,16 @@ def require(flag: flags.FlagHolder[T | None]) -> T:
     return flag.value
 
 
+def check_needed(needed: flags.FlagHolder, *dependent: flags.FlagHolder) -> None:
+    """Checks that flags which have no effect without another are left at their defaults if it is not given.
+
+    Raises:
+      UserError: one of them is set.
+    """
+    if not needed.value and (given := [flag.name for flag in dependent if flag.value != flag.default]):
+        raise UserError(f"--{given[0]}: needs --{needed.name}; add it, or leave out --{given[0]}")
+
+
 class _Choices(flags.ArgumentParser):
     syntactic_help = "values, separated by commas"
 

@@ -34,7 +34,7 @@ RETRY_FAILED = flags.DEFINE_enum(
     "retry_failed",
     "passing",
     RETRIED,
-    "Failed videos of --results to retry; passing: those whose reason may have passed.",
+    "Failures of --results to retry, of scores and of pages; passing: those whose reason may have passed.",
 )
 LANDMARKS = flags.DEFINE_enum(
     "landmarks",
@@ -57,10 +57,11 @@ FALSE_ALARMS = command.define_rates("false_alarms", RATES, "False-alarm rates at
 def main(videos: list[str]) -> int:
     """Parses the flags and scores the videos; returns the exit status."""
     keep_to_cpu()  # a detector takes milliseconds there; on a GPU, JAX would reserve the memory that the encoder needs
+    command.check_needed(REFERENCE, TWO_SIDED, FALSE_ALARMS)
     compared = (FACES.value or "", REFERENCE.value, TWO_SIDED.value, FALSE_ALARMS.value)
     folders = [video for video in videos if Path(video).is_dir()]
     if not CLIPS.value and not folders:
-        if given := [flag.name for flag in (MEDIA, RESULTS) if flag.value]:
+        if given := [flag.name for flag in (MEDIA, RESULTS, RETRY_FAILED) if flag.value != flag.default]:
             raise UserError(f"--{given[0]}: is for --clips or a folder of videos; add --clips, or leave it out")
         return detect(videos, AVHUBERT.value, WEIGHTS.value, JSON.value, PAGES.value, LANDMARKS.value, *compared)
     results = command.require(RESULTS)

@@ -26,6 +26,7 @@ def main() -> None:
     """Parses the flags and prints the evaluation."""
     if FAILURES.value:
         command.require(CLIPS)
+    command.check_needed(REFERENCE, TWO_SIDED, FALSE_ALARMS)
     listed = read_clip_list(CLIPS.value) if CLIPS.value else []
     failed = [failure.path for failure in read_failures(as_path(FAILURES.value))] if FAILURES.value else []
     lists = [flag.value for flag in (CLIPS, FAILURES) if flag.value]

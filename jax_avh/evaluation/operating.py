@@ -28,14 +28,12 @@ def check_reference(
       rates: promised false-alarm rates.
 
     Returns:
-      The counts, and the p-values of the M real clips: 1 for one whose length is unlike those of the reference.
-
-    References:
-      Smirnov 1939 (two samples: the p-values share the reference, whose size limits how uniform they can look).
+      The counts, and the p-values of the M real clips whose length is like those of the reference.
     """
     ranks = reference.rank(reference.own, scored.score, np.diff(scored.table.offset))
     p_value = ranks.p_value(two_sided)
     real, fake = scored.label == REAL, scored.label == FAKE
+    compared = real & (ranks.clips > 0)
     points = []
     for rate in rates:
         called = p_value <= rate
@@ -61,11 +59,7 @@ def check_reference(
                 thresholds=groups,
             )
         )
-    distance = chance = None
-    if real.sum() >= FEWEST:
-        distance = float(scipy.stats.kstest(p_value[real], "uniform").statistic)
-        both = real.sum() * len(reference.length) / (real.sum() + len(reference.length))
-        chance = float(scipy.special.kolmogorov(math.sqrt(both) * distance))
+    distance, chance = _uniformity(p_value, ranks, compared)
     check = ReferenceCheck(
         dataset=scored.dataset,
         method=scored.method,
@@ -75,12 +69,12 @@ def check_reference(
         two_sided=two_sided,
         real=int(real.sum()),
         fake=int(fake.sum()),
-        tenths=_tenths(p_value[real]),
+        tenths=_tenths(p_value[compared]),
         distance=distance,
         p_value=chance,
         points=points,
     )
-    return check, p_value[real]
+    return check, p_value[compared]
 
 
 def _holds(ranks: Ranks, real: Bool[np.ndarray, " M"], called: int, rate: float, two_sided: bool) -> bool:
@@ -90,13 +84,45 @@ def _holds(ranks: Ranks, real: Bool[np.ndarray, " M"], called: int, rate: float,
     distribution with the parameters k + 1 and n - k (Vovk 2012), by which the false alarms of each length are drawn.
     """
     random = np.random.default_rng(0)
-    kinds = np.stack([ranks.clips, ranks.shortest, ranks.longest], axis=1)[real]
     drawn = np.zeros(DRAWS, np.int64)
-    for (clips, _, _), tested in zip(*np.unique(kinds, axis=0, return_counts=True), strict=True):
-        places = (1 + two_sided) * p_values_within(int(clips), rate / (1 + two_sided))
+    for clips, tested in _by_length(ranks, real):
+        places = (1 + two_sided) * p_values_within(clips, rate / (1 + two_sided))
         if 0 < places <= clips:
             drawn += random.binomial(tested, random.beta(places, clips + 1 - places, DRAWS))
     return bool((drawn >= called).mean() > INTERVAL[0])
+
+
+def _uniformity(
+    p_value: Float64[np.ndarray, " N"], ranks: Ranks, compared: Bool[np.ndarray, " N"]
+) -> tuple[float | None, float | None]:
+    """Tests whether the p-values of real clips are uniform.
+
+    Args:
+      p_value: of all clips.
+      ranks: of all clips.
+      compared: the real clips with clips of similar length in the reference.
+
+    Returns:
+      The greatest distance between the share of p-values up to any value and that value, and its probability for clips
+      like those of the reference; None if they are too few.
+
+    References:
+      Smirnov 1939 (two samples). The p-values of clips of similar length share their part of the reference, which
+      varies by itself: of m clips, m_i of which share n_i, the variance is that of one sample with
+      1 / (1/m + sum of (m_i/m)^2/n_i) clips.
+    """
+    total = int(compared.sum())
+    if total < FEWEST:
+        return None, None
+    distance = float(scipy.stats.kstest(p_value[compared], "uniform").statistic)
+    variance = 1 / total + sum((tested / total) ** 2 / clips for clips, tested in _by_length(ranks, compared))
+    return distance, float(scipy.special.kolmogorov(distance / math.sqrt(variance)))
+
+
+def _by_length(ranks: Ranks, chosen: Bool[np.ndarray, " N"]) -> list[tuple[int, int]]:
+    """Returns, for each group of similar length, the number of its real clips and of the chosen clips in it."""
+    _, first, tested = np.unique(ranks.shortest[chosen], return_index=True, return_counts=True)  # where groups begin
+    return list(zip(ranks.clips[chosen][first].tolist(), tested.tolist(), strict=True))
 
 
 def _tenths(p_value: Float64[np.ndarray, " M"]) -> list[float]:

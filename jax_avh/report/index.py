@@ -19,6 +19,7 @@ class Entry:
 
     path: str
     error: str = ""
+    no_page: str = ""
     passing: bool = False
     faces: str = ""  # what was found of faces and shots, in words
     warning: str = ""
@@ -36,9 +37,11 @@ class Entry:
         Raises:
           ValueError: one is missing or has a different type.
         """
-        kinds = {"path": str, "error": str, "passing": bool, "faces": str, "warning": str, "caveat": str}
+        texts = ("path", "error", "no_page", "faces", "warning", "caveat")
+        kinds: dict[str, Any] = dict.fromkeys(texts, str) | {"passing": bool}
         numbers = ["seconds", "own_score"]
         found: dict[str, Any] = {name: fields.get(name) for name in (*kinds, *numbers)}
+        found["no_page"] = fields.get("no_page", "")  # absent from older files
         if reference := fields.get("reference"):
             found["p_value"] = reference["p_value"]
             found["flagged"] = min(

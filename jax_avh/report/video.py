@@ -7,7 +7,7 @@ import math
 import mimetypes
 import os
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from avh_shards import UserError
 from avh_shards.clip import FRAME_RATE, track_numbers
 from avh_shards.paths import atomic_write
 from avh_shards.text import one_line, printable
-from jax_avh.reference import Judgement
+from jax_avh.reference import RATES, Judgement, Reference, judge_by_faces
 from jax_avh.report.page import envelope, format_number, render_page
 
 BOX_STEP = 5  # frames between two boxes of a face
@@ -37,7 +37,7 @@ class FaceVerdict:
     boxes: list[tuple[float, ...]]  # left, top, right, bottom at every BOX_STEPth frame, as shares of the frame's size
     speech: float  # share of its frames in which somebody speaks
     remark: str = ""  # why it has no scores
-    speaker: bool = False  # whether it is the likely speaker of its shot
+    speaker: bool = False  # whether it is the likely speaker of its shot; not decided if only the largest is scored
     scores: dict[str, float] = dataclasses.field(default_factory=dict)  # by pooling
     own_score: float = 0.0  # the method's own pooling
     worst_second: tuple[float, float] = (0.0, 0.0)
@@ -73,7 +73,8 @@ class Verdict:
     scores: dict[str, float] = dataclasses.field(default_factory=dict)  # by pooling
     worst_second: tuple[float, float] = (0.0, 0.0)  # start and end of the second whose frames score highest
     error: str = ""  # why the video has no score
-    passing: bool = False  # whether the cause of the error may go away
+    no_page: str = ""  # why a page could not be made
+    passing: bool = False  # whether the cause of the error, or of the missing page, may go away
     caveat: str = ""
     method: str = ""
     own_score: float = 0.0  # the method's own pooling of its frame scores
@@ -84,29 +85,38 @@ class Verdict:
     which_faces: str = ""  # the faces that are scored one by one, by --faces; "" = one is followed through the video
     shots: list[ShotVerdict] = dataclasses.field(default_factory=list)  # all of them, if faces are scored one by one
 
-    def compared(self, frame: Float[np.ndarray, " T"], judge: Callable[[np.ndarray], Judgement]) -> "Verdict":
-        """Returns the verdict with comparisons of the video and of each face with real clips.
+    def compared(
+        self,
+        frame: Float[np.ndarray, " T"],
+        reference: Reference,
+        two_sided: bool = False,
+        rates: Sequence[float] = RATES,
+    ) -> "Verdict":
+        """Returns the verdict with comparisons of the video and of its faces with real clips.
 
-        With `which_faces` "speaker", only likely speakers are compared: the reference holds no listeners, who would all
-        look suspicious among its speakers.
+        A video that shows several faces is compared by its faces; see `judge_by_faces`. With `which_faces` "speaker",
+        only likely speakers are compared: the reference holds no listeners, who would all look suspicious among its
+        speakers.
 
         Args:
           frame: frame scores of the video; none if it has an error.
-          judge: compares frame scores.
+          reference: scores of real clips, or of their faces, which fit the video's.
+          two_sided: whether scores lower than those of real clips are suspicious, too.
+          rates: false-alarm rates at which the video is suspicious or not.
         """
 
         def of_face(face: FaceVerdict) -> FaceVerdict:
             scores = np.array(face.frame_scores, np.float32)
             if not len(scores) or (self.which_faces == "speaker" and not face.speaker):
                 return face
-            return dataclasses.replace(face, reference=judge(scores))
+            return dataclasses.replace(face, reference=reference.judge(scores, two_sided, rates))
 
         shots = [dataclasses.replace(shot, faces=[*map(of_face, shot.faces)]) for shot in self.shots]
-        warnings = [self.warning] if self.warning else []
-        if sum(face.reference is not None for shot in shots for face in shot.faces) > 1:
-            warnings.append("real clips of the reference are single faces: trust the p-values of the faces")
-        reference = None if self.error else judge(frame)
-        return dataclasses.replace(self, shots=shots, warning="; ".join(warnings), reference=reference)
+        faces = {face.name: face.reference for shot in shots for face in shot.faces if face.reference}
+        judged = None if self.error else reference.judge(frame, two_sided, rates)
+        if judged and len(faces) > 1:
+            judged = judge_by_faces(faces, judged, rates)
+        return dataclasses.replace(self, shots=shots, reference=judged)
 
     @property
     def faces(self) -> str:
@@ -126,7 +136,8 @@ class Verdict:
         scores = "  ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
         worst = "worst second {:.2f}-{:.2f} s".format(*self.worst_second)
         judged = self.reference.line() if self.reference else ""
-        remarks = [judged, self.faces, self.warning, self.caveat]
+        page = f"no page: {one_line(self.no_page)}" if self.no_page else ""
+        remarks = [judged, self.faces, self.warning, page, self.caveat]
         return "  ".join([f"{printable(self.path)}: {scores}", worst, *filter(None, remarks)])
 
 
@@ -134,7 +145,12 @@ def _describe_shots(shots: Sequence[ShotVerdict]) -> str:
     """Returns the number of shots and faces, the likely speakers, and the shots that have none, the first ones each."""
     count = sum(len(shot.faces) for shot in shots)
     text = f"{len(shots)} shot{'s' * (len(shots) != 1)}, {count} face{'s' * (count != 1)}"
-    speakers = [face.name for shot in shots for face in shot.faces if face.speaker]
+    speakers = [
+        face.name + (f" (p = {face.reference.p_value:.2g})" if face.reference else "")
+        for shot in shots
+        for face in shot.faces
+        if face.speaker
+    ]
     without = [f"{shot.start:.2f}-{shot.end:.2f} s ({shot.remark})" for shot in shots if shot.remark]
     for title, items in (("likely speaker", speakers), ("no likely speaker", without)):
         if items:

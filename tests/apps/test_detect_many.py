@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import signal
 import time
@@ -169,14 +170,22 @@ def test_videos_without_a_page_are_scored_again(tmp_path, weights, tiny_checkpoi
 
 
 def test_a_page_that_cannot_be_made_is_a_remark(tmp_path, weights, tiny_checkpoint, pretended, monkeypatch):
-    def fail(*_):
-        raise ValueError("odd pixels")
+    """The video is scored again only if the reason may have passed, or all failures are to be retried."""
+    reasons = {"x.mp4": ValueError("odd pixels"), "y.mp4": OSError(errno.ENOSPC, "disk full")}
+
+    def fail(page, *_):
+        raise reasons[page.with_suffix(".mp4").name]
 
     monkeypatch.setattr("apps.detect_many._write_pages", fail)
     arguments = tmp_path, str(tiny_checkpoint), str(weights), tmp_path / "r.jsonl", tmp_path / "pages"
-    assert detect_many(listed("x.mp4"), *arguments) == 0
-    assert "has no page: unexpected ValueError: odd pixels" in results_of(tmp_path / "r.jsonl")[0]["warning"]
-    assert "odd pixels" in (tmp_path / "pages" / "index.html").read_text()
+    assert detect_many(listed("x.mp4", "y.mp4"), *arguments) == 0
+    verdict = results_of(tmp_path / "r.jsonl")[0]
+    assert (verdict["error"], verdict["passing"]) == ("", False)
+    assert verdict["no_page"] == "unexpected ValueError: odd pixels"
+    assert "has no page: unexpected ValueError: odd pixels" in (tmp_path / "pages" / "index.html").read_text()
+    for retry_failed in ("none", "passing", "all"):
+        detect_many(listed("x.mp4", "y.mp4"), *arguments, retry_failed=retry_failed)
+    assert pretended == ["x.mp4", "y.mp4", "y.mp4", "x.mp4", "y.mp4"]
 
 
 def test_results_of_other_settings_stay(tmp_path, weights, tiny_checkpoint, pretended):

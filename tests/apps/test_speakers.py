@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from apps.detect import check_reference, score_video
+from apps.detect import check_comparable, score_video
 from apps.speakers import NO_SPEAKER, NOT_LARGEST
 from avh_shards import UserError
 from avh_shards.clip import SAMPLES_PER_FRAME
@@ -20,7 +20,7 @@ from extract.faces import NO_FACE, NO_SPEECH
 from extract.store.shard import ClipFeatures
 from jax_avh.inference import Detector, load_detector
 from jax_avh.methods import METHODS
-from jax_avh.reference import Reference
+from jax_avh.reference import Reference, judge_by_faces
 from jax_avh.report.video import BOX_STEP, Verdict
 from jax_avh.scores import pool_all
 from tests import rules
@@ -122,6 +122,8 @@ def test_the_largest_face_is_scored_by_itself(judge):
     scored = [[bool(face.scores) for face in shot.faces] for shot in verdict.shots]
     assert sorted(scored[0]) == [False, True]
     assert [face.remark for face in verdict.shots[0].faces if not face.scores] == [NOT_LARGEST]
+    assert roles(verdict) == [[False, False], [], [False]]  # the largest need not speak
+    assert "likely speaker:" not in verdict.line().replace("no likely speaker", "")
 
 
 def test_what_nobody_says_is_not_scored(judge, monkeypatch):
@@ -184,24 +186,33 @@ def test_faces_are_compared_with_faces(judge):
     detector = Trained(METHODS["avh_align"])
     attributes = {"method": "avh_align", "weights_sha256": "0", "trimmed": False, "faces": "speaker"}
     score = {"logsumexp": np.linspace(0, 9, 300, dtype=np.float32)}
-    reference = Reference(attributes, np.full(300, 60), score, 1.0)
-    check_reference(reference, LipReader(), detector, "r.json", "speaker")
+    reference = Reference(attributes, np.repeat([25, 75], 150), score, 1.0)
+    check_comparable(reference, LipReader(), detector, "r.json", "speaker")
     for faces in ("", "all"):
         with pytest.raises(UserError, match=r"r\.json: differs in which faces are scored"):
-            check_reference(reference, LipReader(), detector, "r.json", faces)
+            check_comparable(reference, LipReader(), detector, "r.json", faces)
     verdict, frame = judge("movie", "speaker")
-    compared = verdict.compared(frame, reference.judge)
-    assert compared.reference == reference.judge(frame)
+    compared = verdict.compared(frame, reference, rates=(0.02, 0.005))
     for shot, before in zip(compared.shots, verdict.shots, strict=True):
         for face, same in zip(shot.faces, before.faces, strict=True):
             assert dataclasses.replace(face, reference=None) == same
             own = np.array(face.frame_scores, np.float32)
-            assert face.reference == (reference.judge(own) if face.speaker else None)  # not listeners
+            single = reference.judge(own, rates=(0.02, 0.005))
+            assert face.reference == (single if face.speaker else None)  # not listeners
     assert [face.speaker for face in compared.shots[0].faces] == [True, False]
-    everyone = judge("movie", "all")[0].compared(frame, reference.judge)
+    speakers = {face.name: face.reference for shot in compared.shots for face in shot.faces if face.speaker}
+    whole = reference.judge(frame, rates=(0.02, 0.005))
+    assert compared.reference == judge_by_faces(speakers, whole, (0.02, 0.005))
+    assert list(speakers) == ["1.1", "3.1"]
+    smallest = min(judged.p_value for judged in speakers.values())
+    assert compared.reference.p_value == min(2 * smallest, 1)
+    assert compared.reference.flagged == {"0.02": False, "0.005": None}
+    for name, judged in speakers.items():
+        assert f"{name} (p = {judged.p_value:.2g})" in compared.line()
+    everyone = judge("movie", "all")[0].compared(frame, reference)
     assert all(face.reference for face in everyone.shots[0].faces)
-    assert "trust the p-values of the faces" in everyone.warning
+    assert everyone.reference.faces == 3
     failed, nothing = judge("jwp", "speaker")
-    again = failed.compared(nothing, reference.judge)
+    again = failed.compared(nothing, reference)
     assert again.reference is None
     assert again.shots[0].faces[0].reference is None

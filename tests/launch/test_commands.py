@@ -114,6 +114,18 @@ MISTAKES = {
         ["detect", "x.mp4", "--avhubert=random", "--weights=w", "--results=r.jsonl"],
         "--results: is for --clips or a folder",
     ),
+    "retries of single videos": (
+        ["detect", "x.mp4", "--avhubert=random", "--weights=w", "--retry_failed=all"],
+        "--retry_failed: is for --clips or a folder",
+    ),
+    "both sides of no reference": (
+        ["detect", "x.mp4", "--avhubert=random", "--weights=w", "--two_sided"],
+        "--two_sided: needs --reference",
+    ),
+    "rates of no reference": (
+        ["evaluate", "--scores=a.h5", "--output=o", "--false_alarms=0.1"],
+        "--false_alarms: needs --reference",
+    ),
     "two kinds of verdicts": (
         ["detect", ".", "--avhubert=random", "--weights=w", "--results=r.jsonl", "--json=v.json"],
         "--json: is for videos that are named one by one",

@@ -8,7 +8,7 @@ import pytest
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip import offsets
 from jax_avh.evaluation import evaluate
-from jax_avh.evaluation.operating import _holds, check_reference
+from jax_avh.evaluation.operating import _holds, _uniformity, check_reference
 from jax_avh.evaluation.results import ScoredSet
 from jax_avh.reference import Ranks, share_interval, write_reference
 from jax_avh.report.results import write_results
@@ -108,6 +108,35 @@ def test_references_of_other_scores_are_refused_and_warned_of(tmp_path):
     (tmp_path / "metrics.json").symlink_to(tmp_path / "r.json")
     with pytest.raises(UserError, match="is an input of this command"):
         write_results([tmp_path / "s.h5"], tmp_path, references=[tmp_path / "r.json"])
+
+
+def test_clips_without_similar_ones_in_the_reference_have_no_part_in_the_test():
+    reference = made_reference(*real_clips(5000, np.random.default_rng(0)))
+    length, score, label = drawn(400, 1)
+    fitting, p_value = check_reference(scored(length, score, label), reference, False, (0.05,))
+    odd = np.full(300, 5000)
+    sets = scored(np.r_[length, odd], np.r_[score, odd], np.r_[label, np.zeros(300, int)])
+    more, same = check_reference(sets, reference, False, (0.05,))
+    np.testing.assert_array_equal(same, p_value)
+    assert (more.distance, more.p_value, more.tenths) == (fitting.distance, fitting.p_value, fitting.tenths)
+    assert (more.real, more.points[0].undecided) == (500, 300)
+
+
+def test_p_values_of_a_sound_reference_seldom_look_uneven():
+    """Most of the clips have the length of a small part of the reference, which varies by itself."""
+    uneven = 0
+    tested = np.repeat([0, 1], [1000, 50])
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        above = np.zeros(1050, np.int64)
+        for group, size in enumerate((200, 5000)):
+            real = np.sort(random.random(size))
+            above[tested == group] = size - np.searchsorted(real, random.random((tested == group).sum()))
+        clips = np.array([200, 5000])[tested]
+        shortest = np.array([50, 75])[tested]
+        ranks = Ranks(clips, above, clips - above, shortest, shortest + 9)
+        uneven += _uniformity(ranks.p_value(), ranks, np.full(1050, True))[1] < 0.05
+    assert uneven <= 18  # of 10 expected
 
 
 def test_a_small_sound_reference_is_seldom_called_broken():

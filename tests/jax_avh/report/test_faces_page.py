@@ -1,5 +1,6 @@
 """The page of a video whose faces are scored one by one, in a real browser: boxes, curves, colours and keys."""
 
+import dataclasses
 from pathlib import Path
 
 import cv2
@@ -108,17 +109,20 @@ def test_a_click_and_keys_move_the_video_and_read_out_its_faces(browser, film, v
         wait_until(page, "video.currentTime > 1.2")
 
 
-@pytest.mark.parametrize(("size", "scheme"), [(PHONE, "dark"), (DESKTOP, "light")])
-def test_the_page_names_shots_and_faces(browser, film, verdict, tmp_path, size, scheme):
+@pytest.mark.parametrize(("size", "scheme", "which"), [(PHONE, "dark", "speaker"), (DESKTOP, "light", "all")])
+def test_the_page_names_shots_and_faces(browser, film, verdict, tmp_path, size, scheme, which):
     """With a comparison for each face; faces differ in names and dashes, not only in colours."""
     real = np.random.default_rng(0).normal(size=(1, 300)).astype(np.float32)
     reference = Reference({"method": "avh_align"}, np.full(300, 25), {"logsumexp": real[0]}, 1.0)
-    judged = verdict[0].compared(verdict[1], reference.judge)
+    judged = dataclasses.replace(verdict[0], which_faces=which).compared(verdict[1], reference)
     write_video_page(tmp_path / "v.html", film, judged, verdict[1])
     with opened(browser, tmp_path / "v.html", size, scheme) as page:
         check_look(page, size[0])
         text = page.locator("main").inner_text()
-        assert f"2 shots, 5 faces; likely speaker: 1.1; no likely speaker: 1.00-2.00 s (no face fits {NASTY})" in text
+        assert "2 shots, 5 faces; likely speaker: 1.1 (p = " in text
+        assert f"; no likely speaker: 1.00-2.00 s (no face fits {NASTY})" in text
+        assert ("smallest p-value of a face \N{MULTIPLICATION SIGN} 4" in text) == (which == "all")
+        assert (f"Face {judged.reference.face}, the most suspicious of 4: " in text) == (which == "all")
         chosen = page.locator("tr:has(.patch.face-0), tr:has(.patch.face-4)").all()
         rows = [row.inner_text().split("\t") for row in chosen]
         assert [row[2] for row in rows] == ["likely speaker", f"not scored: nobody speaks {NASTY}"]
