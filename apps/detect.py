@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -37,59 +38,81 @@ INDEX = "index.html"  # among the pages of many videos
 VERDICTS = rb'\[\s*(\{\s*"path"|\])'  # start of their JSON file
 
 
+@dataclasses.dataclass(frozen=True)
+class DetectSettings:
+    """How videos are scored and compared with real ones."""
+
+    avhubert: str  # an official AV-HuBERT file, or "random"
+    weights: str  # a method's weights (.safetensors), or the workdir of a training run
+    landmarks: str = PrepareSettings.landmarks  # landmark finder, "dlib-tracked" or "dlib"
+    faces: str = ""  # faces that are scored one by one, as for `score_video`
+    reference: str | os.PathLike | None = None  # file of real clips' scores by the same weights; None = no comparison
+    two_sided: bool = False  # whether scores lower than those of real clips are suspicious, too
+    rates: Sequence[float] = RATES  # false-alarm rates at which a video is flagged or not
+
+    @property
+    def inputs(self) -> list[AnyPath]:
+        """The files that are read, besides videos."""
+        return [path for path in (self.avhubert, self.weights, self.reference) if path is not None]
+
+
+class Models(NamedTuple):
+    """What scores videos, and what their scores are compared with."""
+
+    encoder: Encoder
+    detector: Detector
+    reference: Reference | None
+
+
+def load_models(settings: DetectSettings) -> Models:
+    """Loads what the settings name, the slowest last.
+
+    Raises:
+      UserError: a file is missing or damaged, they do not fit each other, or the method cannot score single videos.
+    """
+    reference = None if settings.reference is None else read_reference(settings.reference)
+    detector = load_detector(settings.weights)
+    encoder = Encoder(settings.avhubert)
+    check_pair(encoder, detector)
+    if reference is not None:
+        check_comparable(reference, encoder, detector, f"--reference={settings.reference}", settings.faces)
+    return Models(encoder, detector, reference)
+
+
 def detect(
     videos: Sequence[str],
-    avhubert: str,
-    weights: str,
+    settings: DetectSettings,
     output: str | os.PathLike | None = None,
     pages: str | os.PathLike | None = None,
-    landmarks: str = PrepareSettings.landmarks,
-    faces: str = "",
-    reference: str | os.PathLike | None = None,
-    two_sided: bool = False,
-    rates: Sequence[float] = RATES,
 ) -> int:
     """Scores videos one after the other and prints one line for each.
 
     Args:
       videos: media files.
-      avhubert: an official AV-HuBERT file, or "random".
-      weights: a method's weights (.safetensors), or the workdir of a training run.
+      settings: how they are scored.
       output: JSON file to write the verdicts to; None = none.
       pages: folder to write a page per video to; None = none.
-      landmarks: landmark finder, "dlib-tracked" or "dlib".
-      faces: faces that are scored one by one, as for `score_video`.
-      reference: file of real clips' scores by the same weights, to compare with; None = no comparison.
-      two_sided: whether scores lower than those of real clips are suspicious, too.
-      rates: false-alarm rates at which a video is flagged or not.
 
     Returns:
       Exit status: 0, or 2 if a video could not be scored.
 
     Raises:
-      UserError: the weights are missing, damaged or do not fit each other or the reference, the method cannot score
-        single videos, a video is given twice, or an output cannot be written or is an input.
+      UserError: as for `load_models`; or a video is given twice, or an output cannot be written or is an input.
     """
-    known = None if reference is None else read_reference(reference)
     written = {} if pages is None else _pages(videos, results_folder(pages))
-    detector = load_detector(weights)
     outputs: dict[AnyPath, bytes] = dict.fromkeys(written.values(), HTML)
     if output is not None:
         outputs[as_path(output)] = VERDICTS
-    inputs = [path for path in (detector.path, reference) if path is not None]
-    check_outputs(outputs, [*videos, avhubert, *inputs])
-    encoder = Encoder(avhubert)
-    check_pair(encoder, detector)
-    if known is not None:
-        check_comparable(known, encoder, detector, f"--reference={reference}", faces)
+    check_outputs(outputs, [*videos, *settings.inputs])
+    encoder, detector, reference = load_models(settings)
     for path in map(as_path, outputs):  # if this run were killed, older results could be mistaken for its own
         path.unlink(missing_ok=True)
     verdicts = []
     try:
         for video in videos:
-            verdict, frame = score_video(video, encoder, detector, landmarks, faces)
-            if known is not None:
-                verdict = verdict.compared(frame, known, two_sided, rates)
+            verdict, frame = score_video(video, encoder, detector, settings.landmarks, settings.faces)
+            if reference is not None:
+                verdict = verdict.compared(frame, reference, settings.two_sided, settings.rates)
             verdicts.append(verdict)
             print(verdict.line(), flush=True)
             if written and not verdict.error:
@@ -99,7 +122,7 @@ def detect(
             with atomic_write(output) as temporary:
                 temporary.write_text(json.dumps([dataclasses.asdict(v) for v in verdicts], indent=2) + "\n")
     if not all(verdict.error for verdict in verdicts):
-        print(f"note: {NO_REFERENCE if known is None else NO_PROBABILITY}", file=sys.stderr)
+        print(f"note: {NO_REFERENCE if reference is None else NO_PROBABILITY}", file=sys.stderr)
     return 2 if any(verdict.error for verdict in verdicts) else 0
 
 

@@ -15,8 +15,8 @@ from apps.detect import (
     INDEX,
     NO_PROBABILITY,
     NO_REFERENCE,
-    check_comparable,
-    check_pair,
+    DetectSettings,
+    load_models,
     page_paths,
     preparation,
     score_prepared,
@@ -43,11 +43,9 @@ from avh_shards.paths import (
 from avh_shards.text import one_line
 from extract.avhubert.encoder import Encoder
 from extract.media.decode import timed_pictures
-from extract.prepare import PrepareSettings
 from extract.progress import ProgressBar
 from extract.run.pool import attempt, prepare_all, running_pool
-from jax_avh.inference import load_detector
-from jax_avh.reference import RATES, read_reference
+from jax_avh.inference import Detector
 from jax_avh.report.index import JPEG, Entry, write_index
 from jax_avh.report.video import Verdict
 
@@ -77,16 +75,10 @@ def find_videos(folder: str | os.PathLike) -> list[ClipMeta]:
 def detect_many(
     videos: Sequence[ClipMeta],
     media: str | os.PathLike,
-    avhubert: str,
-    weights: str,
+    settings: DetectSettings,
     results: AnyPath,
     pages: AnyPath | None = None,
     retry_failed: str = "passing",
-    landmarks: str = PrepareSettings.landmarks,
-    faces: str = "",
-    reference: AnyPath | None = None,
-    two_sided: bool = False,
-    rates: Sequence[float] = RATES,
 ) -> int:
     """Scores the videos of a list or a folder, while worker processes prepare the next ones.
 
@@ -95,16 +87,10 @@ def detect_many(
     Args:
       videos: the videos, with paths relative to `media`.
       media: their folder.
-      avhubert: an official AV-HuBERT file, or "random".
-      weights: a method's weights (.safetensors), or the workdir of a training run.
+      settings: how they are scored.
       results: file to which one line of JSON is appended for each video.
       pages: folder for the videos' pages, in folders like those of the videos, and for their index; None = none.
       retry_failed: which failures of earlier runs to retry, of scores or pages, from errors.RETRIED.
-      landmarks: as for `detect`, and so are the others.
-      faces: faces that are scored one by one.
-      reference: file of real clips' scores, to compare with; None = no comparison.
-      two_sided: whether scores lower than those of real clips are suspicious, too.
-      rates: false-alarm rates at which a video is flagged or not.
 
     Returns:
       Exit status: 0, or 2 if a video could not be scored, now or in an earlier run.
@@ -114,29 +100,20 @@ def detect_many(
     """
     if not Path(media).is_dir():
         raise UserError(f"{media}: no such folder; name the folder of the videos")
-    known = None if reference is None else read_reference(reference)
     results = as_path(results)
     folder = None if pages is None else results_folder(pages)
     names = [] if folder is None else page_paths([PurePath(video.path) for video in videos])
     written = {} if folder is None else {v.path: folder / name for v, name in zip(videos, names, strict=True)}
-    detector = load_detector(weights)
     outputs: dict[AnyPath, bytes] = {results: RESULTS}
     if folder is not None:
         outputs |= dict.fromkeys((folder / INDEX, *written.values()), HTML)
         outputs |= {page.with_suffix(THUMBNAIL): JPEG for page in written.values()}
-    inputs = [path for path in (detector.path, reference) if path is not None]
-    check_outputs(outputs, [*(Path(media, video.path) for video in videos), avhubert, *inputs])
-    task = preparation(media, landmarks, faces)
+    check_outputs(outputs, [*(Path(media, video.path) for video in videos), *settings.inputs])
+    task = preparation(media, settings.landmarks, settings.faces)
     processes = min(own_cores(), len(videos))
     with locked(results, file_lock(results)), running_pool(task, processes) as pool:
-        encoder = Encoder(avhubert)
-        check_pair(encoder, detector)
-        record = {"encoder": encoder.digest, "weights": detector.attributes["alignment_sha256"], "landmarks": landmarks}
-        record |= {"faces": faces} if faces else {}
-        if known is not None and reference is not None:
-            check_comparable(known, encoder, detector, f"--reference={reference}", faces)
-            with local_file(reference) as file:
-                record |= {"reference": file_sha256(file), "two_sided": two_sided, "false_alarms": list(rates)}
+        encoder, detector, reference = load_models(settings)
+        record = _record(settings, encoder, detector)
         done = _resume(results, record, {video.path: written.get(video.path) for video in videos}, retry_failed)
         left = [video for video in videos if video.path not in done]
         if folder is not None and left:  # if this run were killed, older pages could be mistaken for its own
@@ -145,15 +122,14 @@ def detect_many(
         try:
             with ProgressBar(len(videos), len(videos) - len(left), title="videos") as progress:
                 for video, prepared in zip(left, prepare_all(pool, left, task, processes), strict=True):
-                    verdict, frame = score_prepared(video.path, prepared, encoder, detector, faces)
-                    if known is not None:
-                        verdict = verdict.compared(frame, known, two_sided, rates)
+                    verdict, frame = score_prepared(video.path, prepared, encoder, detector, settings.faces)
+                    if reference is not None:
+                        verdict = verdict.compared(frame, reference, settings.two_sided, settings.rates)
                     if written and not verdict.error:
                         file = inside(media, video.path)
                         failure = attempt(video.path, _write_pages, written[video.path], file, verdict, frame)
                         if isinstance(failure, Failure):
-                            reason, passing = failure.reason, failure.passing
-                            verdict = dataclasses.replace(verdict, no_page=reason, passing=passing)
+                            verdict = dataclasses.replace(verdict, no_page=failure.reason, passing=failure.passing)
                     fields = dataclasses.asdict(verdict) | {"faces": verdict.faces, "settings": record}
                     append(results, (json.dumps(fields) + "\n").encode())
                     done[video.path] = Entry.of(fields)
@@ -165,8 +141,24 @@ def detect_many(
                 entries = [(done[path], name.as_posix() if written[path].exists() else "") for path, name in shown]
                 write_index(folder / INDEX, entries, THUMBNAIL)
     if not all(done[video.path].error for video in videos):
-        print(f"note: {NO_REFERENCE if known is None else NO_PROBABILITY}", file=sys.stderr)
+        print(f"note: {NO_REFERENCE if reference is None else NO_PROBABILITY}", file=sys.stderr)
     return 2 if any(done[video.path].error for video in videos) else 0
+
+
+def _record(settings: DetectSettings, encoder: Encoder, detector: Detector) -> dict[str, object]:
+    """Returns what all verdicts of a file share."""
+    record: dict[str, object] = {
+        "encoder": encoder.digest,
+        "weights": detector.attributes["alignment_sha256"],
+        "landmarks": settings.landmarks,
+    }
+    if settings.faces:
+        record["faces"] = settings.faces
+    if settings.reference is not None:
+        with local_file(settings.reference) as file:
+            record["reference"] = file_sha256(file)
+        record |= {"two_sided": settings.two_sided, "false_alarms": list(settings.rates)}
+    return record
 
 
 def _resume(

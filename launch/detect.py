@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from apps.detect import detect
+from apps.detect import DetectSettings, detect
 from apps.detect_many import detect_many, find_videos
 from avh_shards import UserError, read_clip_list
 from avh_shards.errors import RETRIED
@@ -58,12 +58,20 @@ def main(videos: list[str]) -> int:
     """Parses the flags and scores the videos; returns the exit status."""
     keep_to_cpu()  # a detector takes milliseconds there; on a GPU, JAX would reserve the memory that the encoder needs
     command.check_needed(REFERENCE, TWO_SIDED, FALSE_ALARMS)
-    compared = (FACES.value or "", REFERENCE.value, TWO_SIDED.value, FALSE_ALARMS.value)
+    settings = DetectSettings(
+        AVHUBERT.value,
+        WEIGHTS.value,
+        LANDMARKS.value,
+        FACES.value or "",
+        REFERENCE.value,
+        TWO_SIDED.value,
+        FALSE_ALARMS.value,
+    )
     folders = [video for video in videos if Path(video).is_dir()]
     if not CLIPS.value and not folders:
         if given := [flag.name for flag in (MEDIA, RESULTS, RETRY_FAILED) if flag.value != flag.default]:
             raise UserError(f"--{given[0]}: is for --clips or a folder of videos; add --clips, or leave it out")
-        return detect(videos, AVHUBERT.value, WEIGHTS.value, JSON.value, PAGES.value, LANDMARKS.value, *compared)
+        return detect(videos, settings, JSON.value, PAGES.value)
     results = command.require(RESULTS)
     if JSON.value:
         raise UserError("--json: is for videos that are named one by one; use --results")
@@ -77,9 +85,7 @@ def main(videos: list[str]) -> int:
             raise UserError(f"{folders[0]}: is a folder; name no other video, and no --media")
         media = folders[0]
         listed = find_videos(media)
-    inputs = (AVHUBERT.value, WEIGHTS.value)
-    settings = (RETRY_FAILED.value, LANDMARKS.value, *compared)
-    return detect_many(listed, media, *inputs, results, PAGES.value, *settings)
+    return detect_many(listed, media, settings, results, PAGES.value, RETRY_FAILED.value)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from flax import nnx
 
 from apps.demo import SOURCE_CLIPS, TRAINING, demo, fetch_clips, make_clips
-from apps.detect import detect, score_video, worst_second
+from apps.detect import DetectSettings, detect, score_video, worst_second
 from apps.simulate import Corpus
 from avh_shards import ClipMeta, UserError, leading_silence, read_clip_list
 from extract.avhubert import AVHubert, AVHubertConfig, random_avhubert
@@ -40,6 +40,11 @@ def narrow_weights(tmp_path_factory):
     return rules.write_alignment_weights(tmp_path_factory.mktemp("w") / "w.safetensors", width=64)
 
 
+@pytest.fixture
+def settings(tiny_checkpoint, narrow_weights) -> DetectSettings:
+    return DetectSettings(str(tiny_checkpoint), str(narrow_weights))
+
+
 @pytest.fixture(scope="module")
 def film(tmp_path_factory, real_clips) -> Path:
     """The first second of a real clip, because finding faces takes as long as a film."""
@@ -47,11 +52,11 @@ def film(tmp_path_factory, real_clips) -> Path:
     return write_media(tmp_path_factory.mktemp("film") / "testMovie.mp4", list(frames), sound=sound)
 
 
-def test_a_video_is_scored_and_a_bad_one_named(tmp_path, film, tiny_checkpoint, tiny_encoder, narrow_weights, capsys):
+def test_a_video_is_scored_and_a_bad_one_named(tmp_path, settings, film, tiny_encoder, narrow_weights, capsys):
     (tmp_path / "text.mp4").write_text("no film")
     write_media(tmp_path / "no face.mp4", ramp([0] * 10), sound=tone(0.4))
     videos = [str(film), str(tmp_path / "text.mp4"), str(tmp_path / "no face.mp4")]
-    status = detect(videos, str(tiny_checkpoint), str(narrow_weights), tmp_path / "v.json", tmp_path / "pages")
+    status = detect(videos, settings, tmp_path / "v.json", tmp_path / "pages")
     assert status == 2
     assert [page.name for page in (tmp_path / "pages").iterdir()] == ["testMovie.html"]
     lines = capsys.readouterr().out.splitlines()
@@ -83,13 +88,10 @@ def reference(tiny_encoder, narrow_weights) -> Reference:
     return Reference(attributes, np.full(100, 25), scores, frame_limit=-1000.0)
 
 
-def test_a_video_is_compared_with_real_clips(
-    tmp_path, film, tiny_checkpoint, narrow_weights, reference, capsys, monkeypatch
-):
+def test_a_video_is_compared_with_real_clips(tmp_path, settings, film, reference, capsys, monkeypatch):
     write_reference(reference, tmp_path / "r.json")
-    given = str(tiny_checkpoint), str(narrow_weights)
-    outputs = {"output": tmp_path / "v.json", "pages": tmp_path / "pages", "reference": tmp_path / "r.json"}
-    assert detect([str(film)], *given, **outputs, rates=[0.01, 0.001]) == 0
+    settings = dataclasses.replace(settings, reference=tmp_path / "r.json", rates=[0.01, 0.001])
+    assert detect([str(film)], settings, tmp_path / "v.json", tmp_path / "pages") == 0
     printed, noted = capsys.readouterr()
     for said in (
         "more suspicious than all 100 real clips of 1.0-1.0 s (p = 0.0099 in steps of 0.0099; 95 % interval 0-3.6 %)",
@@ -104,6 +106,7 @@ def test_a_video_is_compared_with_real_clips(
     assert verdict["reference"]["p_values"].keys() == {"logsumexp", "mean"}
     assert "More suspicious than all 100 real clips" in (tmp_path / "pages" / "testMovie.html").read_text()
     monkeypatch.setattr("apps.detect.score_video", lambda *_: pytest.fail("scored"))
+    differing = dataclasses.replace(settings, reference=tmp_path / "other.json")
     for changed, said in [
         ({"alignment_sha256": "other"}, "differs in the weights"),
         ({"weights_sha256": "other"}, "differs in the encoder"),
@@ -114,18 +117,19 @@ def test_a_video_is_compared_with_real_clips(
         other = dataclasses.replace(reference, attributes=reference.attributes | changed)
         write_reference(other, tmp_path / "other.json")
         with pytest.raises(UserError, match=rf"^--reference=.*other\.json: {said}"):
-            detect([str(film)], *given, reference=tmp_path / "other.json")
+            detect([str(film)], differing)
     write_reference(dataclasses.replace(reference, frame_limit=None), tmp_path / "other.json")
     with pytest.raises(UserError, match="has no frame scores pooled by logsumexp"):
-        detect([str(film)], *given, reference=tmp_path / "other.json")
+        detect([str(film)], differing)
     with pytest.raises(UserError, match="is an input of this command"):
-        detect([str(film)], *given, tmp_path / "r.json", reference=tmp_path / "r.json")
+        detect([str(film)], settings, tmp_path / "r.json")
 
 
 def test_the_command_passes_on_how_to_compare(fork):
-    show = "import apps.detect; apps.detect.detect = lambda *given: print(given[-3:])"
+    show = "import apps.detect; apps.detect.detect = lambda videos, settings, *_: print(settings)"
     flags = ["x.mp4", "--avhubert=random", "--weights=w", "--reference=r.json", "--two_sided"]
-    assert fork("detect", *flags, "--false_alarms=0.1,0.001", before=show) == (0, "('r.json', True, [0.1, 0.001])\n")
+    status, output = fork("detect", *flags, "--false_alarms=0.1,0.001", before=show)
+    assert (status, "reference='r.json', two_sided=True, rates=[0.1, 0.001])" in output) == (0, True)
     for wrong in ("1", "0", "1 %", "", "0.1,,"):
         status, output = fork("detect", *flags, f"--false_alarms={wrong}")
         assert (status, output.count("\n")) == (2, 1)
@@ -150,12 +154,12 @@ def test_verdicts_warn_of_few_and_of_several_faces(tmp_path, film, tiny_checkpoi
     assert "face in 100 % of frames, several faces in 100 %  several faces: one of them is scored" in second
 
 
-def test_two_videos_of_one_name_have_pages_in_two_folders(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
+def test_two_videos_of_one_name_have_pages_in_two_folders(tmp_path, settings, monkeypatch):
     pages = []
     found = Verdict("x.mp4", 1.0, {"mean": 0.5}), np.zeros(25, np.float32)
     monkeypatch.setattr("apps.detect.score_video", lambda *_: found)
     monkeypatch.setattr("apps.detect.write_page", lambda path, *_: pages.append(path.relative_to(tmp_path).as_posix()))
-    arguments = str(tiny_checkpoint), str(narrow_weights), None, tmp_path
+    arguments = settings, None, tmp_path
     detect(["a/b/x.mp4", "a/x.avi", "a/b/../y.mp4"], *arguments)
     assert pages == ["b/x.html", "x.html", "y.html"]
     detect(["a/x.mp4", "b/y.mp4"], *arguments)
@@ -164,7 +168,7 @@ def test_two_videos_of_one_name_have_pages_in_two_folders(tmp_path, tiny_checkpo
         detect(["a/x.mp4", "b/../a/x.mp4"], *arguments)
 
 
-def test_verdicts_spare_their_inputs(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
+def test_verdicts_spare_their_inputs(tmp_path, settings, tiny_checkpoint, narrow_weights, monkeypatch):
     """Inputs named as outputs are rejected before the encoder is loaded."""
     monkeypatch.setattr("apps.detect.Encoder", lambda _: pytest.fail("loaded"))
     (tmp_path / "x.html").write_text("a film, by its author")
@@ -177,12 +181,12 @@ def test_verdicts_spare_their_inputs(tmp_path, tiny_checkpoint, narrow_weights, 
         {"output": tiny_checkpoint},
     ):
         with pytest.raises(UserError, match="is an input of this command"):
-            detect([video], str(tiny_checkpoint), str(narrow_weights), **written)
+            detect([video], settings, **written)
     with pytest.raises(UserError, match="cannot be written"):
-        detect([video], str(tiny_checkpoint), str(narrow_weights), pages=tmp_path / "file" / "pages")
+        detect([video], settings, pages=tmp_path / "file" / "pages")
 
 
-def test_older_verdicts_are_gone_before_the_first_new_one(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
+def test_older_verdicts_are_gone_before_the_first_new_one(tmp_path, settings, monkeypatch):
     """Otherwise a killed run would leave old and new verdicts together."""
 
     def verdict(*_):
@@ -194,13 +198,13 @@ def test_older_verdicts_are_gone_before_the_first_new_one(tmp_path, tiny_checkpo
     (tmp_path / "out" / "v.json").write_text("[]\n")
     (tmp_path / "out" / "pages" / "x.html").write_text("<!doctype html>\n")
     outputs = {"output": tmp_path / "out" / "v.json", "pages": tmp_path / "out" / "pages"}
-    assert detect(["x.mp4"], str(tiny_checkpoint), str(narrow_weights), **outputs) == 2
+    assert detect(["x.mp4"], settings, **outputs) == 2
     (tmp_path / "out" / "v.json").write_text('{"settings": 1}\n')
     with pytest.raises(UserError, match=r"v\.json: exists, and this command did not write it"):
-        detect(["x.mp4"], str(tiny_checkpoint), str(narrow_weights), **outputs)
+        detect(["x.mp4"], settings, **outputs)
 
 
-def test_verdicts_are_kept_if_a_page_fails(tmp_path, tiny_checkpoint, narrow_weights, monkeypatch):
+def test_verdicts_are_kept_if_a_page_fails(tmp_path, settings, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 
@@ -208,20 +212,25 @@ def test_verdicts_are_kept_if_a_page_fails(tmp_path, tiny_checkpoint, narrow_wei
     monkeypatch.setattr("apps.detect.score_video", lambda *_: found)
     monkeypatch.setattr("apps.detect.write_page", fail)
     with pytest.raises(OSError, match="no space left"):
-        detect(["x.mp4"], str(tiny_checkpoint), str(narrow_weights), tmp_path / "v.json", tmp_path / "pages")
+        detect(
+            ["x.mp4"],
+            settings,
+            tmp_path / "v.json",
+            tmp_path / "pages",
+        )
     assert json.loads((tmp_path / "v.json").read_text())[0]["scores"] == {"mean": 0.5}
 
 
 @pytest.mark.parametrize("video", ["", "..", "/", "a\tb.mp4", "x" * 300 + ".mp4", "-.mp4"])
-def test_names_that_are_not_videos_are_reported(video, tiny_checkpoint, narrow_weights, capsys):
-    assert detect([video], str(tiny_checkpoint), str(narrow_weights)) == 2
+def test_names_that_are_not_videos_are_reported(settings, video, capsys):
+    assert detect([video], settings) == 2
     assert "FAILED" in capsys.readouterr().out
 
 
 def test_weights_that_do_not_fit_the_encoder(tmp_path, tiny_checkpoint):
     weights = rules.write_alignment_weights(tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"width 1024, but .* has width 64"):
-        detect(["x.mp4"], str(tiny_checkpoint), str(weights))
+        detect(["x.mp4"], DetectSettings(str(tiny_checkpoint), str(weights)))
     with pytest.raises(UserError, match=r"width 1024, but .* has width 64"):
         score_video("x.mp4", Encoder(tiny_checkpoint), load_detector(weights))
 
@@ -237,7 +246,8 @@ def test_random_and_simulated_origins_are_said_in_every_verdict(tmp_path, film, 
     monkeypatch.setattr("extract.avhubert.encoder.AVHubertConfig.large", AVHubertConfig.tiny)
     network = NETWORKS["mlp"](AVHubertConfig.tiny().width, rngs=nnx.Rngs(0))
     save_weights(network, tmp_path / "w.safetensors", {"trained_on": "simulated"})
-    detect([str(film)], "random", str(tmp_path / "w.safetensors"), tmp_path / "v.json", tmp_path / "p")
+    settings = DetectSettings("random", str(tmp_path / "w.safetensors"))
+    detect([str(film)], settings, tmp_path / "v.json", tmp_path / "p")
     page = (tmp_path / "p" / "testMovie.html").read_text()
     for text in (capsys.readouterr().out, json.loads((tmp_path / "v.json").read_text())[0]["caveat"], page):
         assert "RANDOM AV-HuBERT weights" in text

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from apps.detect import page_paths, score_video
+from apps.detect import DetectSettings, page_paths, score_video
 from apps.detect_many import THUMBNAIL, detect_many, find_videos
 from avh_shards import ClipMeta, UserError
 from avh_shards.errors import Failure
@@ -34,6 +34,11 @@ from tests.media import read_frames, tone, write_media
 def weights(tmp_path_factory) -> Path:
     """Alignment weights for the tiny encoder's features."""
     return rules.write_alignment_weights(tmp_path_factory.mktemp("w") / "w.safetensors", width=64)
+
+
+@pytest.fixture
+def settings(tiny_checkpoint, weights) -> DetectSettings:
+    return DetectSettings(str(tiny_checkpoint), str(weights))
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +95,13 @@ def results_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_folder_gives_the_verdicts_of_its_videos(tmp_path, videos, weights, tiny_checkpoint, here, browser):
+def test_a_folder_gives_the_verdicts_of_its_videos(tmp_path, videos, settings, here, browser):
     found = find_videos(videos)
     assert [clip.path for clip in found] == ["a/x.mp4", "b/damaged.mp4", "b/x.mp4"]
     results, pages = tmp_path / "r.jsonl", tmp_path / "pages"
-    assert detect_many(found, videos, str(tiny_checkpoint), str(weights), results, pages) == 2
+    assert detect_many(found, videos, settings, results, pages) == 2
     lines = results_of(results)
-    encoder, detector = Encoder(tiny_checkpoint), load_detector(weights)
+    encoder, detector = Encoder(settings.avhubert), load_detector(settings.weights)
     for line in lines:
         verdict, _ = score_video(str(videos / line["path"]), encoder, detector)
         for name in ("scores", "own_score", "seconds", "error", "face_share"):
@@ -109,19 +114,19 @@ def test_a_folder_gives_the_verdicts_of_its_videos(tmp_path, videos, weights, ti
         assert page.locator("img").first.evaluate("image => image.complete && image.naturalWidth") == 160
         assert "cannot be decoded" in page.locator("tbody tr").last.inner_text()
     before = results.read_bytes()
-    assert detect_many(found, videos, str(tiny_checkpoint), str(weights), results, pages) == 2
+    assert detect_many(found, videos, settings, results, pages) == 2
     assert results.read_bytes() == before
     with pytest.raises(UserError, match=r"other settings \(faces: None instead of all\)"):
-        detect_many(found, videos, str(tiny_checkpoint), str(weights), results, faces="all")
-    detect_many(found[:1], videos, str(tiny_checkpoint), str(weights), tmp_path / "faces.jsonl", faces="all")
+        detect_many(found, videos, dataclasses.replace(settings, faces="all"), results)
+    detect_many(found[:1], videos, dataclasses.replace(settings, faces="all"), tmp_path / "faces.jsonl")
     verdict, _ = score_video(str(videos / "a" / "x.mp4"), encoder, detector, faces="all")
     assert results_of(tmp_path / "faces.jsonl")[0]["error"] == verdict.error != ""
 
 
-def test_a_stopped_run_resumes(tmp_path, weights, tiny_checkpoint, pretended, monkeypatch):
+def test_a_stopped_run_resumes(tmp_path, settings, pretended, monkeypatch):
     """The files of one run, and of one that was stopped at each line and in the midst of it, are the same."""
     found = listed("a/x.mp4", "a/bad.mp4", "b/x.mp4")
-    arguments = found, tmp_path, str(tiny_checkpoint), str(weights)
+    arguments = found, tmp_path, settings
     detect_many(*arguments, tmp_path / "whole.jsonl", tmp_path / "whole")
     whole = (tmp_path / "whole.jsonl").read_bytes()
 
@@ -146,9 +151,9 @@ def test_a_stopped_run_resumes(tmp_path, weights, tiny_checkpoint, pretended, mo
 @pytest.mark.parametrize(
     ("retry", "again"), [("none", []), ("passing", ["passing-bad.mp4"]), ("all", ["bad.mp4", "passing-bad.mp4"])]
 )
-def test_failures_are_retried_if_asked(tmp_path, weights, tiny_checkpoint, pretended, retry, again):
+def test_failures_are_retried_if_asked(tmp_path, settings, pretended, retry, again):
     found = listed("bad.mp4", "passing-bad.mp4", "x.mp4")
-    arguments = tmp_path, str(tiny_checkpoint), str(weights), tmp_path / "r.jsonl"
+    arguments = tmp_path, settings, tmp_path / "r.jsonl"
     detect_many([*found, ClipMeta("other-passing-bad.mp4")], *arguments)
     pretended.clear()
     detect_many(found, *arguments, retry_failed=retry)
@@ -158,9 +163,9 @@ def test_failures_are_retried_if_asked(tmp_path, weights, tiny_checkpoint, prete
     ]
 
 
-def test_videos_without_a_page_are_scored_again(tmp_path, weights, tiny_checkpoint, pretended):
+def test_videos_without_a_page_are_scored_again(tmp_path, settings, pretended):
     found = listed("a/x.mp4", "b/x.mp4", "bad.mp4")
-    arguments = found, tmp_path, str(tiny_checkpoint), str(weights), tmp_path / "r.jsonl"
+    arguments = found, tmp_path, settings, tmp_path / "r.jsonl"
     detect_many(*arguments)
     detect_many(*arguments, tmp_path / "pages")
     assert pretended == ["a/x.mp4", "b/x.mp4", "bad.mp4", "a/x.mp4", "b/x.mp4"]
@@ -169,7 +174,7 @@ def test_videos_without_a_page_are_scored_again(tmp_path, weights, tiny_checkpoi
     assert pretended[5:] == ["a/x.mp4"]
 
 
-def test_a_page_that_cannot_be_made_is_a_remark(tmp_path, weights, tiny_checkpoint, pretended, monkeypatch):
+def test_a_page_that_cannot_be_made_is_a_remark(tmp_path, settings, pretended, monkeypatch):
     """The video is scored again only if the reason may have passed, or all failures are to be retried."""
     reasons = {"x.mp4": ValueError("odd pixels"), "y.mp4": OSError(errno.ENOSPC, "disk full")}
 
@@ -177,7 +182,7 @@ def test_a_page_that_cannot_be_made_is_a_remark(tmp_path, weights, tiny_checkpoi
         raise reasons[page.with_suffix(".mp4").name]
 
     monkeypatch.setattr("apps.detect_many._write_pages", fail)
-    arguments = tmp_path, str(tiny_checkpoint), str(weights), tmp_path / "r.jsonl", tmp_path / "pages"
+    arguments = tmp_path, settings, tmp_path / "r.jsonl", tmp_path / "pages"
     assert detect_many(listed("x.mp4", "y.mp4"), *arguments) == 0
     verdict = results_of(tmp_path / "r.jsonl")[0]
     assert (verdict["error"], verdict["passing"]) == ("", False)
@@ -188,13 +193,13 @@ def test_a_page_that_cannot_be_made_is_a_remark(tmp_path, weights, tiny_checkpoi
     assert pretended == ["x.mp4", "y.mp4", "y.mp4", "x.mp4", "y.mp4"]
 
 
-def test_results_of_other_settings_stay(tmp_path, weights, tiny_checkpoint, pretended):
+def test_results_of_other_settings_stay(tmp_path, settings, pretended):
     results = tmp_path / "r.jsonl"
-    arguments = listed("x.mp4"), tmp_path, str(tiny_checkpoint), str(weights), results
+    arguments = listed("x.mp4"), tmp_path, settings, results
     detect_many(*arguments)
     before = results.read_bytes()
     with pytest.raises(UserError, match=r"other settings \(landmarks: dlib-tracked instead of dlib\)"):
-        detect_many(*arguments, landmarks="dlib")
+        detect_many(*arguments[:2], dataclasses.replace(settings, landmarks="dlib"), results)
     assert results.read_bytes() == before
     for text in ('{"path": "x.mp4"}\n', '{"path": 3, "settings": {}}\n', '{"path"\n', '{"path"}' + "[" * 99_999 + "\n"):
         results.write_text(text)
@@ -206,35 +211,36 @@ def test_results_of_other_settings_stay(tmp_path, weights, tiny_checkpoint, pret
         detect_many(*arguments)
 
 
-def test_many_videos_are_compared_with_real_clips(tmp_path, weights, tiny_checkpoint, pretended, capsys):
+def test_many_videos_are_compared_with_real_clips(tmp_path, settings, weights, tiny_checkpoint, pretended, capsys):
     """The comparison is part of the lines and of the settings that they share."""
     digests = {"alignment_sha256": file_sha256(weights), "weights_sha256": file_sha256(tiny_checkpoint)}
     attributes = {"method": "avh_align", "pooling": "logsumexp", "trimmed": False, **digests}
     scores = {"logsumexp": np.arange(99, dtype=np.float32)}
     path = tmp_path / "reference.json"
     write_reference(Reference(attributes, np.full(99, 25), scores, frame_limit=1.0), path)
-    arguments = listed("x.mp4", "y.mp4"), tmp_path, str(tiny_checkpoint), str(weights), tmp_path / "r.jsonl"
-    detect_many(*arguments, reference=path, rates=(0.05,))
+    found = listed("x.mp4", "y.mp4")
+    compared = dataclasses.replace(settings, reference=path, rates=(0.05,))
+    detect_many(found, tmp_path, compared, tmp_path / "r.jsonl")
     assert "it is not the probability" in capsys.readouterr().err
     for line in results_of(tmp_path / "r.jsonl"):
         assert line["reference"]["p_value"] == (1 + sum(scores["logsumexp"] >= np.log(25))) / 100
         assert line["reference"]["flagged"] == {"0.05": False}
     with pytest.raises(UserError, match=r"other settings \(false_alarms: \[0\.05\] instead of \[0\.01\]\)"):
-        detect_many(*arguments, reference=path, rates=(0.01,))
+        detect_many(found, tmp_path, dataclasses.replace(compared, rates=(0.01,)), tmp_path / "r.jsonl")
     with pytest.raises(UserError, match=r"other settings \(false_alarms: \[0\.05\] instead of None\)"):
-        detect_many(*arguments)
-    assert detect_many(*arguments, reference=path, rates=(0.05,)) == 0
+        detect_many(found, tmp_path, settings, tmp_path / "r.jsonl")
+    assert detect_many(found, tmp_path, compared, tmp_path / "r.jsonl") == 0
     assert pretended == ["x.mp4", "y.mp4"]
 
 
-def test_what_is_not_a_folder_of_videos(tmp_path, weights, tiny_checkpoint):
+def test_what_is_not_a_folder_of_videos(tmp_path, settings):
     (tmp_path / ".hidden.mp4").touch()
     (tmp_path / "a.txt").touch()
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(UserError, match=r"holds no videos \(\.3gp, "):
         find_videos(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
-        detect_many(listed("x.mp4"), tmp_path / "none", str(tiny_checkpoint), str(weights), tmp_path / "r.jsonl")
+        detect_many(listed("x.mp4"), tmp_path / "none", settings, tmp_path / "r.jsonl")
 
 
 PARTS = st.sampled_from(["a", "b.mp4", "index.mp4", "index", "a.mp4", "a.avi", "a.mp4.avi", "ä.html"])
@@ -317,7 +323,8 @@ def test_the_command_takes_a_list(tmp_path, launch):
     assert status == 0
     assert "path='b/y.mp4'" in first
     assert "path='a.mp4'" in second
-    assert rest.startswith("('m', 'e', 'w', 'r', 'p', 'all', 'dlib', ")
+    assert rest.startswith("('m', DetectSettings(avhubert='e', weights='w', landmarks='dlib', faces='', ")
+    assert rest.endswith(", 'r', 'p', 'all')")
 
 
 @pytest.mark.slow
