@@ -168,7 +168,7 @@ def _face(
         scores=scores,
         own_score=scores[detector.method.pooling],
         worst_second=_shifted(worst_second(frame), face.start),
-        frame_scores=np.round(frame, 6).tolist(),
+        frame_scores=[float(f"{score:.9g}") for score in frame.tolist()],  # of which float32 is again the same
     )
 
 

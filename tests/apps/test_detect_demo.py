@@ -35,17 +35,6 @@ from tests.media import ramp, read_frames, tone, write_media
 
 
 @pytest.fixture(scope="module")
-def narrow_weights(tmp_path_factory):
-    """Alignment weights for the tiny encoder's features."""
-    return rules.write_alignment_weights(tmp_path_factory.mktemp("w") / "w.safetensors", width=64)
-
-
-@pytest.fixture
-def settings(tiny_checkpoint, narrow_weights) -> DetectSettings:
-    return DetectSettings(str(tiny_checkpoint), str(narrow_weights))
-
-
-@pytest.fixture(scope="module")
 def film(tmp_path_factory, real_clips) -> Path:
     """The first second of a real clip, because finding faces takes as long as a film."""
     frames, sound = read_frames(real_clips["testMovie"])[:25], read_audio(real_clips["testMovie"])[None, :16000]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from apps.detect import DetectSettings, page_paths, score_video
+from apps.detect import page_paths, score_video
 from apps.detect_many import THUMBNAIL, detect_many, find_videos
 from avh_shards import ClipMeta, UserError
 from avh_shards.errors import Failure
@@ -25,20 +25,8 @@ from jax_avh.inference import load_detector
 from jax_avh.reference import Reference, write_reference
 from jax_avh.report.index import Entry, write_index
 from jax_avh.report.video import Verdict
-from tests import rules
 from tests.browser import PHONE, opened
 from tests.media import read_frames, tone, write_media
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """Alignment weights for the tiny encoder's features."""
-    return rules.write_alignment_weights(tmp_path_factory.mktemp("w") / "w.safetensors", width=64)
-
-
-@pytest.fixture
-def settings(tiny_checkpoint, weights) -> DetectSettings:
-    return DetectSettings(str(tiny_checkpoint), str(weights))
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +199,11 @@ def test_results_of_other_settings_stay(tmp_path, settings, pretended):
         detect_many(*arguments)
 
 
-def test_many_videos_are_compared_with_real_clips(tmp_path, settings, weights, tiny_checkpoint, pretended, capsys):
+def test_many_videos_are_compared_with_real_clips(
+    tmp_path, settings, narrow_weights, tiny_checkpoint, pretended, capsys
+):
     """The comparison is part of the lines and of the settings that they share."""
-    digests = {"alignment_sha256": file_sha256(weights), "weights_sha256": file_sha256(tiny_checkpoint)}
+    digests = {"alignment_sha256": file_sha256(narrow_weights), "weights_sha256": file_sha256(tiny_checkpoint)}
     attributes = {"method": "avh_align", "pooling": "logsumexp", "trimmed": False, **digests}
     scores = {"logsumexp": np.arange(99, dtype=np.float32)}
     path = tmp_path / "reference.json"
@@ -328,9 +318,9 @@ def test_the_command_takes_a_list(tmp_path, launch):
 
 
 @pytest.mark.slow
-def test_a_killed_command_resumes(tmp_path, videos, weights, tiny_checkpoint, launch, fork):
+def test_a_killed_command_resumes(tmp_path, videos, narrow_weights, tiny_checkpoint, launch, fork):
     """With real worker processes, killed at moments spread over its run."""
-    flags = [f"--avhubert={tiny_checkpoint}", f"--weights={weights}"]
+    flags = [f"--avhubert={tiny_checkpoint}", f"--weights={narrow_weights}"]
 
     def outputs(name: str) -> list[str]:
         return [*flags, f"--results={tmp_path}/{name}.jsonl", f"--pages={tmp_path}/{name}"]

@@ -23,7 +23,6 @@ from jax_avh.methods import METHODS
 from jax_avh.reference import Reference, judge_by_faces
 from jax_avh.report.video import BOX_STEP, Verdict
 from jax_avh.scores import pool_all
-from tests import rules
 from tests.media import tone, write_media
 
 
@@ -149,28 +148,27 @@ def test_boxes_follow_the_faces_and_stay_few(judge, talk):
     assert len(text) < 1000 * verdict.seconds * 3  # a kilobyte per second and face
 
 
-def test_one_face_without_a_cut_has_the_scores_of_the_whole_video(cast, tmp_path, tiny_checkpoint):
+def test_one_face_without_a_cut_has_the_scores_of_the_whole_video(cast, tmp_path, tiny_checkpoint, narrow_weights):
     """Bit for bit, also where the sound is shorter than the picture."""
     frames = cast.pictures["movie"][:32]
     film = write_media(tmp_path / "one.mp4", frames, sound=cast.sound("movie", 29)[None])
-    weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=64)
-    encoder, detector = Encoder(tiny_checkpoint), load_detector(weights)
+    encoder, detector = Encoder(tiny_checkpoint), load_detector(narrow_weights)
     whole, frame = score_video(str(film), encoder, detector)
     verdict, same = score_video(str(film), encoder, detector, faces="speaker")
     np.testing.assert_array_equal(same, frame)
     for name in ("seconds", "scores", "own_score", "worst_second", "method"):
         assert getattr(verdict, name) == getattr(whole, name), name
     assert verdict.shots[0].faces[0].scores == whole.scores
+    np.testing.assert_array_equal(np.array(verdict.shots[0].faces[0].frame_scores, np.float32), frame)
 
 
 @pytest.mark.parametrize("folder", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_flag_of_the_command(cast, tmp_path, tiny_checkpoint, launch, folder):
+def test_the_flag_of_the_command(cast, tmp_path, tiny_checkpoint, narrow_weights, launch, folder):
     """What cannot be scored is named with status 2, also among the videos of a folder."""
-    weights = rules.write_alignment_weights(tmp_path / "w.safetensors", width=64)
     (tmp_path / "films").mkdir()
     film = write_media(tmp_path / "films" / "tone.mp4", cast.pictures["movie"][:26], sound=tone(1.04))
     given = [film.parent, f"--results={tmp_path / 'v'}"] if folder else [film, f"--json={tmp_path / 'v'}"]
-    flags = [f"--avhubert={tiny_checkpoint}", f"--weights={weights}", "--faces=all"]
+    flags = [f"--avhubert={tiny_checkpoint}", f"--weights={narrow_weights}", "--faces=all"]
     status, output = launch("detect", *map(str, given), *flags)
     assert status == 2
     assert f"tone.mp4: FAILED: {NO_SPEECH} while a face is visible  1 shot, 1 face" in output
