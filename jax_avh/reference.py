@@ -208,7 +208,7 @@ class Reference:
             mine, theirs = (one_line(known.get(differing, "not recorded")) for known in (self.attributes, attributes))
             raise UserError(
                 f"{subject}: differs in {IDENTITY[differing]} ({differing} is {mine} in the reference, but {theirs} "
-                "here); make a reference of real clips that were scored in the same way"
+                "here); score both in the same way"
             )
 
     def groups(self, pooling: str) -> Iterator[Group]:

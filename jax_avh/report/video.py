@@ -206,6 +206,7 @@ def write_video_page(
         curves=[_curve(np.array(face.frame_scores), levels, seconds, face.start) for face in faces if face.scores],
         scores=",".join("" if math.isnan(score) else f"{score:.2f}" for score in frame.tolist()),
         faces=faces,
+        solid=[bool(face.speaker or (verdict.which_faces == "largest" and face.scores)) for face in faces],
         followed=_follow(faces),
         colours=FACE_COLOURS,
         segments=segments,

@@ -114,6 +114,11 @@ def test_the_page_names_shots_and_faces(browser, film, verdict, tmp_path, size, 
     """With a comparison for each face; faces differ in names and dashes, not only in colours."""
     real = np.random.default_rng(0).normal(size=(1, 300)).astype(np.float32)
     reference = Reference({"method": "avh_align"}, np.full(300, 25), {"logsumexp": real[0]}, 1.0)
+    largest = dataclasses.replace(verdict[0], which_faces="largest")
+    write_video_page(tmp_path / "largest.html", film, largest, verdict[1])
+    with opened(browser, tmp_path / "largest.html", size, scheme) as page:
+        assert page.locator(".box.solid").all_text_contents() == ["1.1", "1.2", "2.1", "2.2"]
+        assert page.locator(".plot path.dashed").count() == 0
     judged = dataclasses.replace(verdict[0], which_faces=which).compared(verdict[1], reference)
     write_video_page(tmp_path / "v.html", film, judged, verdict[1])
     with opened(browser, tmp_path / "v.html", size, scheme) as page:
@@ -128,9 +133,10 @@ def test_the_page_names_shots_and_faces(browser, film, verdict, tmp_path, size, 
         assert [row[2] for row in rows] == ["likely speaker", f"not scored: nobody speaks {NASTY}"]
         assert float(rows[0][4]) == pytest.approx(judged.shots[0].faces[0].reference.p_value, abs=1e-3)
         assert page.locator(".plot path").count() == 4
-        assert page.locator(".plot path.silent").count() == 3
+        assert page.locator(".plot path.dashed").count() == 3
         assert page.locator(".plot .label").all_inner_texts() == ["1.1", "1.2", "2.1", "2.2"]
         assert page.locator("line.cut").count() == 1
+        assert page.locator(".box.solid").all_text_contents() == ["1.1"]
         colours = page.evaluate(
             "[...boxes.children].map((box) => getComputedStyle(box).borderColor.match(/[0-9]+/g).map(Number))"
         )
