@@ -8,7 +8,7 @@ from absl import flags
 from jax_avh.report.reference import write_calibration
 from launch import command
 
-SCORES = command.define_paths("scores", "Score files of real clips, comma-separated; fakes labelled so are set apart.")
+SCORES = command.define_paths("scores", "Score files of real clips, comma-separated; clips labelled fake are fakes.")
 FAKES = flags.DEFINE_list("fakes", [], "Score files of fakes, comma-separated, for probabilities.")
 OUTPUT = flags.DEFINE_string("output", None, "Reference to write (.json).", required=True)
 PAGE = flags.DEFINE_string("page", None, "HTML file to show the reference in.")

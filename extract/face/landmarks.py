@@ -52,7 +52,7 @@ Choice = Callable[
 ]
 
 NONE_DETECTED: Detections = ((), ())
-NO_FACE: Points = np.full((POINTS, 2), np.nan)  # the points of a frame without a face
+NO_POINTS: Points = np.full((POINTS, 2), np.nan)  # the points of a frame without a face
 
 
 class CountingFinder:
@@ -142,7 +142,7 @@ def detect_landmarks(frames: Iterable[Frame], find: Finder | None = None) -> Flo
       UserError: the landmark model is not installed.
     """
     find = find or every_frame()
-    return fill_gaps(np.stack([NO_FACE if (points := find(frame)) is None else points for frame in frames]))
+    return fill_gaps(np.stack([NO_POINTS if (points := find(frame)) is None else points for frame in frames]))
 
 
 def fill_gaps(points: Float[np.ndarray, "T 68 2"]) -> Float[np.ndarray, "T 68 2"]:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from extract.face.landmarks import NO_FACE, Finder, Points, fill_gaps
+from extract.face.landmarks import NO_POINTS, Finder, Points, fill_gaps
 from extract.media.decode import Frame
 
 CROP = 96  # pixels, side of a crop
@@ -94,7 +94,7 @@ class MouthStream:
 
     def add(self, frame: Frame, points: Points | None) -> None:
         """Appends a frame and its landmarks, None if unknown."""
-        self.points.append(NO_FACE if points is None else points)
+        self.points.append(NO_POINTS if points is None else points)
         if self.overflowed:
             return
         self.held.append(frame)

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 
 from avh_shards.clip import FRAME_RATE
 from extract.face.landmarks import (
-    NO_FACE,
+    NO_POINTS,
     PERIOD,
     Detections,
     Points,
@@ -35,7 +35,7 @@ SHORTEST = FRAME_RATE  # frames of a track; shorter ones are dropped
 GAP = FRAME_RATE  # frames for which a face may be lost within a track; its points are interpolated
 EDGE = FRAME_RATE // 2  # frames at the start and end of a shot in which a face may not be found; its points are held
 NEW_FACES = FRAME_RATE // 2  # pictures between two searches for new faces while others are followed
-FINDERS = {"dlib": (Searcher, search_all), "dlib-tracked": (Tracker, search_scaled)}
+SEARCHES = {"dlib": (Searcher, search_all), "dlib-tracked": (Tracker, search_scaled)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ class _ShotFaces:
     def __init__(self, start: int, landmarks: str, decode: Callable[[], Iterable[Frame]]):
         self.start = start
         self.decode = decode
-        self.finder, self.search = FINDERS[landmarks]
+        self.finder, self.search = SEARCHES[landmarks]
         self.count = 0  # frames so far
         self.first: list[Frame] = []  # the first frames, for faces that are found a little late
         self.size = (1, 1)  # width and height of the frames
@@ -206,7 +206,7 @@ class _ShotFaces:
         if length < SHORTEST:
             return
         found = face.points[:length]
-        landmarks = fill_gaps(np.stack([NO_FACE if points is None else points for points in found]))
+        landmarks = fill_gaps(np.stack([NO_POINTS if points is None else points for points in found]))
         if face.stream.overflowed:
             mouths = crop_mouths(itertools.islice(self.decode(), face.start, face.start + length), landmarks)
         else:

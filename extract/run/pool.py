@@ -101,7 +101,10 @@ def _cut(path: str, parts: Sequence[ReadClip], variant: Variant) -> Sequence[Pre
     """Cuts a clip, or its faces without those that are too short then; returns a failure if none is left."""
     outcomes = [attempt(path, cut_clip, part, variant) for part in parts]
     cut = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
-    return cut or next(outcome for outcome in outcomes if isinstance(outcome, Failure))
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    if other := [failure for failure in failures if failure.stage != "clip"]:  # the stage of clips that are too short
+        return other[0]
+    return cut or failures[0]
 
 
 def attempt(path: str, work: Callable[..., Result], *arguments: object) -> Result | Failure:

@@ -1,6 +1,7 @@
 """Makes references: collects the scores of real clips, and fits probabilities if there are fakes, too."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Sequence
 
@@ -71,17 +72,17 @@ def calibrate(
       rule: "platt" (a logistic curve) or "isotonic" (any rising curve, which takes about a thousand clips).
 
     Raises:
-      UserError: a score file is missing or damaged, differs from the first in method, weights, encoder, trimming or
-        faces, or holds no real clips; or the names hold unprintable characters.
+      UserError: a score file is missing or damaged, differs from another in method, weights, encoder, trimming or
+        faces, or repeats a clip; none holds real clips; or the names hold unprintable characters.
     """
     notes: list[str] = []
     tables = [(path, open_scores(path)) for path in [*scores, *fakes]]
     first_path, first = tables[0]
-    for path, table in tables[1:]:
-        if (name := differing_attribute(_attributes(first), _attributes(table))) is not None:
-            mine, other = (one_line(_attributes(t).get(name, "not recorded")) for t in (table, first))
+    for (before, one), (path, table) in itertools.combinations(tables, 2):  # those that record less fit all of them
+        if (name := differing_attribute(_attributes(one), _attributes(table))) is not None:
+            mine, other = (one_line(_attributes(t).get(name, "not recorded")) for t in (table, one))
             raise UserError(
-                f"{path}: differs from {first_path} in {IDENTITY[name]} ({name} {mine}, not {other}); "
+                f"{path}: differs from {before} in {IDENTITY[name]} ({name} {mine}, not {other}); "
                 "calibrate them separately"
             )
     named = {str(table.attributes.get("dataset", "")) for _, table in tables[: len(scores)]} - {""}
@@ -96,6 +97,7 @@ def calibrate(
     reference = _collect(chosen, attributes, notes)
     found = [(table, np.flatnonzero(_labels(table) == FAKE)) for _, table in tables[: len(scores)]]
     found += [(table, _of_class(path, table, FAKE, notes)) for path, table in tables[len(scores) :]]
+    _check_distinct([*chosen, *found])
     fake = np.concatenate([table.clip[rows] for table, rows in found])
     length = np.concatenate([np.diff(table.offset)[rows] for table, rows in found])
     if not len(fake):
@@ -108,6 +110,18 @@ def calibrate(
         return Calibrated(reference, tuple(notes), fake, None)
     reference = dataclasses.replace(reference, calibration=fit_probability(label, surprise, rule))
     return Calibrated(reference, tuple(notes), fake, measure_reliability(label, surprise, rule))
+
+
+def _check_distinct(chosen: Sequence[tuple[ScoreTable, np.ndarray]]) -> None:
+    """Raises a UserError if a clip occurs twice, by its data set, path and score, because clips must be independent."""
+    seen = set()
+    for table, rows in chosen:
+        dataset = str(table.attributes.get("dataset", ""))
+        for row in rows.tolist():
+            clip = dataset, table.clips[row].path, float(table.clip[row])
+            if clip in seen:
+                raise UserError(f"clip {clip[1]!r}: occurs twice in the score files; give each clip once")
+            seen.add(clip)
 
 
 def _surprise(
@@ -209,7 +223,8 @@ def _platt(label: np.ndarray, surprise: np.ndarray, weight: np.ndarray) -> tuple
     knots = np.unique(np.linspace(surprise.min(), surprise.max(), KNOTS))
     if curve.coef_[0, 0] <= 0:  # the fakes are not more suspicious than real clips
         return knots, np.full(len(knots), 0.5)
-    return knots, curve.predict_proba((knots[:, None] - centre) / scale)[:, 1]
+    rising = curve.predict_proba((knots[:, None] - centre) / scale)[:, 1]
+    return knots, np.maximum.accumulate(rising)  # rounding may lower a value by its last digit
 
 
 def _isotonic(label: np.ndarray, surprise: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

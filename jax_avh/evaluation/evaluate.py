@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from avh_shards import ClipMeta, UserError
-from avh_shards.clip import FAKE, REAL, UNKNOWN, ends_beyond
+from avh_shards.clip import FAKE, REAL, UNKNOWN, ends_beyond, listed_path
 from avh_shards.format import caveat
 from avh_shards.machine import own_cores
 from avh_shards.paths import AnyPath
@@ -96,7 +96,7 @@ def evaluate(
         warnings=[*_warnings(scored_sets, listed), *_reference_warnings(scored_sets, fitting)],
         results=_results(scored_sets, thresholds, resamples),
         comparisons=[_comparison(one, other) for one, other in _pairs(scored_sets)],
-        coverage=[_coverage(scored, listed, set(failed)) for scored in scored_sets if _in_list(scored, listed)],
+        coverage=[_coverage(scored, listed, set(failed)) for scored in scored_sets if any(_places(scored, listed))],
         localisation=[
             Localisation(**_key(scored), **vars(parts[0]), **vars(parts[1]))
             for scored in scored_sets
@@ -222,9 +222,14 @@ def _reference_warnings(
 
 
 def _coverage(scored: ScoredSet, listed: Sequence[ClipMeta], failed: set[str]) -> Coverage:
-    """Counts the listed clips that were scored, and bounds the metrics by giving the others the worst scores."""
-    rows = [scored.rows[clip.path] for clip in listed if clip.path in scored.rows]
-    absent = [clip for clip in listed if clip.path not in scored.rows]
+    """Counts the listed clips that were scored, and bounds the metrics by giving the others the worst scores.
+
+    A listed video counts as scored if one of its faces is.
+    """
+    places = _places(scored, listed)
+    rows = [row for row, path in enumerate(places) if path]
+    found = {*places}
+    absent = [clip for clip in listed if clip.path not in found]
     lost = sum(clip.path in failed for clip in absent)
     label, score = scored.label[rows], scored.score[rows]
     worst_auc, worst_ap = worst_case(label, score, np.array([clip.label for clip in absent], dtype=np.int64))
@@ -233,7 +238,7 @@ def _coverage(scored: ScoredSet, listed: Sequence[ClipMeta], failed: set[str]) -
     return Coverage(
         **_key(scored),
         listed=len(listed),
-        scored=len(rows),
+        scored=len(listed) - len(absent),
         failed=lost,
         missing=len(absent) - lost,
         auc=roc_auc(label, score),
@@ -268,12 +273,13 @@ def _warnings(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> I
         for kind, count in counts.items():
             if not count:
                 yield f"{name}: no clip is labelled {kind}, so metrics that need both classes are undefined."
-        inside = _in_list(scored, listed)
-        if listed and not inside:
+        places = _places(scored, listed)
+        if listed and not any(places):
             yield f"{name}: none of its clips is in the list, so it has no coverage."
-        elif listed and (others := len(scored.clips) - inside):
+        elif listed and (others := places.count("")):
             yield f"{name}: {others} of its clips are not in the list; coverage leaves them out."
-        if lost := sum(clip.label == UNKNOWN and clip.path not in scored.rows for clip in listed):
+        found = {*places}
+        if lost := sum(clip.label == UNKNOWN and clip.path not in found for clip in listed):
             yield f"{name}: {lost} listed clips have neither score nor label, so the worst case is undefined."
     for one, other in _pairs(scored_sets):
         mine, theirs = one.rows.keys(), other.rows.keys()
@@ -285,9 +291,10 @@ def _warnings(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> I
             )
 
 
-def _in_list(scored: ScoredSet, listed: Sequence[ClipMeta]) -> int:
-    """Counts the listed clips that are scored."""
-    return sum(clip.path in scored.rows for clip in listed)
+def _places(scored: ScoredSet, listed: Sequence[ClipMeta]) -> list[str]:
+    """Returns the path by which the list names each scored clip, or the video of a scored face; "" if it does not."""
+    paths = {clip.path for clip in listed}
+    return [path if (path := listed_path(clip.path, paths)) in paths else "" for clip in scored.clips]
 
 
 def _check_labels(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> None:
@@ -302,7 +309,8 @@ def _check_labels(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) 
                     f"clip {clip.path!r}: has label {clip.label} in {scored.title}, but {label} in {title}; "
                     "correct one of them"
                 )
-            if UNKNOWN not in (label, other := in_list.get(clip.path, UNKNOWN)) and label != other:
+            other = in_list.get(listed_path(clip.path, in_list), UNKNOWN)
+            if UNKNOWN not in (label, other) and label != other:
                 raise UserError(
                     f"clip {clip.path!r}: has label {label} in {title}, but {other} in the clip list; "
                     "correct one of them"

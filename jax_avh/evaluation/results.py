@@ -157,9 +157,8 @@ class ReferenceCheck(Row):
     two_sided: bool  # whether scores lower than those of real clips are suspicious, too
     real: int  # clips compared
     fake: int
-    tenths: list[
-        float
-    ]  # share of the real clips with p-values of at most 0.1, of more and at most 0.2, ...; 0.1 expected
+    # Shares of the real clips with p-values of at most 0.1, of more and at most 0.2, ...; 0.1 are expected.
+    tenths: list[float]
     distance: float | None  # largest distance of the real clips' p-values from uniform; None = too few real clips
     p_value: float | None  # of this distance, if the real clips were like those of the reference
     points: list[OperatingPoint]

@@ -207,7 +207,7 @@ def _uniformity(
     checks: Sequence[ReferenceCheck], p_values: Sequence[np.ndarray], dataset: str, anchor: str
 ) -> Iterator[Chart]:
     """Draws the p-values of a data set's real clips, one chart per method, state and reference."""
-    for n, (check, p_value) in enumerate(zip(checks, p_values, strict=False)):
+    for n, (check, p_value) in enumerate(zip(checks, p_values, strict=True)):
         if check.dataset == dataset and len(p_value):
             title = f"{check.method}, {STATES[check.trimmed]}, against {check.reference}"
             label = f"p-values of the real clips: {title}"

@@ -57,14 +57,15 @@ def write_calibration(
 def format_reference(calibrated: Calibrated) -> str:
     """Formats the thresholds by length, then what a reader should know."""
     reference = calibrated.reference
-    lines = [f"{reference.title}; scores of {reference.attributes['method']}, pooled by {reference.own}"]
-    lines.append(format_table([["seconds", "real clips", *(f"at {100 * r:g} %" for r in RATES)], *_rows(reference)]))
+    title = f"{reference.title}; scores of {reference.attributes['method']}, pooled by {reference.own}"
+    table = format_table([["seconds", "real clips", *(f"at {100 * r:g} %" for r in RATES)], *_rows(reference)])
+    lines = []
     if found := calibrated.reliability:
         lines.append(
             f"probabilities from {len(calibrated.fakes):,} fakes: calibration error {found.calibration_error:.3f}"
         )
-    notes = [*calibrated.notes, caveat(reference.attributes)]
-    return "\n".join(one_line(line) if "\n" not in line else line for line in [*lines, *filter(None, notes)])
+    lines += filter(None, [*calibrated.notes, caveat(reference.attributes)])
+    return "\n".join([one_line(title), table, *map(one_line, lines)])
 
 
 def render_reference(calibrated: Calibrated) -> str:

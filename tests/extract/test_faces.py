@@ -1,5 +1,6 @@
 """Faces of a video as clips of their own: who speaks, whether anybody does, and how they are extracted and resumed."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from extract.check.shards import inspect
 from extract.faces import NO_FACE, NO_SPEECH, lip_rhythm, read_faces, speech_frames
 from extract.prepare import PrepareSettings, cut_clip, prepare_clip
 from extract.run.job import ExtractSettings, Job, extract
+from extract.run.pool import PrepareTask
 from extract.store.shard import ClipFeatures, ShardWriter, StoredClip, failure_log, read_failures
 from tests.media import tone, write_media
 from tests.sets import assert_same_set
@@ -100,6 +102,26 @@ def test_one_face_without_a_cut_has_the_features_of_the_whole_video(media, cast)
     assert track.meta.leading_silence == whole.meta.leading_silence
     for name in ("crops", "audio", "waveform", "points"):
         np.testing.assert_array_equal(getattr(track, name), getattr(whole, name))
+
+
+def test_only_faces_that_are_too_short_are_left_out(media, read, monkeypatch):
+    task = PrepareTask(str(media), PrepareSettings(faces="all"), (Variant.TRIMMED,))
+    faces = read("all")
+    first, *others = faces.clips
+    silent = dataclasses.replace(first.sound, silent=len(first.sound.waveform))
+    clips = [dataclasses.replace(first, sound=silent), *others]
+    monkeypatch.setattr("extract.run.pool.read_faces", lambda *_: faces._replace(clips=clips))
+    keys = [clip.meta.path for clip in task.prepare(TALK).outcomes[Variant.TRIMMED]]
+    assert keys == ["talk.mp4#shot1.face2", "talk.mp4#shot3.face1"]
+
+    def cut(clip, variant):
+        if clip.meta.path.endswith("shot3.face1"):
+            raise MemoryError("full")
+        return cut_clip(clip, variant)
+
+    monkeypatch.setattr("extract.run.pool.cut_clip", cut)
+    failure = task.prepare(TALK).outcomes[Variant.TRIMMED]
+    assert failure == Failure("talk.mp4", "prepare", "unexpected MemoryError: full", True)
 
 
 @pytest.fixture(scope="module")

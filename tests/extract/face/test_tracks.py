@@ -8,7 +8,7 @@ import scenedetect
 
 from extract.face.landmarks import Searcher, every_frame, tracked
 from extract.face.mouth import find_mouths
-from extract.face.tracks import FINDERS, GAP, SHORTEST, find_tracks
+from extract.face.tracks import GAP, SEARCHES, SHORTEST, find_tracks
 from extract.media.shots import iterate_shots
 from tests.films import LEFT, RIGHT, SIDE, hide
 from tests.media import read_frames, write_media
@@ -65,7 +65,7 @@ def test_a_face_that_its_finder_misses_for_a_moment_is_not_followed_twice(monkey
             self.face = here
             return None if 20 <= frame[0, 0, 0] < 40 else points
 
-    monkeypatch.setitem(FINDERS, "waiting", (Waiting, lambda grey: ([here], [1.0])))
+    monkeypatch.setitem(SEARCHES, "waiting", (Waiting, lambda grey: ([here], [1.0])))
     monkeypatch.setattr("extract.face.tracks.iterate_shots", lambda frames: ((f, f is frames[0]) for f in frames))
     frames = [np.full((80, 80, 3), number, np.uint8) for number in range(60)]
     (shot,) = find_tracks(lambda: frames, "waiting")

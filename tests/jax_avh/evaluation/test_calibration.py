@@ -112,11 +112,38 @@ def test_files_that_cannot_be_calibrated_together_are_refused(tmp_path, files):
         for given in ([paths["mixed"], tmp_path / "other.h5"], []), ([paths["mixed"]], [tmp_path / "other.h5"]):
             with pytest.raises(UserError, match=f"other.h5: differs from .*mixed.h5 in {meaning} "):
                 calibrate(*given)
+    for name, encoder in (("known", "c" * 64), ("unknown", "")):  # the latter fits both of the others
+        write_scores(scored([REAL] * 5, seed=5, weights_sha256=encoder, dataset=name), tmp_path / f"{name}.h5")
+    with pytest.raises(UserError, match=r"mixed\.h5: differs from .*known\.h5 in the encoder"):
+        calibrate([tmp_path / "unknown.h5", tmp_path / "known.h5", paths["mixed"]])
     with pytest.raises(UserError, match=r"fakes\.h5: holds no real clip; name score files of real clips"):
         calibrate([paths["fakes"]])
     for protocol in ("\x1b[31m", "x" * 1001):
         with pytest.raises(UserError, match="protocol: holds control characters or more than 1000"):
             calibrate([paths["mixed"]], protocol=protocol)
+
+
+def test_a_clip_counts_once(tmp_path, files):
+    """Clips of the same name with other scores are other clips: of folders whose data set is not named."""
+    _, paths = files
+    for given in (
+        ([paths["mixed"], paths["mixed"]], []),
+        ([paths["more"]], [paths["fakes"], paths["fakes"]]),
+        ([paths["unlabelled"]], [paths["unlabelled"]]),
+    ):
+        with pytest.raises(UserError, match=r"clip 'someone/0\.mp4': occurs twice in the score files"):
+            calibrate(*given)
+    write_scores(scored([REAL] * 100, seed=9, dataset="LAV-DF"), tmp_path / "s.h5")
+    assert len(calibrate([paths["more"], tmp_path / "s.h5"]).reference.length) == 200
+
+
+def test_a_note_is_one_line(tmp_path):
+    folder = tmp_path / "odd\nname"
+    folder.mkdir()
+    write_scores(scored([UNKNOWN] * 5), folder / "s.h5")
+    text = write_calibration([folder / "s.h5"], tmp_path / "r.json")
+    assert [line for line in text.splitlines() if line.startswith("name")] == []
+    assert "odd name/s.h5: no clip has a label" in text
 
 
 def test_a_large_set_is_drawn_from(files, monkeypatch):

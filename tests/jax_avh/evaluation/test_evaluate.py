@@ -157,6 +157,21 @@ def test_coverage_counts_the_listed_clips(tmp_path):
     assert "none of its clips is in the list" in " ".join(evaluation.metrics.warnings)
 
 
+def test_faces_count_for_their_listed_videos(tmp_path):
+    keys = ["a.mp4#shot1.face1", "a.mp4#shot2.face1", "b.mp4#shot1.face2", "elsewhere.mp4#shot1.face1"]
+    metas = tuple(ClipMeta(key, label) for key, label in zip(keys, (0, 0, 1, 1), strict=True))
+    table = ScoreTable("m", metas, offsets([1] * 4), None, np.array([0, 2, 1, 9], np.float32), {})
+    write_scores(table, tmp_path / "a.h5")
+    listed = [ClipMeta("a.mp4", 0), ClipMeta("b.mp4", 1), ClipMeta("c.mp4", 1), ClipMeta("d.mp4", 0)]
+    evaluation = evaluate([tmp_path / "a.h5"], listed, failed=["c.mp4"], resamples=10)
+    (coverage,) = evaluation.metrics.coverage
+    counts = coverage.listed, coverage.scored, coverage.failed, coverage.missing
+    assert (counts, coverage.auc) == ((4, 2, 1, 1), 0.5)
+    assert "1 of its clips are not in the list" in " ".join(evaluation.metrics.warnings)
+    with pytest.raises(UserError, match=r"clip 'b\.mp4#shot1\.face2': has label 1 in m, but 0 in the clip list"):
+        evaluate([tmp_path / "a.h5"], [ClipMeta("b.mp4", 0)], resamples=10)
+
+
 def test_files_with_contradictory_labels_are_rejected(tmp_path):
     write_scores(make_table(), tmp_path / "a.h5")
     write_scores(make_table("other", labels=(1, 1, -1)), tmp_path / "b.h5")
