@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -199,6 +200,24 @@ def test_a_video_is_judged_in_words_and_numbers():
     ):
         assert said in line
     assert "fake" not in line
+
+
+def test_the_example_in_the_docs_is_what_is_printed():
+    """Of 1,204 real clips of similar length, ten are at least as suspicious."""
+    found = dataclasses.replace(
+        made_reference(np.full(9, 50), np.zeros(9)).judge(np.zeros(50, np.float32)),
+        clips=1204,
+        seconds=(4.8, 6.08),
+        share=1194 / 1204,
+        p_value=11 / 1205,
+        resolution=1 / 1205,
+        interval=share_interval(10, 1204),
+        flagged={"0.01": True, "0.05": True},
+        stretches=[(1.6, 2.4), (4.12, 4.36)],
+    )
+    root = Path(__file__).parents[2]
+    for page in (root / "README.md", root / "docs" / "your_video.md"):
+        assert found.line() in " ".join(page.read_text(encoding="utf-8").split())
 
 
 def test_the_most_suspicious_video_is_flagged():
