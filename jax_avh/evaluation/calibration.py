@@ -13,6 +13,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from avh_shards import UserError
 from avh_shards.clip import FAKE, REAL, UNKNOWN
+from avh_shards.format import UNKNOWN_STATE
 from avh_shards.text import one_line
 from jax_avh.reference import (
     ATTRIBUTES,
@@ -27,6 +28,7 @@ from jax_avh.reference import (
 )
 from jax_avh.scores import ScoreTable, open_scores, pool_all
 
+UNRECORDED = (None, "", UNKNOWN_STATE)  # values of an attribute that another score file may know
 FOLDS = 5  # the probabilities of a fifth of the clips are judged by a map that was fitted to the others
 KNOTS = 257  # of a logistic map, between the lowest and the highest score
 BINS = 10  # of probability, in the reliability diagram
@@ -77,7 +79,6 @@ def calibrate(
     """
     notes: list[str] = []
     tables = [(path, open_scores(path)) for path in [*scores, *fakes]]
-    first_path, first = tables[0]
     for (before, one), (path, table) in itertools.combinations(tables, 2):  # those that record less fit all of them
         if (name := differing_attribute(_attributes(one), _attributes(table))) is not None:
             mine, other = (one_line(_attributes(t).get(name, "not recorded")) for t in (table, one))
@@ -86,14 +87,17 @@ def calibrate(
                 "calibrate them separately"
             )
     named = {str(table.attributes.get("dataset", "")) for _, table in tables[: len(scores)]} - {""}
-    known = _attributes(first) | {"dataset": ", ".join(sorted(named)) if dataset is None else dataset}
+    known: dict[str, object] = {}
+    for _, table in tables:  # one that does not record its encoder fits those that do
+        known |= {name: value for name, value in _attributes(table).items() if known.get(name) in UNRECORDED}
+    known["dataset"] = ", ".join(sorted(named)) if dataset is None else dataset
     attributes = {name: value for name, value in (known | {"protocol": protocol}).items() if value != ""}
     for name, value in attributes.items():
         if isinstance(value, str) and (not value.isprintable() or len(value) > MOST_TEXT):
             raise UserError(f"{name}: holds control characters or more than {MOST_TEXT} characters; shorten it")
     chosen = [(table, _of_class(path, table, REAL, notes)) for path, table in tables[: len(scores)]]
     if not sum(len(rows) for _, rows in chosen):
-        raise UserError(f"{first_path}: holds no real clip; name score files of real clips, labelled 0 in their list")
+        raise UserError(f"{scores[0]}: holds no real clip; name score files of real clips, labelled 0 in their list")
     reference = _collect(chosen, attributes, notes)
     found = [(table, np.flatnonzero(_labels(table) == FAKE)) for _, table in tables[: len(scores)]]
     found += [(table, _of_class(path, table, FAKE, notes)) for path, table in tables[len(scores) :]]

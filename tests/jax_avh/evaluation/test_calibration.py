@@ -9,6 +9,7 @@ import pytest
 import scipy.special
 import sklearn.calibration
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 
 from avh_shards import ClipMeta, UserError
 from avh_shards.clip import FAKE, REAL, UNKNOWN, offsets
@@ -114,6 +115,8 @@ def test_files_that_cannot_be_calibrated_together_are_refused(tmp_path, files):
                 calibrate(*given)
     for name, encoder in (("known", "c" * 64), ("unknown", "")):  # the latter fits both of the others
         write_scores(scored([REAL] * 5, seed=5, weights_sha256=encoder, dataset=name), tmp_path / f"{name}.h5")
+    made = calibrate([tmp_path / "unknown.h5", tmp_path / "known.h5"])
+    assert made.reference.attributes["weights_sha256"] == "c" * 64
     with pytest.raises(UserError, match=r"mixed\.h5: differs from .*known\.h5 in the encoder"):
         calibrate([tmp_path / "unknown.h5", tmp_path / "known.h5", paths["mixed"]])
     with pytest.raises(UserError, match=r"fakes\.h5: holds no real clip; name score files of real clips"):
@@ -172,6 +175,14 @@ def drawn(count: int, seed: int = 0, share: float = 0.5) -> tuple[np.ndarray, np
     label = (rng.random(count) < share).astype(np.int64)
     score = rng.standard_normal(count) + 2 * label
     return label, score, scipy.special.expit(2 * score - 2)
+
+
+def test_a_curve_that_rounding_lowers_still_never_falls(monkeypatch):
+    curve = LogisticRegression.predict_proba
+    lower = lambda self, x: curve(self, x) - 1e-3 * (np.arange(len(x)) % 2)[:, None]  # noqa: E731
+    monkeypatch.setattr(LogisticRegression, "predict_proba", lower)
+    found = fit_probability(np.repeat([REAL, FAKE], 20), np.linspace(0, 3, 40), "platt")
+    assert (np.diff(found.probability) >= 0).all()
 
 
 @pytest.mark.parametrize("rule", ["platt", "isotonic"])
