@@ -136,14 +136,17 @@ def page_paths(videos: Sequence[PurePath]) -> list[PurePath]:
       videos: relative paths, each once.
 
     Raises:
-      UserError: a video without a suffix has the name of the index.
+      UserError: a video without a suffix has the name of the index, or a page or the index has that of a folder.
     """
     if (bare := PurePath(PurePath(INDEX).stem)) in videos:
         raise UserError(f"{bare}: its page would replace the index, {INDEX}; rename the video")
     stems = collections.Counter(video.parent / video.stem for video in videos)
     stems[PurePath(INDEX).with_suffix("")] += 1
     shared = {video.parent for video in videos if stems[video.parent / video.stem] > 1}
-    return [video.parent / f"{video.name if video.parent in shared else video.stem}.html" for video in videos]
+    pages = [video.parent / f"{video.name if video.parent in shared else video.stem}.html" for video in videos]
+    if clash := {PurePath(INDEX), *pages} & {folder for page in pages for folder in page.parents}:
+        raise UserError(f"{min(clash)}: would be both a page and the folder of others; rename the folder of the videos")
+    return pages
 
 
 def _pages(videos: Sequence[str], folder: FilePath) -> dict[str, FilePath]:
@@ -158,11 +161,13 @@ def _pages(videos: Sequence[str], folder: FilePath) -> dict[str, FilePath]:
     return {video: folder / name for video, name in zip(videos, names, strict=True)}
 
 
-def write_page(path: AnyPath, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
-    """Writes the video's page, using a playable copy if browsers cannot play the video."""
+def write_page(
+    path: AnyPath, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"], settings: str = ""
+) -> None:
+    """Writes the video's page, using a playable copy if browsers cannot play the video; see `write_video_page`."""
     with playable(video) as copy:
         lasting = copy if copy.stat().st_size <= EMBEDDED_BYTES else video  # a linked file must outlive this block
-        write_video_page(str(path), lasting, verdict, frame)
+        write_video_page(str(path), lasting, verdict, frame, settings=settings)
 
 
 def check_pair(encoder: Encoder, detector: Detector) -> None:
@@ -242,7 +247,7 @@ def score_prepared(
     scores = pooled(frame)
     own = {"method": detector.method.name, "own_score": scores[detector.method.pooling]}
     own |= {"face_share": clip.meta.face_share, "several_faces": clip.meta.several_faces}
-    own |= {"warning": _face_warning(clip.meta)}
+    own |= {"scored_seconds": len(frame) / FRAME_RATE, "warning": _face_warning(clip.meta)}
     note = caveat(encoder.attributes, detector.notes)
     return Verdict(video, len(frame) / FRAME_RATE, scores, worst_second(frame), caveat=note, **own), frame
 
@@ -251,7 +256,8 @@ def _face_warning(clip: ClipMeta) -> str:
     """Returns why a clip's faces make its scores doubtful; "" if they do not."""
     warnings = []
     if clip.face_share < MIN_FACE_SHARE:
-        warnings.append("few frames show a face; in the others, the mouth's position is a guess")
+        few = "few frames show a face; in the others, the mouth's position is a guess"
+        warnings.append(f"{few}; no reference has such clips, which extraction rejects")
     if clip.several_faces > SEVERAL_FACES:
         warnings.append("several faces: one of them is scored, which may not be the speaker's; score each with --faces")
     return "; ".join(warnings)

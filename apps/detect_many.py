@@ -1,10 +1,11 @@
 """Verdicts on many videos: a line of JSON for each, by which a killed run resumes, and pages with an index."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 
 import cv2
@@ -47,12 +48,12 @@ from extract.progress import ProgressBar
 from extract.run.pool import attempt, prepare_all, running_pool
 from jax_avh.inference import Detector
 from jax_avh.report.index import JPEG, Entry, write_index
-from jax_avh.report.video import Verdict
+from jax_avh.report.video import Verdict, page_settings
 
 VIDEO_SUFFIXES = {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf"}
 VIDEO_SUFFIXES |= {".ogv", ".ts", ".webm", ".wmv"}
 RESULTS = rb'\{"path"'  # start of a file of results
-THUMBNAIL = ".jpg"  # suffix of the picture next to a page
+THUMBNAIL = ".thumbnail.jpg"  # suffix of the picture next to a page
 THUMBNAIL_WIDTH = 160  # pixels
 THUMBNAIL_QUALITY = 60  # of JPEG, from 0 to 100
 
@@ -114,7 +115,9 @@ def detect_many(
     with locked(results, file_lock(results)), running_pool(task, processes) as pool:
         encoder, detector, reference = load_models(settings)
         record = _record(settings, encoder, detector)
-        done = _resume(results, record, {video.path: written.get(video.path) for video in videos}, retry_failed)
+        digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()
+        missing = {path for path, page in written.items() if page_settings(page) != digest}
+        done = _resume(results, record, {video.path for video in videos}, missing, retry_failed)
         left = [video for video in videos if video.path not in done]
         if folder is not None and left:  # if this run were killed, older pages could be mistaken for its own
             for page in (folder / INDEX, *(written[video.path] for video in left)):
@@ -127,8 +130,13 @@ def detect_many(
                         verdict = verdict.compared(frame, reference, settings.two_sided, settings.rates)
                     if written and not verdict.error:
                         file = inside(media, video.path)
-                        failure = attempt(video.path, _write_pages, written[video.path], file, verdict, frame)
-                        if isinstance(failure, Failure):
+                        try:
+                            failure = attempt(
+                                video.path, _write_pages, written[video.path], file, verdict, frame, digest
+                            )
+                        except UserError as error:  # the folder is full or read-only, which costs no score
+                            failure = Failure(video.path, "page", str(error), passing=True)
+                        if failure is not None:
                             verdict = dataclasses.replace(verdict, no_page=failure.reason, passing=failure.passing)
                     fields = dataclasses.asdict(verdict) | {"faces": verdict.faces, "settings": record}
                     append(results, (json.dumps(fields) + "\n").encode())
@@ -138,7 +146,8 @@ def detect_many(
         finally:
             if folder is not None:
                 shown = [(v.path, name) for v, name in zip(videos, names, strict=True) if v.path in done]
-                entries = [(done[path], name.as_posix() if written[path].exists() else "") for path, name in shown]
+                kept = {path for path, page in written.items() if page_settings(page) == digest}
+                entries = [(done[path], name.as_posix() if path in kept else "") for path, name in shown]
                 write_index(folder / INDEX, entries, THUMBNAIL)
     if not all(done[video.path].error for video in videos):
         print(f"note: {NO_REFERENCE if reference is None else NO_PROBABILITY}", file=sys.stderr)
@@ -162,7 +171,11 @@ def _record(settings: DetectSettings, encoder: Encoder, detector: Detector) -> d
 
 
 def _resume(
-    results: FilePath, record: Mapping[str, object], pages: Mapping[str, FilePath | None], retry_failed: str
+    results: FilePath,
+    record: Mapping[str, object],
+    videos: Collection[str],
+    missing: Collection[str],
+    retry_failed: str,
 ) -> dict[str, Entry]:
     """Reads the results of earlier runs, and drops what is scored again: retried failures, and videos without a page.
 
@@ -171,7 +184,8 @@ def _resume(
     Args:
       results: the file, which need not exist.
       record: settings of this run.
-      pages: the videos of this run, with their pages; None = no page is wanted. Results of other videos are kept.
+      videos: paths of the videos of this run; results of others are kept.
+      missing: those whose page is missing, or of other settings.
       retry_failed: which failures to retry, from errors.RETRIED.
 
     Returns:
@@ -194,11 +208,10 @@ def _resume(
             before, now = (one_line(settings.get(different[0])) for settings in (found, record))
             reason = f"holds verdicts with other settings ({different[0]}: {before} instead of {now})"
             raise UserError(f"{results}: {reason}; name another file")
-        page = pages.get(entry.path)
-        again = bool(entry.error) or (page is not None and not page.exists())
+        again = bool(entry.error) or entry.path in missing
         if failed := entry.error or entry.no_page:
             again = again and Failure(entry.path, "", failed, entry.passing).retried(retry_failed)
-        if not again or entry.path not in pages:
+        if not again or entry.path not in videos:
             done[entry.path] = entry
             kept.append(line + b"\n")
     if b"".join(kept) != data:
@@ -207,7 +220,7 @@ def _resume(
     return done
 
 
-def _write_pages(page: FilePath, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"]) -> None:
+def _write_pages(page: FilePath, video: Path, verdict: Verdict, frame: Float[np.ndarray, " T"], settings: str) -> None:
     """Writes a video's page, after a small picture of its most suspicious second for the index."""
     shown = None
     for time, picture in timed_pictures(video):
@@ -223,4 +236,4 @@ def _write_pages(page: FilePath, video: Path, verdict: Verdict, frame: Float[np.
     )
     with atomic_write(page.with_suffix(THUMBNAIL)) as temporary:
         temporary.write_bytes(jpeg.tobytes())
-    write_page(page, video, verdict, frame)
+    write_page(page, video, verdict, frame, settings)

@@ -23,7 +23,8 @@ from jax_avh.scores import pool_all, worst_second
 
 SHIFTS = 19  # of the sound, with which the best of several faces is compared: each passes by chance in 1 of 20 cases
 LEAST_SHIFT = 10  # frames: a smaller shift leaves the sound too similar
-NO_SPEAKER = "no face fits the sound better than it fits other moments of it: dubbed, or the speaker is not visible"
+NO_SPEAKER = "no face fits the sound better than it fits other moments of it: dubbed, faked, or spoken out of sight"
+UNCLEAR = "no face clearly speaks"
 NOT_LARGEST = "another face is larger"
 
 
@@ -49,13 +50,12 @@ def score_faces(
       prepared: the video, prepared with `PrepareSettings.faces` "all" or "largest".
       encoder: the encoder of the features that the detector was trained on.
       detector: a method that scores frames by their features, with a `method.pooling`.
-      faces: "speaker": the video's scores are those of the likely speakers, and a shot without one is not scored;
-        "all": as well, but a shot without one has the scores of the face that fits best; "largest": the scores of the
-        largest face of each shot.
+      faces: the video's scores are pooled over all frames of "speaker": the likely speakers, and a shot without one is
+        not scored; "all": all faces; "largest": the largest face of each shot.
 
     Returns:
-      The verdict and the frame scores of the whole video, NaN where no face is scored. The verdict has an error if no
-      frame is scored, and names all faces even then.
+      The verdict and the frame scores of the whole video, by the judged face of each shot that fits best, NaN where no
+      face is judged. The verdict has an error if none is, and names all faces even then.
     """
     outcome = prepared.outcomes[Variant.UNTRIMMED]
     if isinstance(outcome, Failure) and not prepared.shots:
@@ -74,42 +74,35 @@ def score_faces(
         likely = speaker if not remark and faces != "largest" else ""
         verdicts = [_face(face, scored, failed, detector, face.key == likely) for face in shot.faces]
         shots.append(ShotVerdict(shot.start / FRAME_RATE, shot.stop / FRAME_RATE, verdicts, remark))
-        if speaker and (not remark or faces == "all"):
+        if speaker and (not remark or faces != "speaker"):
             start = next(face.start for face in shot.faces if face.key == speaker)
             frame[start : start + len(scored[speaker].frame)] = scored[speaker].frame
-    if np.isnan(frame).all():
+    verdict = Verdict(video, shots=shots, which_faces=faces)
+    judged = {face.key: scored[face.key].frame for face in verdict.judged}
+    if not judged:
         reasons = collections.Counter(shot.remark for shot in shots)
         passing = any(failure.passing for failure in failed.values())
-        verdict = Verdict(video, error="; ".join(reasons), passing=passing, shots=shots, which_faces=faces)
+        verdict = dataclasses.replace(verdict, error="; ".join(reasons), passing=passing)
         return verdict, np.zeros(0, np.float32)
-    return _verdict(video, frame, shots, encoder, detector, faces), frame
-
-
-def _verdict(
-    video: str,
-    frame: Float[np.ndarray, " T"],
-    shots: list[ShotVerdict],
-    encoder: Encoder,
-    detector: Detector,
-    faces: str,
-) -> Verdict:
-    known = ~np.isnan(frame)
-    scores = pooled(frame[known])
+    scores = pooled(np.concatenate([*judged.values()]))
+    worst = max(verdict.judged, key=lambda face: _worst_mean(judged[face.key]))
+    seen = np.zeros(len(frame), bool)
+    for face in verdict.judged:
+        start = round(FRAME_RATE * face.start)
+        seen[start : start + len(judged[face.key])] = True
     unclear = sum(shot.remark == NO_SPEAKER for shot in shots)
-    runs = np.split(np.flatnonzero(known), np.flatnonzero(np.diff(np.flatnonzero(known)) > 1) + 1)
-    worst = max(runs, key=lambda run: _worst_mean(frame[run]))
-    return Verdict(
-        video,
-        len(frame) / FRAME_RATE,
-        scores,
-        _shifted(worst_second(frame[worst]), int(worst[0])),
+    verdict = dataclasses.replace(
+        verdict,
+        seconds=len(frame) / FRAME_RATE,
+        scores=scores,
+        worst_second=worst.worst_second,
         caveat=caveat(encoder.attributes, detector.notes),
         method=detector.method.name,
         own_score=scores[detector.method.pooling],
-        warning=f"in {unclear} of {len(shots)} shots, {NO_SPEAKER}" if unclear else "",
-        shots=shots,
-        which_faces=faces,
+        scored_seconds=int(seen.sum()) / FRAME_RATE,
+        warning=f"in {unclear} of {len(shots)} shots, {UNCLEAR}" if unclear else "",
     )
+    return verdict, frame
 
 
 def frame_scores(
@@ -162,12 +155,13 @@ def _face(
         return dataclasses.replace(verdict, remark=face.remark or reason)
     frame = scored[face.key].frame
     scores = pooled(frame)
+    start, end = worst_second(frame)
     return dataclasses.replace(
         verdict,
         speaker=speaker,
         scores=scores,
         own_score=scores[detector.method.pooling],
-        worst_second=_shifted(worst_second(frame), face.start),
+        worst_second=(face.start / FRAME_RATE + start, face.start / FRAME_RATE + end),
         frame_scores=[float(f"{score:.9g}") for score in frame.tolist()],  # of which float32 is again the same
     )
 
@@ -191,7 +185,3 @@ def pooled(frame: Float[np.ndarray, " T"]) -> dict[str, float]:
 def _worst_mean(frame: Float[np.ndarray, " T"]) -> float:
     start, end = (round(FRAME_RATE * seconds) for seconds in worst_second(frame))
     return float(frame[start:end].mean())
-
-
-def _shifted(seconds: tuple[float, float], frames: int) -> tuple[float, float]:
-    return seconds[0] + frames / FRAME_RATE, seconds[1] + frames / FRAME_RATE

@@ -107,11 +107,11 @@ class Judgement:
 
     title: str  # number and data set of the reference's real clips
     protocol: str  # how they were made
-    clips: int  # real clips of similar length, with which it is compared; 0 = none is, and the p-value is 1
+    clips: int  # real clips of similar length, with which it is compared; 0 = there is none
     seconds: tuple[float, float]  # length of the shortest and longest of them or, if there is none, of all
     share: float  # of them, less suspicious than the video
-    p_value: float  # of the method's own clip score; of several faces, the smallest times their number
-    resolution: float  # smallest p-value that these numbers of clips and faces can give
+    p_value: float | None  # of the method's own clip score; None = not compared
+    resolution: float  # smallest p-value that this number of clips can give
     interval: tuple[float, float]  # 95 %, of the share that the p-value estimates
     two_sided: bool  # whether a score that is lower than those of real clips is suspicious, too
     low: bool  # whether the score is suspicious because it is low
@@ -120,33 +120,34 @@ class Judgement:
     frame_limit: float  # 99th percentile of the real clips' frame scores
     stretches: list[tuple[float, float]]  # start and end, in seconds, of consecutive frames above it
     stretch_share: float  # share of the scored frames in them; 0.01 in real clips
+    unscored: float  # seconds of the video that were not scored
     probability: float | None  # of a fake, if half of all clips were fakes like the reference's; None = unknown
-    face: str = ""  # most suspicious of the video's faces, which the comparison is of; "" = it shows one
-    faces: int = 1  # faces that were compared with clips of similar length
+    fakes: int  # of the reference, from which the probability comes
 
     @property
     def sentence(self) -> str:
         """The comparison in words and numbers."""
         low, high = self.seconds
-        if not self.clips:
+        if self.p_value is None:
             return f"not compared: none of the {self.title} ({low:.1f}-{high:.1f} s) has a similar length"
         share = f"{math.floor(1000 * self.share) / 10:g} % of" if self.share < 1 else "all"
         kind = "fits better than" if self.low else "more suspicious than"
         clips = f"{kind} {share} {self.clips:,} real clips of {low:.1f}-{high:.1f} s"
-        if self.face:
-            clips = f"face {self.face}, the most suspicious of {self.faces}: {clips}"
         chance = f"p = {self.p_value:.2g} in steps of {self.resolution:.2g}{', two-sided' if self.two_sided else ''}"
-        least, most = (np.format_float_positional(100 * end, 2, fractional=False, trim="-") for end in self.interval)
-        return f"{clips} ({chance}; 95 % interval {least}-{most} %)"
+        least, most = (np.format_float_positional(end, 2, fractional=False, trim="-") for end in self.interval)
+        return f"{clips} ({chance}; 95 % interval {least}-{most})"
 
     @property
     def decisions(self) -> list[str]:
         """Whether the video is suspicious at each false-alarm rate, in words."""
         found = []
         for rate, flagged in self.flagged.items():
-            needed = clips_needed(float(rate) / ((1 + self.two_sided) * self.faces))
-            few = f"undecided, because that takes {needed:,} real clips of similar length"
-            decision = few if flagged is None else "flagged" if flagged else "not flagged"
+            if flagged is None:
+                needed = clips_needed(float(rate) / (2 if self.two_sided else 1))
+                decision = f"undecided, because that takes {needed:,} real clips of similar length"
+            else:
+                decision = "flagged" if flagged else "not flagged"
+                decision += f", but {self.unscored:.1f} s were not scored" if self.unscored and not flagged else ""
             found.append(f"at {100 * float(rate):g} % false alarms: {decision}")
         return found
 
@@ -163,7 +164,7 @@ class Judgement:
         percent = 100 * self.probability
         share = "less than 1" if percent < 1 else "more than 99" if percent > 99 else f"{percent:.0f}"
         fakes = f"{share} % of those with this one-sided p-value would be fake"
-        return f"if half of all videos were fakes like the reference's, {fakes}"
+        return f"if half of all videos were fakes like the {self.fakes:,} of the reference, {fakes}"
 
     def line(self) -> str:
         """Returns the judgement in one line."""
@@ -175,7 +176,7 @@ class Judgement:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Scores of N real clips by one method; nothing in it identifies a clip."""
+    """Scores of N real clips by one method, without their names; the faces of a video count as one clip."""
 
     attributes: dict[str, Any]  # some of ATTRIBUTES: text, or a bool for `trimmed`
     length: Int64[np.ndarray, " N"]  # frames of each clip, rising
@@ -212,8 +213,9 @@ class Reference:
             )
 
     def groups(self, pooling: str) -> Iterator[Group]:
-        """Yields the real clips by length."""
-        for clips in _groups(self.length):
+        """Yields the real clips by length, cut as for a clip of the greatest length: one clip less for others."""
+        for group in _groups(np.append(self.length, self.length[-1])):
+            clips = slice(group.start, min(group.stop, len(self.length)))
             lengths = self.length[clips]
             yield Group(int(lengths[0]), int(lengths[-1]), np.sort(self.scores[pooling][clips]))
 
@@ -242,12 +244,13 @@ class Reference:
     def judge(
         self, frame: Float[np.ndarray, " T"], two_sided: bool = False, rates: Sequence[float] = RATES
     ) -> Judgement:
-        """Compares the frame scores of a video, or of one face in it, with the real clips.
+        """Compares the frame scores of a video with the real clips.
 
         The reference must have frame scores and fit the video's; see `check_fits`.
 
         Args:
-          frame: frame scores, 25 per second; NaN = not scored. Its length is the number of scored frames, at least one.
+          frame: frame scores, 25 per second, or those of all its faces that are scored, one after the other; NaN = not
+            scored. The length that is compared is the number of scored frames, at least one.
           two_sided: whether a score lower than those of real clips is suspicious, too.
           rates: false-alarm rates, between 0 and 1.
 
@@ -265,12 +268,12 @@ class Reference:
         clips, above, below = (int(count[0]) for count in (own.clips, own.above, own.below))
         low = two_sided and below < above
         tail = below if low else above
-        interval = share_interval(tail, clips) if clips else (0.0, 1.0)
+        interval = [min((1 + two_sided) * end, 1.0) for end in share_interval(tail, clips)] if clips else (0.0, 1.0)
         frames = (own.shortest[0], own.longest[0]) if clips else (self.length[0], self.length[-1])
-        p_value = p_values[self.own]
+        p_value = p_values[self.own] if clips else None
         resolution = min((1 + two_sided) / (1 + clips), 1.0)
         probability = None
-        if self.calibration and clips:
+        if self.calibration and clips and not two_sided:  # about low scores, it says nothing
             probability = float(self.calibration(-np.log(own.p_value()))[0])
         return Judgement(
             title=self.title,
@@ -280,15 +283,17 @@ class Reference:
             share=(clips - tail) / clips if clips else 0.0,
             p_value=p_value,
             resolution=resolution,
-            interval=_times(1 + two_sided, interval),
+            interval=(interval[0], interval[1]),
             two_sided=two_sided,
             low=low,
-            flagged=_flagged(p_value, resolution, rates),
-            p_values=p_values,
+            flagged={f"{r:g}": None if p_value is None or resolution > r else p_value <= r for r in rates},
+            p_values=p_values if clips else {},
             frame_limit=self.frame_limit,
             stretches=stretches(frame > self.frame_limit),
             stretch_share=float((scored > self.frame_limit).mean()),
+            unscored=(len(frame) - len(scored)) / FRAME_RATE,
             probability=probability,
+            fakes=self.calibration.fake if self.calibration else 0,
         )
 
     def _similar(self, frames: int) -> slice:
@@ -317,49 +322,6 @@ def _groups(length: Int64[np.ndarray, " N"]) -> Iterator[slice]:
             stop = after if stop - after >= least else stop
         yield slice(start, stop)
         start = stop
-
-
-def judge_by_faces(faces: Mapping[str, Judgement], video: Judgement, rates: Sequence[float]) -> Judgement:
-    """Returns the comparison of a video that shows several faces: that of the most suspicious one.
-
-    The reference's clips are single faces, and one face of many is suspicious by chance. So the smallest p-value is
-    multiplied by their number (Bonferroni's correction, which holds however the faces depend on each other).
-
-    Args:
-      faces: the comparison of each face, by its name; those without clips of similar length do not count.
-      video: the comparison of the frames of all faces, of which only the stretches are taken.
-      rates: false-alarm rates, between 0 and 1.
-    """
-    name = min(faces, key=lambda name: faces[name].p_value)
-    worst = faces[name]
-    number = max(sum(face.clips > 0 for face in faces.values()), 1)
-    p_values = {
-        pooling: min(number * min(face.p_values[pooling] for face in faces.values()), 1.0) for pooling in worst.p_values
-    }
-    p_value = min(number * worst.p_value, 1.0)
-    resolution = min(number * min(face.resolution for face in faces.values()), 1.0)
-    return dataclasses.replace(
-        worst,
-        p_value=p_value,
-        resolution=resolution,
-        interval=_times(number, worst.interval),
-        flagged=_flagged(p_value, resolution, rates),
-        p_values=p_values,
-        stretches=video.stretches,
-        stretch_share=video.stretch_share,
-        probability=None,
-        face=name,
-        faces=number,
-    )
-
-
-def _flagged(p_value: float, resolution: float, rates: Sequence[float]) -> dict[str, bool | None]:
-    return {f"{rate:g}": p_value <= rate if resolution <= rate else None for rate in rates}
-
-
-def _times(factor: int, interval: tuple[float, float]) -> tuple[float, float]:
-    """Returns the interval of a share that is multiplied by a factor, for comparisons in two directions or of faces."""
-    return min(factor * interval[0], 1.0), min(factor * interval[1], 1.0)
 
 
 def differing_attribute(mine: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:

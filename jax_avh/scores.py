@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from avh_shards import ClipMeta
-from avh_shards.clip import FRAME_RATE, offsets, read_clip_table, write_clip_table
+from avh_shards import ClipMeta, UserError
+from avh_shards.clip import FRAME_RATE, offsets, read_clip_table, video_of, write_clip_table
 from avh_shards.format import check_format, describing
 from avh_shards.hdf5 import HDF5File, open_hdf5, writing_hdf5
 from avh_shards.paths import AnyPath
@@ -203,6 +203,25 @@ class ScoreTable:
         clips = tuple(self.clips[row] for row in rows)
         border = offsets(np.diff(self.offset)[rows])
         return ScoreTable(self.method, clips, border, frame, self.clip[rows], self.attributes)
+
+    def by_video(self) -> "ScoreTable":
+        """Returns the table of whole videos, where clips are faces: the frames of all faces of a video, pooled again.
+
+        Raises:
+          UserError: there are no frame scores.
+        """
+        if self.frame is None or "pooling" not in self.attributes:
+            reason = "has no frame scores, of which those of a video's faces are pooled"
+            raise UserError(f"{self.method}: {reason}; use a method that scores frames")
+        rows: dict[str, list[int]] = {}
+        for row, clip in enumerate(self.clips):
+            rows.setdefault(video_of(clip.path), []).append(row)
+        faces = self.chosen(np.concatenate([*rows.values()]))
+        assert faces.frame is not None
+        border = faces.offset[offsets([len(found) for found in rows.values()])]
+        score = np.asarray(pool(str(self.attributes["pooling"]), faces.frame, border), np.float32)
+        clips = tuple(dataclasses.replace(self.clips[found[0]], path=path) for path, found in rows.items())
+        return ScoreTable(self.method, clips, border, faces.frame, score, self.attributes)
 
 
 def write_scores(table: ScoreTable, path: AnyPath) -> None:

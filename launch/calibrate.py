@@ -18,7 +18,7 @@ CALIBRATION = flags.DEFINE_enum(
     "calibration",
     "platt",
     ["platt", "isotonic"],
-    "How p-values become probabilities: a logistic curve, or any rising one, which takes about a thousand clips.",
+    "How p-values become probabilities: a logistic curve, or any rising one, which takes 500 clips of each class.",
 )
 
 

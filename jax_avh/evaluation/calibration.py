@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
@@ -29,6 +30,7 @@ from jax_avh.reference import (
 from jax_avh.scores import ScoreTable, open_scores, pool_all
 
 UNRECORDED = (None, "", UNKNOWN_STATE)  # values of an attribute that another score file may know
+FEWEST_FITTED = {"platt": 50, "isotonic": 500}  # clips of each class for probabilities
 FOLDS = 5  # the probabilities of a fifth of the clips are judged by a map that was fitted to the others
 KNOTS = 257  # of a logistic map, between the lowest and the highest score
 BINS = 10  # of probability, in the reliability diagram
@@ -71,14 +73,14 @@ def calibrate(
       fakes: score files of fakes, likewise.
       dataset: name of the data set; None = the names that the score files record.
       protocol: what a reader should know of the clips: split, language, compression, ...
-      rule: "platt" (a logistic curve) or "isotonic" (any rising curve, which takes about a thousand clips).
+      rule: "platt" (a logistic curve) or "isotonic" (any rising curve); see FEWEST_FITTED.
 
     Raises:
       UserError: a score file is missing or damaged, differs from another in method, weights, encoder, trimming or
         faces, or repeats a clip; none holds real clips; or the names hold unprintable characters.
     """
     notes: list[str] = []
-    tables = [(path, open_scores(path)) for path in [*scores, *fakes]]
+    tables = [(path, _open(path)) for path in [*scores, *fakes]]
     for (before, one), (path, table) in itertools.combinations(tables, 2):  # those that record less fit all of them
         if (name := differing_attribute(_attributes(one), _attributes(table))) is not None:
             mine, other = (one_line(_attributes(t).get(name, "not recorded")) for t in (table, one))
@@ -102,15 +104,24 @@ def calibrate(
     found = [(table, np.flatnonzero(_labels(table) == FAKE)) for _, table in tables[: len(scores)]]
     found += [(table, _of_class(path, table, FAKE, notes)) for path, table in tables[len(scores) :]]
     _check_distinct([*chosen, *found])
+    if missing := [
+        path for (path, _), (_, rows) in zip(tables[len(scores) :], found[len(scores) :], strict=True) if not len(rows)
+    ]:
+        raise UserError(f"{missing[0]}: holds no fake; name score files of fakes, labelled 1 in their list")
     fake = np.concatenate([table.clip[rows] for table, rows in found])
     length = np.concatenate([np.diff(table.offset)[rows] for table, rows in found])
+    if not len(fake) and rule != "platt":
+        raise UserError(f"--calibration={rule}: needs fakes; add --fakes, or leave it out")
     if not len(fake):
         return Calibrated(reference, tuple(notes), fake, None)
     label, surprise = _surprise(reference, fake, length)
     if lost := len(fake) - int((label == FAKE).sum()):
         notes.append(f"{lost:,} of {len(fake):,} fakes are unlike all real clips in length and are left out")
-    if min(np.bincount(label, minlength=2)) < FOLDS:
-        notes.append(f"{len(reference.length):,} real clips and {len(fake):,} fakes are too few for probabilities")
+    if min(np.bincount(label, minlength=2)) < FEWEST_FITTED[rule]:
+        notes.append(
+            f"{len(reference.length):,} real clips and {len(fake):,} fakes are too few for probabilities by {rule}: "
+            f"it takes {FEWEST_FITTED[rule]:,} of each"
+        )
         return Calibrated(reference, tuple(notes), fake, None)
     reference = dataclasses.replace(reference, calibration=fit_probability(label, surprise, rule))
     return Calibrated(reference, tuple(notes), fake, measure_reliability(label, surprise, rule))
@@ -126,6 +137,12 @@ def _check_distinct(chosen: Sequence[tuple[ScoreTable, np.ndarray]]) -> None:
             if clip in seen:
                 raise UserError(f"clip {clip[1]!r}: occurs twice in the score files; give each clip once")
             seen.add(clip)
+
+
+def _open(path: str | os.PathLike) -> ScoreTable:
+    """Opens a score file; faces are put together by video, because those of one video are not independent."""
+    table = open_scores(path)
+    return table.by_video() if table.attributes.get("faces") else table
 
 
 def _surprise(
@@ -156,12 +173,11 @@ def _of_class(path: str | os.PathLike, table: ScoreTable, label: int, notes: lis
     """Returns the rows of a class's clips: those with its label, or all if none has a label."""
     labels = _labels(table)
     if len(labels) and (labels == UNKNOWN).all():
-        notes.append(
-            f"{path}: no clip has a label, so all {len(labels):,} are taken for {'real' if not label else 'fake'}"
-        )
+        kind = "fake" if label == FAKE else "real"
+        notes.append(f"{Path(path).name}: no clip has a label, so all {len(labels):,} are taken for {kind}")
         return np.arange(len(labels))
     if unlabelled := int((labels == UNKNOWN).sum()):
-        notes.append(f"{path}: {unlabelled:,} clips have no label and are left out")
+        notes.append(f"{Path(path).name}: {unlabelled:,} clips have no label and are left out")
     return np.flatnonzero(labels == label)
 
 
@@ -232,7 +248,12 @@ def _platt(label: np.ndarray, surprise: np.ndarray, weight: np.ndarray) -> tuple
 
 
 def _isotonic(label: np.ndarray, surprise: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(surprise, label, weight)
+    real, fake = np.bincount(label, minlength=2).tolist()
+    least, most = (
+        1 / (real + 2),
+        (fake + 1) / (fake + 2),
+    )  # Platt's targets: that no clip was seen does not make it sure
+    curve = IsotonicRegression(y_min=least, y_max=most, out_of_bounds="clip").fit(surprise, label, weight)
     return curve.X_thresholds_, curve.y_thresholds_
 
 

@@ -1,5 +1,6 @@
 """Evaluates score files together: computes every number of `metrics.json` and warns of what could not be compared."""
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -195,13 +196,18 @@ def _comparison(one: ScoredSet, other: ScoredSet) -> Comparison:
 
 
 def _fitting(scored_sets: Sequence[ScoredSet], references: Sequence[AnyPath]) -> Iterator[tuple[ScoredSet, Reference]]:
-    """Yields each scored set with each reference that fits it; raises a UserError if a reference fits none."""
+    """Yields each scored set with each reference that fits it; raises a UserError if a reference fits none.
+
+    If clips are faces, the set is that of their videos, as in references.
+    """
     for path in references:
         reference = read_reference(path)
         fitting = [s for s in scored_sets if differing_attribute(reference.attributes, s.attributes) is None]
         if not fitting:
             reference.check_fits(scored_sets[0].attributes, f"--reference={path}")
-        yield from ((scored, reference) for scored in fitting)
+        for scored in fitting:
+            faces = bool(reference.attributes.get("faces"))
+            yield (dataclasses.replace(scored, table=scored.table.by_video()) if faces else scored), reference
 
 
 def _reference_warnings(

@@ -36,9 +36,11 @@ def check_reference(
     compared = real & (ranks.clips > 0)
     points = []
     for rate in rates:
+        decided = (1 + two_sided) / (1 + ranks.clips) <= rate
         called = p_value <= rate
-        fpr, fpr_interval = _share(called[real])
-        tpr, tpr_interval = _share(called[fake])
+        tested = real & decided
+        fpr, fpr_interval = _share(called[tested])
+        tpr, tpr_interval = _share(called[fake & decided])
         groups = [
             LengthLimits(
                 seconds=(group.shortest / FRAME_RATE, group.longest / FRAME_RATE),
@@ -50,10 +52,10 @@ def check_reference(
         points.append(
             OperatingPoint(
                 rate=rate,
-                undecided=int(((1 + two_sided) / (1 + ranks.clips[real | fake]) > rate).sum()),
+                undecided=int((~decided[real | fake]).sum()),
                 fpr=fpr,
                 fpr_interval=fpr_interval,
-                holds=None if fpr_interval is None else _holds(ranks, real, int(called[real].sum()), rate, two_sided),
+                holds=None if fpr is None else _holds(ranks, tested, int(called[tested].sum()), rate, two_sided),
                 tpr=tpr,
                 tpr_interval=tpr_interval,
                 thresholds=groups,
@@ -87,7 +89,8 @@ def _holds(ranks: Ranks, real: Bool[np.ndarray, " M"], called: int, rate: float,
     drawn = np.zeros(DRAWS, np.int64)
     for clips, tested in _by_length(ranks, real):
         places = (1 + two_sided) * p_values_within(clips, rate / (1 + two_sided))
-        if 0 < places <= clips:
+        assert places > 0, "undecided clips"
+        if places <= clips:
             drawn += random.binomial(tested, random.beta(places, clips + 1 - places, DRAWS))
     return bool((drawn >= called).mean() > INTERVAL[0])
 

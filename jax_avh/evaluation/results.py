@@ -139,7 +139,7 @@ class OperatingPoint:
     """What a false-alarm rate that a reference promises gives; None = no such clips."""
 
     rate: float  # promised, as the highest share of real clips that are called fake
-    undecided: int  # clips that are not called fake because too few real clips of the reference have a similar length
+    undecided: int  # clips for which too few real clips of the reference have a similar length; left out below
     fpr: float | None  # share of real clips called fake
     fpr_interval: Interval | None  # 95 %, exact
     holds: bool | None  # whether this number of false alarms is usual for clips like those of the reference

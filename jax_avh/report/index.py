@@ -26,9 +26,11 @@ class Entry:
     caveat: str = ""
     seconds: float = 0.0
     own_score: float = 0.0
-    p_value: float | None = None  # from the comparison with real clips; None = without one
+    compared: bool = False  # whether there is a comparison with real clips, even if none has a similar length
+    p_value: float | None = None  # of this comparison; None = there is none
     flagged: str = ""  # lowest false-alarm rate at which the video is flagged, as a decimal; "" = at none
     undecided: bool = False  # whether the real clips of similar length are too few to decide at any rate
+    unscored: float = 0.0  # seconds of the video that were not scored
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Entry":
@@ -43,12 +45,15 @@ class Entry:
         found: dict[str, Any] = {name: fields.get(name) for name in (*kinds, *numbers)}
         found["no_page"] = fields.get("no_page", "")  # absent from older files
         if reference := fields.get("reference"):
+            found["compared"] = True
             found["p_value"] = reference["p_value"]
+            found["unscored"] = reference["unscored"]
+            numbers.append("unscored")
             found["flagged"] = min(
                 (rate for rate, flagged in reference["flagged"].items() if flagged), key=float, default=""
             )
             found["undecided"] = {*reference["flagged"].values()} == {None}
-            numbers.append("p_value")
+            numbers += [] if found["p_value"] is None else ["p_value"]
         kinds |= dict.fromkeys(numbers, int | float)
         if wrong := [name for name, kind in kinds.items() if not isinstance(found[name], kind)]:
             raise ValueError(f"its {wrong[0]} is missing or invalid")
@@ -59,7 +64,7 @@ class Entry:
     @property
     def rank(self) -> tuple:
         """Place in the order of suspicion: lower = more suspicious; failed videos come last."""
-        return bool(self.error), 1.0 if self.p_value is None else self.p_value, -self.own_score, self.path
+        return bool(self.error), self.compared and self.p_value is None, self.p_value or 0, -self.own_score, self.path
 
 
 def write_index(path: FilePath, entries: Sequence[tuple[Entry, str]], thumbnail: str) -> None:
@@ -76,7 +81,7 @@ def write_index(path: FilePath, entries: Sequence[tuple[Entry, str]], thumbnail:
     rows = [
         {
             "entry": entry,
-            "page": urllib.parse.quote(page),
+            "page": urllib.parse.quote(page, errors="surrogateescape"),
             "picture": _data((path.parent / page).with_suffix(thumbnail)) if page else "",
         }
         for entry, page in sorted(entries, key=lambda row: row[0].rank)
@@ -85,7 +90,7 @@ def write_index(path: FilePath, entries: Sequence[tuple[Entry, str]], thumbnail:
         "index.html.jinja",
         "index.js",
         rows=rows,
-        compared=any(entry.p_value is not None for entry, _ in entries),
+        compared=any(entry.compared for entry, _ in entries),
         failed=sum(bool(entry.error) for entry, _ in entries),
         caveats=sorted({entry.caveat for entry, _ in entries} - {""}),
         number=format_number,

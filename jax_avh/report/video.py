@@ -6,6 +6,7 @@ import json
 import math
 import mimetypes
 import os
+import re
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +16,17 @@ from jaxtyping import Float
 
 from avh_shards import UserError
 from avh_shards.clip import FRAME_RATE, track_numbers
-from avh_shards.paths import atomic_write
+from avh_shards.paths import FilePath, atomic_write
 from avh_shards.text import one_line, printable
-from jax_avh.reference import RATES, Judgement, Reference, judge_by_faces
+from jax_avh.reference import RATES, Judgement, Reference, stretches
 from jax_avh.report.page import envelope, format_number, render_page
 
 BOX_STEP = 5  # frames between two boxes of a face
 FACE_COLOURS = 7  # of faces on the page, which repeat
 SHOWN_SHOTS = 3  # shots named in one line
 EMBEDDED_BYTES = 64 * 2**20  # larger videos are linked, not embedded
+SETTINGS = re.compile(rb'<meta name="settings" content="(\w+)">')  # in a page's head
+SETTINGS_BYTES = 1000  # of a page, which hold it
 TIMELINE_WIDTH, TIMELINE_HEIGHT = 1000, 100  # size of the timeline in its own coordinates
 
 
@@ -42,7 +45,6 @@ class FaceVerdict:
     own_score: float = 0.0  # the method's own pooling
     worst_second: tuple[float, float] = (0.0, 0.0)
     frame_scores: list[float] = dataclasses.field(default_factory=list)  # from `start` on, 25 per second
-    reference: Judgement | None = None  # comparison with real clips; None = without a reference
 
     @property
     def name(self) -> str:
@@ -80,10 +82,17 @@ class Verdict:
     own_score: float = 0.0  # the method's own pooling of its frame scores
     face_share: float | None = None  # share of frames in which a face was found
     several_faces: float | None = None  # share of frames in which several faces were found
+    scored_seconds: float = 0.0  # how long a face is visible whose frames the scores are of
     warning: str = ""  # why the faces make the scores doubtful
     reference: Judgement | None = None  # comparison with real clips; None = without a reference
     which_faces: str = ""  # the faces that are scored one by one, by --faces; "" = one is followed through the video
     shots: list[ShotVerdict] = dataclasses.field(default_factory=list)  # all of them, if faces are scored one by one
+
+    @property
+    def judged(self) -> list[FaceVerdict]:
+        """The faces whose frames the scores of the video are of."""
+        speakers = self.which_faces == "speaker"
+        return [face for shot in self.shots for face in shot.faces if face.scores and (face.speaker or not speakers)]
 
     def compared(
         self,
@@ -92,31 +101,30 @@ class Verdict:
         two_sided: bool = False,
         rates: Sequence[float] = RATES,
     ) -> "Verdict":
-        """Returns the verdict with comparisons of the video and of its faces with real clips.
+        """Returns the verdict with its comparison with real clips, which a failed video has not.
 
-        A video that shows several faces is compared by its faces; see `judge_by_faces`. With `which_faces` "speaker",
-        only likely speakers are compared: the reference holds no listeners, who would all look suspicious among its
-        speakers.
+        If faces are scored one by one, the clips of the reference are videos whose faces were, too, and the frames of
+        all that are judged are compared together.
 
         Args:
-          frame: frame scores of the video; none if it has an error.
-          reference: scores of real clips, or of their faces, which fit the video's.
+          frame: frame scores of the video.
+          reference: scores of real clips, which fit the video's.
           two_sided: whether scores lower than those of real clips are suspicious, too.
           rates: false-alarm rates at which the video is suspicious or not.
         """
-
-        def of_face(face: FaceVerdict) -> FaceVerdict:
-            scores = np.array(face.frame_scores, np.float32)
-            if not len(scores) or (self.which_faces == "speaker" and not face.speaker):
-                return face
-            return dataclasses.replace(face, reference=reference.judge(scores, two_sided, rates))
-
-        shots = [dataclasses.replace(shot, faces=[*map(of_face, shot.faces)]) for shot in self.shots]
-        faces = {face.name: face.reference for shot in shots for face in shot.faces if face.reference}
-        judged = None if self.error else reference.judge(frame, two_sided, rates)
-        if judged and len(faces) > 1:
-            judged = judge_by_faces(faces, judged, rates)
-        return dataclasses.replace(self, shots=shots, reference=judged)
+        if self.error:
+            return self
+        if not self.shots:
+            return dataclasses.replace(self, reference=reference.judge(frame, two_sided, rates))
+        scores = [np.array(face.frame_scores, np.float32) for face in self.judged]
+        found = reference.judge(np.concatenate(scores), two_sided, rates)
+        places = [
+            (face.start + start, face.start + end)
+            for face, own in zip(self.judged, scores, strict=True)
+            for start, end in stretches(own > found.frame_limit)
+        ]
+        found = dataclasses.replace(found, stretches=sorted(places), unscored=self.seconds - self.scored_seconds)
+        return dataclasses.replace(self, reference=found)
 
     @property
     def faces(self) -> str:
@@ -145,12 +153,7 @@ def _describe_shots(shots: Sequence[ShotVerdict]) -> str:
     """Returns the number of shots and faces, the likely speakers, and the shots that have none, the first ones each."""
     count = sum(len(shot.faces) for shot in shots)
     text = f"{len(shots)} shot{'s' * (len(shots) != 1)}, {count} face{'s' * (count != 1)}"
-    speakers = [
-        face.name + (f" (p = {face.reference.p_value:.2g})" if face.reference else "")
-        for shot in shots
-        for face in shot.faces
-        if face.speaker
-    ]
+    speakers = [face.name for shot in shots for face in shot.faces if face.speaker]
     without = [f"{shot.start:.2f}-{shot.end:.2f} s ({shot.remark})" for shot in shots if shot.remark]
     for title, items in (("likely speaker", speakers), ("no likely speaker", without)):
         if items:
@@ -165,6 +168,7 @@ def write_video_page(
     verdict: Verdict,
     frame: Float[np.ndarray, " T"],
     segments: Sequence[tuple[float, float]] = (),
+    settings: str = "",
 ) -> None:
     """Writes a video's page: one HTML file that embeds a video of up to 64 MiB and links to a larger one.
 
@@ -174,6 +178,7 @@ def write_video_page(
       verdict: the verdict on the video.
       frame: frame scores of the video, 25 per second; higher = more fake.
       segments: segments known to be fake, in seconds.
+      settings: what identifies the settings of the verdict, for `page_settings`; "" = not recorded.
 
     Raises:
       UserError: the video is missing, or the page cannot be written.
@@ -210,11 +215,21 @@ def write_video_page(
         followed=_follow(faces),
         colours=FACE_COLOURS,
         segments=segments,
+        settings=settings,
         name=Path(verdict.path).name,
         number=format_number,
     )
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def page_settings(path: FilePath) -> str:
+    """Returns what a video's page records of its settings; "" if it records nothing or does not exist."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        found = SETTINGS.search(file.read(SETTINGS_BYTES))
+    return found[1].decode() if found else ""
 
 
 def _data(video: Path) -> str:

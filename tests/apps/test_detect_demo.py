@@ -83,7 +83,7 @@ def test_a_video_is_compared_with_real_clips(tmp_path, settings, film, reference
     assert detect([str(film)], settings, tmp_path / "v.json", tmp_path / "pages") == 0
     printed, noted = capsys.readouterr()
     for said in (
-        "more suspicious than all 100 real clips of 1.0-1.0 s (p = 0.0099 in steps of 0.0099; 95 % interval 0-3.6 %)",
+        "more suspicious than all 100 real clips of 1.0-1.0 s (p = 0.0099 in steps of 0.0099; 95 % interval 0-0.036)",
         "at 1 % false alarms: flagged; at 0.1 % false alarms: undecided, because that takes 999 real clips",
         "frames above 99 % of real clips' frames: 0.00-1.00 s",
     ):

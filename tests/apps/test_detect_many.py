@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import json
 import signal
 import time
@@ -62,9 +61,9 @@ def pretended(here, monkeypatch):
             25, np.float32
         )
 
-    def write(page, *_):
+    def write(page, video, verdict, frame, settings):
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text("<!doctype html>\n")
+        page.write_text(f'<!doctype html>\n<meta name="settings" content="{settings}">\n')
 
     def prepare(_, clips, task, processes):
         return (Prepared({Variant.UNTRIMMED: Failure(clip.path, "", "")}, {}) for clip in clips)
@@ -96,7 +95,7 @@ def test_a_folder_gives_the_verdicts_of_its_videos(tmp_path, videos, settings, h
             assert line[name] == getattr(verdict, name), name
     assert [line["error"] != "" for line in lines] == [False, True, False]
     names = {path.relative_to(pages).as_posix() for path in pages.rglob("*.*")}
-    assert names == {"a/x.html", "a/x.jpg", "b/x.html", "b/x.jpg", "index.html"}
+    assert names == {"a/x.html", "a/x.thumbnail.jpg", "b/x.html", "b/x.thumbnail.jpg", "index.html"}
     with opened(browser, pages / "index.html") as page:
         assert page.locator("tbody a").count() == 2
         assert page.locator("img").first.evaluate("image => image.complete && image.naturalWidth") == 160
@@ -160,11 +159,16 @@ def test_videos_without_a_page_are_scored_again(tmp_path, settings, pretended):
     (tmp_path / "pages" / "a" / "x.html").unlink()
     detect_many(*arguments, tmp_path / "pages")
     assert pretended[5:] == ["a/x.mp4"]
+    other = dataclasses.replace(settings, landmarks="dlib")  # writes its pages over those of the first settings
+    detect_many(*arguments[:2], other, tmp_path / "other.jsonl", tmp_path / "pages")
+    pretended.clear()
+    detect_many(*arguments, tmp_path / "pages")
+    assert pretended == ["a/x.mp4", "b/x.mp4"]
 
 
 def test_a_page_that_cannot_be_made_is_a_remark(tmp_path, settings, pretended, monkeypatch):
     """The video is scored again only if the reason may have passed, or all failures are to be retried."""
-    reasons = {"x.mp4": ValueError("odd pixels"), "y.mp4": OSError(errno.ENOSPC, "disk full")}
+    reasons = {"x.mp4": ValueError("odd pixels"), "y.mp4": UserError("y.html: cannot be written: disk full")}
 
     def fail(page, *_):
         raise reasons[page.with_suffix(".mp4").name]
@@ -179,6 +183,7 @@ def test_a_page_that_cannot_be_made_is_a_remark(tmp_path, settings, pretended, m
     for retry_failed in ("none", "passing", "all"):
         detect_many(listed("x.mp4", "y.mp4"), *arguments, retry_failed=retry_failed)
     assert pretended == ["x.mp4", "y.mp4", "y.mp4", "x.mp4", "y.mp4"]
+    assert results_of(tmp_path / "r.jsonl")[-1]["no_page"] == "y.html: cannot be written: disk full"
 
 
 def test_results_of_other_settings_stay(tmp_path, settings, pretended):
@@ -242,11 +247,23 @@ def test_pages_mirror_the_folders_of_their_videos(videos):
         with pytest.raises(UserError, match=r"index: its page would replace the index"):
             page_paths(videos)
         return
-    pages = page_paths(videos)
+    folders = {folder for video in videos for folder in video.parents}
+    try:
+        pages = page_paths(videos)
+    except UserError:
+        assert any(folder.suffix == ".html" for folder in folders)
+        return
+    assert not folders & {*pages, PurePath("index.html")}
     assert len({*pages, PurePath("index.html")}) == len(videos) + 1
     for video, page in zip(videos, pages, strict=True):
         assert page.parent == video.parent
         assert page.name in (f"{video.stem}.html", f"{video.name}.html")
+
+
+def test_a_folder_with_the_name_of_a_page():
+    for videos in (["a.mp4", "a.html/y.mp4"], ["index.html/y.mp4"]):
+        with pytest.raises(UserError, match=r"html: would be both a page and the folder of others"):
+            page_paths([PurePath(video) for video in videos])
 
 
 def test_the_index_can_be_sorted(tmp_path, browser):
@@ -289,18 +306,27 @@ def test_the_index_shows_comparisons_with_real_clips(tmp_path, browser):
         ("a", 0.2, {"0.01": False, "0.05": False}),
         ("b", 0.001, {"0.05": True, "1e-3": True}),
         ("d", 1.0, {"0.01": None, "0.05": None}),
+        ("e", None, {"0.01": None, "0.05": None}),
+        ("f", 0.2, {"0.01": False, "0.05": True}),
     ):
-        reference = {"p_value": p_value, "flagged": flagged}
+        reference = {"p_value": p_value, "flagged": flagged, "unscored": 1.25 * (name in "abf")}
         verdict = dataclasses.asdict(Verdict(name, 1.0, own_score=3.0)) | {"reference": reference, "faces": "one face"}
         entries.append((Entry.of(verdict), ""))
     write_index(tmp_path / "index.html", [*entries, (Entry("c", error="bad"), "")], THUMBNAIL)
     with opened(browser, tmp_path / "index.html") as page:
         rows = [row.split("\t")[1:4] for row in page.locator("tbody tr").all_inner_texts()]
-        assert rows == [["b", "0.001", "at 0.1 %"], ["a", "0.2", "no"], ["d", "1", "undecided"], ["c", "", ""]]
+        assert rows == [
+            ["b", "0.001", "at 0.1 %"],
+            ["a", "0.2", "no, but 1.2 s were not scored"],
+            ["f", "0.2", "at 5 %"],
+            ["d", "1", "undecided"],
+            ["e", "", "not compared"],
+            ["c", "", ""],
+        ]
         assert "one face" in page.locator("tbody tr").first.inner_text()
         assert page.get_by_role("columnheader", name="p-value").get_attribute("aria-sort") == "ascending"
         page.get_by_role("button", name="p-value").click()
-        assert page.locator("tbody th").all_inner_texts() == ["d", "a", "b", "c"]
+        assert page.locator("tbody th").all_inner_texts() == ["d", "a", "f", "b", "e", "c"]
         assert "not the probability that the video is fake" in page.content()
 
 

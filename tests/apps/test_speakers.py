@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from apps.detect import check_comparable, score_video
-from apps.speakers import NO_SPEAKER, NOT_LARGEST
+from apps.speakers import NO_SPEAKER, NOT_LARGEST, UNCLEAR
 from avh_shards import UserError
 from avh_shards.clip import SAMPLES_PER_FRAME
 from extract.avhubert.encoder import Encoder
@@ -20,7 +20,7 @@ from extract.faces import NO_FACE, NO_SPEECH
 from extract.store.shard import ClipFeatures
 from jax_avh.inference import Detector, load_detector
 from jax_avh.methods import METHODS
-from jax_avh.reference import Reference, judge_by_faces
+from jax_avh.reference import Reference
 from jax_avh.report.video import BOX_STEP, Verdict
 from jax_avh.scores import pool_all
 from tests.media import tone, write_media
@@ -109,8 +109,9 @@ def test_a_shot_dubbed_over_several_faces_is_named_instead_of_scored(judge):
     assert [shot.faces for shot in both.shots] == [shot.faces for shot in verdict.shots]
     best = min(both.shots[0].faces, key=lambda face: face.scores["mean"])
     np.testing.assert_allclose(frame[: len(best.frame_scores)], best.frame_scores, atol=1e-6)
+    assert both.scored_seconds == both.shots[0].end
     assert np.isnan(frame[round(25 * both.shots[0].end) :]).all()
-    assert both.warning == f"in 1 of 3 shots, {NO_SPEAKER}"
+    assert both.warning == f"in 1 of 3 shots, {UNCLEAR}"
     assert both.warning in both.line()
 
 
@@ -180,37 +181,36 @@ def test_the_flag_of_the_command(cast, tmp_path, tiny_checkpoint, narrow_weights
 
 
 def test_faces_are_compared_with_faces(judge):
-    """Each by its own scores; a reference of whole videos, or of other faces, does not fit."""
+    """The judged ones together; a reference of whole videos, or of other faces, does not fit."""
     detector = Trained(METHODS["avh_align"])
     attributes = {"method": "avh_align", "weights_sha256": "0", "trimmed": False, "faces": "speaker"}
     score = {"logsumexp": np.linspace(0, 9, 300, dtype=np.float32)}
-    reference = Reference(attributes, np.repeat([25, 75], 150), score, 1.0)
+    reference = Reference(attributes, np.repeat([60, 200], 150), score, 1.0)
     check_comparable(reference, LipReader(), detector, "r.json", "speaker")
     for faces in ("", "all"):
         with pytest.raises(UserError, match=r"r\.json: differs in which faces are scored"):
             check_comparable(reference, LipReader(), detector, "r.json", faces)
-    verdict, frame = judge("movie", "speaker")
-    compared = verdict.compared(frame, reference, rates=(0.02, 0.005))
-    for shot, before in zip(compared.shots, verdict.shots, strict=True):
-        for face, same in zip(shot.faces, before.faces, strict=True):
-            assert dataclasses.replace(face, reference=None) == same
-            own = np.array(face.frame_scores, np.float32)
-            single = reference.judge(own, rates=(0.02, 0.005))
-            assert face.reference == (single if face.speaker else None)  # not listeners
-    assert [face.speaker for face in compared.shots[0].faces] == [True, False]
-    speakers = {face.name: face.reference for shot in compared.shots for face in shot.faces if face.speaker}
-    whole = reference.judge(frame, rates=(0.02, 0.005))
-    assert compared.reference == judge_by_faces(speakers, whole, (0.02, 0.005))
-    assert list(speakers) == ["1.1", "3.1"]
-    smallest = min(judged.p_value for judged in speakers.values())
-    assert compared.reference.p_value == min(2 * smallest, 1)
-    assert compared.reference.flagged == {"0.02": False, "0.005": None}
-    for name, judged in speakers.items():
-        assert f"{name} (p = {judged.p_value:.2g})" in compared.line()
-    everyone = judge("movie", "all")[0].compared(frame, reference)
-    assert all(face.reference for face in everyone.shots[0].faces)
-    assert everyone.reference.faces == 3
+    for faces in ("speaker", "all", "largest"):
+        verdict, frame = judge("movie", faces)
+        compared = verdict.compared(frame, reference, two_sided=True, rates=(0.02, 0.005))
+        assert dataclasses.replace(compared, reference=None) == verdict
+        judged = [face for shot in verdict.shots for face in shot.faces if face.scores]
+        judged = [face for face in judged if face.speaker] if faces == "speaker" else judged
+        assert len(judged) == (3 if faces == "all" else 2)
+        scores = [np.array(face.frame_scores, np.float32) for face in judged]
+        pooled = pool_all(np.concatenate(scores))
+        assert verdict.scores == {name: pytest.approx(float(score), abs=1e-6) for name, score in pooled.items()}
+        whole = reference.judge(np.concatenate(scores), True, (0.02, 0.005))
+        marked = [
+            (face.start + n / 25) for face, own in zip(judged, scores, strict=True) for n in np.flatnonzero(own > 1)
+        ]
+        held = [time for time in marked if any(a <= time + 1e-9 < b for a, b in compared.reference.stretches)]
+        assert held == marked
+        assert compared.reference.stretches == sorted(compared.reference.stretches)
+        empty = verdict.shots[1]
+        assert compared.reference.unscored == pytest.approx(empty.end - empty.start)
+        same = {"stretches": whole.stretches, "unscored": 0.0}
+        assert dataclasses.replace(compared.reference, **same) == whole
+        assert compared.reference.flagged["0.02"] or ", but 0.8 s were not scored" in compared.line()
     failed, nothing = judge("jwp", "speaker")
-    again = failed.compared(nothing, reference)
-    assert again.reference is None
-    assert again.shots[0].faces[0].reference is None
+    assert failed.compared(nothing, reference) == failed

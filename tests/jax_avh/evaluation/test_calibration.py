@@ -1,5 +1,6 @@
 """References made of score files, probabilities, and the command that writes both."""
 
+import dataclasses
 import json
 import re
 
@@ -50,8 +51,8 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scores")
     tables = {
         "mixed": scored([REAL] * 150 + [FAKE] * 50 + [UNKNOWN] * 3),
-        "more": scored([REAL] * 100, seed=1, dataset="LAV-DF"),
-        "fakes": scored([FAKE] * 60, seed=2),
+        "more": scored([REAL] * 400, seed=1, dataset="LAV-DF"),
+        "fakes": scored([FAKE] * 460, seed=2),
         "unlabelled": scored([UNKNOWN] * 20, seed=3),
     }
     for name, table in tables.items():
@@ -85,8 +86,8 @@ def test_a_reference_holds_the_real_clips_of_all_files_and_names_none(tmp_path, 
     assert "someone" not in content
     assert ".mp4" not in content
     assert reference.calibration is not None  # from the 50 fakes of the first file
-    assert (reference.calibration.real, reference.calibration.fake) == (250, 50)
-    assert "250 real clips of FakeAVCeleb, LAV-DF" in text
+    assert (reference.calibration.real, reference.calibration.fake) == (550, 50)
+    assert "550 real clips of FakeAVCeleb, LAV-DF" in text
     assert "3 clips have no label and are left out" in text
     assert "above " in text
 
@@ -136,17 +137,62 @@ def test_a_clip_counts_once(tmp_path, files):
     ):
         with pytest.raises(UserError, match=r"clip 'someone/0\.mp4': occurs twice in the score files"):
             calibrate(*given)
-    write_scores(scored([REAL] * 100, seed=9, dataset="LAV-DF"), tmp_path / "s.h5")
-    assert len(calibrate([paths["more"], tmp_path / "s.h5"]).reference.length) == 200
+    write_scores(scored([REAL] * 400, seed=9, dataset="LAV-DF"), tmp_path / "s.h5")
+    assert len(calibrate([paths["more"], tmp_path / "s.h5"]).reference.length) == 800
 
 
 def test_a_note_is_one_line(tmp_path):
-    folder = tmp_path / "odd\nname"
-    folder.mkdir()
-    write_scores(scored([UNKNOWN] * 5), folder / "s.h5")
-    text = write_calibration([folder / "s.h5"], tmp_path / "r.json")
-    assert [line for line in text.splitlines() if line.startswith("name")] == []
-    assert "odd name/s.h5: no clip has a label" in text
+    write_scores(scored([UNKNOWN] * 5), tmp_path / "odd\nname.h5")
+    text = write_calibration([tmp_path / "odd\nname.h5"], tmp_path / "r.json")
+    assert "odd name.h5: no clip has a label" in text
+
+
+def test_what_is_given_for_fakes_without_effect_is_an_error(tmp_path, files):
+    _, paths = files
+    with pytest.raises(UserError, match=r"more\.h5: holds no fake; name score files of fakes"):
+        calibrate([paths["mixed"]], [paths["fakes"], paths["more"]])
+    with pytest.raises(UserError, match=r"--calibration=isotonic: needs fakes"):
+        calibrate([paths["more"]], rule="isotonic")
+    few = calibrate([paths["mixed"]], rule="isotonic")
+    assert few.reference.calibration is None
+    assert "150 real clips and 50 fakes are too few for probabilities by isotonic: it takes 500 of each" in few.notes
+
+
+def test_the_faces_of_a_video_are_one_clip(tmp_path):
+    """Their frames together, pooled again; the reference's length is that of all of them."""
+    table = scored([REAL] * 6, faces="all")
+    keys = ["a#shot1.face1", "b#shot1.face1", "a#shot2.face1", "c#shot1.face1", "a#shot2.face2", "d#shot9.face1"]
+    clips = tuple(ClipMeta(key, REAL) for key in keys)
+    write_scores(dataclasses.replace(table, clips=clips), tmp_path / "s.h5")
+    reference = calibrate([tmp_path / "s.h5"]).reference
+    parts = np.split(table.frame, table.offset[1:-1])
+    videos = [np.concatenate([parts[0], parts[2], parts[4]]), parts[1], parts[3], parts[5]]
+    videos.sort(key=len)
+    assert reference.length.tolist() == [len(frame) for frame in videos]
+    for name in POOLINGS:
+        wanted = [np.float32(POOLINGS[name](frame)) for frame in videos]
+        np.testing.assert_array_equal(reference.scores[name], wanted)
+    assert reference.judge(videos[-1]).p_value <= 1
+    write_scores(dataclasses.replace(table, clips=clips, frame=None), tmp_path / "s.h5")
+    with pytest.raises(UserError, match="avh_align: has no frame scores, of which those of a video's faces are pooled"):
+        calibrate([tmp_path / "s.h5"])
+
+
+def test_videos_of_few_and_of_many_faces_are_flagged_as_seldom_as_promised(tmp_path):
+    """Also if scores depend on their number: a reference of single faces would be one of videos with many."""
+    rng = np.random.default_rng(0)
+    faces = rng.choice([1, 20], 1000)
+    shift = np.repeat(np.where(faces == 1, 1.0, 0.0) + rng.normal(0, 0.3, 1000), faces)
+    table = scored([REAL] * len(shift), frames=(5, 6), faces="all")
+    frame = (table.frame + np.repeat(shift, 5)).astype(np.float32)
+    clips = tuple(ClipMeta(f"{v}#shot{n}.face1", REAL) for v, count in enumerate(faces) for n in range(1, count + 1))
+    known = int(faces[:500].sum())
+    table = dataclasses.replace(table, clips=clips, frame=frame)
+    write_scores(table.chosen(np.arange(known)), tmp_path / "s.h5")
+    reference = calibrate([tmp_path / "s.h5"]).reference
+    tested = np.split(frame[5 * known :], 5 * np.cumsum(faces[500:])[:-1])
+    flagged = sum(bool(reference.judge(own, rates=(0.05,)).flagged["0.05"]) for own in tested)
+    assert 10 <= flagged <= 40  # of 25 expected
 
 
 def test_a_large_set_is_drawn_from(files, monkeypatch):
@@ -154,7 +200,7 @@ def test_a_large_set_is_drawn_from(files, monkeypatch):
     monkeypatch.setattr(calibration, "MOST_CLIPS", 40)
     made = calibrate([paths["mixed"], paths["more"]])
     assert len(made.reference.length) == 40
-    assert "the reference holds 40 of 250 real clips, drawn at random" in made.notes
+    assert "the reference holds 40 of 550 real clips, drawn at random" in made.notes
 
 
 def test_clip_scores_without_frames_make_a_reference(tmp_path):
@@ -272,10 +318,10 @@ def test_the_command_writes_a_reference_and_its_page(tmp_path, files, fork):
     flags |= {"page": tmp_path / "r.html", "dataset": "<b>ours</b>", "protocol": "4K", "calibration": "isotonic"}
     status, output = fork("calibrate", *(f"--{name}={value}" for name, value in flags.items()))
     assert status == 0, output
-    assert "250 real clips of <b>ours</b>" in output
+    assert "550 real clips of <b>ours</b>" in output
     content = json.loads((tmp_path / "r.json").read_text())
     assert content["attributes"]["protocol"] == "4K"
-    assert (content["calibration"]["rule"], content["calibration"]["fake"]) == ("isotonic", 110)
+    assert (content["calibration"]["rule"], content["calibration"]["fake"]) == ("isotonic", 510)
     page = (tmp_path / "r.html").read_text()
     assert "&lt;b&gt;ours&lt;/b&gt;" in page
     assert "Reliability" in page
@@ -293,5 +339,5 @@ def test_the_page_fits_any_screen(browser, tmp_path, files, size, scheme):
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.locator(".picture svg").count() == 3
         said = page.inner_text("main")
-    assert "250 real clips" in said
+    assert "550 real clips" in said
     assert "at most the given share is flagged on average" in said

@@ -1,5 +1,6 @@
 """Thresholds of references on other clips: realised rates, the check of the promise, and the command."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from jax_avh.evaluation.operating import _holds, _uniformity, check_reference
 from jax_avh.evaluation.results import ScoredSet
 from jax_avh.reference import Ranks, share_interval, write_reference
 from jax_avh.report.results import write_results
-from jax_avh.scores import ScoreTable, write_scores
+from jax_avh.scores import POOLINGS, ScoreTable, write_scores
 from tests.jax_avh.test_reference import ATTRIBUTES, made_reference, real_clips
 
 
@@ -75,8 +76,27 @@ def test_too_few_real_clips_call_nothing_fake():
     reference = made_reference(np.full(50, 50), np.zeros(50))
     sets = scored(np.array([50, 50, 50, 500]), np.full(4, 9.0), np.array([0, 0, 1, 1]))
     found, _ = check_reference(sets, reference, False, (0.01, 0.05))
-    assert [(point.undecided, point.fpr, point.tpr) for point in found.points] == [(4, 0, 0), (1, 1, 0.5)]
+    assert [(point.undecided, point.fpr, point.tpr) for point in found.points] == [(4, None, None), (1, 1, 1)]
+    assert [point.holds for point in found.points] == [None, False]
     assert [point.thresholds[0].limits for point in found.points] == [[None], [0.0]]
+
+
+def test_faces_are_compared_as_videos(tmp_path):
+    """As in the reference: two faces of 25 frames are one video of 50."""
+    keys = [f"{n}.mp4#shot{shot}.face1" for n in range(200) for shot in (1, 2)]
+    frame = np.random.default_rng(0).standard_normal(400 * 25).astype(np.float32)
+    attributes = {name: value for name, value in ATTRIBUTES.items() if name != "method"} | {"faces": "all"}
+    border = offsets(np.full(400, 25))
+    clip = POOLINGS["logsumexp"](frame, border).astype(np.float32)
+    table = ScoreTable("avh_align", tuple(ClipMeta(key, 0) for key in keys), border, frame, clip, attributes)
+    write_scores(table, tmp_path / "s.h5")
+    real = POOLINGS["logsumexp"](np.random.default_rng(1).standard_normal(400 * 50), offsets(np.full(400, 50)))
+    reference = made_reference(np.full(400, 50), real)
+    reference = dataclasses.replace(reference, attributes=reference.attributes | {"faces": "all"})
+    write_reference(reference, tmp_path / "r.json")
+    (found,) = evaluate([tmp_path / "s.h5"], resamples=5, references=[tmp_path / "r.json"]).metrics.references
+    assert (found.real, [point.undecided for point in found.points]) == (200, [0, 0])
+    assert found.p_value > 0.01
 
 
 def test_the_command_writes_what_references_give(tmp_path, fork):

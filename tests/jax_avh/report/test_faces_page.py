@@ -111,7 +111,7 @@ def test_a_click_and_keys_move_the_video_and_read_out_its_faces(browser, film, v
 
 @pytest.mark.parametrize(("size", "scheme", "which"), [(PHONE, "dark", "speaker"), (DESKTOP, "light", "all")])
 def test_the_page_names_shots_and_faces(browser, film, verdict, tmp_path, size, scheme, which):
-    """With a comparison for each face; faces differ in names and dashes, not only in colours."""
+    """Faces differ in names and dashes, not only in colours."""
     real = np.random.default_rng(0).normal(size=(1, 300)).astype(np.float32)
     reference = Reference({"method": "avh_align"}, np.full(300, 25), {"logsumexp": real[0]}, 1.0)
     largest = dataclasses.replace(verdict[0], which_faces="largest")
@@ -119,19 +119,18 @@ def test_the_page_names_shots_and_faces(browser, film, verdict, tmp_path, size, 
     with opened(browser, tmp_path / "largest.html", size, scheme) as page:
         assert page.locator(".box.solid").all_text_contents() == ["1.1", "1.2", "2.1", "2.2"]
         assert page.locator(".plot path.dashed").count() == 0
+        assert "the largest face of each shot, whether or not it speaks" in page.locator("main").inner_text()
     judged = dataclasses.replace(verdict[0], which_faces=which).compared(verdict[1], reference)
     write_video_page(tmp_path / "v.html", film, judged, verdict[1])
     with opened(browser, tmp_path / "v.html", size, scheme) as page:
         check_look(page, size[0])
         text = page.locator("main").inner_text()
-        assert "2 shots, 5 faces; likely speaker: 1.1 (p = " in text
-        assert f"; no likely speaker: 1.00-2.00 s (no face fits {NASTY})" in text
-        assert ("smallest p-value of a face \N{MULTIPLICATION SIGN} 4" in text) == (which == "all")
-        assert (f"Face {judged.reference.face}, the most suspicious of 4: " in text) == (which == "all")
+        assert f"2 shots, 5 faces; likely speaker: 1.1; no likely speaker: 1.00-2.00 s (no face fits {NASTY})" in text
+        assert judged.reference.sentence[1:] in text
+        assert ("all faces, one after the other" in text) == (which == "all")
         chosen = page.locator("tr:has(.patch.face-0), tr:has(.patch.face-4)").all()
         rows = [row.inner_text().split("\t") for row in chosen]
         assert [row[2] for row in rows] == ["likely speaker", f"not scored: nobody speaks {NASTY}"]
-        assert float(rows[0][4]) == pytest.approx(judged.shots[0].faces[0].reference.p_value, abs=1e-3)
         assert page.locator(".plot path").count() == 4
         assert page.locator(".plot path.dashed").count() == 3
         assert page.locator(".plot .label").all_inner_texts() == ["1.1", "1.2", "2.1", "2.2"]

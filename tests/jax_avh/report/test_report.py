@@ -448,7 +448,7 @@ def test_the_video_page_compares_with_real_clips(browser, clip, tmp_path, size, 
             f"Protocol: p{NASTY}.",
             "At 5 % false alarms: not flagged.",
             "At 0.1 % false alarms: undecided, because that takes 999 real clips of similar length.",
-            "If half of all videos were fakes like the reference's, ",
+            "If half of all videos were fakes like the 10 of the reference, ",
             "not the probability that the video is fake",
             "What this cannot see",
         ):
