@@ -119,11 +119,13 @@ class Verdict:
         scores = [np.array(face.frame_scores, np.float32) for face in self.judged]
         found = reference.judge(np.concatenate(scores), two_sided, rates)
         places = [
-            (face.start + start, face.start + end)
+            (round(face.start + start, 2), round(face.start + end, 2))
             for face, own in zip(self.judged, scores, strict=True)
             for start, end in stretches(own > found.frame_limit)
         ]
-        found = dataclasses.replace(found, stretches=sorted(places), unscored=self.seconds - self.scored_seconds)
+        found = dataclasses.replace(
+            found, stretches=sorted(places), unscored=round(self.seconds - self.scored_seconds, 2)
+        )
         return dataclasses.replace(self, reference=found)
 
     @property
