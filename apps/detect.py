@@ -247,7 +247,7 @@ def score_prepared(
     scores = pooled(frame)
     own = {"method": detector.method.name, "own_score": scores[detector.method.pooling]}
     own |= {"face_share": clip.meta.face_share, "several_faces": clip.meta.several_faces}
-    own |= {"scored_seconds": len(frame) / FRAME_RATE, "warning": _face_warning(clip.meta)}
+    own |= {"warning": _face_warning(clip.meta)}
     note = caveat(encoder.attributes, detector.notes)
     return Verdict(video, len(frame) / FRAME_RATE, scores, worst_second(frame), caveat=note, **own), frame
 
@@ -257,7 +257,7 @@ def _face_warning(clip: ClipMeta) -> str:
     warnings = []
     if clip.face_share < MIN_FACE_SHARE:
         few = "few frames show a face; in the others, the mouth's position is a guess"
-        warnings.append(f"{few}; no reference has such clips, which extraction rejects")
+        warnings.append(f"{few}; extraction by default rejects such clips, so references lack them")
     if clip.several_faces > SEVERAL_FACES:
         warnings.append("several faces: one of them is scored, which may not be the speaker's; score each with --faces")
     return "; ".join(warnings)

@@ -119,9 +119,11 @@ def detect_many(
         missing = {path for path, page in written.items() if page_settings(page) != digest}
         done = _resume(results, record, {video.path for video in videos}, missing, retry_failed)
         left = [video for video in videos if video.path not in done]
-        if folder is not None and left:  # if this run were killed, older pages could be mistaken for its own
-            for page in (folder / INDEX, *(written[video.path] for video in left)):
-                page.unlink(missing_ok=True)
+        for path in missing:  # if this run were killed, pages of other settings could be mistaken for its own
+            written[path].unlink(missing_ok=True)
+            written[path].with_suffix(THUMBNAIL).unlink(missing_ok=True)
+        if folder is not None and left:
+            (folder / INDEX).unlink(missing_ok=True)
         try:
             with ProgressBar(len(videos), len(videos) - len(left), title="videos") as progress:
                 for video, prepared in zip(left, prepare_all(pool, left, task, processes), strict=True):

@@ -24,7 +24,6 @@ from jax_avh.scores import pool_all, worst_second
 SHIFTS = 19  # of the sound, with which the best of several faces is compared: each passes by chance in 1 of 20 cases
 LEAST_SHIFT = 10  # frames: a smaller shift leaves the sound too similar
 NO_SPEAKER = "no face fits the sound better than it fits other moments of it: dubbed, faked, or spoken out of sight"
-UNCLEAR = "no face clearly speaks"
 NOT_LARGEST = "another face is larger"
 
 
@@ -61,35 +60,28 @@ def score_faces(
     if isinstance(outcome, Failure) and not prepared.shots:
         return Verdict(video, error=outcome.reason, passing=outcome.passing, which_faces=faces), np.zeros(0, np.float32)
     scored: dict[str, Scored] = {}
-    failed: dict[str, Failure] = {}
     for clip, features in encoder.encode(() if isinstance(outcome, Failure) else outcome):
-        if isinstance(features, Failure):
-            failed[clip.meta.path] = features
-        else:
-            scored[clip.meta.path] = Scored(clip.meta, features, frame_scores(detector, clip.meta, *features[:2]))
+        if isinstance(features, Failure):  # as in extraction, all faces of a video are encoded, or it fails
+            verdict = Verdict(video, error=features.reason, passing=features.passing, which_faces=faces)
+            return verdict, np.zeros(0, np.float32)
+        scored[clip.meta.path] = Scored(clip.meta, features, frame_scores(detector, clip.meta, *features[:2]))
     shots = []
     frame = np.full(_length(prepared.shots, scored), np.nan, np.float32)
     for shot in prepared.shots:
         speaker, remark = _speaker(shot, scored, detector)
         likely = speaker if not remark and faces != "largest" else ""
-        verdicts = [_face(face, scored, failed, detector, face.key == likely) for face in shot.faces]
+        verdicts = [_face(face, scored, detector, face.key == likely) for face in shot.faces]
         shots.append(ShotVerdict(shot.start / FRAME_RATE, shot.stop / FRAME_RATE, verdicts, remark))
         if speaker and (not remark or faces != "speaker"):
             start = next(face.start for face in shot.faces if face.key == speaker)
             frame[start : start + len(scored[speaker].frame)] = scored[speaker].frame
     verdict = Verdict(video, shots=shots, which_faces=faces)
-    judged = {face.key: scored[face.key].frame for face in verdict.judged}
-    if not judged:
+    if not verdict.pooled_faces:
         reasons = collections.Counter(shot.remark for shot in shots)
-        passing = any(failure.passing for failure in failed.values())
-        verdict = dataclasses.replace(verdict, error="; ".join(reasons), passing=passing)
-        return verdict, np.zeros(0, np.float32)
-    scores = pooled(np.concatenate([*judged.values()]))
-    worst = max(verdict.judged, key=lambda face: _worst_mean(judged[face.key]))
-    seen = np.zeros(len(frame), bool)
-    for face in verdict.judged:
-        start = round(FRAME_RATE * face.start)
-        seen[start : start + len(judged[face.key])] = True
+        return dataclasses.replace(verdict, error="; ".join(reasons)), np.zeros(0, np.float32)
+    scores = pooled(np.concatenate([scored[face.key].frame for face in verdict.pooled_faces]))
+    worst = max(verdict.pooled_faces, key=lambda face: _worst_mean(scored[face.key].frame))
+    left_out = ", which are not scored" if faces == "speaker" else ""
     unclear = sum(shot.remark == NO_SPEAKER for shot in shots)
     verdict = dataclasses.replace(
         verdict,
@@ -99,8 +91,7 @@ def score_faces(
         caveat=caveat(encoder.attributes, detector.notes),
         method=detector.method.name,
         own_score=scores[detector.method.pooling],
-        scored_seconds=int(seen.sum()) / FRAME_RATE,
-        warning=f"in {unclear} of {len(shots)} shots, {UNCLEAR}" if unclear else "",
+        warning=f"no face clearly speaks in {unclear} of {len(shots)} shots{left_out}" if unclear else "",
     )
     return verdict, frame
 
@@ -123,7 +114,7 @@ def _speaker(shot: FacesOfShot, scored: Mapping[str, Scored], detector: Detector
     """
     found = {face.key: scored[face.key] for face in shot.faces if face.key in scored}
     if not found:
-        return "", why_none([shot]) if all(face.remark for face in shot.faces) else "no face can be encoded"
+        return "", why_none([shot])
     best = min(found, key=lambda key: float(found[key].frame.mean()))
     doubtful = len(found) > 1 and not fits_its_sound(found[best], detector)
     return best, NO_SPEAKER if doubtful else ""
@@ -144,15 +135,12 @@ def fits_its_sound(face: Scored, detector: Detector) -> bool:
     return all(float(face.frame.mean()) < float(other) for other in others)
 
 
-def _face(
-    face: Face, scored: Mapping[str, Scored], failed: Mapping[str, Failure], detector: Detector, speaker: bool
-) -> FaceVerdict:
+def _face(face: Face, scored: Mapping[str, Scored], detector: Detector, speaker: bool) -> FaceVerdict:
     stop = face.start + len(face.boxes)
     boxes = [tuple(box) for box in face.boxes[::BOX_STEP].clip(0, 1).round(3).tolist()]
     verdict = FaceVerdict(face.key, face.start / FRAME_RATE, stop / FRAME_RATE, boxes, round(face.speech, 3))
     if face.key not in scored:
-        reason = failed[face.key].reason if face.key in failed else NOT_LARGEST
-        return dataclasses.replace(verdict, remark=face.remark or reason)
+        return dataclasses.replace(verdict, remark=face.remark or NOT_LARGEST)
     frame = scored[face.key].frame
     scores = pooled(frame)
     start, end = worst_second(frame)

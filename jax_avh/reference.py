@@ -103,7 +103,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What a reference says of one video or face."""
+    """What a reference says of one video."""
 
     title: str  # number and data set of the reference's real clips
     protocol: str  # how they were made
@@ -120,9 +120,10 @@ class Judgement:
     frame_limit: float  # 99th percentile of the real clips' frame scores
     stretches: list[tuple[float, float]]  # start and end, in seconds, of consecutive frames above it
     stretch_share: float  # share of the scored frames in them; 0.01 in real clips
-    unscored: float  # seconds of the video that were not scored
+    unscored_seconds: float  # of the video
     probability: float | None  # of a fake, if half of all clips were fakes like the reference's; None = unknown
     fakes: int  # of the reference, from which the probability comes
+    which_faces: str  # faces that were scored one by one, whose frames count as the length; "" = one was followed
 
     @property
     def sentence(self) -> str:
@@ -132,7 +133,8 @@ class Judgement:
             return f"not compared: none of the {self.title} ({low:.1f}-{high:.1f} s) has a similar length"
         share = f"{math.floor(1000 * self.share) / 10:g} % of" if self.share < 1 else "all"
         kind = "fits better than" if self.low else "more suspicious than"
-        clips = f"{kind} {share} {self.clips:,} real clips of {low:.1f}-{high:.1f} s"
+        length = f"with {low:.1f}-{high:.1f} s of scored faces" if self.which_faces else f"of {low:.1f}-{high:.1f} s"
+        clips = f"{kind} {share} {self.clips:,} real clips {length}"
         chance = f"p = {self.p_value:.2g} in steps of {self.resolution:.2g}{', two-sided' if self.two_sided else ''}"
         least, most = (np.format_float_positional(end, 2, fractional=False, trim="-") for end in self.interval)
         return f"{clips} ({chance}; 95 % interval {least}-{most})"
@@ -147,7 +149,8 @@ class Judgement:
                 decision = f"undecided, because that takes {needed:,} real clips of similar length"
             else:
                 decision = "flagged" if flagged else "not flagged"
-                decision += f", but {self.unscored:.1f} s were not scored" if self.unscored and not flagged else ""
+                if self.unscored_seconds and not flagged:
+                    decision += f", but {self.unscored_seconds:.2f} s were not scored"
             found.append(f"at {100 * float(rate):g} % false alarms: {decision}")
         return found
 
@@ -291,9 +294,10 @@ class Reference:
             frame_limit=self.frame_limit,
             stretches=stretches(frame > self.frame_limit),
             stretch_share=float((scored > self.frame_limit).mean()),
-            unscored=(len(frame) - len(scored)) / FRAME_RATE,
+            unscored_seconds=(len(frame) - len(scored)) / FRAME_RATE,
             probability=probability,
             fakes=self.calibration.fake if self.calibration else 0,
+            which_faces=str(self.attributes.get("faces", "")),
         )
 
     def _similar(self, frames: int) -> slice:

@@ -204,15 +204,20 @@ class ScoreTable:
         border = offsets(np.diff(self.offset)[rows])
         return ScoreTable(self.method, clips, border, frame, self.clip[rows], self.attributes)
 
-    def by_video(self) -> "ScoreTable":
+    def by_video(self, subject: str) -> "ScoreTable":
         """Returns the table of whole videos, where clips are faces: the frames of all faces of a video, pooled again.
 
+        Args:
+          subject: names the table in messages.
+
         Raises:
-          UserError: there are no frame scores.
+          UserError: there are no clips, or no frame scores.
         """
+        if not self.clips:
+            raise UserError(f"{subject}: holds no clips; score features of faces")
         if self.frame is None or "pooling" not in self.attributes:
             reason = "has no frame scores, of which those of a video's faces are pooled"
-            raise UserError(f"{self.method}: {reason}; use a method that scores frames")
+            raise UserError(f"{subject}: {reason}; use a method that scores frames")
         rows: dict[str, list[int]] = {}
         for row, clip in enumerate(self.clips):
             rows.setdefault(video_of(clip.path), []).append(row)
@@ -220,7 +225,8 @@ class ScoreTable:
         assert faces.frame is not None
         border = faces.offset[offsets([len(found) for found in rows.values()])]
         score = np.asarray(pool(str(self.attributes["pooling"]), faces.frame, border), np.float32)
-        clips = tuple(dataclasses.replace(self.clips[found[0]], path=path) for path, found in rows.items())
+        known = {path: self.clips[found[0]] for path, found in rows.items()}
+        clips = tuple(ClipMeta(path, c.label, c.category, c.split, c.identity) for path, c in known.items())
         return ScoreTable(self.method, clips, border, faces.frame, score, self.attributes)
 
 

@@ -118,31 +118,33 @@ def calibrate(
     if lost := len(fake) - int((label == FAKE).sum()):
         notes.append(f"{lost:,} of {len(fake):,} fakes are unlike all real clips in length and are left out")
     if min(np.bincount(label, minlength=2)) < FEWEST_FITTED[rule]:
-        notes.append(
-            f"{len(reference.length):,} real clips and {len(fake):,} fakes are too few for probabilities by {rule}: "
-            f"it takes {FEWEST_FITTED[rule]:,} of each"
-        )
+        counts = f"{(label == REAL).sum():,} real clips and {(label == FAKE).sum():,} fakes"
+        notes.append(f"{counts} are too few for probabilities by {rule}: it takes {FEWEST_FITTED[rule]:,} of each")
         return Calibrated(reference, tuple(notes), fake, None)
     reference = dataclasses.replace(reference, calibration=fit_probability(label, surprise, rule))
     return Calibrated(reference, tuple(notes), fake, measure_reliability(label, surprise, rule))
 
 
 def _check_distinct(chosen: Sequence[tuple[ScoreTable, np.ndarray]]) -> None:
-    """Raises a UserError if a clip occurs twice, by its data set, path and score, because clips must be independent."""
+    """Raises a UserError if a clip occurs twice, because clips must be independent.
+
+    Clips of unnamed data sets may share a path, and then differ in their scores.
+    """
     seen = set()
     for table, rows in chosen:
         dataset = str(table.attributes.get("dataset", ""))
         for row in rows.tolist():
-            clip = dataset, table.clips[row].path, float(table.clip[row])
+            path = table.clips[row].path
+            clip = (dataset, path) if dataset else (path, float(table.clip[row]))
             if clip in seen:
-                raise UserError(f"clip {clip[1]!r}: occurs twice in the score files; give each clip once")
+                raise UserError(f"clip {path!r}: occurs twice in the score files; give each clip once")
             seen.add(clip)
 
 
 def _open(path: str | os.PathLike) -> ScoreTable:
     """Opens a score file; faces are put together by video, because those of one video are not independent."""
     table = open_scores(path)
-    return table.by_video() if table.attributes.get("faces") else table
+    return table.by_video(str(path)) if table.attributes.get("faces") else table
 
 
 def _surprise(

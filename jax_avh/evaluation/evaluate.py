@@ -207,7 +207,8 @@ def _fitting(scored_sets: Sequence[ScoredSet], references: Sequence[AnyPath]) ->
             reference.check_fits(scored_sets[0].attributes, f"--reference={path}")
         for scored in fitting:
             faces = bool(reference.attributes.get("faces"))
-            yield (dataclasses.replace(scored, table=scored.table.by_video()) if faces else scored), reference
+            videos = dataclasses.replace(scored, table=scored.table.by_video(scored.title)) if faces else scored
+            yield videos, reference
 
 
 def _reference_warnings(

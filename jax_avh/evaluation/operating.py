@@ -89,9 +89,8 @@ def _holds(ranks: Ranks, real: Bool[np.ndarray, " M"], called: int, rate: float,
     drawn = np.zeros(DRAWS, np.int64)
     for clips, tested in _by_length(ranks, real):
         places = (1 + two_sided) * p_values_within(clips, rate / (1 + two_sided))
-        assert places > 0, "undecided clips"
-        if places <= clips:
-            drawn += random.binomial(tested, random.beta(places, clips + 1 - places, DRAWS))
+        assert 0 < places <= clips, "undecided clips, or a rate of 1"
+        drawn += random.binomial(tested, random.beta(places, clips + 1 - places, DRAWS))
     return bool((drawn >= called).mean() > INTERVAL[0])
 
 

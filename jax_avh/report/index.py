@@ -29,8 +29,9 @@ class Entry:
     compared: bool = False  # whether there is a comparison with real clips, even if none has a similar length
     p_value: float | None = None  # of this comparison; None = there is none
     flagged: str = ""  # lowest false-alarm rate at which the video is flagged, as a decimal; "" = at none
-    undecided: bool = False  # whether the real clips of similar length are too few to decide at any rate
-    unscored: float = 0.0  # seconds of the video that were not scored
+    decided: str = ""  # lowest rate that the real clips of similar length suffice for; "" = they are too few for any
+    undecided: bool = False  # whether they are too few for some rate
+    unscored_seconds: float = 0.0  # of the video
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Entry":
@@ -47,12 +48,14 @@ class Entry:
         if reference := fields.get("reference"):
             found["compared"] = True
             found["p_value"] = reference["p_value"]
-            found["unscored"] = reference["unscored"]
-            numbers.append("unscored")
+            found["unscored_seconds"] = reference["unscored_seconds"]
+            numbers.append("unscored_seconds")
             found["flagged"] = min(
                 (rate for rate, flagged in reference["flagged"].items() if flagged), key=float, default=""
             )
-            found["undecided"] = {*reference["flagged"].values()} == {None}
+            decided = [rate for rate, flagged in reference["flagged"].items() if flagged is not None]
+            found["decided"] = min(decided, key=float, default="")
+            found["undecided"] = len(decided) < len(reference["flagged"])
             numbers += [] if found["p_value"] is None else ["p_value"]
         kinds |= dict.fromkeys(numbers, int | float)
         if wrong := [name for name, kind in kinds.items() if not isinstance(found[name], kind)]:

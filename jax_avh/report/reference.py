@@ -60,10 +60,9 @@ def format_reference(calibrated: Calibrated) -> str:
     title = f"{reference.title}; scores of {reference.attributes['method']}, pooled by {reference.own}"
     table = format_table([["seconds", "real clips", *(f"at {100 * r:g} %" for r in RATES)], *_rows(reference)])
     lines = []
-    if found := calibrated.reliability:
-        lines.append(
-            f"probabilities from {len(calibrated.fakes):,} fakes: calibration error {found.calibration_error:.3f}"
-        )
+    if (found := calibrated.reliability) and reference.calibration:
+        fakes = f"probabilities from {reference.calibration.fake:,} fakes"
+        lines.append(f"{fakes}: calibration error {found.calibration_error:.3f}")
     lines += filter(None, [*calibrated.notes, caveat(reference.attributes)])
     return "\n".join([one_line(title), table, *map(one_line, lines)])
 

@@ -82,15 +82,14 @@ class Verdict:
     own_score: float = 0.0  # the method's own pooling of its frame scores
     face_share: float | None = None  # share of frames in which a face was found
     several_faces: float | None = None  # share of frames in which several faces were found
-    scored_seconds: float = 0.0  # how long a face is visible whose frames the scores are of
     warning: str = ""  # why the faces make the scores doubtful
     reference: Judgement | None = None  # comparison with real clips; None = without a reference
     which_faces: str = ""  # the faces that are scored one by one, by --faces; "" = one is followed through the video
     shots: list[ShotVerdict] = dataclasses.field(default_factory=list)  # all of them, if faces are scored one by one
 
     @property
-    def judged(self) -> list[FaceVerdict]:
-        """The faces whose frames the scores of the video are of."""
+    def pooled_faces(self) -> list[FaceVerdict]:
+        """The faces whose frames are pooled into the scores of the video."""
         speakers = self.which_faces == "speaker"
         return [face for shot in self.shots for face in shot.faces if face.scores and (face.speaker or not speakers)]
 
@@ -101,13 +100,11 @@ class Verdict:
         two_sided: bool = False,
         rates: Sequence[float] = RATES,
     ) -> "Verdict":
-        """Returns the verdict with its comparison with real clips, which a failed video has not.
-
-        If faces are scored one by one, the clips of the reference are videos whose faces were, too, and the frames of
-        all that are judged are compared together.
+        """Returns the verdict with its comparison with real clips; a failed video has none.
 
         Args:
-          frame: frame scores of the video.
+          frame: frame scores of the video. If faces are scored one by one, those of all `pooled_faces` are taken
+            instead, as in the reference.
           reference: scores of real clips, which fit the video's.
           two_sided: whether scores lower than those of real clips are suspicious, too.
           rates: false-alarm rates at which the video is suspicious or not.
@@ -116,16 +113,15 @@ class Verdict:
             return self
         if not self.shots:
             return dataclasses.replace(self, reference=reference.judge(frame, two_sided, rates))
-        scores = [np.array(face.frame_scores, np.float32) for face in self.judged]
+        scores = [np.array(face.frame_scores, np.float32) for face in self.pooled_faces]
         found = reference.judge(np.concatenate(scores), two_sided, rates)
-        places = [
-            (round(face.start + start, 2), round(face.start + end, 2))
-            for face, own in zip(self.judged, scores, strict=True)
-            for start, end in stretches(own > found.frame_limit)
-        ]
-        found = dataclasses.replace(
-            found, stretches=sorted(places), unscored=round(self.seconds - self.scored_seconds, 2)
-        )
+        seen, above = np.zeros((2, round(FRAME_RATE * self.seconds)), bool)
+        for face, own in zip(self.pooled_faces, scores, strict=True):
+            part = slice(round(FRAME_RATE * face.start), round(FRAME_RATE * face.start) + len(own))
+            seen[part] = True
+            above[part] |= own > found.frame_limit
+        unscored = int((~seen).sum()) / FRAME_RATE
+        found = dataclasses.replace(found, stretches=stretches(above), unscored_seconds=unscored)
         return dataclasses.replace(self, reference=found)
 
     @property

@@ -162,8 +162,10 @@ def test_videos_without_a_page_are_scored_again(tmp_path, settings, pretended):
     other = dataclasses.replace(settings, landmarks="dlib")  # writes its pages over those of the first settings
     detect_many(*arguments[:2], other, tmp_path / "other.jsonl", tmp_path / "pages")
     pretended.clear()
+    (tmp_path / "pages" / "bad.html").write_text("<!doctype html>\n")
     detect_many(*arguments, tmp_path / "pages")
     assert pretended == ["a/x.mp4", "b/x.mp4"]
+    assert not (tmp_path / "pages" / "bad.html").exists()
 
 
 def test_a_page_that_cannot_be_made_is_a_remark(tmp_path, settings, pretended, monkeypatch):
@@ -308,8 +310,9 @@ def test_the_index_shows_comparisons_with_real_clips(tmp_path, browser):
         ("d", 1.0, {"0.01": None, "0.05": None}),
         ("e", None, {"0.01": None, "0.05": None}),
         ("f", 0.2, {"0.01": False, "0.05": True}),
+        ("g", 0.3, {"0.01": None, "0.05": False}),
     ):
-        reference = {"p_value": p_value, "flagged": flagged, "unscored": 1.25 * (name in "abf")}
+        reference = {"p_value": p_value, "flagged": flagged, "unscored_seconds": 1.25 * (name in "abf")}
         verdict = dataclasses.asdict(Verdict(name, 1.0, own_score=3.0)) | {"reference": reference, "faces": "one face"}
         entries.append((Entry.of(verdict), ""))
     write_index(tmp_path / "index.html", [*entries, (Entry("c", error="bad"), "")], THUMBNAIL)
@@ -317,8 +320,9 @@ def test_the_index_shows_comparisons_with_real_clips(tmp_path, browser):
         rows = [row.split("\t")[1:4] for row in page.locator("tbody tr").all_inner_texts()]
         assert rows == [
             ["b", "0.001", "at 0.1 %"],
-            ["a", "0.2", "no, but 1.2 s were not scored"],
+            ["a", "0.2", "no, but 1.25 s were not scored"],
             ["f", "0.2", "at 5 %"],
+            ["g", "0.3", "no at 5 %, undecided below"],
             ["d", "1", "undecided"],
             ["e", "", "not compared"],
             ["c", "", ""],
@@ -326,7 +330,7 @@ def test_the_index_shows_comparisons_with_real_clips(tmp_path, browser):
         assert "one face" in page.locator("tbody tr").first.inner_text()
         assert page.get_by_role("columnheader", name="p-value").get_attribute("aria-sort") == "ascending"
         page.get_by_role("button", name="p-value").click()
-        assert page.locator("tbody th").all_inner_texts() == ["d", "a", "f", "b", "e", "c"]
+        assert page.locator("tbody th").all_inner_texts() == ["d", "g", "a", "f", "b", "e", "c"]
         assert "not the probability that the video is fake" in page.content()
 
 

@@ -193,7 +193,7 @@ def test_a_video_is_judged_in_words_and_numbers():
     for said in (
         f"more suspicious than {100 - above / 10:g} % of 1,000 real clips of 2.0-2.0 s",
         f"(p = {found.p_value:.2g} in steps of 0.001; 95 % interval 0.",
-        "at 1 % false alarms: not flagged, but 0.0 s were not scored; at 5 % false alarms: not flagged",
+        "at 1 % false alarms: not flagged, but 0.04 s were not scored; at 5 % false alarms: not flagged",
         "at 0.01 % false alarms: undecided, because that takes 9,999 real clips",
         "frames above 99 % of real clips' frames: 0.40-0.80, 1.20-1.24 s",
     ):

@@ -1,6 +1,7 @@
 """References made of score files, probabilities, and the command that writes both."""
 
 import dataclasses
+import itertools
 import json
 import re
 
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from avh_shards import ClipMeta, UserError
-from avh_shards.clip import FAKE, REAL, UNKNOWN, offsets
+from avh_shards.clip import FAKE, REAL, UNKNOWN, offsets, track_key
 from jax_avh import reference as references
 from jax_avh.evaluation import calibration
 from jax_avh.evaluation.calibration import calibrate, fit_probability, reliability
 from jax_avh.reference import read_reference
 from jax_avh.report.reference import write_calibration
+from jax_avh.report.video import FaceVerdict, ShotVerdict, Verdict
 from jax_avh.scores import POOLINGS, ScoreTable, pool_all, write_scores
 from tests.browser import DESKTOP, PHONE, opened
 
@@ -40,7 +42,7 @@ def scored(labels, seed: int = 0, frames: tuple[int, int] = (25, 60), fake: floa
     border = offsets(length)
     shift = fake * np.repeat(np.array(labels) == FAKE, length)
     frame = (rng.standard_normal(border[-1]) + shift).astype(np.float32)
-    clips = tuple(ClipMeta(f"someone/{n}.mp4", label, identity="someone") for n, label in enumerate(labels))
+    clips = tuple(ClipMeta(f"someone/{seed}-{n}.mp4", label, identity="someone") for n, label in enumerate(labels))
     clip = POOLINGS["logsumexp"](frame, border).astype(np.float32)
     return ScoreTable("avh_align", clips, border, frame, clip, ATTRIBUTES | attributes)
 
@@ -135,10 +137,17 @@ def test_a_clip_counts_once(tmp_path, files):
         ([paths["more"]], [paths["fakes"], paths["fakes"]]),
         ([paths["unlabelled"]], [paths["unlabelled"]]),
     ):
-        with pytest.raises(UserError, match=r"clip 'someone/0\.mp4': occurs twice in the score files"):
+        with pytest.raises(UserError, match=r"clip 'someone/[0-3]-0\.mp4': occurs twice in the score files"):
             calibrate(*given)
-    write_scores(scored([REAL] * 400, seed=9, dataset="LAV-DF"), tmp_path / "s.h5")
-    assert len(calibrate([paths["more"], tmp_path / "s.h5"]).reference.length) == 800
+    one = scored([REAL] * 9)
+    other = dataclasses.replace(one, clip=one.clip + 1)
+    for table, dataset in itertools.product((one, other), ("", "a", "b")):
+        attributes = one.attributes | {"dataset": dataset}
+        write_scores(dataclasses.replace(table, attributes=attributes), tmp_path / f"{table is one}{dataset}.h5")
+    assert len(calibrate([tmp_path / "True.h5", tmp_path / "False.h5"]).reference.length) == 18
+    assert len(calibrate([tmp_path / "Truea.h5", tmp_path / "Trueb.h5"]).reference.length) == 18
+    with pytest.raises(UserError, match="occurs twice"):  # the same clip, scored on another device
+        calibrate([tmp_path / "Truea.h5", tmp_path / "Falsea.h5"])
 
 
 def test_a_note_is_one_line(tmp_path):
@@ -174,25 +183,37 @@ def test_the_faces_of_a_video_are_one_clip(tmp_path):
         np.testing.assert_array_equal(reference.scores[name], wanted)
     assert reference.judge(videos[-1]).p_value <= 1
     write_scores(dataclasses.replace(table, clips=clips, frame=None), tmp_path / "s.h5")
-    with pytest.raises(UserError, match="avh_align: has no frame scores, of which those of a video's faces are pooled"):
+    with pytest.raises(UserError, match=r"s\.h5: has no frame scores, of which those of a video's faces are pooled"):
+        calibrate([tmp_path / "s.h5"])
+    write_scores(scored([], faces="all"), tmp_path / "s.h5")
+    with pytest.raises(UserError, match=r"s\.h5: holds no clips"):
         calibrate([tmp_path / "s.h5"])
 
 
 def test_videos_of_few_and_of_many_faces_are_flagged_as_seldom_as_promised(tmp_path):
     """Also if scores depend on their number: a reference of single faces would be one of videos with many."""
     rng = np.random.default_rng(0)
-    faces = rng.choice([1, 20], 1000)
-    shift = np.repeat(np.where(faces == 1, 1.0, 0.0) + rng.normal(0, 0.3, 1000), faces)
-    table = scored([REAL] * len(shift), frames=(5, 6), faces="all")
-    frame = (table.frame + np.repeat(shift, 5)).astype(np.float32)
-    clips = tuple(ClipMeta(f"{v}#shot{n}.face1", REAL) for v, count in enumerate(faces) for n in range(1, count + 1))
-    known = int(faces[:500].sum())
-    table = dataclasses.replace(table, clips=clips, frame=frame)
+    count = rng.choice([1, 20], 2000)  # faces of each video, with as many frames in all
+    length = np.concatenate([rng.integers(60, 100, 1) if n == 1 else rng.integers(3, 6, 20) for n in count])
+    shift = np.repeat(np.repeat(np.where(count == 1, 1.0, 0.0) + rng.normal(0, 0.3, 2000), count), length)
+    frame = (rng.standard_normal(len(shift)) + shift).astype(np.float32)
+    keys = [track_key(f"{video}", n + 1, 1) for video, faces in enumerate(count) for n in range(faces)]
+    clip = POOLINGS["logsumexp"](frame, offsets(length)).astype(np.float32)
+    clips = tuple(ClipMeta(key, REAL) for key in keys)
+    table = ScoreTable("avh_align", clips, offsets(length), frame, clip, ATTRIBUTES | {"faces": "all"})
+    known = int(count[:1000].sum())
     write_scores(table.chosen(np.arange(known)), tmp_path / "s.h5")
     reference = calibrate([tmp_path / "s.h5"]).reference
-    tested = np.split(frame[5 * known :], 5 * np.cumsum(faces[500:])[:-1])
-    flagged = sum(bool(reference.judge(own, rates=(0.05,)).flagged["0.05"]) for own in tested)
-    assert 10 <= flagged <= 40  # of 25 expected
+    flagged = 0
+    parts = iter(zip(keys[known:], np.split(frame, offsets(length)[1:-1])[known:], strict=True))
+    for faces in count[1000:]:
+        found = [next(parts) for _ in range(faces)]
+        judged = [
+            FaceVerdict(key, 0.0, 0.0, [], 1.0, scores={"": 0.0}, frame_scores=own.tolist()) for key, own in found
+        ]
+        verdict = Verdict("v", 4.0, which_faces="all", shots=[ShotVerdict(0.0, 4.0, judged)])
+        flagged += bool(verdict.compared(frame, reference, rates=(0.05,)).reference.flagged["0.05"])
+    assert 25 <= flagged <= 75  # of 50 expected
 
 
 def test_a_large_set_is_drawn_from(files, monkeypatch):
