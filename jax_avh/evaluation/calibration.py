@@ -102,12 +102,12 @@ def calibrate(
         raise UserError(f"{scores[0]}: holds no real clip; name score files of real clips, labelled 0 in their list")
     reference = _collect(chosen, attributes, notes)
     found = [(table, np.flatnonzero(_labels(table) == FAKE)) for _, table in tables[: len(scores)]]
-    found += [(table, _of_class(path, table, FAKE, notes)) for path, table in tables[len(scores) :]]
+    for path, table in tables[len(scores) :]:
+        rows = _of_class(path, table, FAKE, notes)
+        if not len(rows):
+            raise UserError(f"{path}: holds no fake; name score files of fakes, labelled 1 in their list")
+        found.append((table, rows))
     _check_distinct([*chosen, *found])
-    if missing := [
-        path for (path, _), (_, rows) in zip(tables[len(scores) :], found[len(scores) :], strict=True) if not len(rows)
-    ]:
-        raise UserError(f"{missing[0]}: holds no fake; name score files of fakes, labelled 1 in their list")
     fake = np.concatenate([table.clip[rows] for table, rows in found])
     length = np.concatenate([np.diff(table.offset)[rows] for table, rows in found])
     if not len(fake) and rule != "platt":
