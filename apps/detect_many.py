@@ -148,8 +148,7 @@ def detect_many(
         finally:
             if folder is not None:
                 shown = [(v.path, name) for v, name in zip(videos, names, strict=True) if v.path in done]
-                kept = {path for path, page in written.items() if page_settings(page) == digest}
-                entries = [(done[path], name.as_posix() if path in kept else "") for path, name in shown]
+                entries = [(done[path], name.as_posix() if written[path].exists() else "") for path, name in shown]
                 write_index(folder / INDEX, entries, THUMBNAIL)
     if not all(done[video.path].error for video in videos):
         print(f"note: {NO_REFERENCE if reference is None else NO_PROBABILITY}", file=sys.stderr)

@@ -19,7 +19,7 @@ from extract.store.shard import ClipFeatures
 from jax_avh.data.source import source_of_clip
 from jax_avh.inference import Detector
 from jax_avh.report.video import BOX_STEP, FaceVerdict, ShotVerdict, Verdict
-from jax_avh.scores import pool_all, worst_second
+from jax_avh.scores import nine_digits, pool_all, worst_second
 
 SHIFTS = 19  # of the sound, with which the best of several faces is compared: each passes by chance in 1 of 20 cases
 LEAST_SHIFT = 10  # frames: a smaller shift leaves the sound too similar
@@ -150,7 +150,7 @@ def _face(face: Face, scored: Mapping[str, Scored], detector: Detector, speaker:
         scores=scores,
         own_score=scores[detector.method.pooling],
         worst_second=(face.start / FRAME_RATE + start, face.start / FRAME_RATE + end),
-        frame_scores=[float(f"{score:.9g}") for score in frame.tolist()],  # of which float32 is again the same
+        frame_scores=nine_digits(frame),
     )
 
 

@@ -21,7 +21,7 @@ from avh_shards.clip import FRAME_RATE
 from avh_shards.format import UNKNOWN_STATE, caveat, marked
 from avh_shards.paths import AnyPath, atomic_write, reachable
 from avh_shards.text import one_line
-from jax_avh.scores import RULES, pool_all
+from jax_avh.scores import RULES, nine_digits, pool_all
 
 REFERENCE_FORMAT = "avh-reference"
 REFERENCE_VERSION = 1
@@ -82,6 +82,10 @@ class Ranks:
         if two_sided:
             return np.minimum(2 * (1 + np.minimum(self.above, self.below)) / (1 + self.clips), 1)
         return (1 + self.above) / (1 + self.clips)
+
+    def resolution(self, two_sided: bool = False) -> Float64[np.ndarray, " M"]:
+        """Returns the smallest p-values that the numbers of real clips can give."""
+        return np.minimum((1 + two_sided) / (1 + self.clips), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +278,7 @@ class Reference:
         interval = [min((1 + two_sided) * end, 1.0) for end in share_interval(tail, clips)] if clips else (0.0, 1.0)
         frames = (own.shortest[0], own.longest[0]) if clips else (self.length[0], self.length[-1])
         p_value = p_values[self.own] if clips else None
-        resolution = min((1 + two_sided) / (1 + clips), 1.0)
+        resolution = float(own.resolution(two_sided)[0])
         probability = None
         if self.calibration and clips and not two_sided:  # about low scores, it says nothing
             probability = float(self.calibration(-np.log(own.p_value()))[0])
@@ -385,9 +389,7 @@ def write_reference(reference: Reference, path: AnyPath) -> None:
         "caveat": caveat(reference.attributes),
         "attributes": reference.attributes,
         "length": reference.length.tolist(),
-        "scores": {
-            name: [float(f"{value:.9g}") for value in score.tolist()] for name, score in reference.scores.items()
-        },
+        "scores": {name: nine_digits(score) for name, score in reference.scores.items()},
         "frame_limit": reference.frame_limit,
         "calibration": None,
     }

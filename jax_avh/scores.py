@@ -181,6 +181,11 @@ POOLINGS: dict[str, Pooling] = {name: functools.partial(pool, name) for name in 
 """Poolings by name: `POOLINGS[name](frame, offset)` returns float64 [N], or a number without `offset`: `pool_all`."""
 
 
+def nine_digits(score: Float[np.ndarray, " N"]) -> list[float]:
+    """Returns single-precision scores for JSON: as few digits as suffice to read the same ones again."""
+    return [float(f"{value:.9g}") for value in score.tolist()]
+
+
 # --- score files -----------------------------------------------------------------------------------------------------
 
 

@@ -2,8 +2,8 @@
 
 from absl import flags
 
-from avh_shards import UserError
 from jax_avh.parallel import join_processes
+from launch import command
 
 DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "Run as one of several processes on a cluster.")
 COORDINATOR = flags.DEFINE_string(
@@ -19,7 +19,6 @@ def join() -> None:
     Raises:
       UserError: flags of the cluster are given without --distributed, or the others cannot be found.
     """
+    command.check_needed(DISTRIBUTED, COORDINATOR, PROCESSES, PROCESS)
     if DISTRIBUTED.value:
         join_processes(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    elif given := [flag.name for flag in (COORDINATOR, PROCESSES, PROCESS) if flag.value is not None]:
-        raise UserError(f"--{given[0]}: needs --distributed; add it, or leave out the flags of the cluster")

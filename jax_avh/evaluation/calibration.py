@@ -251,10 +251,8 @@ def _platt(label: np.ndarray, surprise: np.ndarray, weight: np.ndarray) -> tuple
 
 def _isotonic(label: np.ndarray, surprise: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     real, fake = np.bincount(label, minlength=2).tolist()
-    least, most = (
-        1 / (real + 2),
-        (fake + 1) / (fake + 2),
-    )  # Platt's targets: that no clip was seen does not make it sure
+    least = 1 / (real + 2)  # Platt's targets: a class that was not seen in an interval is still possible there
+    most = (fake + 1) / (fake + 2)
     curve = IsotonicRegression(y_min=least, y_max=most, out_of_bounds="clip").fit(surprise, label, weight)
     return curve.X_thresholds_, curve.y_thresholds_
 

@@ -84,7 +84,8 @@ def evaluate(
     if not scores or resamples < 1:
         raise UserError(f"{len(scores)} score files, {resamples} resamples: at least one of each is needed")
     scored_sets = name_scored_sets([(Path(path), open_scores(path)) for path in scores], names)
-    _check_labels(scored_sets, listed)
+    placed = [(scored, _places(scored, listed)) for scored in scored_sets]
+    _check_labels(placed, listed)
     thresholds = thresholds or {}
     methods = dict.fromkeys(scored.method for scored in scored_sets)
     if unknown := thresholds.keys() - methods.keys():
@@ -94,10 +95,10 @@ def evaluate(
     metrics = EvaluationMetrics(
         resamples=resamples,
         confidence=CONFIDENCE,
-        warnings=[*_warnings(scored_sets, listed), *_reference_warnings(scored_sets, fitting)],
+        warnings=[*_warnings(placed, listed), *_reference_warnings(scored_sets, fitting)],
         results=_results(scored_sets, thresholds, resamples),
         comparisons=[_comparison(one, other) for one, other in _pairs(scored_sets)],
-        coverage=[_coverage(scored, listed, set(failed)) for scored in scored_sets if any(_places(scored, listed))],
+        coverage=[_coverage(scored, places, listed, set(failed)) for scored, places in placed if any(places)],
         localisation=[
             Localisation(**_key(scored), **vars(parts[0]), **vars(parts[1]))
             for scored in scored_sets
@@ -228,12 +229,11 @@ def _reference_warnings(
             )
 
 
-def _coverage(scored: ScoredSet, listed: Sequence[ClipMeta], failed: set[str]) -> Coverage:
+def _coverage(scored: ScoredSet, places: Sequence[str], listed: Sequence[ClipMeta], failed: set[str]) -> Coverage:
     """Counts the listed clips that were scored, and bounds the metrics by giving the others the worst scores.
 
     A listed video counts as scored if one of its faces is.
     """
-    places = _places(scored, listed)
     rows = [row for row, path in enumerate(places) if path]
     found = {*places}
     absent = [clip for clip in listed if clip.path not in found]
@@ -255,11 +255,12 @@ def _coverage(scored: ScoredSet, listed: Sequence[ClipMeta], failed: set[str]) -
     )
 
 
-def _warnings(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> Iterator[str]:
-    """Yields what a reader must know to interpret the numbers, one sentence each."""
+def _warnings(placed: Sequence[tuple[ScoredSet, list[str]]], listed: Sequence[ClipMeta]) -> Iterator[str]:
+    """Yields what a reader must know to interpret the numbers, one sentence each; see `_places`."""
+    scored_sets = [scored for scored, _ in placed]
     notes = {scored.method: scored.table.attributes.get("deviation") for scored in scored_sets}
     yield from (f"{method} is not the published system: {note}." for method, note in notes.items() if note)
-    for scored in scored_sets:
+    for scored, places in placed:
         name, label = scored.title, scored.label
         if note := caveat(scored.table.attributes):
             yield f"{name}: {note}."
@@ -280,7 +281,6 @@ def _warnings(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> I
         for kind, count in counts.items():
             if not count:
                 yield f"{name}: no clip is labelled {kind}, so metrics that need both classes are undefined."
-        places = _places(scored, listed)
         if listed and not any(places):
             yield f"{name}: none of its clips is in the list, so it has no coverage."
         elif listed and (others := places.count("")):
@@ -300,23 +300,25 @@ def _warnings(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> I
 
 def _places(scored: ScoredSet, listed: Sequence[ClipMeta]) -> list[str]:
     """Returns the path by which the list names each scored clip, or the video of a scored face; "" if it does not."""
+    if not listed:
+        return [""] * len(scored.clips)
     paths = {clip.path for clip in listed}
     return [path if (path := listed_path(clip.path, paths)) in paths else "" for clip in scored.clips]
 
 
-def _check_labels(scored_sets: Sequence[ScoredSet], listed: Sequence[ClipMeta]) -> None:
-    """Raises a UserError if labels differ between files, or between a file and the list."""
+def _check_labels(placed: Sequence[tuple[ScoredSet, list[str]]], listed: Sequence[ClipMeta]) -> None:
+    """Raises a UserError if labels differ between files, or between a file and the list; see `_places`."""
     known: dict[tuple[str, str], tuple[int, str]] = {}
     in_list = {clip.path: clip.label for clip in listed}
-    for scored in scored_sets:
-        for clip in scored.clips:
+    for scored, places in placed:
+        for clip, place in zip(scored.clips, places, strict=True):
             label, title = known.setdefault((scored.dataset, clip.path), (clip.label, scored.title))
             if label != clip.label:
                 raise UserError(
                     f"clip {clip.path!r}: has label {clip.label} in {scored.title}, but {label} in {title}; "
                     "correct one of them"
                 )
-            other = in_list.get(listed_path(clip.path, in_list), UNKNOWN)
+            other = in_list.get(place, UNKNOWN)
             if UNKNOWN not in (label, other) and label != other:
                 raise UserError(
                     f"clip {clip.path!r}: has label {label} in {title}, but {other} in the clip list; "

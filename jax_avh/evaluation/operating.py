@@ -36,7 +36,7 @@ def check_reference(
     compared = real & (ranks.clips > 0)
     points = []
     for rate in rates:
-        decided = (1 + two_sided) / (1 + ranks.clips) <= rate
+        decided = ranks.resolution(two_sided) <= rate
         called = p_value <= rate
         tested = real & decided
         fpr, fpr_interval = _share(called[tested])

@@ -30,7 +30,7 @@ ENVIRONMENT = jinja2.Environment(
 )
 
 
-def render_page(template: str, script: str = "", settings: str = "", **values: object) -> str:
+def render_page(template: str, script: str = "", **values: object) -> str:
     """Renders a template and returns the text of an HTML file.
 
     The page may fetch nothing and may run only its own script, identified by hash: even if text of a clip list were
@@ -39,13 +39,11 @@ def render_page(template: str, script: str = "", settings: str = "", **values: o
     Args:
       template: name of the template.
       script: name of the page's script in the templates' folder; "" = none.
-      settings: what identifies the settings of its contents, for programs; "" = not recorded.
       values: variables of the template.
     """
     source = (TEMPLATES / script).read_text(encoding="utf-8") if script else ""
     digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
-    values |= {"script": Markup(source), "digest": digest, "settings": settings}  # noqa: S704
-    return ENVIRONMENT.get_template(template).render(values)
+    return ENVIRONMENT.get_template(template).render(script=Markup(source), digest=digest, **values)  # noqa: S704
 
 
 def format_number(value: float | int | None) -> str:

@@ -246,7 +246,10 @@ def drawn(count: int, seed: int = 0, share: float = 0.5) -> tuple[np.ndarray, np
 
 def test_a_curve_that_rounding_lowers_still_never_falls(monkeypatch):
     curve = LogisticRegression.predict_proba
-    lower = lambda self, x: curve(self, x) - 1e-3 * (np.arange(len(x)) % 2)[:, None]  # noqa: E731
+
+    def lower(self, x):
+        return curve(self, x) - 1e-3 * (np.arange(len(x)) % 2)[:, None]
+
     monkeypatch.setattr(LogisticRegression, "predict_proba", lower)
     found = fit_probability(np.repeat([REAL, FAKE], 20), np.linspace(0, 3, 40), "platt")
     assert (np.diff(found.probability) >= 0).all()
